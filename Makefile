@@ -1,0 +1,71 @@
+# `make` alone shows what there is. ARGS go to the command: make dev ARGS="--port 4001".
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help dev test check lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+# The lock is whole: nothing is resolved again, and every file is checked against its hash.
+LOCKED := --no-deps --require-hashes -r
+ITSELF := --no-deps --no-build-isolation -e .
+ifdef UV
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+else
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
+
+help: ## Shows this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+dev: $(VENV)/.local ## Starts everything on this machine, until Ctrl-C
+	@exec $(BIN)/k9 dev $(ARGS)
+
+test: $(VENV)/.dev ## Runs every test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, template, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/cfn-lint deploy/cloudformation/*.yaml
+	$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+# Versions that are locked stay, unless UPGRADE is set: make lock UPGRADE=1.
+# Each file holds the one before it, at the same versions. No host name is written into them, so
+# that they install from whichever index is configured. setuptools is the build backend.
+COMPILE = $(if $(UV),$(UV),$(BIN)/uv) pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	$(if $(UPGRADE),--upgrade) pyproject.toml
+lock: $(VENV)/pyvenv.cfg ## Locks the dependencies anew into requirements/
+	$(if $(UV),,@$(BIN)/python -c 'import uv' 2>/dev/null || $(INSTALL) uv)
+	$(COMPILE) -o requirements/runtime.txt
+	$(COMPILE) --extra local --group build -c requirements/runtime.txt -o requirements/local.txt
+	$(COMPILE) --extra local --group dev -c requirements/local.txt -o requirements/dev.txt
+
+clean: ## Removes what was installed or made by tools; the data in .k9 stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+ifdef UV
+	$(UV) venv --quiet --allow-existing --python '>=3.11' $(VENV)
+else
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "K9 needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true):" \
+			"name a newer one, as in make dev PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+endif
+
+# A stamp a set: what is in it is installed once, and again when its lock or the project changes.
+$(VENV)/.%: requirements/%.txt pyproject.toml | $(VENV)/pyvenv.cfg
+	@echo "installing requirements/$*.txt into $(VENV)"
+	@$(INSTALL) $(LOCKED) requirements/$*.txt
+	@$(INSTALL) $(ITSELF)
+	@touch $@

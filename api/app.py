@@ -1,0 +1,150 @@
+"""The application: routes, lifespan, and the front before them. No I/O at import."""
+
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from litestar import Controller, Litestar, Request, Response
+
+from api import telemetry as metrics
+from api.auth import Authenticator, check_settings
+from api.calls import call_in, response
+from api.context import Context
+from api.front import Front, note_failure
+from api.health import Health
+from api.keys import KeyStore, jwks_url, open_keys
+from api.limits import Admission
+from api.problems import problem_reply
+from api.reference.routes import reference_controller
+from api.routes.builds import BuildController
+from api.routes.embeddings import EmbeddingController
+from api.routes.health import HealthController
+from api.routes.models import ModelController
+from api.routes.reports import ReportController
+from api.routes.search import SearchController
+from api.routes.users import UserController
+from api.serving.catalogue import Catalogue
+from api.serving.refresh import Refresher, following
+from core.dynamo.cursors import Cursors
+from core.queue import redis_settings
+from core.resources import Resources, open_resources
+from core.settings import Settings
+from core.vectors.families import set_threads
+
+CONTROLLERS: Final[Sequence[type[Controller]]] = (
+    SearchController,
+    EmbeddingController,
+    BuildController,
+    ModelController,
+    UserController,
+    ReportController,
+    HealthController,
+)
+
+
+@dataclass(slots=True)
+class _Holder:
+    """The context of a process that has started."""
+
+    context: Context | None = None
+    health: Health | None = None
+    failure: BaseException | None = None
+    """Why the start failed."""
+
+
+class Application(Front):
+    """The ASGI application, and what its process needs to stop it well."""
+
+    holder: _Holder
+
+    def drain(self) -> None:
+        """Fails readiness from now on, so that no new requests are sent here."""
+        if self.holder.health is not None:
+            self.holder.health.draining = True
+
+
+def create_app(
+    settings: Settings,
+    resources: Resources | None = None,
+    *,
+    keys: KeyStore | None = None,
+    fast_lane: bool = True,
+) -> Application:
+    """The application.
+
+    Args:
+        settings: Every limit and address.
+        resources: Opened by someone else, who closes them; None: opened and closed here.
+        keys: The token keys, likewise.
+        fast_lane: Whether searches skip the router. False only to test that it changes nothing.
+
+    Raises:
+        SettingsError: naming a setting with which no request could be answered.
+    """
+    check_settings(settings)
+    jwks_url(settings)
+    Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s)
+    redis_settings(settings)
+    holder = _Holder()
+
+    @asynccontextmanager
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        holder.health = Health()
+        try:
+            async with _open_context(settings, resources, keys, holder.health) as context:
+                holder.context = context
+                yield
+        except BaseException as error:
+            holder.failure = error
+            raise
+
+    litestar = Litestar(
+        route_handlers=[*CONTROLLERS, reference_controller(CONTROLLERS, settings)],
+        lifespan=[lifespan],
+        exception_handlers={Exception: _on_error},
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+        request_max_body_size=None,
+    )
+    app = Application(litestar, settings, lambda: holder.context, fast_lane=fast_lane)
+    app.holder = holder
+    return app
+
+
+@asynccontextmanager
+async def _open_context(
+    settings: Settings, given: Resources | None, keys: KeyStore | None, health: Health
+) -> AsyncIterator[Context]:
+    async with AsyncExitStack() as stack:
+        resources = (
+            await stack.enter_async_context(open_resources(settings)) if given is None else given
+        )
+        if keys is None:
+            keys = await stack.enter_async_context(open_keys(settings, health))
+        catalogue = Catalogue(resources.models, settings.serving.loaded_bytes_max)
+        admission = Admission(settings.http)
+        set_threads(1)  # a search takes one thread, and another search takes the next
+        threads = ThreadPoolExecutor(
+            settings.serving.search_threads, "search", initializer=set_threads, initargs=(1,)
+        )
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        await stack.enter_async_context(following(Refresher(resources, catalogue, health)))
+        metrics.IN_FLIGHT.set_function(lambda: admission.requests)
+        stack.enter_context(metrics.metrics_server(settings.http.host, settings.http.metrics_port))
+        yield Context(
+            settings=settings,
+            resources=resources,
+            authenticator=Authenticator(settings, keys),
+            catalogue=catalogue,
+            health=health,
+            admission=admission,
+            threads=threads,
+        )
+
+
+def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    note_failure(error, call_in(request))
+    return response(problem_reply(error))

@@ -1,0 +1,106 @@
+"""A batch of embeddings: read entry by entry, so that each bad one is named."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from api.bodies import Shape
+from api.calls import Call
+from api.problems import invalid
+from api.schemas import BatchBody, BatchEntry
+from api.vectors import LARGE_BYTES, floats
+from core.errors import FieldError, Invalid
+from core.models import Metric
+from core.settings import Limits
+from core.usecases.embeddings import Noting, Row
+from core.vectors.arrays import as_vector
+from core.watermarks import Watermark
+
+_batch: Final = Shape(BatchBody)
+_entry: Final = Shape(BatchEntry)
+
+_NO_ROW: Final[Row] = ("", as_vector([]))
+"""In the place of an entry that cannot be one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What could be read of a batch."""
+
+    rows: list[Row]
+    """One an entry, in order."""
+    errors: dict[int, tuple[FieldError, ...]]
+    """Of the entries that are no embeddings at all, by their place."""
+
+
+async def read_batch(call: Call) -> Batch:
+    """The batch that was sent; a large one is read in a thread.
+
+    Raises:
+        TooLarge: the body is over the limit.
+        Unreadable: it cannot be read.
+        Invalid: it is no list of entries, or of too many.
+    """
+    data = await call.body()
+    limits = call.context.settings.limits
+    if len(data) <= LARGE_BYTES:
+        return decode_batch(data, limits, msgpack=call.msgpack_in)
+    return await asyncio.get_running_loop().run_in_executor(
+        call.context.threads, lambda: decode_batch(data, limits, msgpack=call.msgpack_in)
+    )
+
+
+def decode_batch(data: bytes, limits: Limits, *, msgpack: bool) -> Batch:
+    """The batch in a body. Blocks for as long as a body of its size takes.
+
+    Raises:
+        Unreadable: it cannot be read.
+        Invalid: it is no list of entries, or of too many.
+    """
+    entries = _batch.decode(data, msgpack=msgpack).embeddings
+    if not 1 <= len(entries) <= limits.batch_rows_max:
+        raise invalid(
+            "embeddings", f"has {len(entries)} entries, and takes 1 to {limits.batch_rows_max}"
+        )
+    rows: list[Row] = []
+    errors: dict[int, tuple[FieldError, ...]] = {}
+    for place, raw in enumerate(entries):
+        at = f"embeddings[{place}]"
+        try:
+            entry = _entry.decode(raw, msgpack=msgpack, at=at)
+            vector = floats(entry.vector, limits, f"{at}.vector", msgpack=msgpack)
+            rows.append((entry.product_id, vector))
+        except Invalid as error:
+            rows.append(_NO_ROW)
+            errors[place] = error.errors
+    return Batch(rows, errors)
+
+
+async def store_batch(
+    call: Call,
+    model_version: str,
+    batch: Batch,
+    metric: Metric | None,
+    noting: Noting | None = None,
+) -> Watermark:
+    """Stores all of a batch, or nothing of it.
+
+    Raises:
+        Invalid: naming every entry that does not hold, for whatever reason.
+        MetricConflict: the model version has another metric.
+        PartlyStored: DynamoDB took only a part in time.
+    """
+    ingest = call.context.resources.ingest
+    if not batch.errors:
+        return await ingest.store_batch(model_version, batch.rows, metric, noting)
+    # Nothing will be stored: the other entries are looked at only to name those too.
+    problems = ingest.problems(batch.rows, await ingest.plan(model_version), metric)
+    errors = dict(batch.errors)
+    for problem in problems:
+        if problem.row not in batch.errors:
+            found = FieldError(f"embeddings[{problem.row}].{problem.field}", problem.message)
+            errors[problem.row] = (*errors.get(problem.row, ()), found)
+    raise Invalid(
+        f"{len(errors)} of {len(batch.rows)} embeddings do not hold; none was stored",
+        tuple(error for place in sorted(errors) for error in errors[place]),
+    )

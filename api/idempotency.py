@@ -1,0 +1,136 @@
+"""`Idempotency-Key`: a write that is sent again answers as before, and has no second effect."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from typing import Final
+
+from api.calls import Call
+from api.problems import Reply, invalid, problem_reply
+from core import telemetry
+from core.errors import K9Error
+from core.repositories.idempotency import Claim, IdempotencyRepository, Kept
+from core.repositories.transactions import Part
+from core.usecases.embeddings import Noting
+
+KEY_CHARACTERS_MAX: Final = 255
+_SERVER_ERRORS: Final = 500
+
+_log = telemetry.logger(__name__)
+
+
+class Once:
+    """One write under its key, or under none."""
+
+    def __init__(
+        self, records: IdempotencyRepository, claim: Claim | None, body_bytes_max: int
+    ) -> None:
+        self.records = records
+        self.claim = claim
+        """None where the request has no key."""
+        self.completed = False
+        """Whether the answer was handed to the transaction of the effect."""
+        self._body_bytes_max = body_bytes_max
+
+    def parts(self, reply: Reply) -> tuple[Part, ...]:
+        """What goes into the transaction of the effect, so that both happen or neither."""
+        if self.claim is None or len(reply.body) > self._body_bytes_max:
+            return ()
+        self.completed = True
+        return (self.records.completion(self.claim, _kept(reply)),)
+
+    @property
+    def noting(self) -> Noting | None:
+        """How the parts of a large effect are noted; None where the request has no key."""
+        claim = self.claim
+        if claim is None:
+            return None
+        return Noting(lambda name: self.records.chunk(claim, name), claim.chunks)
+
+    async def finish(self, reply: Reply) -> None:
+        """Keeps an answer that had no transaction to go with: a refusal, or an answer as found."""
+        if self.claim is not None and not self.completed:
+            if len(reply.body) > self._body_bytes_max:
+                await self.abandon()
+            else:
+                await self.records.finish(self.claim, _kept(reply))
+
+    async def abandon(self) -> None:
+        """Gives the key free: what failed here is not kept."""
+        if self.claim is not None:
+            try:
+                await self.records.abandon(self.claim)
+            except K9Error as error:  # its lease ends by itself
+                _log.warning("idempotency key not freed", error=str(error))
+
+
+async def once(call: Call, act: Callable[[Once], Awaitable[Reply]]) -> Reply:
+    """Answers a write: as before where its key was answered, else by acting.
+
+    Args:
+        call: The request; its body is read here.
+        act: Has the effect, with `Once.parts` in its transaction, and answers.
+
+    Raises:
+        Invalid: the key does not hold.
+        KeyReused: it was used for another request.
+        InFlight: the same request has not been answered yet.
+    """
+    resources = call.context.resources
+    body_bytes_max = call.context.settings.records.idempotency_body_bytes_max
+    if not call.idempotency_key:
+        return await act(Once(resources.idempotency, None, body_bytes_max))
+    key = _checked(call.idempotency_key)
+    fingerprint = _fingerprint(call, await call.body())
+    begun = await resources.idempotency.begin(f"user/{call.caller.user_id}", key, fingerprint)
+    if isinstance(begun, Kept):
+        return _reply(begun)
+    running = Once(resources.idempotency, begun, body_bytes_max)
+    try:
+        reply = await act(running)
+    except K9Error as error:
+        reply = problem_reply(error)
+        if reply.status >= _SERVER_ERRORS:
+            await running.abandon()
+            raise
+        running.completed = False  # the transaction that was to keep the answer did not happen
+    except BaseException:
+        await asyncio.shield(running.abandon())
+        raise
+    await running.finish(reply)
+    return reply
+
+
+def _checked(raw: bytes) -> str:
+    if len(raw) > KEY_CHARACTERS_MAX or not raw.isascii() or not raw.decode().isprintable():
+        raise invalid(
+            "Idempotency-Key", f"takes 1 to {KEY_CHARACTERS_MAX} printable ASCII characters"
+        )
+    return raw.decode()
+
+
+def _fingerprint(call: Call, body: bytes) -> str:
+    """Tells two requests apart by method, path, query, type and body."""
+    digest = sha256()
+    for part in (
+        call.method.encode(),
+        call.path.encode(),
+        call.query,
+        b"msgpack" if call.msgpack_in else b"json",
+        body,
+    ):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _kept(reply: Reply) -> Kept:
+    headers = [text.decode("latin-1") for pair in reply.headers for text in pair]
+    return Kept(reply.status, reply.content_type, reply.body, headers)
+
+
+def _reply(kept: Kept) -> Reply:
+    raw = [text.encode("latin-1") for text in kept.headers]
+    return Reply(
+        kept.status, kept.body, kept.content_type, tuple(zip(raw[::2], raw[1::2], strict=True))
+    )

@@ -1,0 +1,239 @@
+"""The token keys of the Cognito pool: fetched, refreshed, and kept on disk for a start without it.
+
+A flood of tokens with made-up key ids costs one fetch a minute, whoever sends them.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
+
+from api.disk import write_atomically
+from api.health import Health
+from core import telemetry
+from core.errors import SettingsError, Unavailable
+from core.settings import Settings
+
+JWKS_BYTES_MAX: Final = 256 * 1024
+KEYS_MAX: Final = 64
+_RSA_BITS_MIN: Final = 2048
+_RSA_BITS_MAX: Final = 8192
+"""A huge key makes each verification slow."""
+_FETCH_TIMEOUT_S: Final = 5.0
+_RETRY_FIRST_S: Final = 1.0
+_RETRY_MAX_S: Final = 60.0
+_FILE: Final = "auth-keys.json"
+
+_log = telemetry.logger(__name__)
+
+
+class Jwk(msgspec.Struct, frozen=True):
+    """One key of a JWKS, as far as it matters here; what is unknown is left alone."""
+
+    kty: str
+    kid: str | None = None
+    use: str | None = None
+    alg: str | None = None
+    n: str | None = None
+    e: str | None = None
+
+
+class Jwks(msgspec.Struct, frozen=True):
+    """What the pool publishes."""
+
+    keys: list[Jwk]
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    url: str
+    fetched_at: float
+    keys: list[Jwk]
+
+
+def public_keys(jwks: Jwks) -> dict[str, RSAPublicKey]:
+    """The keys that may verify a token: RSA of 2,048 to 8,192 bits, for signatures, by RS256."""
+    found: dict[str, RSAPublicKey] = {}
+    for key in jwks.keys[:KEYS_MAX]:
+        good = key.kty == "RSA" and key.use == "sig" and key.alg in {None, "RS256"}
+        if not good or not key.kid or not key.n or not key.e:
+            continue
+        try:
+            modulus, exponent = _integer(key.n), _integer(key.e)
+            if _RSA_BITS_MIN <= modulus.bit_length() <= _RSA_BITS_MAX:
+                found[key.kid] = RSAPublicNumbers(exponent, modulus).public_key()
+        except ValueError:
+            continue
+    return found
+
+
+def _integer(text: str) -> int:
+    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+
+
+class KeyStore:
+    """The keys as last fetched. `find` is what a token's verification asks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        health: Health,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings.auth
+        self._url = jwks_url(settings)
+        self._file = settings.serving.cache_dir / _FILE
+        self._session = session
+        self._health = health
+        self._clock = clock
+        self._monotonic = monotonic
+        self._keys: dict[str, RSAPublicKey] = {}
+        self._fetched_at = 0.0
+        self._fetching: asyncio.Task[bool] | None = None
+        self._asked_at = float("-inf")
+        self.generation = 0
+        """Grows when a key is withdrawn: what was verified by it has to be verified again."""
+        self.fetches = 0
+
+    async def find(self, kid: str) -> RSAPublicKey | None:
+        """The key of that id; None when the pool has none.
+
+        Raises:
+            Unavailable: there are no keys at all, so nothing can be said of any token.
+        """
+        key = self._current().get(kid)
+        if key is not None:
+            return key
+        if self._fetching is not None:
+            await self._fetch()
+        elif self._monotonic() - self._asked_at >= self._settings.auth_unknown_key_fetch_s:
+            self._asked_at = self._monotonic()
+            await self._fetch()
+        keys = self._current()
+        if not keys:
+            raise Unavailable("the token keys cannot be fetched", retry_after_s=5)
+        return keys.get(kid)
+
+    async def refresh(self) -> None:
+        """Keeps the keys fresh, until cancelled; what fails is tried again with backoff."""
+        retry_s = _RETRY_FIRST_S
+        while True:
+            if await self._fetch():
+                retry_s = _RETRY_FIRST_S
+                await asyncio.sleep(self._settings.auth_keys_refresh_s)
+            else:
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, _RETRY_MAX_S)
+
+    async def aclose(self) -> None:
+        """Ends a fetch that is under way."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.gather(self._fetching, return_exceptions=True)
+
+    def restore(self) -> None:
+        """Takes the keys that an earlier process kept, unless they are too old. Blocks."""
+        try:
+            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
+        except (OSError, ValueError, RecursionError):
+            return
+        age_s = self._clock() - kept.fetched_at
+        if kept.url == self._url and 0 <= age_s <= self._settings.auth_keys_keep_s:
+            self._take(Jwks(kept.keys), kept.fetched_at)
+
+    def _current(self) -> dict[str, RSAPublicKey]:
+        if self._clock() - self._fetched_at > self._settings.auth_keys_keep_s:
+            return {}
+        return self._keys
+
+    async def _fetch(self) -> bool:
+        """One fetch, shared by all who want one meanwhile; whether it brought keys."""
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._fetch_once())
+            self._fetching.add_done_callback(self._fetched)
+        return await asyncio.shield(self._fetching)
+
+    def _fetched(self, _task: asyncio.Task[bool]) -> None:
+        self._fetching = None
+
+    async def _fetch_once(self) -> bool:
+        self.fetches += 1
+        try:
+            jwks = await self._read()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
+            self._health.failing("cognito", type(error).__name__)
+            _log.warning("token keys not fetched", error=type(error).__name__)
+            return False
+        self._health.ok("cognito")
+        self._take(jwks, self._clock())
+        kept = msgspec.json.encode(_Kept(self._url, self._fetched_at, jwks.keys))
+        await asyncio.to_thread(_keep, self._file, kept)
+        return True
+
+    async def _read(self) -> Jwks:
+        timeout = aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_S)
+        async with self._session.get(self._url, timeout=timeout, allow_redirects=False) as reply:
+            if reply.status != 200:  # noqa: PLR2004 - HTTP's own
+                raise ValueError(f"status {reply.status}")
+            body = b""
+            async for chunk in reply.content.iter_chunked(64 * 1024):
+                body += chunk
+                if len(body) > JWKS_BYTES_MAX:
+                    raise ValueError("too large")
+        jwks = msgspec.json.decode(body, type=Jwks)
+        if not public_keys(jwks):
+            raise ValueError("no usable key")
+        return jwks
+
+    def _take(self, jwks: Jwks, fetched_at: float) -> None:
+        keys = public_keys(jwks)
+        if any(keys.get(kid) != key for kid, key in self._keys.items()):
+            self.generation += 1
+        self._keys = keys
+        self._fetched_at = fetched_at
+
+
+def jwks_url(settings: Settings) -> str:
+    """Where the pool publishes its keys.
+
+    Raises:
+        SettingsError: neither the address nor the issuer is set.
+    """
+    auth = settings.auth
+    url = auth.auth_jwks_url or (
+        f"{auth.auth_issuer}/.well-known/jwks.json" if auth.auth_issuer else ""
+    )
+    if not url.startswith(("https://", "http://")):
+        raise SettingsError("K9_AUTH_JWKS_URL: an address of https (or http, on this machine)")
+    return url
+
+
+def _keep(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        _log.warning("token keys not kept", error=type(error).__name__)
+
+
+@asynccontextmanager
+async def open_keys(settings: Settings, health: Health) -> AsyncIterator[KeyStore]:
+    """A key store that is refreshed in the background until the end of the block."""
+    async with aiohttp.ClientSession(auto_decompress=False, trust_env=False) as session:
+        store = KeyStore(settings, session, health)
+        await asyncio.to_thread(store.restore)
+        refreshing = asyncio.create_task(store.refresh())
+        try:
+            yield store
+        finally:
+            refreshing.cancel()
+            await asyncio.gather(refreshing, return_exceptions=True)
+            await store.aclose()

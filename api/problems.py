@@ -1,0 +1,167 @@
+"""The error tree as RFC 9457 problem details, in one table."""
+
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from litestar.exceptions import HTTPException
+
+from core import errors
+from core.errors import FieldError, K9Error
+
+PROBLEM_JSON: Final = "application/problem+json"
+UNKNOWN_TYPE: Final = "about:blank"
+"""RFC 9457: the problem is no more than its status says."""
+
+ERRORS_MAX: Final = 1000
+"""Entries of `errors[]` in one answer: a batch has no more rows than that."""
+_OURS_FROM: Final = 500
+"""Statuses from here on are our fault."""
+
+
+class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A problem detail (RFC 9457), the body of every error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = ""
+    errors: list[FieldError] | None = None
+    """One entry a field, for a body that reads but does not hold."""
+    stored: int | None = None
+    """Of a batch: how many embeddings were stored."""
+    unprocessed: list[str] | None = None
+    """Of a batch: the product ids that were not stored."""
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What a class of errors is to a client."""
+
+    status: int
+    slug: str
+    title: str
+
+
+TABLE: Final[dict[type[K9Error], Kind]] = {
+    errors.K9Error: Kind(500, "internal", "Something went wrong here"),
+    errors.Unreadable: Kind(400, "unreadable", "The request cannot be read"),
+    errors.Invalid: Kind(422, "invalid", "The request does not hold"),
+    errors.TooLarge: Kind(413, "too-large", "The request is too large"),
+    errors.Unauthenticated: Kind(401, "unauthenticated", "A valid access token is needed"),
+    errors.Forbidden: Kind(403, "forbidden", "The token lacks the right"),
+    errors.NotFound: Kind(404, "not-found", "There is no such thing"),
+    errors.Conflict: Kind(409, "conflict", "The present state does not allow it"),
+    errors.AlreadyExists: Kind(409, "already-exists", "It exists already"),
+    errors.MetricConflict: Kind(409, "metric-conflict", "The model version has another metric"),
+    errors.EmptyModel: Kind(409, "empty-model", "There is nothing to build from"),
+    errors.BuildConflict: Kind(409, "build-conflict", "Another build is open"),
+    errors.NoIndex: Kind(409, "no-index", "There is no index yet"),
+    errors.BeingDeleted: Kind(409, "being-deleted", "The user is being deleted"),
+    errors.InFlight: Kind(409, "in-flight", "The same request is being answered"),
+    errors.KeyReused: Kind(422, "key-reused", "The idempotency key was used before"),
+    errors.Stale: Kind(412, "stale", "It has changed meanwhile"),
+    errors.NotYetVisible: Kind(409, "not-yet-visible", "The write is not visible yet"),
+    errors.BeingDeleted: Kind(409, "being-deleted", "The user is being deleted"),
+    errors.InFlight: Kind(409, "in-flight", "The same request is not answered yet"),
+    errors.KeyReused: Kind(422, "key-reused", "The idempotency key was used before"),
+    errors.Stale: Kind(412, "stale", "It has changed since"),
+    errors.Unavailable: Kind(503, "unavailable", "A dependency did not answer"),
+    errors.Overloaded: Kind(503, "overloaded", "There is more work than can be finished"),
+    errors.PartlyStored: Kind(503, "partly-stored", "Only a part was stored"),
+    errors.TableMissing: Kind(503, "table-missing", "A table is missing"),
+    # These are for the inside. One that gets out is a bug of ours, and a 500.
+    errors.ConditionFailed: Kind(500, "internal", "Something went wrong here"),
+    errors.TransactionFailed: Kind(500, "internal", "Something went wrong here"),
+    errors.NumberOutOfRange: Kind(422, "invalid", "The request does not hold"),
+    errors.Corrupt: Kind(500, "internal", "Something went wrong here"),
+    errors.BuildFailed: Kind(500, "internal", "Something went wrong here"),
+    errors.RecallBelowTarget: Kind(500, "internal", "Something went wrong here"),
+    errors.LeaseLost: Kind(500, "internal", "Something went wrong here"),
+    errors.SettingsError: Kind(500, "internal", "Something went wrong here"),
+}
+
+_INTERNAL: Final = "an unexpected error; the request id finds it in the logs"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A whole answer, ready for the wire."""
+
+    status: int
+    body: bytes
+    content_type: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Further headers, names in lower case."""
+
+
+def kind_of(error: K9Error) -> Kind:
+    """The entry of the nearest class in the table."""
+    return next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+
+
+def problem_reply(error: BaseException) -> Reply:
+    """The answer to any error. Of one that nobody expected it shows nothing but that it was."""
+    if isinstance(error, K9Error):
+        return _of_ours(error)
+    if isinstance(error, HTTPException):
+        return _of_litestar(error)
+    return _reply(Problem(type="internal", title=_phrase(500), status=500, detail=_INTERNAL))
+
+
+def unexpected(error: BaseException) -> bool:
+    """Whether the error is for the log: nobody raised it for the caller to read."""
+    if isinstance(error, K9Error):
+        return kind_of(error).status == _OURS_FROM
+    return not isinstance(error, HTTPException) or error.status_code >= _OURS_FROM
+
+
+def _of_ours(error: K9Error) -> Reply:
+    kind = kind_of(error)
+    detail = _INTERNAL if kind.slug == "internal" else str(error)
+    problem = Problem(type=kind.slug, title=kind.title, status=kind.status, detail=detail)
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    match error:
+        case errors.Invalid():
+            problem.errors = list(error.errors[:ERRORS_MAX])
+        case errors.PartlyStored():
+            problem.stored = error.stored
+            problem.unprocessed = list(error.unprocessed)
+        case errors.Unauthenticated():
+            headers = ((b"www-authenticate", b"Bearer"),)
+    if isinstance(error, errors.Unavailable):
+        headers = ((b"retry-after", str(error.retry_after_s).encode()),)
+    return _reply(problem, headers)
+
+
+def _of_litestar(error: HTTPException) -> Reply:
+    """Litestar raises these for what it finds by itself: no such route, method, or host."""
+    status = error.status_code
+    slug, detail = _LITESTAR.get(status, (UNKNOWN_TYPE, _phrase(status)))
+    if status >= _OURS_FROM:
+        slug, detail = "internal", _INTERNAL
+    problem = Problem(type=slug, title=_phrase(status), status=status, detail=detail)
+    allow = (error.headers or {}).get("allow")
+    return _reply(problem, ((b"allow", allow.encode()),) if allow else ())
+
+
+_LITESTAR: Final = {
+    400: ("unreadable", "the request cannot be read"),
+    404: ("not-found", "there is no such route"),
+    405: ("method-not-allowed", "the route does not take this method"),
+    413: ("too-large", "the request is too large"),
+}
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def _reply(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+    return Reply(problem.status, msgspec.json.encode(problem), PROBLEM_JSON, headers)
+
+
+def invalid(field: str, message: str) -> errors.Invalid:
+    """The error for one field that does not hold; the message follows the field's name."""
+    return errors.Invalid(f"{field} {message}", (FieldError(field, message),))

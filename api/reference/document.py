@@ -1,0 +1,184 @@
+"""`/openapi.json`: what Litestar knows of the routes, and what `operations` adds."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from litestar import Controller, Litestar
+from litestar.openapi import OpenAPIConfig
+
+from api.idempotency import KEY_CHARACTERS_MAX
+from api.problems import PROBLEM_JSON, TABLE, UNKNOWN_TYPE
+from api.reference.operations import operations
+from api.reference.parts import Operation, Schema, path_parameters
+from core.settings import Settings
+
+TITLE: Final = "K9"
+VERSION: Final = "1.0.0"
+"""Of the API, not of the software: raised when a client would notice."""
+
+_ALWAYS: Final = (500, 503)
+_GUARDED: Final = (401, 403)
+_KEY: Final[Schema] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARACTERS_MAX},
+    "description": (
+        "The same request under the same key within 24 hours answers as before and has no second "
+        "effect. A different request under it is 422; one still in flight is 409."
+    ),
+}
+_KEY_PROBLEMS: Final = (409, 413, 422)
+_DESCRIPTION: Final = (
+    "Nearest neighbours of product embeddings. Errors are RFC 9457 problem details. Bodies are "
+    "JSON; those that carry vectors may be `application/msgpack`, a vector then being a float32 "
+    "little-endian `bin`, and are answered so for `Accept: application/msgpack`. "
+    "A body may have up to {body_bytes_max} bytes; {concurrent_requests_max} requests are worked "
+    "on at once, and one more is answered 503 with `Retry-After`."
+)
+_RIGHTS: Final = {
+    "open": "Open: takes no token.",
+    "caller": "Takes any valid token.",
+    "reader": "Takes the group `readers` or the scope `k9/read`; operators have it too.",
+    "operator": "Takes the group `operators` or the scope `k9/operate`.",
+}
+
+
+def document(controllers: Sequence[type[Controller]], settings: Settings) -> dict[str, Any]:
+    """The OpenAPI document of these controllers, with the limits of these settings."""
+    described = Litestar(
+        list(controllers),
+        openapi_config=OpenAPIConfig(
+            title=TITLE, version=VERSION, render_plugins=[], use_handler_docstrings=True
+        ),
+        logging_config=None,
+    )
+    schema: dict[str, Any] = described.openapi_schema.to_schema()
+    http = settings.http
+    schema["info"]["description"] = _DESCRIPTION.format(
+        body_bytes_max=http.body_bytes_max, concurrent_requests_max=http.concurrent_requests_max
+    )
+    schema.pop("servers", None)
+    components = schema.setdefault("components", {})
+    components["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "bearerFormat": "Cognito access token"}
+    }
+    components.setdefault("schemas", {})["Problem"] = _problem()
+    components["responses"] = _problem_responses()
+    places = path_parameters(settings.limits)
+    for (path, method), operation in operations(settings).items():
+        _complete(schema["paths"][path][method], operation, places, writes=_writes(path, method))
+    return schema
+
+
+def _writes(path: str, method: str) -> bool:
+    """Whether a route takes an idempotency key. A search changes nothing."""
+    return method in {"post", "put", "patch", "delete"} and not path.endswith("/search")
+
+
+def _complete(
+    described: dict[str, Any], operation: Operation, places: dict[str, Schema], *, writes: bool
+) -> None:
+    said = described.get("description", "")
+    described["description"] = f"{said}\n\n{_RIGHTS[operation.right]}".strip()
+    described["security"] = [] if operation.right == "open" else [{"token": []}]
+    parameters = [
+        {
+            "name": parameter["name"],
+            "in": "path",
+            "required": True,
+            "schema": places[parameter["name"]],
+        }
+        for parameter in described.get("parameters", ())
+        if parameter["in"] == "path"
+    ]
+    described["parameters"] = [*parameters, *operation.query, *((_KEY,) if writes else ())]
+    if operation.body is not None:
+        content: dict[str, Any] = {
+            media: {"schema": schema} for media, schema in operation.body.items()
+        }
+        content["application/json"]["example"] = operation.example
+        described["requestBody"] = {"required": operation.body_required, "content": content}
+    also = _KEY_PROBLEMS if writes else ()
+    described["responses"] = _responses(described["responses"], operation, also)
+
+
+def _responses(
+    described: dict[str, Any], operation: Operation, also: tuple[int, ...]
+) -> dict[str, Any]:
+    content = next((r["content"] for r in described.values() if "content" in r), None)
+    answer: dict[str, Any] = next(iter((content or {}).values()), {})
+    if operation.answer_example is not None:
+        answer = {**answer, "example": operation.answer_example}
+    responses: dict[str, Any] = {}
+    for status in operation.answers:
+        response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+        if operation.headers:
+            response["headers"] = dict(operation.headers)
+        if status != HTTPStatus.NO_CONTENT:
+            response["content"] = {"application/json": answer}
+            if operation.msgpack:
+                response["content"]["application/msgpack"] = {"schema": answer.get("schema", {})}
+        responses[str(status)] = response
+    guarded = () if operation.right == "open" else _GUARDED
+    always = (500,) if operation.right == "open" else _ALWAYS
+    for status in sorted({*operation.problems, *guarded, *always, *also}):
+        responses.setdefault(str(status), {"$ref": f"#/components/responses/{_name(status)}"})
+    return responses
+
+
+def _problem_responses() -> dict[str, Any]:
+    slugs: dict[int, set[str]] = {}
+    for kind in TABLE.values():
+        slugs.setdefault(kind.status, set()).add(kind.slug)
+    responses: dict[str, Any] = {}
+    for status, found in sorted(slugs.items()):
+        response: dict[str, Any] = {
+            "description": f"{HTTPStatus(status).phrase}: "
+            + ", ".join(f"`{slug}`" for slug in sorted(found)),
+            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            seconds = {"description": "Seconds.", "schema": {"type": "integer"}}
+            response["headers"] = {"Retry-After": seconds}
+        if status == HTTPStatus.UNAUTHORIZED:
+            response["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+        responses[_name(status)] = response
+    return responses
+
+
+def _name(status: int) -> str:
+    return HTTPStatus(status).phrase.replace(" ", "")
+
+
+def _problem() -> Schema:
+    slugs = sorted({kind.slug for kind in TABLE.values()} | {UNKNOWN_TYPE, "method-not-allowed"})
+    return {
+        "type": "object",
+        "description": "A problem detail (RFC 9457).",
+        "required": ["type", "title", "status"],
+        "properties": {
+            "type": {"type": "string", "enum": slugs},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "errors": {
+                "type": "array",
+                "description": "Of a body that does not hold: one entry a field.",
+                "items": {
+                    "type": "object",
+                    "required": ["field", "message"],
+                    "properties": {
+                        "field": {"type": "string", "example": "embeddings[3].vector"},
+                        "message": {"type": "string"},
+                    },
+                },
+            },
+            "stored": {"type": "integer", "description": "Of a batch that was stored in part."},
+            "unprocessed": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "The product ids that were not stored.",
+            },
+        },
+    }

@@ -1,0 +1,211 @@
+"""What the reference says of each route beyond its handler: bodies, queries, errors, examples.
+
+Handlers read bodies and queries themselves, since a body may be JSON or msgpack and errors have an
+order; so these are written here. A test holds this table against the router.
+"""
+
+from typing import Final
+
+from api.reference.parts import (
+    Operation,
+    Route,
+    Schema,
+    integer,
+    object_,
+    paged,
+    parameter,
+    path_parameters,
+)
+from api.reference.records import on_records
+from core.settings import Limits, Settings
+
+_MODEL: Final = "/models/{model_version}"
+
+BINARY: Final[Schema] = {
+    "type": "string",
+    "format": "binary",
+    "description": "float32 little-endian",
+}
+_WATERMARK: Final[Schema] = {
+    "description": "Opaque; send it as `min_watermark` of a search that must reflect this write.",
+    "schema": {"type": "string"},
+}
+
+
+def operations(settings: Settings) -> dict[Route, Operation]:
+    """Path and method → what the route adds, with the limits of these settings."""
+    limits = settings.limits
+    return {**_on_vectors(limits), **_on_versions(limits), **on_records(settings)}
+
+
+def _on_vectors(limits: Limits) -> dict[Route, Operation]:
+    vector, packed = _vectors(limits)
+    paging = paged(limits)
+    k = integer("k", 1, limits.k_max, 10, "How many neighbours.")
+    metric = parameter(
+        "metric",
+        {"type": "string", "enum": ["cosine", "ip", "l2"], "default": "cosine"},
+        "Fixed by the first write of a model version; another one later is a conflict.",
+    )
+    return {
+        (f"{_MODEL}/search", "post"): Operation(
+            (400, 404, 409, 413, 422),
+            body={
+                "application/json": _search(limits, vector),
+                "application/msgpack": _search(limits, packed),
+            },
+            example={"product_id": "pandas", "k": 3, "exclude": ["numpy"]},
+            answer_example=_FOUND,
+            msgpack=True,
+        ),
+        (f"{_MODEL}/products/{{product_id}}/neighbors", "get"): Operation(
+            (400, 404, 409, 422), query=(k,), answer_example=_FOUND, msgpack=True
+        ),
+        (f"{_MODEL}/embeddings/{{product_id}}", "put"): Operation(
+            (400, 409, 413, 422),
+            "operator",
+            query=(metric,),
+            body={
+                "application/json": object_({"vector": vector}, ["vector"]),
+                "application/msgpack": object_({"vector": packed}, ["vector"]),
+            },
+            example={"vector": [0.12, -0.5, 0.33]},
+            answers=(200, 201),
+            headers={"X-Watermark": _WATERMARK},
+        ),
+        (f"{_MODEL}/embeddings:batch", "post"): Operation(
+            (400, 409, 413, 422),
+            "operator",
+            query=(metric,),
+            body={
+                "application/json": _batch(limits, vector),
+                "application/msgpack": _batch(limits, packed),
+            },
+            example={"embeddings": [{"product_id": "sku-1", "vector": [0.12, -0.5, 0.33]}]},
+            headers={"X-Watermark": _WATERMARK},
+        ),
+        (f"{_MODEL}/embeddings/{{product_id}}", "get"): Operation(
+            (400, 404, 422), "reader", msgpack=True
+        ),
+        (f"{_MODEL}/embeddings/{{product_id}}", "delete"): Operation(
+            (400, 404, 422), "operator", answers=(204,), headers={"X-Watermark": _WATERMARK}
+        ),
+        (f"{_MODEL}/embeddings", "get"): Operation(
+            (400, 404, 422),
+            "reader",
+            query=(
+                *paging,
+                parameter("vectors", {"type": "boolean", "default": True}, "With the vectors."),
+            ),
+            msgpack=True,
+        ),
+    }
+
+
+def _on_versions(limits: Limits) -> dict[Route, Operation]:
+    paging = paged(limits)
+    return {
+        (f"{_MODEL}/builds", "post"): Operation(
+            (400, 404, 409, 413, 422),
+            "operator",
+            body={"application/json": _build()},
+            body_required=False,
+            example={"target_recall": 0.95, "matrix_k": 20},
+            answers=(202,),
+            headers={
+                "Location": {
+                    "description": "`/builds/{build_id}`",
+                    "schema": {"type": "string"},
+                }
+            },
+        ),
+        (f"{_MODEL}/builds", "get"): Operation((400, 404, 422), "reader", query=paging),
+        ("/builds/{build_id}", "get"): Operation((400, 404), "reader"),
+        ("/models", "get"): Operation((400, 422), query=paging),
+        (_MODEL, "get"): Operation((400, 404, 422)),
+        (f"{_MODEL}/matrix", "get"): Operation((400, 404, 409, 422), "reader"),
+        ("/health/live", "get"): Operation((), "open"),
+        ("/health/ready", "get"): Operation((), "open", answers=(200, 503)),
+    }
+
+
+def _vectors(limits: Limits) -> tuple[Schema, Schema]:
+    numbers = {
+        "type": "array",
+        "items": {"type": "number"},
+        "minItems": 1,
+        "maxItems": limits.dimension_max,
+        "description": "Finite as float32, as many as the model version's dimension.",
+    }
+    return numbers, {"oneOf": [{**BINARY, "maxLength": 4 * limits.dimension_max}, numbers]}
+
+
+def _search(limits: Limits, vector: Schema) -> Schema:
+    return object_(
+        {
+            "vector": vector,
+            "product_id": {"type": "string", "description": "Itself not among the results."},
+            "vectors": {
+                "type": "array",
+                "items": vector,
+                "minItems": 1,
+                "maxItems": limits.vectors_max,
+                "description": f"Vectors times k is at most {limits.vectors_times_k_max}.",
+            },
+            "k": {"type": "integer", "minimum": 1, "maximum": limits.k_max, "default": 10},
+            "exact": {"type": "boolean", "default": False, "description": "Score every row."},
+            "min_score": {"type": ["number", "null"]},
+            "exclude": {
+                "type": "array",
+                "items": {"type": "string"},
+                "maxItems": limits.exclude_max,
+                "default": [],
+            },
+            "min_watermark": {
+                "type": ["string", "null"],
+                "description": "The `X-Watermark` of a write that the answer must reflect.",
+            },
+        },
+        description="Exactly one of `vector`, `product_id` and `vectors`.",
+        oneOf=[{"required": [name]} for name in ("vector", "product_id", "vectors")],
+    )
+
+
+def _batch(limits: Limits, vector: Schema) -> Schema:
+    product_id = path_parameters(limits)["product_id"]
+    entry = object_({"product_id": product_id, "vector": vector}, ["product_id", "vector"])
+    many = {
+        "type": "array",
+        "items": entry,
+        "minItems": 1,
+        "maxItems": limits.batch_rows_max,
+        "description": "Each product id once.",
+    }
+    return object_({"embeddings": many}, ["embeddings"])
+
+
+def _build() -> Schema:
+    return object_(
+        {
+            "target_recall": {"type": "number", "minimum": 0.5, "maximum": 1, "default": 0.95},
+            "matrix_k": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20},
+            "deterministic": {"type": "boolean", "default": False},
+            "force": {"type": "boolean", "default": False},
+        }
+    )
+
+
+_FOUND: Final = {
+    "neighbors": [
+        {"product_id": "polars", "score": 0.8123},
+        {"product_id": "modin", "score": 0.7934},
+    ],
+    "index": {
+        "build_id": "b-01",
+        "built_at": "2026-01-01T00:00:00.000000Z",
+        "recall": 0.97,
+        "exact": False,
+        "watermark": "2025-12-31T23:59:00.000000Z",
+        "fresh": None,
+    },
+}

@@ -1,0 +1,107 @@
+"""Builds: request one, list them, look at one."""
+
+from typing import Any, Final
+
+import msgspec
+from litestar import Controller, Request, Response, get, post
+from litestar.params import FromPath
+
+from api.auth import operators, readers
+from api.bodies import Shape
+from api.calls import Call, call_in, response
+from api.idempotency import Once, once
+from api.pages import Paging
+from api.paths import unescape
+from api.problems import Reply
+from api.schemas import BuildBody, BuildItem, BuildPage, ProgressItem
+from core.errors import NotFound
+from core.models import Build, BuildParameters
+from core.repositories.builds import Position
+from core.usecases.identifiers import validate_model_version
+
+BUILD_ID_CHARACTERS_MAX: Final = 64
+
+_body: Final = Shape(BuildBody)
+
+
+class BuildController(Controller):
+    """Builds of model versions."""
+
+    tags = ("builds",)
+
+    @post(
+        "/models/{model_version:str}/builds",
+        guards=[operators],
+        status_code=202,
+        summary="Request a build",
+    )
+    async def request(
+        self, request: Request[Any, Any, Any], model_version: FromPath[str]
+    ) -> Response[BuildItem]:
+        """Requests a build of the index and the matrix; every field is optional.
+
+        While one is open, the same request answers with it, and a different one is a conflict.
+        """
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            data = await call.body()
+            body = _body.decode(data, msgpack=call.msgpack_in) if data.strip() else BuildBody()
+            name = unescape(model_version)
+            validate_model_version(name)
+            parameters = msgspec.convert(body, BuildParameters, from_attributes=True)
+            build = await call.context.resources.build_requests.request(
+                name, parameters, lambda opened: running.parts(_accepted(call, opened))
+            )
+            return _accepted(call, build)
+
+        return response(await once(call, act))
+
+    @get("/models/{model_version:str}/builds", guards=[readers], summary="List builds")
+    async def get_page(
+        self, request: Request[Any, Any, Any], model_version: FromPath[str]
+    ) -> Response[BuildPage]:
+        """A page of a model version's builds, newest first."""
+        call = call_in(request)
+        name = unescape(model_version)
+        paging = Paging(call, f"builds/{name}")
+        position = paging.position(Position)
+        limit = paging.limit
+        validate_model_version(name)
+        resources = call.context.resources
+        await resources.models.known_model(name)
+        builds, further = await resources.builds.list_builds(name, limit=limit, position=position)
+        items = [item(build) for build in builds]
+        return response(call.reply(BuildPage(items=items, next_cursor=paging.cursor(further))))
+
+    @get("/builds/{build_id:str}", guards=[readers], summary="Get a build")
+    async def get_one(
+        self, request: Request[Any, Any, Any], build_id: FromPath[str]
+    ) -> Response[BuildItem]:
+        """One build: its status, progress, and manifest once it is published."""
+        call = call_in(request)
+        wanted = unescape(build_id)
+        if len(wanted) > BUILD_ID_CHARACTERS_MAX:
+            raise NotFound("there is no such build")
+        return response(call.reply(item(await call.context.resources.builds.get_build(wanted))))
+
+
+def _accepted(call: Call, build: Build) -> Reply:
+    return call.reply(item(build), 202, ((b"location", f"/builds/{build.build_id}".encode()),))
+
+
+def item(build: Build) -> BuildItem:
+    """A build as callers see it: without lease and fence."""
+    return BuildItem(
+        build_id=build.build_id,
+        model_version=build.model_version,
+        status=build.status,
+        requested_at=build.requested_at,
+        started_at=build.started_at,
+        ended_at=build.ended_at,
+        parameters=msgspec.convert(build.parameters, BuildBody, from_attributes=True),
+        progress=msgspec.convert(build.progress, ProgressItem, from_attributes=True),
+        attempt=build.fence,
+        error=build.error,
+        manifest=build.manifest,
+    )

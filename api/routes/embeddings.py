@@ -1,0 +1,196 @@
+"""Embeddings: write, read, delete, page through."""
+
+import asyncio
+from typing import Any, Final, cast
+
+from litestar import Controller, Request, Response, delete, get, post, put
+from litestar.params import FromPath
+
+from api.auth import operators, readers
+from api.batches import read_batch, store_batch
+from api.bodies import Shape
+from api.calls import Call, call_in, response
+from api.idempotency import Once, once
+from api.pages import Paging
+from api.paths import unescape
+from api.problems import Reply
+from api.queries import Query
+from api.schemas import (
+    BatchStored,
+    EmbeddingItem,
+    EmbeddingPage,
+    EmbeddingStored,
+    VectorBody,
+)
+from api.vectors import LARGE_BYTES, floats
+from core import watermarks
+from core.models import Embedding, Metric
+from core.repositories.embeddings import Position
+from core.settings import Limits
+from core.usecases.embeddings import Stored
+from core.usecases.identifiers import validate_model_version, validate_product_id
+from core.vectors.arrays import Floats, as_vector, json_floats
+from core.watermarks import Watermark
+
+METRICS: Final[tuple[Metric, ...]] = ("cosine", "ip", "l2")
+
+_vector: Final = Shape(VectorBody)
+
+
+class EmbeddingController(Controller):
+    """Rows of a model version."""
+
+    path = "/models/{model_version:str}"
+    tags = ("embeddings",)
+
+    @put("/embeddings/{product_id:str}", guards=[operators], summary="Store an embedding")
+    async def store(
+        self,
+        request: Request[Any, Any, Any],
+        model_version: FromPath[str],
+        product_id: FromPath[str],
+    ) -> Response[EmbeddingStored]:
+        """Stores one embedding, over the one before it.
+
+        The first write of a model version fixes its dimension and metric.
+        """
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            vector = await _read_vector(call)
+            stored = await call.context.resources.ingest.store_embedding(
+                unescape(model_version),
+                unescape(product_id),
+                vector,
+                Query(call.query).choice("metric", METRICS),
+                (lambda made: running.parts(_kept(call, made))) if running.claim else None,
+            )
+            return _kept(call, stored)
+
+        return response(await once(call, act))
+
+    @post("/embeddings:batch", guards=[operators], status_code=200, summary="Store many embeddings")
+    async def store_many(
+        self, request: Request[Any, Any, Any], model_version: FromPath[str]
+    ) -> Response[BatchStored]:
+        """Stores many embeddings, each id once, or none of them when one does not hold."""
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            batch = await read_batch(call)
+            metric = Query(call.query).choice("metric", METRICS)
+            watermark = await store_batch(
+                call, unescape(model_version), batch, metric, running.noting
+            )
+            answer = BatchStored(stored=len(batch.rows))
+            return call.reply(answer, headers=_watermark(watermark))
+
+        return response(await once(call, act))
+
+    @get("/embeddings/{product_id:str}", guards=[readers], summary="Get an embedding")
+    async def get_one(
+        self,
+        request: Request[Any, Any, Any],
+        model_version: FromPath[str],
+        product_id: FromPath[str],
+    ) -> Response[EmbeddingItem]:
+        """One embedding, the vector as it was sent."""
+        call = call_in(request)
+        name, wanted = unescape(model_version), unescape(product_id)
+        validate_model_version(name)
+        validate_product_id(wanted, call.context.settings.limits.product_id_bytes_max)
+        embedding = await call.context.resources.embeddings.get_embedding(name, wanted)
+        return response(call.reply(_item(embedding, msgpack=call.msgpack_out)))
+
+    @delete(
+        "/embeddings/{product_id:str}",
+        guards=[operators],
+        status_code=204,
+        summary="Delete an embedding",
+    )
+    async def delete(
+        self,
+        request: Request[Any, Any, Any],
+        model_version: FromPath[str],
+        product_id: FromPath[str],
+    ) -> Response[None]:
+        """Deletes one embedding; 404 when there is none, or no more."""
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            name = unescape(model_version)
+            validate_model_version(name)
+            watermark = await call.context.resources.ingest.delete_embedding(
+                name,
+                unescape(product_id),
+                (lambda made: running.parts(_gone(made))) if running.claim else None,
+            )
+            return _gone(watermark)
+
+        return response(await once(call, act))
+
+    @get("/embeddings", guards=[readers], summary="List embeddings")
+    async def get_page(
+        self, request: Request[Any, Any, Any], model_version: FromPath[str]
+    ) -> Response[EmbeddingPage]:
+        """A page of a model version's embeddings; `?vectors=false` leaves the vectors out."""
+        call = call_in(request)
+        name = unescape(model_version)
+        vectors = Query(call.query).flag("vectors", default=True)
+        paging = Paging(call, f"embeddings/{vectors}/{name}")
+        position = paging.position(Position)
+        limit = paging.limit
+        validate_model_version(name)
+        resources = call.context.resources
+        model = await resources.models.known_model(name)
+        found, further = await resources.embeddings.list_embeddings(
+            model, limit=limit, position=position, vectors=vectors
+        )
+        items = [_item(embedding, msgpack=call.msgpack_out) for embedding in found]
+        page = EmbeddingPage(items=items, next_cursor=paging.cursor(further))
+        return response(call.reply(page))
+
+
+def _kept(call: Call, stored: Stored) -> Reply:
+    answer = EmbeddingStored(
+        product_id=stored.embedding.product_id,
+        dimension=stored.embedding.dimension,
+        updated_at=stored.embedding.updated_at,
+    )
+    return call.reply(answer, 201 if stored.created else 200, _watermark(stored.watermark))
+
+
+def _gone(watermark: Watermark) -> Reply:
+    return Reply(204, b"", "text/plain", _watermark(watermark))
+
+
+async def _read_vector(call: Call) -> Floats:
+    data = await call.body()
+    limits = call.context.settings.limits
+    if len(data) <= LARGE_BYTES:
+        return _decode_vector(data, limits, msgpack=call.msgpack_in)
+    return await asyncio.get_running_loop().run_in_executor(
+        call.context.threads, lambda: _decode_vector(data, limits, msgpack=call.msgpack_in)
+    )
+
+
+def _decode_vector(data: bytes, limits: Limits, *, msgpack: bool) -> Floats:
+    body = _vector.decode(data, msgpack=msgpack)
+    return floats(body.vector, limits, "vector", msgpack=msgpack)
+
+
+def _item(embedding: Embedding, *, msgpack: bool) -> EmbeddingItem:
+    vector: bytes | list[float] | None = embedding.vector
+    if embedding.vector is not None and not msgpack:
+        vector = json_floats(as_vector(embedding.vector))
+    return EmbeddingItem(
+        product_id=embedding.product_id,
+        dimension=embedding.dimension,
+        updated_at=embedding.updated_at,
+        vector=cast("list[float] | None", vector),  # bytes where msgpack is asked for
+    )
+
+
+def _watermark(watermark: Watermark) -> tuple[tuple[bytes, bytes], ...]:
+    token = watermarks.encode(watermark.moment, watermark.product_id)
+    return ((b"x-watermark", token.encode()),)

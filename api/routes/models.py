@@ -1,0 +1,153 @@
+"""Model versions, and the matrix of the current build."""
+
+from typing import Any, Final
+
+import msgspec
+from litestar import Controller, Request, Response, get
+from litestar.params import FromPath
+
+from api.auth import readers
+from api.calls import call_in, response
+from api.context import Context
+from api.pages import Paging
+from api.paths import unescape
+from api.schemas import (
+    CurrentBuild,
+    LoadedVersion,
+    MatrixFile,
+    MatrixFiles,
+    MatrixSnapshot,
+    ModelItem,
+    ModelPage,
+)
+from api.serving.loaded import LoadedIndex
+from core.errors import Corrupt, NoIndex, NotFound
+from core.models import Model
+from core.usecases.identifiers import validate_model_version
+from core.vectors.files import NPZ, PARQUET
+from core.vectors.manifest import Manifest
+
+URL_EXPIRES_S: Final = 300
+
+
+class After(msgspec.Struct, frozen=True):
+    """Where a page of model versions begins."""
+
+    model_version: str
+
+
+class ModelController(Controller):
+    """Model versions."""
+
+    path = "/models"
+    tags = ("models",)
+
+    @get("/", summary="List model versions")
+    async def get_page(self, request: Request[Any, Any, Any]) -> Response[ModelPage]:
+        """A page of model versions, by name."""
+        call = call_in(request)
+        paging = Paging(call, "models")
+        after = paging.position(After)
+        limit = paging.limit
+        models = await call.context.resources.models.list_models()
+        rest = [m for m in models if after is None or m.model_version > after.model_version]
+        items = [await _item(call.context, model) for model in rest[:limit]]
+        further = After(items[-1].model_version) if len(rest) > limit else None
+        return response(call.reply(ModelPage(items=items, next_cursor=paging.cursor(further))))
+
+    @get("/{model_version:str}", summary="Get a model version")
+    async def get_one(
+        self, request: Request[Any, Any, Any], model_version: FromPath[str]
+    ) -> Response[ModelItem]:
+        """Dimension, metric, counts, the current build, and what this process has loaded."""
+        call = call_in(request)
+        name = unescape(model_version)
+        validate_model_version(name)
+        model = await call.context.resources.models.get_model(name)
+        return response(call.reply(await _item(call.context, model)))
+
+    @get("/{model_version:str}/matrix", guards=[readers], summary="Get the similarity matrix")
+    async def get_matrix(
+        self, request: Request[Any, Any, Any], model_version: FromPath[str]
+    ) -> Response[MatrixSnapshot]:
+        """The manifest of the current build, and URLs of its matrix, good for five minutes.
+
+        The matrix is a snapshot: changes since the build are not in it.
+        """
+        call = call_in(request)
+        name = unescape(model_version)
+        validate_model_version(name)
+        model = await call.context.resources.models.get_model(name)
+        if model.current_build_id is None:
+            raise NoIndex(f"{name} has no published build yet; POST one to its builds")
+        manifest = await _manifest(call.context, model)
+        if manifest is None:
+            raise Corrupt(f"build {model.current_build_id} is current and has no manifest")
+        files = MatrixFiles(
+            parquet=await _file(call.context, model, manifest, PARQUET),
+            npz=await _file(call.context, model, manifest, NPZ),
+        )
+        snapshot = MatrixSnapshot(
+            model_version=name,
+            build_id=manifest.build_id,
+            expires_in_s=URL_EXPIRES_S,
+            files=files,
+            manifest=msgspec.to_builtins(manifest),
+        )
+        return response(call.reply(snapshot))
+
+
+async def _file(context: Context, model: Model, manifest: Manifest, name: str) -> MatrixFile:
+    info = manifest.files[name]
+    url = await context.resources.versions.presign(model, name, URL_EXPIRES_S)
+    return MatrixFile(url=url, bytes=info.bytes, sha256=info.sha256)
+
+
+async def _item(context: Context, model: Model) -> ModelItem:
+    loaded = context.catalogue.loaded.get(model.model_version)
+    manifest = await _manifest(context, model)
+    return ModelItem(
+        model_version=model.model_version,
+        dimension=model.dimension,
+        metric=model.metric,
+        created_at=model.created_at,
+        pinned=model.pinned,
+        current_build=None if manifest is None else _current(manifest),
+        open_build_id=model.open_build_id,
+        loaded=None if loaded is None else _loaded(loaded),
+    )
+
+
+async def _manifest(context: Context, model: Model) -> Manifest | None:
+    """Of the current build: from memory where it is loaded, else from the builds table."""
+    if model.current_build_id is None:
+        return None
+    loaded = context.catalogue.loaded.get(model.model_version)
+    if loaded is not None and loaded.build_id == model.current_build_id:
+        return loaded.manifest
+    try:
+        build = await context.resources.builds.get_build(model.current_build_id)
+        return msgspec.convert(build.manifest, Manifest)
+    except (NotFound, msgspec.ValidationError):
+        return None
+
+
+def _current(manifest: Manifest) -> CurrentBuild:
+    return CurrentBuild(
+        build_id=manifest.build_id,
+        built_at=manifest.built_at,
+        rows=manifest.counts.rows,
+        quarantined=sum(manifest.counts.quarantined.values()),
+        family=manifest.index.family,
+        recall=manifest.recall.value,
+        watermark=manifest.watermark,
+    )
+
+
+def _loaded(loaded: LoadedIndex) -> LoadedVersion:
+    return LoadedVersion(
+        build_id=loaded.build_id,
+        rows=loaded.rows,
+        resident_bytes=loaded.resident_bytes,
+        loaded_at=loaded.loaded_at,
+    )

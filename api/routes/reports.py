@@ -1,0 +1,163 @@
+"""Reports: the caller's own, and nobody else's."""
+
+import re
+from typing import Any, Final
+
+from litestar import Controller, Request, Response, delete, get, patch, post
+from litestar.params import FromPath
+from msgspec import UNSET
+
+from api.bodies import Shape
+from api.calls import Call, call_in, response
+from api.idempotency import Once, once
+from api.pages import Paging
+from api.paths import unescape
+from api.problems import Reply
+from api.schemas import ReportBody, ReportItem, ReportPage
+from core.models import Report
+from core.repositories.reports import Position, unknown_report
+
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+_TAG: Final = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+_VERSION: Final = re.compile(rb'"([1-9][0-9]{0,17})"')
+_FIELDS: Final = ("title", "author", "date", "reference", "favorites")
+_body: Final = Shape(ReportBody)
+
+
+class ReportController(Controller):
+    """Reports."""
+
+    path = "/reports"
+    tags = ("reports",)
+
+    @post("", status_code=201, summary="Create a report")
+    async def create(self, request: Request[Any, Any, Any]) -> Response[ReportItem]:
+        """Creates a report of the caller's; duplicates in `favorites` are dropped."""
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            report = await call.context.resources.reporting.create(
+                call.caller.user_id,
+                await _read(call),
+                lambda made: running.parts(_created(call, made)),
+            )
+            return _created(call, report)
+
+        return response(await once(call, act))
+
+    @get("", summary="List your reports")
+    async def get_page(self, request: Request[Any, Any, Any]) -> Response[ReportPage]:
+        """A page of the caller's reports, newest first."""
+        call = call_in(request)
+        paging = Paging(call, "reports")
+        position = paging.position(Position)
+        reports, further = await call.context.resources.reports.list_reports(
+            call.caller.user_id, limit=paging.limit, position=position
+        )
+        items = [_item(report) for report in reports]
+        return response(
+            call.reply_json(ReportPage(items=items, next_cursor=paging.cursor(further)))
+        )
+
+    @get("/{report_id:str}", summary="Get a report")
+    async def get_one(
+        self, request: Request[Any, Any, Any], report_id: FromPath[str]
+    ) -> Response[ReportItem]:
+        """One of the caller's reports."""
+        call = call_in(request)
+        report = await call.context.resources.reports.get_report(
+            _id(report_id), call.caller.user_id
+        )
+        return response(_shown(call, report))
+
+    @patch("/{report_id:str}", summary="Change a report")
+    async def change(
+        self, request: Request[Any, Any, Any], report_id: FromPath[str]
+    ) -> Response[ReportItem]:
+        """Applies a JSON merge patch (RFC 7396); `If-Match` holds it to a version."""
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            fields = await _read(call)
+            report = await call.context.resources.reporting.change(
+                _id(report_id),
+                call.caller.user_id,
+                fields,
+                matching(call.if_match),
+                lambda changed: running.parts(_shown(call, changed)),
+            )
+            return _shown(call, report)
+
+        return response(await once(call, act))
+
+    @delete("/{report_id:str}", status_code=204, summary="Delete a report")
+    async def delete(
+        self, request: Request[Any, Any, Any], report_id: FromPath[str]
+    ) -> Response[None]:
+        """Deletes one of the caller's reports; `If-Match` holds it to a version."""
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            gone = Reply(204, b"", "text/plain")
+            await call.context.resources.reporting.delete(
+                _id(report_id),
+                call.caller.user_id,
+                matching(call.if_match),
+                running.parts(gone),
+            )
+            return gone
+
+        return response(await once(call, act))
+
+
+def matching(if_match: bytes | None) -> frozenset[int] | None:
+    """The versions that an `If-Match` names; None where any will do.
+
+    Tags of other makes, weak ones among them, match no version (RFC 9110, 13.1.1).
+    """
+    if if_match is None or if_match.strip() == b"*":
+        return None
+    versions = (_VERSION.fullmatch(tag) for tag in _TAG.findall(if_match))
+    return frozenset(int(version[1]) for version in versions if version)
+
+
+async def _read(call: Call) -> dict[str, Any]:
+    """The fields that were sent."""
+    body = _body.decode(await call.body(), msgpack=False)
+    sent = {name: getattr(body, name) for name in _FIELDS}
+    return {name: value for name, value in sent.items() if value is not UNSET}
+
+
+def _id(report_id: str) -> str:
+    """Raises: NotFound: no report has such an id."""
+    plain = unescape(report_id)
+    if not _ID.fullmatch(plain):
+        raise unknown_report()
+    return plain
+
+
+def _created(call: Call, report: Report) -> Reply:
+    location = (b"location", f"/reports/{report.id}".encode())
+    return call.reply_json(_item(report), 201, (location, _tag(report)))
+
+
+def _shown(call: Call, report: Report) -> Reply:
+    return call.reply_json(_item(report), 200, (_tag(report),))
+
+
+def _tag(report: Report) -> tuple[bytes, bytes]:
+    return (b"etag", f'"{report.version}"'.encode())
+
+
+def _item(report: Report) -> ReportItem:
+    return ReportItem(
+        id=report.id,
+        user_id=report.user_id,
+        title=report.title,
+        author=report.author,
+        date=report.date,
+        reference=report.reference,
+        favorites=list(report.favorites),
+        created_at=report.created_at,
+        updated_at=report.updated_at,
+    )

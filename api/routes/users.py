@@ -1,0 +1,131 @@
+"""Users: each caller's own profile."""
+
+from typing import Any, Final
+
+from litestar import Controller, Request, Response, delete, get, patch, post
+from litestar.params import FromPath
+from msgspec import UNSET, Raw
+
+from api.bodies import Shape
+from api.calls import Call, call_in, response
+from api.idempotency import Once, once
+from api.paths import unescape
+from api.problems import Reply
+from api.schemas import UserBody, UserItem
+from core.models import User
+from core.repositories.users import unknown_user
+
+ME: Final = "me"
+
+_FIELDS: Final = ("name", "email", "avatar_url")
+_body: Final = Shape(UserBody)
+
+
+class UserController(Controller):
+    """Profiles."""
+
+    path = "/users"
+    tags = ("users",)
+
+    @post("", status_code=201, summary="Create your profile")
+    async def create(self, request: Request[Any, Any, Any]) -> Response[UserItem]:
+        """Creates the caller's own profile; `user_id` is the token's `sub`."""
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            fields, preferences = await _read(call)
+            user = await call.context.resources.profiles.create(
+                call.caller.user_id,
+                fields,
+                preferences,
+                lambda made: running.parts(_created(call, made)),
+            )
+            return _created(call, user)
+
+        return response(await once(call, act))
+
+    @get("/{user_id:str}", summary="Get your profile")
+    async def get_one(
+        self, request: Request[Any, Any, Any], user_id: FromPath[str]
+    ) -> Response[UserItem]:
+        """The caller's own profile; `me` stands for the caller."""
+        call = call_in(request)
+        user = await call.context.resources.users.get_user(_own(call, user_id))
+        return response(_shown(call, user))
+
+    @patch("/{user_id:str}", summary="Change your profile")
+    async def change(
+        self, request: Request[Any, Any, Any], user_id: FromPath[str]
+    ) -> Response[UserItem]:
+        """Applies a JSON merge patch (RFC 7396): null removes, preferences are merged."""
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            fields, preferences = await _read(call)
+            user = await call.context.resources.profiles.change(
+                _own(call, user_id),
+                fields,
+                preferences,
+                lambda changed: running.parts(_shown(call, changed)),
+            )
+            return _shown(call, user)
+
+        return response(await once(call, act))
+
+    @delete("/{user_id:str}", status_code=202, summary="Delete your profile and reports")
+    async def delete(
+        self, request: Request[Any, Any, Any], user_id: FromPath[str]
+    ) -> Response[UserItem]:
+        """Marks the profile; a worker removes it and its reports. Until then writes are 409."""
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            user = await call.context.resources.profiles.mark(
+                _own(call, user_id), lambda marked: running.parts(_shown(call, marked, 202))
+            )
+            return _shown(call, user, 202)
+
+        reply = await once(call, act)
+        await call.context.resources.queue.enqueue_deletion(call.caller.user_id)
+        return response(reply)
+
+
+def _own(call: Call, user_id: str) -> str:
+    """The caller's id, if that is who was named.
+
+    Raises:
+        NotFound: it is someone else, or nobody.
+    """
+    if unescape(user_id) not in {ME, call.caller.user_id}:
+        raise unknown_user()
+    return call.caller.user_id
+
+
+async def _read(call: Call) -> tuple[dict[str, str | None], bytes | None]:
+    """The fields that were sent, and the preferences if they were among them."""
+    body = _body.decode(await call.body(), msgpack=False)
+    sent = {name: getattr(body, name) for name in _FIELDS}
+    fields = {name: value for name, value in sent.items() if value is not UNSET}
+    preferences = bytes(body.preferences) if isinstance(body.preferences, Raw) else None
+    return fields, preferences
+
+
+def _created(call: Call, user: User) -> Reply:
+    return call.reply_json(_item(user), 201, ((b"location", f"/users/{user.user_id}".encode()),))
+
+
+def _shown(call: Call, user: User, status: int = 200) -> Reply:
+    return call.reply_json(_item(user), status)
+
+
+def _item(user: User) -> UserItem:
+    return UserItem(
+        user_id=user.user_id,
+        name=user.name,
+        email=user.email,
+        avatar_url=user.avatar_url,
+        preferences=Raw(user.preferences.encode()),
+        created_at=user.created_at,
+        updated_at=user.updated_at,
+        deleting_at=user.deleting_at,
+    )

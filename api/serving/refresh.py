@@ -1,0 +1,223 @@
+"""Follows the current builds: looks them up, fetches what changed, maps it, swaps it in.
+
+A version that cannot be put to use changes nothing: the one before it serves on.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from api import telemetry as metrics
+from api.disk import write_atomically
+from api.health import Health
+from api.serving.catalogue import Catalogue
+from api.serving.loaded import LoadedIndex
+from core import telemetry
+from core.errors import Corrupt, Unavailable
+from core.models import Model
+from core.resources import Resources
+
+_FIRST_LIST_S: Final = 1.5
+"""How long a start waits for DynamoDB before it serves what the cache has."""
+_BACKOFF_FIRST_S: Final = 1.0
+_BACKOFF_MAX_S: Final = 60.0
+_REDIS_S: Final = 10.0
+_FILE: Final = "current.json"
+
+_log = telemetry.logger(__name__)
+
+Version = tuple[str, int]
+"""Build id and fence: what names a version's files."""
+
+
+class _Backoff(msgspec.Struct):
+    version: Version
+    wait_s: float
+    until: float
+    refused: bool
+    """Its bytes are bad: waiting mends nothing, and readiness does not wait for it."""
+
+
+class Refresher:
+    """The task that keeps the catalogue as the models table has it."""
+
+    def __init__(self, resources: Resources, catalogue: Catalogue, health: Health) -> None:
+        self._resources = resources
+        self._catalogue = catalogue
+        self._health = health
+        self._refresh_s = resources.settings.serving.refresh_s
+        self._file = resources.settings.serving.cache_dir / _FILE
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._backoff: dict[str, _Backoff] = {}
+        self._kept = b""
+
+    async def run(self) -> None:
+        """Until cancelled. The first look is given a short time, then the cache answers."""
+        listing = asyncio.create_task(self._look())
+        try:
+            done, _ = await asyncio.wait({listing}, timeout=_FIRST_LIST_S)
+            if not done or not listing.result():
+                await self._restore()
+            await listing
+            while True:
+                await asyncio.sleep(self._refresh_s)
+                await self._look()
+        finally:
+            listing.cancel()
+            tasks = [listing, *self._loading.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def watch_redis(self) -> None:
+        """Notes whether Redis answers, now and then, until cancelled. Nothing here needs it."""
+        while True:
+            if await self._resources.queue.ping():
+                self._health.ok("redis")
+            else:
+                self._health.failing("redis", "no answer")
+            await asyncio.sleep(_REDIS_S)
+
+    async def _look(self) -> bool:
+        """Looks once; whether DynamoDB answered."""
+        try:
+            models = await self._resources.models.list_models()
+        except Exception as error:  # noqa: BLE001 - whatever it is, what is loaded serves on
+            self._health.failing("dynamodb", type(error).__name__)
+            if not isinstance(error, Unavailable):
+                _log.error("current builds not looked up", exc_info=error)
+            return False
+        self._health.ok("dynamodb")
+        self._apply(models)
+        await self._keep(models)
+        return True
+
+    def _apply(self, models: list[Model]) -> None:
+        self._catalogue.learn(models)
+        for name, loaded in list(self._catalogue.loaded.items()):
+            model = self._catalogue.known.get(name)
+            if model is None or model.epoch != loaded.epoch:
+                self._catalogue.drop(name)
+        for model in models:
+            if self._wants(model):
+                task = asyncio.create_task(self._load(model))
+                self._loading[model.model_version] = task
+        self._settle()
+
+    def _wants(self, model: Model) -> bool:
+        name = model.model_version
+        if model.current_build_id is None or name in self._loading:
+            return False
+        version = _version(model)
+        loaded = self._catalogue.loaded.get(name)
+        if loaded is not None and loaded.version == version:
+            return False
+        backoff = self._backoff.get(name)
+        now = asyncio.get_running_loop().time()
+        return backoff is None or backoff.version != version or now >= backoff.until
+
+    async def _load(self, model: Model) -> None:
+        name = model.model_version
+        had_it = self._resources.versions.directory(model).exists()
+        try:
+            directory, manifest = await self._resources.versions.ensure(model)
+            if not had_it:
+                self._health.ok("s3")
+            loaded = await asyncio.to_thread(LoadedIndex.open, directory, manifest, model)
+            self._catalogue.swap(loaded)
+        except Exception as error:  # noqa: BLE001 - the version before serves on
+            self._note_failure(model, error)
+        else:
+            self._backoff.pop(name, None)
+            _log.info("index in use", model_version=name, build_id=loaded.build_id)
+            await self._prune(model)
+        finally:
+            del self._loading[name]
+            self._settle()
+
+    def _note_failure(self, model: Model, error: Exception) -> None:
+        name, version = model.model_version, _version(model)
+        before = self._backoff.get(name)
+        again = before is not None and before.version == version
+        wait_s = min(2 * before.wait_s, _BACKOFF_MAX_S) if before and again else _BACKOFF_FIRST_S
+        refused = isinstance(error, Corrupt)
+        until = asyncio.get_running_loop().time() + wait_s
+        self._backoff[name] = _Backoff(version, wait_s, until, refused)
+        metrics.LOAD_FAILED.labels(type(error).__name__).inc()
+        if isinstance(error, Unavailable):
+            self._health.failing("s3", type(error).__name__)
+        _log.error(
+            "index not put to use",
+            model_version=name,
+            build_id=model.current_build_id,
+            error=type(error).__name__,
+            detail=str(error),
+            again_in_s=wait_s,
+        )
+
+    async def _prune(self, model: Model) -> None:
+        try:
+            await self._resources.versions.prune(model)
+        except OSError as error:
+            _log.warning("old versions not removed", error=str(error))
+
+    def _settle(self) -> None:
+        """Ready once nothing is being loaded, and something answers or nothing is there to."""
+        if self._loading or self._health.answering:
+            return
+        waiting = [
+            model
+            for name, model in self._catalogue.known.items()
+            if model.current_build_id is not None
+            and name not in self._catalogue.loaded
+            and not (name in self._backoff and self._backoff[name].refused)
+        ]
+        self._health.answering = bool(self._catalogue.loaded) or not waiting
+
+    async def _keep(self, models: list[Model]) -> None:
+        """Writes down what is current, for a start without DynamoDB."""
+        data = msgspec.json.encode(models)
+        if data != self._kept:
+            try:
+                await asyncio.to_thread(write_atomically, self._file, data)
+            except OSError as error:
+                _log.warning("current builds not kept", error=str(error))
+            else:
+                self._kept = data
+
+    async def _restore(self) -> None:
+        """Loads what an earlier process had, as far as it is still on this disk."""
+        try:
+            data = await asyncio.to_thread(self._file.read_bytes)
+            models = msgspec.json.decode(data, type=list[Model])
+        except (OSError, ValueError, RecursionError):
+            return
+        if self._catalogue.known:  # DynamoDB was faster after all
+            return
+        here = [
+            model
+            for model in models
+            if model.current_build_id and self._resources.versions.directory(model).exists()
+        ]
+        if here:
+            _log.warning("DynamoDB does not answer: serving what the cache has")
+            self._apply(here)
+
+
+def _version(model: Model) -> Version:
+    return model.current_build_id or "", model.current_fence
+
+
+@asynccontextmanager
+async def following(refresher: Refresher) -> AsyncIterator[None]:
+    """Runs the refresher until the end of the block."""
+    tasks = [asyncio.create_task(refresher.run()), asyncio.create_task(refresher.watch_redis())]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

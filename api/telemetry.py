@@ -1,0 +1,69 @@
+"""Metrics of the HTTP side. Labels are route templates, never ids."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from core import telemetry
+
+REQUESTS: Final = Counter("k9_http_requests_total", "Answers.", ["method", "route", "status"])
+SECONDS: Final = Histogram(
+    "k9_http_request_seconds",
+    "Seconds from a request's first byte here to its answer's last.",
+    ["route"],
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+)
+IN_FLIGHT: Final = Gauge("k9_http_in_flight", "Requests in flight.")
+SHED: Final = Counter("k9_http_shed_total", "Requests answered 503 for want of room.")
+SWAPS: Final = Counter("k9_index_swaps_total", "Index versions put to use.", ["model_version"])
+LOAD_FAILED: Final = Counter(
+    "k9_index_load_failed_total", "Index versions that could not be put to use.", ["reason"]
+)
+
+UNMATCHED: Final = "unmatched"
+_log = telemetry.logger(__name__)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Meter:
+    """Counts answers; keeps the children of the metrics, since finding one costs more than it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def record(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Counts one answer."""
+        key = method, route, status
+        known = self._known.get(key)
+        if known is None:
+            label = method if method in _METHODS else "other"
+            known = REQUESTS.labels(label, route, str(status)), SECONDS.labels(route)
+            if label == method:  # a caller could make up methods without end
+                self._known[key] = known
+        known[0].inc()
+        known[1].observe(seconds)
+
+
+@contextmanager
+def metrics_server(host: str, port: int) -> Iterator[None]:
+    """Serves `/metrics` on a port of its own until the end of the block.
+
+    A port that is taken is a warning: metrics are not worth refusing requests for.
+    """
+    if port == 0:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, host)
+    except OSError as error:
+        _log.warning("no metrics", port=port, error=str(error))
+        yield
+        return
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

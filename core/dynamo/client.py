@@ -1,0 +1,234 @@
+"""The one DynamoDB client of a process. All of DynamoDB's I/O goes through `Dynamo.call`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aioboto3
+import aiobotocore
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as ConnectionFailed
+
+from core.dynamo.wire import UNREADABLE, Item, WireParserFactory, WireSerializer, item_of
+from core.errors import ConditionFailed, K9Error, TableMissing, TransactionFailed, Unavailable
+from core.settings import Settings
+
+_BUSY = frozenset(
+    {
+        "InternalFailure",
+        "InternalServerError",
+        "LimitExceededException",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        UNREADABLE,
+        "ServiceUnavailable",
+        "Throttling",
+        "ThrottlingException",
+        "TransactionConflictException",
+        "TransactionInProgressException",
+    }
+)
+_REFUSED = frozenset(
+    {
+        "AccessDeniedException",
+        "ExpiredTokenException",
+        "IncompleteSignatureException",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "UnrecognizedClientException",
+    }
+)
+_NO_CREDENTIALS = (
+    "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "AWS_PROFILE, or give the process a role"
+)
+_OPEN_DEADLINE_S = 20.0
+"""For creating a client: reading botocore's models, and asking for a role's credentials."""
+
+
+class Dynamo:
+    """A client that is open. Made by `open_dynamo`; a test's fake has the one method `call`."""
+
+    def __init__(self, client: Any, *, deadline_s: float) -> None:
+        self._client = client
+        self._deadline_s = deadline_s
+
+    async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        """One operation with its retries, within the deadline.
+
+        Args:
+            operation: botocore's name: `get_item`, `batch_write_item`.
+            parameters: As DynamoDB has them. Values of items are in the request's form
+                (`core.dynamo.items`) or as they came off the wire.
+
+        Returns:
+            The reply, items in it as `core.dynamo.wire.Item`.
+
+        Raises:
+            ConditionFailed: the condition of a write did not hold; with the row, if asked for.
+            TransactionFailed: with one reason an operation.
+            TableMissing: the table or index is not there.
+            Unavailable: throttled, unreachable, too slow, or without credentials.
+        """
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                reply: dict[str, Any] = await getattr(self._client, operation)(**parameters)
+        except TimeoutError:
+            raise Unavailable(
+                f"DynamoDB did not answer {operation} within {self._deadline_s:g} s"
+            ) from None
+        except ClientError as error:
+            raised = _translate(error, operation, parameters)
+            if raised is None:
+                raise
+            raise raised from error
+        except BotoCoreError as error:
+            raised = unreachable(error, "DynamoDB")
+            if raised is None:
+                raise
+            raise raised from error
+        if "Error" in reply:
+            raise Unavailable(f"DynamoDB's answer to {operation} could not be read")
+        return reply
+
+
+def _translate(error: ClientError, operation: str, parameters: dict[str, Any]) -> K9Error | None:
+    """The one table from DynamoDB's error codes to K9's; None for a mistake of ours."""
+    reply: dict[str, Any] = error.response
+    code = str(reply.get("Error", {}).get("Code", ""))
+    status = int(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "ConditionalCheckFailedException":
+        return ConditionFailed(_item(reply))
+    if code == "TransactionCanceledException":
+        reasons = reply.get("CancellationReasons", [])
+        return TransactionFailed(
+            tuple(str(reason.get("Code", "None")) for reason in reasons),
+            tuple(_item(reason) for reason in reasons),
+        )
+    if code == "ResourceNotFoundException":
+        return TableMissing(
+            f"DynamoDB has no {_tables(parameters)}: `k9 tables create` makes the tables"
+        )
+    if code in _BUSY or status >= 500:  # noqa: PLR2004 - HTTP's own
+        return Unavailable(f"DynamoDB did not take {operation}: {code}")
+    if code in _REFUSED:
+        return Unavailable(f"DynamoDB refused K9's AWS credentials for {operation}: {code}")
+    return None
+
+
+def _item(reply: dict[str, Any]) -> Item | None:
+    stock = reply.get("Item")
+    return item_of(stock) if stock else None
+
+
+def _tables(parameters: dict[str, Any]) -> str:
+    """The table (and index) that a call names, for a message."""
+    if "TableName" in parameters:
+        index = parameters.get("IndexName")
+        return f"table {parameters['TableName']}" + (f" or index {index}" if index else "")
+    names = set(parameters.get("RequestItems", {}))
+    for operation in parameters.get("TransactItems", []):
+        names |= {part["TableName"] for part in operation.values()}
+    return f"table among {', '.join(sorted(names))}" if names else "such table"
+
+
+def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
+    """What an error of botocore's own means for the caller; None for a mistake of ours."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return Unavailable(_NO_CREDENTIALS)
+    if isinstance(error, CredentialRetrievalError):
+        return Unavailable(f"AWS credentials could not be had: {error}")
+    if isinstance(error, ConnectionFailed | HTTPClientError):
+        # The message of the error holds the endpoint's address, which is no caller's business.
+        return Unavailable(f"{service} could not be reached: {type(error).__name__}")
+    return None
+
+
+def client_config(settings: Settings, *, read_timeout_s: float | None = None) -> AioConfig:
+    """The configuration of botocore for a client of K9's, of DynamoDB or another service."""
+    aws = settings.aws
+    return AioConfig(
+        region_name=aws.region,
+        connect_timeout=aws.connect_timeout_s,
+        read_timeout=read_timeout_s or aws.read_timeout_s,
+        max_pool_connections=aws.pool_connections,
+        retries={"mode": "standard", "total_max_attempts": aws.attempts_max},
+        # botocore checks each value against its model, a second walk over every row sent; what
+        # is wrong with a request comes back from DynamoDB just as clearly.
+        parameter_validation=False,
+        # Looking up the account's own endpoint needs the account of the credentials; a process
+        # that has none would ask for it.
+        account_id_endpoint_mode="disabled",
+        # Given, it is one string; otherwise botocore composes it anew for each request, which is
+        # an eighth of the processor time of a small one.
+        user_agent=f"k9 aiobotocore/{aiobotocore.__version__}",
+    )
+
+
+def new_session(*, response_parser_factory: Any = None) -> aioboto3.Session:
+    """A session with AWS's chain of credentials, and botocore's own parsers unless given others."""
+    session = AioSession()
+    if response_parser_factory is not None:
+        session.register_component("response_parser_factory", response_parser_factory)
+    return aioboto3.Session(botocore_session=session)
+
+
+@asynccontextmanager
+async def open_client(
+    session: aioboto3.Session, service: str, config: AioConfig, endpoint_url: str | None
+) -> AsyncIterator[Any]:
+    """A low-level client, closed at the end.
+
+    Creating one reads botocore's models from disk and decodes them, 50 to 200 ms, and may ask for
+    credentials over the network. All that happens in a thread with an event loop of its own; the
+    client's connections are opened later, on the caller's loop.
+
+    Raises:
+        Unavailable: no client could be made in time.
+    """
+
+    async def create() -> Any:
+        context = session.client(service, config=config, endpoint_url=endpoint_url)
+        async with asyncio.timeout(_OPEN_DEADLINE_S):
+            return await context.__aenter__()
+
+    try:
+        client = await asyncio.to_thread(lambda: asyncio.run(create()))
+    except TimeoutError:
+        raise Unavailable(f"no client of {service} could be made in time") from None
+    except BotoCoreError as error:
+        raised = unreachable(error, service)
+        if raised is None:
+            raise
+        raise raised from error
+    try:
+        yield client
+    finally:
+        await client.__aexit__(None, None, None)
+
+
+@asynccontextmanager
+async def open_dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
+    """The process's client, open until the end of the block.
+
+    Opening needs no DynamoDB: without one, or without credentials, each call raises `Unavailable`.
+    """
+    session = new_session(response_parser_factory=WireParserFactory())
+    aws = settings.aws
+    endpoint_url = aws.endpoint_url_dynamodb or aws.endpoint_url
+    async with open_client(session, "dynamodb", client_config(settings), endpoint_url) as client:
+        # A session takes a parser of ours, but no serializer: this is the one place where K9
+        # reaches into a client. A test holds its requests against the stock serializer's.
+        client._serializer = WireSerializer(client._serializer)  # noqa: SLF001
+        yield Dynamo(client, deadline_s=aws.deadline_s)

@@ -1,0 +1,75 @@
+"""Names of the tables' attributes and indexes, and how rows are spread over shards.
+
+The template `deploy/cloudformation/data.yaml` says the same to DynamoDB; a test holds the two
+together.
+"""
+
+from typing import Final
+from zlib import crc32
+
+import msgspec
+
+
+class Key(msgspec.Struct, frozen=True):
+    """The key of a table or of an index; every key attribute of K9 is a string."""
+
+    partition: str
+    sort: str | None = None
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of its attributes, partition key first."""
+        return (self.partition,) if self.sort is None else (self.partition, self.sort)
+
+
+class Table(msgspec.Struct, frozen=True):
+    """One table. Its full name is `settings.table(name)`."""
+
+    name: str
+    key: Key
+    indexes: dict[str, Key] = {}
+    ttl: str | None = None
+    """Attribute with the Unix time in seconds at which DynamoDB may remove a row."""
+
+
+USER_REPORTS_INDEX: Final = "UserReportsIndex"
+MODEL_VERSION_INDEX: Final = "ModelVersionIndex"
+MODEL_BUILDS_INDEX: Final = "ModelBuildsIndex"
+OPEN_BUILDS_INDEX: Final = "OpenBuildsIndex"
+
+MODEL_SHARD: Final = "model_shard"
+"""Partition key of ModelVersionIndex: `model_shard(...)`'s text."""
+OPEN: Final = "open"
+"""Partition key of OpenBuildsIndex; a build has it only until it ends, so the index is sparse."""
+OPEN_VALUE: Final = "1"
+"""The one value of `open`: few builds are open at once, so one partition holds them."""
+
+USERS: Final = Table("users", Key("user_id"))
+REPORTS: Final = Table("reports", Key("id"), {USER_REPORTS_INDEX: Key("user_id", "created_at")})
+EMBEDDINGS: Final = Table(
+    "embeddings",
+    Key("product_id", "model_version"),
+    {MODEL_VERSION_INDEX: Key(MODEL_SHARD, "updated_at")},
+)
+MODELS: Final = Table("models", Key("model_version"))
+BUILDS: Final = Table(
+    "builds",
+    Key("build_id"),
+    {
+        MODEL_BUILDS_INDEX: Key("model_version", "requested_at"),
+        OPEN_BUILDS_INDEX: Key(OPEN, "requested_at"),
+    },
+)
+IDEMPOTENCY: Final = Table("idempotency", Key("caller", "key"), ttl="expires_at")
+
+ALL: Final = (USERS, REPORTS, EMBEDDINGS, MODELS, BUILDS, IDEMPOTENCY)
+
+
+def shard_of(product_id: str, shards: int) -> int:
+    """The shard of a product, 0 to `shards` - 1: the same for ever, since rows lie by it."""
+    return crc32(product_id.encode()) % shards
+
+
+def model_shard(model_version: str, shard: int) -> str:
+    """The text of ModelVersionIndex's partition key."""
+    return f"{model_version}#{shard}"

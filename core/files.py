@@ -1,0 +1,70 @@
+"""Files on their way to and from S3: blocking work, for threads."""
+
+import hashlib
+import os
+from base64 import b64encode
+from pathlib import Path
+from typing import Final
+
+from core.errors import Corrupt
+
+_BLOCK_BYTES: Final = 1024 * 1024
+
+
+def size_and_digest(source: Path | bytes) -> tuple[int, str]:
+    """Bytes of a file or of bytes, and their SHA-256 in hex."""
+    if isinstance(source, bytes):
+        return len(source), hashlib.sha256(source).hexdigest()
+    with source.open("rb") as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_part(source: Path | bytes, offset: int, length: int) -> tuple[bytes, str]:
+    """Up to `length` bytes from `offset` on, and their SHA-256 in base64, as S3 has it."""
+    if isinstance(source, bytes):
+        part = source[offset : offset + length]
+    else:
+        with source.open("rb") as file:
+            file.seek(offset)
+            part = file.read(length)
+    return part, b64encode(hashlib.sha256(part).digest()).decode()
+
+
+def create(path: Path) -> int:
+    """A new file, open for reading and writing, for its owner alone.
+
+    Raises:
+        FileExistsError: it is there already.
+    """
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+def write_at(handle: int, data: bytes, offset: int) -> None:
+    """All of `data`, at `offset`."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(handle, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def settle(handle: int, partial: Path, path: Path, sha256_hex: str) -> None:
+    """Verifies an open file, and gives it its true name once it is on the disk.
+
+    Raises:
+        Corrupt: its bytes have another digest.
+    """
+    digest = hashlib.sha256()
+    offset = 0
+    while block := os.pread(handle, _BLOCK_BYTES, offset):
+        digest.update(block)
+        offset += len(block)
+    if digest.hexdigest() != sha256_hex:
+        raise Corrupt(f"{path.name} has another SHA-256 than it should have")
+    os.fsync(handle)
+    partial.rename(path)
+
+
+def discard(handle: int, partial: Path) -> None:
+    """Closes a file, and removes it where it still has its temporary name."""
+    os.close(handle)
+    partial.unlink(missing_ok=True)

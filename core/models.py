@@ -1,0 +1,148 @@
+"""Domain Structs: frozen, with no wire format and no storage in them."""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+Metric = Literal["cosine", "ip", "l2"]
+Family = Literal["exact", "hnsw_flat", "hnsw_sq8", "ivf_pq"]
+BuildStatus = Literal["queued", "running", "published", "failed", "cancelled"]
+Stage = Literal[
+    "queued", "pull", "validate", "index", "recall", "matrix", "files", "upload", "publish"
+]
+
+
+def now() -> datetime:
+    """The present, in UTC, to the microsecond."""
+    return datetime.now(UTC)
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with six decimals: fixed width, so that it sorts as it stands."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_timestamp(text: str) -> datetime:
+    """The inverse of `timestamp`.
+
+    Raises:
+        ValueError: when it is not RFC 3339.
+    """
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+class Embedding(msgspec.Struct, frozen=True, gc=False):
+    """One product's vector in one model version."""
+
+    product_id: str
+    model_version: str
+    vector: bytes | None
+    """float32 little-endian, `dimension` x 4 bytes; None for a tombstone, or when left out."""
+    dimension: int
+    """0 for a tombstone."""
+    updated_at: str
+    deleted_at: str | None = None
+    """Set on a tombstone: the product was deleted then."""
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A model version: what its first write fixed, and which build is current."""
+
+    model_version: str
+    dimension: int
+    metric: Metric
+    shards: int
+    """Number of GSI partitions its rows are spread over. Fixed at the first write."""
+    created_at: str
+    epoch: int = 0
+    """Raised by a restore of data; versions of another epoch are not served."""
+    current_build_id: str | None = None
+    current_fence: int = 0
+    """The fence the current build was published under; it names the version's files."""
+    open_build_id: str | None = None
+    pinned: bool = False
+    """An operator promoted this build: no automatic build replaces it."""
+
+
+class BuildParameters(msgspec.Struct, frozen=True):
+    """What a build was asked for. Equal parameters make an equal request."""
+
+    target_recall: float = 0.95
+    matrix_k: int = 20
+    deterministic: bool = False
+    force: bool = False
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a build is in its present stage. `total` is 0 while it is not known."""
+
+    stage: Stage = "queued"
+    done: int = 0
+    total: int = 0
+
+
+class Build(msgspec.Struct, frozen=True):
+    """One run of pull → index → matrix → measure → publish, and what came of it."""
+
+    build_id: str
+    model_version: str
+    status: BuildStatus
+    requested_at: str
+    parameters: BuildParameters
+    progress: Progress = Progress()
+    fence: int = 0
+    """Grows with each claim; whoever holds an older one has lost the build."""
+    lease_until_ms: int = 0
+    """Unix time in milliseconds up to which the claim holds without a heartbeat."""
+    started_at: str | None = None
+    ended_at: str | None = None
+    error: str | None = None
+    manifest: dict[str, Any] | None = None
+
+
+class User(msgspec.Struct, frozen=True):
+    """A caller's own profile."""
+
+    user_id: str
+    """The token's `sub`."""
+    created_at: str
+    updated_at: str
+    name: str | None = None
+    email: str | None = None
+    avatar_url: str | None = None
+    preferences: str = "{}"
+    """A JSON object as text, exactly as it was sent: DynamoDB's numbers would change some."""
+    version: int = 1
+    """Grows with each change."""
+    deleting_at: str | None = None
+    """Set once its deletion is asked for; a worker then removes it and its reports."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A report, which is its user's alone."""
+
+    id: str
+    user_id: str
+    title: str
+    created_at: str
+    updated_at: str
+    author: str | None = None
+    date: str | None = None
+    """RFC 3339 full-date."""
+    reference: str | None = None
+    favorites: tuple[str, ...] = ()
+    """Product ids, in order, each once."""
+    version: int = 1
+    """Grows with each change; its ETag."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks, from a verified token."""
+
+    user_id: str
+    """The token's `sub`."""
+    expires_at: float
+    """Unix time in seconds at which the token ends."""
+    reader: bool = False
+    operator: bool = False

@@ -1,0 +1,395 @@
+"""S3: the bucket of index versions. Objects are put once, never changed, and verified both ways."""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+import aiohttp
+import msgspec
+from aiobotocore.config import AioConfig
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+
+from core import files
+from core.dynamo.client import client_config, new_session, open_client, unreachable
+from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
+from core.settings import Settings
+
+R = TypeVar("R")
+
+PART_BYTES: Final = 16 * 1024 * 1024
+"""Files over this go in parts of it, both ways."""
+_PARTS_AT_ONCE: Final = 4
+"""Parts in memory at once, over all transfers of the process: 64 MiB."""
+_DELETE_KEYS_MAX: Final = 1000
+_SHA256: Final = "sha256"
+"""Metadata of each object: the digest of the whole, in hex."""
+_MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
+_EXISTS: Final = frozenset({"412", "PreconditionFailed"})
+_DAMAGED: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch"})
+_REFUSED: Final = frozenset(
+    {"403", "AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+)
+_CONFLICT: Final = "ConditionalRequestConflict"
+
+
+class _BrokenOff(Exception):
+    """The body of a reply ended too early."""
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What is known of an object without reading it."""
+
+    size_bytes: int
+    sha256_hex: str | None
+    """As given when it was put; None when something other than K9 put it."""
+
+
+class Objects:
+    """The bucket. Made by `open_objects`."""
+
+    def __init__(
+        self, client: Any, bucket: Callable[[], Awaitable[str]], *, deadline_s: float, attempts: int
+    ) -> None:
+        self._client = client
+        self._bucket_of = bucket
+        self._bucket: str | None = None
+        self._deadline_s = deadline_s
+        self._attempts = attempts
+        self._parts = asyncio.Semaphore(_PARTS_AT_ONCE)
+        self.requests = 0
+        """Requests made so far, without botocore's retries: what they cost goes by their number."""
+
+    async def put(
+        self,
+        key: str,
+        source: Path | bytes,
+        sha256_hex: str | None = None,
+        *,
+        if_absent: bool = True,
+    ) -> None:
+        """Puts a file or bytes, whole or not at all.
+
+        With `if_absent`, an object of that key with the same bytes is as good as having put it.
+
+        Args:
+            key: Where to.
+            source: A file that nobody changes meanwhile, or the bytes.
+            sha256_hex: What the source's digest must be; None: whatever it is.
+            if_absent: False replaces what is there.
+
+        Raises:
+            Corrupt: the source has another digest, or arrived as other bytes.
+            AlreadyExists: with `if_absent`, other bytes are there.
+            Unavailable: S3 did not take it in time.
+        """
+        size, digest = await asyncio.to_thread(files.size_and_digest, source)
+        if sha256_hex is not None and digest != sha256_hex:
+            raise Corrupt(f"what should be put as {key} has another SHA-256 than it should have")
+        try:
+            if size <= PART_BYTES:
+                await self._put_whole(key, source, digest, if_absent=if_absent)
+            elif not (if_absent and await self._holds(key, size, digest)):
+                await self._put_parts(key, source, size, digest, if_absent=if_absent)
+        except AlreadyExists:
+            if not await self._holds(key, size, digest):
+                raise
+
+    async def get_to_file(self, key: str, path: Path, *, sha256_hex: str, size: int) -> None:
+        """Downloads to a temporary name beside `path`, verifies, and renames.
+
+        Args:
+            key: Which object.
+            path: Where to; its directory exists.
+            sha256_hex: The digest that the bytes must have.
+            size: Bytes that it must be.
+
+        Raises:
+            Corrupt: it has another size or digest; nothing is left on disk.
+            NotFound: there is no such object.
+            Unavailable: S3 did not answer in time.
+        """
+        partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        handle = await asyncio.to_thread(files.create, partial)
+        try:
+            try:
+                # An empty object has no range: it is read whole, by one request.
+                async with asyncio.TaskGroup() as group:
+                    for offset in range(0, max(size, 1), PART_BYTES):
+                        group.create_task(self._get_part(key, handle, offset, size))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            await asyncio.to_thread(files.settle, handle, partial, path, sha256_hex)
+        finally:
+            await asyncio.to_thread(files.discard, handle, partial)
+
+    async def get_bytes(self, key: str, max_bytes: int) -> bytes:
+        """A small object, verified against the digest it was put with.
+
+        Raises:
+            Corrupt: it is over `max_bytes`, or its bytes are not those that were put.
+            NotFound: there is no such object.
+            Unavailable: S3 did not answer in time.
+        """
+        data, reply = await self._get(key, max_bytes=max_bytes)
+        digest = reply.get("Metadata", {}).get(_SHA256)
+        if (
+            digest is not None
+            and (await asyncio.to_thread(files.size_and_digest, data))[1] != digest
+        ):
+            raise Corrupt(f"object {key} is not what was put")
+        return data
+
+    async def head(self, key: str) -> Head:
+        """Size and digest of an object.
+
+        Raises:
+            NotFound: there is no such object.
+            Unavailable: S3 did not answer in time.
+        """
+        reply = await self._call("head_object", key, Key=key)
+        return Head(reply["ContentLength"], reply.get("Metadata", {}).get(_SHA256))
+
+    async def presign(self, key: str, expires_s: int) -> str:
+        """A URL that reads the object without credentials for `expires_s` seconds. No request."""
+        url: str = await self._within(
+            key,
+            lambda bucket: self._client.generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=expires_s
+            ),
+        )
+        return url
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        """The keys that begin so, sorted.
+
+        Raises:
+            Unavailable: S3 did not answer in time.
+        """
+        keys: list[str] = []
+        more: dict[str, str] = {}
+        while True:
+            reply = await self._call("list_objects_v2", prefix, Prefix=prefix, **more)
+            keys += [entry["Key"] for entry in reply.get("Contents", ())]
+            if not reply.get("IsTruncated"):
+                return keys
+            more = {"ContinuationToken": reply["NextContinuationToken"]}
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        """Deletes objects; one that is not there is as good as deleted.
+
+        Raises:
+            Unavailable: some are still there.
+        """
+        pending = list(keys)
+        for start in range(0, len(pending), _DELETE_KEYS_MAX):
+            chunk = [{"Key": key} for key in pending[start : start + _DELETE_KEYS_MAX]]
+            reply = await self._call(
+                "delete_objects", chunk[0]["Key"], Delete={"Objects": chunk, "Quiet": True}
+            )
+            if reply.get("Errors"):
+                raise Unavailable(f"S3 did not delete {len(reply['Errors'])} objects")
+
+    async def _holds(self, key: str, size: int, digest: str) -> bool:
+        try:
+            return await self.head(key) == Head(size, digest)
+        except NotFound:
+            return False
+
+    async def _put_whole(
+        self, key: str, source: Path | bytes, digest: str, *, if_absent: bool
+    ) -> None:
+        async with self._parts:
+            body = (
+                source if isinstance(source, bytes) else await asyncio.to_thread(source.read_bytes)
+            )
+            await self._call(
+                "put_object",
+                key,
+                Key=key,
+                Body=body,
+                ChecksumSHA256=b64encode(bytes.fromhex(digest)).decode(),
+                Metadata={_SHA256: digest},
+                **_condition(if_absent=if_absent),
+            )
+
+    async def _put_parts(
+        self, key: str, source: Path | bytes, size: int, digest: str, *, if_absent: bool
+    ) -> None:
+        upload = await self._call(
+            "create_multipart_upload",
+            key,
+            Key=key,
+            ChecksumAlgorithm="SHA256",
+            Metadata={_SHA256: digest},
+        )
+        target = {"Key": key, "UploadId": upload["UploadId"]}
+        try:
+            async with asyncio.TaskGroup() as group:
+                parts = [
+                    group.create_task(self._put_part(target, source, number, offset))
+                    for number, offset in enumerate(range(0, size, PART_BYTES), 1)
+                ]
+            await self._call(
+                "complete_multipart_upload",
+                key,
+                **target,
+                MultipartUpload={"Parts": [part.result() for part in parts]},
+                **_condition(if_absent=if_absent),
+            )
+        except BaseException as error:
+            # Parts of an upload that is never completed are paid for until it is aborted. The
+            # bucket's lifecycle rule aborts what a killed process leaves.
+            abort = asyncio.ensure_future(self._call("abort_multipart_upload", key, **target))
+            with suppress(K9Error, ClientError):
+                await asyncio.shield(abort)
+            if isinstance(error, ExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+
+    async def _put_part(
+        self, target: dict[str, str], source: Path | bytes, number: int, offset: int
+    ) -> dict[str, Any]:
+        async with self._parts:
+            body, checksum = await asyncio.to_thread(files.read_part, source, offset, PART_BYTES)
+            reply = await self._call(
+                "upload_part",
+                target["Key"],
+                **target,
+                PartNumber=number,
+                Body=body,
+                ChecksumSHA256=checksum,
+            )
+        return {"PartNumber": number, "ETag": reply["ETag"], "ChecksumSHA256": checksum}
+
+    async def _get_part(self, key: str, handle: int, offset: int, size: int) -> None:
+        end = min(offset + PART_BYTES, size)
+        ranged = {"Range": f"bytes={offset}-{end - 1}"} if size else {}
+        async with self._parts:
+            data, reply = await self._get(key, max_bytes=end - offset, **ranged)
+            total = reply.get("ContentRange", f"/{len(data)}").rpartition("/")[2]
+            if len(data) != end - offset or total != str(size):
+                raise Corrupt(f"object {key} is of {total} bytes and should be of {size}")
+            await asyncio.to_thread(files.write_at, handle, data, offset)
+
+    async def _get(
+        self, key: str, *, max_bytes: int, **parameters: Any
+    ) -> tuple[bytes, dict[str, Any]]:
+        """The bytes and the reply. A body that breaks off is asked for again.
+
+        botocore tries again only while the reply has not begun.
+        """
+
+        async def read(bucket: str) -> tuple[bytes, dict[str, Any]]:
+            reply = await self._client.get_object(Bucket=bucket, Key=key, **parameters)
+            async with reply["Body"] as body:
+                if reply["ContentLength"] > max_bytes:
+                    raise Corrupt(f"object {key} is over {max_bytes} bytes")
+                try:
+                    return await body.read(), reply
+                except (
+                    aiohttp.ClientError,
+                    HTTPClientError,
+                    IncompleteReadError,
+                    OSError,
+                ) as error:
+                    raise _BrokenOff from error
+
+        for attempt in range(1, self._attempts + 1):
+            self.requests += 1
+            try:
+                return await self._within(key, read)
+            except _BrokenOff as error:
+                if attempt == self._attempts:
+                    raise Unavailable("S3 broke off in the middle of an object") from error
+        raise AssertionError("unreachable")
+
+    async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
+        self.requests += 1
+        method = getattr(self._client, operation)
+        reply: dict[str, Any] = await self._within(
+            subject, lambda bucket: method(Bucket=bucket, **parameters)
+        )
+        return reply
+
+    async def _within(self, subject: str, act: Callable[[str], Awaitable[R]]) -> R:
+        """Runs one request within its deadline; the one table from S3's errors to K9's."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                if self._bucket is None:
+                    self._bucket = await self._bucket_of()
+                return await act(self._bucket)
+        except TimeoutError:
+            raise Unavailable(f"S3 did not answer within {self._deadline_s:g} s") from None
+        except ClientError as error:
+            raised = _translate(error, subject, self._bucket or "")
+            if raised is None:
+                raise
+            raise raised from error
+        except BotoCoreError as error:
+            translated = unreachable(error, "S3")
+            if translated is None:
+                raise
+            raise translated from error
+
+
+def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket":
+        return Unavailable(f"S3 has no bucket {bucket}: `k9 tables create` makes it")
+    known: tuple[tuple[bool, type[K9Error], str], ...] = (
+        (code in _MISSING, NotFound, f"there is no object {subject}"),
+        (code in _EXISTS, AlreadyExists, f"another object {subject} is there already"),
+        (code in _DAMAGED, Corrupt, f"object {subject} arrived as other bytes"),
+        (code == "InvalidRange", Corrupt, f"object {subject} is shorter than it should be"),
+        (code in _REFUSED, Unavailable, f"S3 refused K9's AWS credentials: {code}"),
+        (code in {_CONFLICT, "SlowDown"}, Unavailable, f"S3 is busy: {code}"),
+        (status >= 500, Unavailable, f"S3 failed: {code}"),  # noqa: PLR2004 - HTTP's own
+    )
+    return next((kind(message) for holds, kind, message in known if holds), None)
+
+
+def _condition(*, if_absent: bool) -> dict[str, str]:
+    return {"IfNoneMatch": "*"} if if_absent else {}
+
+
+def _s3_config(settings: Settings) -> AioConfig:
+    aws = settings.aws
+    local = (aws.endpoint_url_s3 or aws.endpoint_url) is not None
+    return AioConfig(
+        # Presigned addresses would still be signed by version 2, which newer regions refuse.
+        signature_version="s3v4",
+        # Every transfer carries a SHA-256 of ours; botocore would add a CRC-32 to each.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # An emulator's address has no name for each bucket below it.
+        s3={"addressing_style": "path" if local else "auto"},
+    )
+
+
+@asynccontextmanager
+async def open_objects(settings: Settings) -> AsyncIterator[Objects]:
+    """The process's S3 client, open until the end of the block. Opening needs no S3."""
+    aws = settings.aws
+    session = new_session()
+    config = client_config(
+        settings,
+        # A part of 16 MiB may take its time to be taken in; a connection that is silent for a
+        # third of the deadline is given up, and tried again.
+        read_timeout_s=max(aws.read_timeout_s, aws.object_deadline_s / aws.attempts_max),
+    ).merge(_s3_config(settings))
+
+    async def bucket() -> str:
+        if aws.bucket is not None:
+            return aws.bucket
+        async with open_client(session, "sts", client_config(settings), aws.endpoint_url) as sts:
+            account = (await sts.get_caller_identity())["Account"]
+        return f"k9-indexes-{settings.environment}-{account}"
+
+    endpoint_url = aws.endpoint_url_s3 or aws.endpoint_url
+    async with open_client(session, "s3", config, endpoint_url) as client:
+        yield Objects(client, bucket, deadline_s=aws.object_deadline_s, attempts=aws.attempts_max)

@@ -1,0 +1,131 @@
+"""The contract of API and worker: job names, payloads, serializer, enqueue.
+
+Redis is a hint here. The builds table is the truth, so that losing a message, or all of Redis,
+loses nothing: the reconciler enqueues what the table shows open.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from arq.connections import ArqRedis, RedisSettings
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from core import telemetry
+from core.settings import Settings
+
+QUEUE = "k9:builds:v1"
+"""Carries the payload's version, so that old workers leave new jobs alone."""
+
+BUILD_JOB = "run_build"
+DELETION_JOB = "delete_user"
+
+_log = telemetry.logger(__name__)
+
+
+class BuildJob(msgspec.Struct, frozen=True):
+    """What a worker is told: which build, and the fence it may claim over."""
+
+    build_id: str
+    fence: int
+
+
+class DeletionJob(msgspec.Struct, frozen=True):
+    """What a worker is told: whose profile and reports to remove."""
+
+    user_id: str
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """Msgpack, never pickle: whoever can write to Redis must not run code here."""
+    return msgspec.msgpack.encode(job, enc_hook=repr)
+
+
+def deserialize(data: bytes) -> dict[str, Any]:
+    """The inverse of `serialize`; Structs come back as dicts."""
+    job: dict[str, Any] = msgspec.msgpack.decode(data)
+    return job
+
+
+def redis_settings(settings: Settings) -> RedisSettings:
+    """Where Redis is, for arq's worker.
+
+    Raises:
+        SettingsError: when the address does not read.
+    """
+    parsed = RedisSettings.from_dsn(settings.redis_url)
+    parsed.conn_timeout = max(1, round(settings.redis_timeout_s))
+    parsed.ssl_check_hostname = parsed.ssl  # arq leaves it off, which trusts any certificate holder
+    return parsed
+
+
+class BuildQueue:
+    """Tells the workers of what waits."""
+
+    def __init__(self, redis: ArqRedis, timeout_s: float) -> None:
+        self.redis = redis
+        self._timeout_s = timeout_s
+
+    async def enqueue(self, build_id: str, fence: int) -> bool:
+        """Hints that a build waits. False when Redis did not take it: the reconciler will.
+
+        The job id holds the fence, since arq keeps a killed worker's id blocked for as long as
+        the longest job may take.
+        """
+        return await self._hint(BUILD_JOB, BuildJob(build_id, fence), f"{build_id}:{fence}")
+
+    async def enqueue_deletion(self, user_id: str, attempt: int = 0) -> bool:
+        """Hints that a user is to be removed. False when Redis did not take it.
+
+        `attempt` is part of the job's id: a reconciler counts up, since a killed worker's id stays
+        blocked.
+        """
+        return await self._hint(DELETION_JOB, DeletionJob(user_id), f"delete:{user_id}:{attempt}")
+
+    async def _hint(self, job: str, payload: msgspec.Struct, job_id: str) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self.redis.enqueue_job(job, payload, _job_id=job_id, _queue_name=QUEUE)
+        except (RedisError, OSError, TimeoutError) as error:
+            telemetry.ENQUEUE_FAILED.inc()
+            _log.warning("enqueue lost", job_id=job_id, error=type(error).__name__)
+            return False
+        return True
+
+    async def ping(self) -> bool:
+        """Whether Redis answers in time."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return bool(await self.redis.ping())
+        except (RedisError, OSError, TimeoutError):
+            return False
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings) -> AsyncIterator[BuildQueue]:
+    """A queue that connects at its first use, so that a process starts without Redis."""
+    where = redis_settings(settings)
+    redis = ArqRedis(
+        host=str(where.host),
+        port=where.port,
+        db=where.database,
+        username=where.username,
+        password=where.password,
+        unix_socket_path=where.unix_socket_path,
+        ssl=where.ssl,
+        ssl_check_hostname=where.ssl_check_hostname,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        retry=Retry(NoBackoff(), 1),
+        job_serializer=serialize,
+        job_deserializer=deserialize,
+        default_queue_name=QUEUE,
+    )
+    try:
+        yield BuildQueue(redis, settings.redis_timeout_s)
+    finally:
+        await redis.aclose()

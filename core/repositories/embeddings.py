@@ -1,0 +1,369 @@
+"""Embeddings: rows of the embeddings table, and the parallel reader of a model version."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from core.dynamo import tables
+from core.dynamo.client import Dynamo
+from core.dynamo.expressions import (
+    equals,
+    expressions,
+    missing,
+)
+from core.dynamo.wire import Item, RequestItem, request_item
+from core.errors import (
+    ConditionFailed,
+    K9Error,
+    TableMissing,
+    TransactionFailed,
+    Unavailable,
+)
+from core.models import Embedding, Model, now, timestamp
+from core.repositories import transactions
+from core.repositories.embedding_rows import (
+    SMALL,
+    burial,
+    decode,
+    embedding_of,
+    live_row,
+    row_key,
+    tombstone_of,
+    unchanged,
+    unknown,
+)
+from core.repositories.idempotency import lost
+from core.repositories.transactions import Part, refused
+from core.settings import Settings
+
+_BATCH_WRITE_ROWS = 25
+_ONCE_ROWS = 99
+"""A transaction has 100 parts, one of them the note."""
+_ONCE_TRIES = 5
+_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 2.0
+
+_Pages = asyncio.Queue[list[Embedding] | Exception | None]
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a listing goes on: a shard, and the last key that was read in it."""
+
+    shard: int = 0
+    updated_at: str | None = None
+    product_id: str | None = None
+
+
+class EmbeddingRepository:
+    """The embeddings table. A deleted row stays as a tombstone, which reads do not show."""
+
+    def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
+        self._dynamo = dynamo
+        self._table = settings.table(tables.EMBEDDINGS.name)
+        self._ingest = settings.ingest
+
+    async def store_embedding(
+        self, model: Model, product_id: str, vector: bytes
+    ) -> tuple[Embedding, bool]:
+        """Puts one row; True when there was none, or a tombstone.
+
+        `vector` is float32 little-endian of the model version's dimension.
+        """
+        stored = embedding_of(model, product_id, vector, timestamp(now()))
+        reply = await self._dynamo.call(
+            "put_item", TableName=self._table, Item=live_row(stored, model), ReturnValues="ALL_OLD"
+        )
+        old = reply.get("Attributes")
+        created = old is None or "deleted_at" in old
+        return stored, created
+
+    async def store_embedding_with(
+        self,
+        model: Model,
+        product_id: str,
+        vector: bytes,
+        also: Callable[[Embedding, bool], Sequence[Part]],
+    ) -> tuple[Embedding, bool]:
+        """The same in one transaction with other parts, which may depend on what it did.
+
+        Raises:
+            InFlight: the idempotency claim among the parts was lost.
+            Unavailable: others kept writing the same row.
+        """
+        for _ in range(_ONCE_TRIES):
+            there = await self._state(model.model_version, product_id)
+            stored = embedding_of(model, product_id, vector, timestamp(now()))
+            created = there is None or "deleted_at" in there
+            same = unchanged(there)
+            if await self._transacted(
+                transactions.put(self._table, live_row(stored, model), same), also(stored, created)
+            ):
+                return stored, created
+        raise Unavailable("others kept writing the same row; try again")
+
+    async def delete_embedding_with(
+        self, model: Model, product_id: str, also: Callable[[Embedding], Sequence[Part]]
+    ) -> Embedding:
+        """`delete_embedding` in one transaction with other parts.
+
+        Raises:
+            NotFound: there is no such row, or it was deleted before.
+            InFlight: the idempotency claim among the parts was lost.
+        """
+        tombstone = tombstone_of(model, product_id, timestamp(now()))
+        change, condition = burial(model, tombstone)
+        row = row_key(model.model_version, product_id)
+        part = transactions.update(self._table, row, change, condition)
+        if not await self._transacted(part, also(tombstone)):
+            raise unknown(model.model_version, product_id)
+        return tombstone
+
+    async def store_batch_with(
+        self,
+        model: Model,
+        rows: Sequence[tuple[str, bytes]],
+        note: Callable[[str], Part],
+        noted: frozenset[str],
+    ) -> None:
+        """Puts many rows in transactions of up to 99, each with a part that notes it.
+
+        What was noted by an earlier try is left alone: it may have been overwritten since.
+
+        Raises:
+            InFlight: the idempotency claim among the parts was lost.
+        """
+        moment = timestamp(now())
+        for start in range(0, len(rows), _ONCE_ROWS):
+            name = str(start)
+            if name not in noted:
+                parts = [
+                    transactions.put(
+                        self._table,
+                        live_row(embedding_of(model, product_id, vector, moment), model),
+                    )
+                    for product_id, vector in rows[start : start + _ONCE_ROWS]
+                ]
+                await self._transacted(note(name), parts, first=False)
+
+    async def store_batch(self, model: Model, rows: Sequence[tuple[str, bytes]]) -> list[str]:
+        """Puts many rows, each id once; returns the ids that DynamoDB did not take in time."""
+        moment = timestamp(now())
+        requests = [
+            {
+                "PutRequest": {
+                    "Item": live_row(embedding_of(model, product_id, vector, moment), model)
+                }
+            }
+            for product_id, vector in rows
+        ]
+        chunks = [
+            requests[start : start + _BATCH_WRITE_ROWS]
+            for start in range(0, len(requests), _BATCH_WRITE_ROWS)
+        ]
+        gate = asyncio.Semaphore(self._ingest.batch_concurrency)
+        until = asyncio.get_running_loop().time() + self._ingest.batch_deadline_s
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._write(chunk, gate, until)) for chunk in chunks]
+        except* K9Error as failed:
+            raise failed.exceptions[0] from None
+        return [product_id for task in tasks for product_id in task.result()]
+
+    async def get_embedding(self, model_version: str, product_id: str) -> Embedding:
+        """One row, read consistently.
+
+        Raises:
+            NotFound: there is none, or it was deleted.
+        """
+        reply = await self._dynamo.call(
+            "get_item",
+            TableName=self._table,
+            Key=row_key(model_version, product_id),
+            ConsistentRead=True,
+        )
+        if "Item" not in reply or "deleted_at" in reply["Item"]:
+            raise unknown(model_version, product_id)
+        return decode(reply["Item"])
+
+    async def delete_embedding(self, model: Model, product_id: str) -> Embedding:
+        """Turns a row into a tombstone, which running indexes learn of.
+
+        Raises:
+            NotFound: there is no such row, or it was deleted before.
+        """
+        tombstone = tombstone_of(model, product_id, timestamp(now()))
+        change, condition = burial(model, tombstone)
+        try:
+            await self._dynamo.call(
+                "update_item",
+                TableName=self._table,
+                Key=row_key(model.model_version, product_id),
+                **expressions(update=change, condition=condition),
+            )
+        except ConditionFailed:
+            raise unknown(model.model_version, product_id) from None
+        return tombstone
+
+    async def list_embeddings(
+        self, model: Model, *, limit: int, position: Position | None = None, vectors: bool = True
+    ) -> tuple[list[Embedding], Position | None]:
+        """Up to `limit` rows and where to go on, shard after shard, oldest change first."""
+        at = position or Position()
+        found: list[Embedding] = []
+        while at.shard < model.shards:
+            reply = await self._query(
+                model, at.shard, start=_start(model, at), limit=limit, live=True, vectors=vectors
+            )
+            for item in reply["Items"]:
+                found.append(decode(item))
+                at = Position(at.shard, found[-1].updated_at, found[-1].product_id)
+                if len(found) == limit:
+                    return found, at
+            last = reply.get("LastEvaluatedKey")
+            at = _after(at.shard, last) if last else Position(at.shard + 1)
+        return found, None
+
+    async def has_rows(self, model: Model) -> bool:
+        """Whether the model version has a row that is not a tombstone."""
+        for shard in range(model.shards):
+            start: RequestItem | None = None
+            while True:
+                reply = await self._query(model, shard, start=start, live=True, vectors=False)
+                if reply["Items"]:
+                    return True
+                if "LastEvaluatedKey" not in reply:
+                    break
+                start = request_item(reply["LastEvaluatedKey"])
+        return False
+
+    async def get_embeddings_by_model(self, model: Model) -> AsyncIterator[list[Embedding]]:
+        """Every row of a model version, tombstones too, a page at a time.
+
+        All shards are read side by side; within one, rows come in the order of their last
+        change, so of two readings of a product the later one is newer. At most one page a shard
+        waits in memory, whatever the number of rows.
+        """
+        pages: _Pages = asyncio.Queue(maxsize=1)
+
+        readers = [
+            asyncio.create_task(self._read(model, shard, pages)) for shard in range(model.shards)
+        ]
+        try:
+            open_shards = len(readers)
+            while open_shards:
+                page = await pages.get()
+                if isinstance(page, Exception):
+                    raise page
+                if page is None:
+                    open_shards -= 1
+                elif page:
+                    yield page
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+    async def _state(self, model_version: str, product_id: str) -> Item | None:
+        """Whether a row is there, deleted, and when it changed; without its vector."""
+        reply = await self._dynamo.call(
+            "get_item",
+            TableName=self._table,
+            Key=row_key(model_version, product_id),
+            ConsistentRead=True,
+            **expressions(projection=("updated_at", "deleted_at")),
+        )
+        item: Item | None = reply.get("Item")
+        return item
+
+    async def _transacted(self, part: Part, also: Sequence[Part], *, first: bool = True) -> bool:
+        """False where the first part was refused and that may be (`first`).
+
+        Raises:
+            InFlight: another part was refused: the idempotency claim is lost.
+        """
+        try:
+            await transactions.transact(self._dynamo, part, *also)
+        except TransactionFailed as failed:
+            if first and refused(failed, 0):
+                return False
+            raise lost() from None
+        return True
+
+    async def _read(self, model: Model, shard: int, pages: _Pages) -> None:
+        """Puts the pages of one shard, then None; or the error that ended it."""
+        start: RequestItem | None = None
+        try:
+            while True:
+                reply = await self._query(model, shard, start=start)
+                await pages.put([decode(item) for item in reply["Items"]])
+                if "LastEvaluatedKey" not in reply:
+                    break
+                start = request_item(reply["LastEvaluatedKey"])
+        except Exception as error:  # noqa: BLE001 - raised where the pages are taken
+            await pages.put(error)
+        else:
+            await pages.put(None)
+
+    async def _query(
+        self,
+        model: Model,
+        shard: int,
+        *,
+        start: RequestItem | None = None,
+        limit: int | None = None,
+        live: bool = False,
+        vectors: bool = True,
+    ) -> dict[str, Any]:
+        parameters: dict[str, Any] = expressions(
+            key=equals(tables.MODEL_SHARD, tables.model_shard(model.model_version, shard)),
+            filtered=missing("deleted_at") if live else None,
+            projection=None if vectors else SMALL,
+        )
+        if start:
+            parameters["ExclusiveStartKey"] = start
+        if limit:
+            parameters["Limit"] = limit
+        return await self._dynamo.call(
+            "query", TableName=self._table, IndexName=tables.MODEL_VERSION_INDEX, **parameters
+        )
+
+    async def _write(
+        self, requests: list[dict[str, Any]], gate: asyncio.Semaphore, until: float
+    ) -> list[str]:
+        """One BatchWriteItem, and what it left undone again with backoff; the ids still left."""
+        loop = asyncio.get_running_loop()
+        backoff_s = _BACKOFF_FIRST_S
+        async with gate:
+            while loop.time() < until:
+                try:
+                    async with asyncio.timeout_at(until):
+                        reply = await self._dynamo.call(
+                            "batch_write_item", RequestItems={self._table: requests}
+                        )
+                    requests = reply.get("UnprocessedItems", {}).get(self._table, [])
+                except TableMissing:
+                    raise
+                except (Unavailable, TimeoutError):
+                    pass  # nothing is known to be stored: all of it stays to be sent again
+                if not requests:
+                    return []
+                wait_s = random.uniform(0, backoff_s)  # noqa: S311 - jitter, not a secret
+                await asyncio.sleep(min(wait_s, max(0.0, until - loop.time())))
+                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+        return [request["PutRequest"]["Item"]["product_id"]["S"] for request in requests]
+
+
+def _start(model: Model, at: Position) -> RequestItem | None:
+    if at.product_id is None or at.updated_at is None:
+        return None
+    return {
+        **row_key(model.model_version, at.product_id),
+        tables.MODEL_SHARD: {"S": tables.model_shard(model.model_version, at.shard)},
+        "updated_at": {"S": at.updated_at},
+    }
+
+
+def _after(shard: int, last: Item) -> Position:
+    return Position(shard, last["updated_at"].S, last["product_id"].S)

@@ -1,0 +1,88 @@
+"""Parts of a transaction, and what made one fail."""
+
+import asyncio
+import random
+from typing import Any, cast
+
+from core.dynamo.client import Dynamo
+from core.dynamo.expressions import Condition, Update, expressions
+from core.dynamo.wire import Item, RequestItem
+from core.errors import TransactionFailed, Unavailable
+
+Part = dict[str, Any]
+"""One operation of TransactWriteItems."""
+
+REFUSED = "ConditionalCheckFailed"
+"""The reason of a part whose condition did not hold."""
+
+_TRIES = 6
+_BACKOFF_S = 0.02
+
+
+def refused(failed: TransactionFailed, position: int) -> bool:
+    """Whether the condition of the part at this position did not hold."""
+    return position < len(failed.reasons) and failed.reasons[position] == REFUSED
+
+
+def found(failed: TransactionFailed, position: int) -> Item | None:
+    """The row that a refused part met; None where there is none."""
+    return cast("Item | None", failed.items[position]) if position < len(failed.items) else None
+
+
+def put(table: str, item: RequestItem, condition: Condition | None = None) -> Part:
+    """Puts an item; a refusal brings back the one that is there."""
+    return _part("Put", table, condition, Item=item)
+
+
+def update(
+    table: str, key: RequestItem, change: Update, condition: Condition | None = None
+) -> Part:
+    """Updates an item; a refusal brings back the one that is there."""
+    return _part("Update", table, condition, change, Key=key)
+
+
+def delete(table: str, key: RequestItem, condition: Condition | None = None) -> Part:
+    """Deletes an item; a refusal brings back the one that is there."""
+    return _part("Delete", table, condition, Key=key)
+
+
+def check(table: str, key: RequestItem, condition: Condition) -> Part:
+    """Holds the whole transaction to a condition on an item that it does not change."""
+    return _part("ConditionCheck", table, condition, Key=key)
+
+
+async def transact(dynamo: Dynamo, *parts: Part) -> None:
+    """All of the parts, or none. One that met another transaction is tried again.
+
+    Raises:
+        TransactionFailed: the condition of a part did not hold; with one reason a part, and the
+            rows of those that were refused.
+        Unavailable: other transactions kept coming between.
+    """
+    for attempt in range(_TRIES):
+        try:
+            await dynamo.call("transact_write_items", TransactItems=list(parts))
+        except TransactionFailed as failed:
+            if REFUSED in failed.reasons:
+                raise
+            await asyncio.sleep(random.uniform(0, _BACKOFF_S * 2**attempt))  # noqa: S311 - jitter
+        else:
+            return
+    raise Unavailable("other writes of the same rows kept coming between; try again")
+
+
+def _part(
+    kind: str,
+    table: str,
+    condition: Condition | None,
+    change: Update | None = None,
+    **what: RequestItem,
+) -> Part:
+    body: dict[str, Any] = {
+        "TableName": table,
+        **what,
+        **expressions(condition=condition, update=change),
+    }
+    if condition is not None:
+        body["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
+    return {kind: body}

@@ -1,0 +1,142 @@
+"""Users: each caller's own profile, and the marks of those that are being deleted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from core.dynamo import tables
+from core.dynamo.client import Dynamo
+from core.dynamo.expressions import Update, equals, exists, expressions, key, missing
+from core.dynamo.items import Codec
+from core.dynamo.wire import request_item
+from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale, TransactionFailed
+from core.models import User
+from core.repositories import transactions
+from core.repositories.idempotency import lost
+from core.repositories.transactions import Part, found, refused
+from core.settings import Settings
+
+USER_CODEC = Codec(User)
+
+_DELETIONS = "k9/deletions"
+"""In the idempotency table, the partition of the users whose deletion is not done. No caller's
+partition has that name: theirs begin with `user/`."""
+
+
+class UserRepository:
+    """The users table."""
+
+    def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
+        self._dynamo = dynamo
+        self._table = settings.table(tables.USERS.name)
+        self._marks = settings.table(tables.IDEMPOTENCY.name)
+
+    async def get_user(self, user_id: str) -> User:
+        """One user, read consistently.
+
+        Raises:
+            NotFound: there is none.
+        """
+        reply = await self._dynamo.call(
+            "get_item", TableName=self._table, Key=key(user_id=user_id), ConsistentRead=True
+        )
+        if "Item" not in reply:
+            raise unknown_user()
+        return USER_CODEC.decode(reply["Item"])
+
+    async def create_user(self, user: User, also: Sequence[Part] = ()) -> None:
+        """Puts a new user, with whatever else belongs to the transaction.
+
+        Raises:
+            AlreadyExists: there is one of that id.
+            BeingDeleted: the one of that id is being deleted.
+            InFlight: the idempotency claim in `also` was lost.
+        """
+        await self._write(
+            transactions.put(self._table, USER_CODEC.encode(user), missing("user_id")), also
+        )
+
+    async def update_user(self, user: User, also: Sequence[Part] = ()) -> None:
+        """Puts a changed user over the version before it.
+
+        Raises:
+            NotFound: there is none any more.
+            BeingDeleted: it is being deleted.
+            Stale: it has changed since it was read.
+            InFlight: the idempotency claim in `also` was lost.
+        """
+        condition = exists("user_id") & missing("deleting_at") & equals("version", user.version - 1)
+        await self._write(
+            transactions.put(self._table, USER_CODEC.encode(user), condition), also, create=False
+        )
+
+    async def mark_user(self, user_id: str, moment: str, also: Sequence[Part] = ()) -> None:
+        """Marks a user for deletion, and notes that a worker has to finish it.
+
+        Raises:
+            NotFound: there is none.
+            BeingDeleted: it is marked already.
+            InFlight: the idempotency claim in `also` was lost.
+        """
+        mark = transactions.update(
+            self._table,
+            key(user_id=user_id),
+            Update(set={"deleting_at": moment}, add={"version": 1}),
+            exists("user_id") & missing("deleting_at"),
+        )
+        noted = {**key(caller=_DELETIONS, key=user_id), "marked_at": {"S": moment}}
+        await self._write(mark, [transactions.put(self._marks, noted), *also], create=False)
+
+    def allows(self, user_id: str) -> Part:
+        """The part of a transaction that fails while the user is being deleted."""
+        return transactions.check(self._table, key(user_id=user_id), missing("deleting_at"))
+
+    async def list_marked(self) -> list[str]:
+        """The users whose deletion is not done, read consistently."""
+        found_ids: list[str] = []
+        start: dict[str, Any] = {}
+        while True:
+            reply = await self._dynamo.call(
+                "query",
+                TableName=self._marks,
+                ConsistentRead=True,
+                **start,
+                **expressions(key=equals("caller", _DELETIONS)),
+            )
+            found_ids += [item["key"].S or "" for item in reply["Items"]]
+            if "LastEvaluatedKey" not in reply:
+                return found_ids
+            start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
+
+    async def remove_user(self, user_id: str) -> None:
+        """Removes a marked user and the note of it. Doing it twice is doing it once."""
+        marked = exists("deleting_at") | missing("user_id")
+        await transactions.transact(
+            self._dynamo,
+            transactions.delete(self._table, key(user_id=user_id), marked),
+            transactions.delete(self._marks, key(caller=_DELETIONS, key=user_id)),
+        )
+
+    async def _write(self, part: Part, also: Sequence[Part], *, create: bool = True) -> None:
+        try:
+            await transactions.transact(self._dynamo, part, *also)
+        except TransactionFailed as failed:
+            if not refused(failed, 0):
+                raise lost() from None
+            item = found(failed, 0)
+            if item is None:
+                raise unknown_user() from None
+            if "deleting_at" in item:
+                raise being_deleted() from None
+            if create:
+                raise AlreadyExists("there is a profile already; PATCH changes it") from None
+            raise Stale("the profile has changed meanwhile") from None
+
+
+def unknown_user() -> NotFound:
+    """The one answer for a user who does not exist and one who is someone else."""
+    return NotFound("there is no such user")
+
+
+def being_deleted() -> BeingDeleted:
+    """The error of every write of a user who is being deleted."""
+    return BeingDeleted("this user is being deleted; nothing can be written until that is done")

@@ -1,0 +1,76 @@
+"""The one place where clients and adapters are opened."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from core.dynamo.client import Dynamo, open_dynamo
+from core.dynamo.cursors import Cursors
+from core.objects import Objects, open_objects
+from core.queue import BuildQueue, open_queue
+from core.repositories.builds import BuildRepository
+from core.repositories.embeddings import EmbeddingRepository
+from core.repositories.idempotency import IdempotencyRepository
+from core.repositories.models import ModelRepository
+from core.repositories.reports import ReportRepository
+from core.repositories.users import UserRepository
+from core.settings import Settings
+from core.usecases.builds import BuildRequests
+from core.usecases.embeddings import Ingest
+from core.usecases.reports import Reports
+from core.usecases.users import Profiles
+from core.versions import VersionStore
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """All that a process of K9 works with; opened once, closed once."""
+
+    settings: Settings
+    dynamo: Dynamo
+    objects: Objects
+    queue: BuildQueue
+    models: ModelRepository
+    embeddings: EmbeddingRepository
+    builds: BuildRepository
+    users: UserRepository
+    reports: ReportRepository
+    idempotency: IdempotencyRepository
+    versions: VersionStore
+    cursors: Cursors
+    ingest: Ingest
+    build_requests: BuildRequests
+    profiles: Profiles
+    reporting: Reports
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Opens every client. None of them connects before its first use."""
+    async with AsyncExitStack() as stack:
+        dynamo = await stack.enter_async_context(open_dynamo(settings))
+        objects = await stack.enter_async_context(open_objects(settings))
+        queue = await stack.enter_async_context(open_queue(settings))
+        models = ModelRepository(dynamo, settings)
+        embeddings = EmbeddingRepository(dynamo, settings)
+        builds = BuildRepository(dynamo, settings)
+        users = UserRepository(dynamo, settings)
+        reports = ReportRepository(dynamo, users, settings)
+        yield Resources(
+            settings=settings,
+            dynamo=dynamo,
+            objects=objects,
+            queue=queue,
+            models=models,
+            embeddings=embeddings,
+            builds=builds,
+            users=users,
+            reports=reports,
+            idempotency=IdempotencyRepository(dynamo, settings),
+            versions=VersionStore(objects, settings.serving.cache_dir),
+            cursors=Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s),
+            ingest=Ingest(models, embeddings, settings),
+            build_requests=BuildRequests(models, embeddings, builds, queue),
+            profiles=Profiles(users, settings.records),
+            reporting=Reports(reports, settings),
+        )

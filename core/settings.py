@@ -1,0 +1,247 @@
+"""Every setting and every limit, read once from the environment. Nothing else reads it.
+
+A field `rows_max` of any group is the variable `K9_ROWS_MAX`; the few that have another name by
+custom (AWS's, Redis's, the tables') are listed in `_VARIABLES`. Credentials are not here: they stay
+in AWS's own chain.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec import Meta
+
+from core.errors import SettingsError
+
+_Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+_Positive = Annotated[int, Meta(ge=1)]
+_NotNegative = Annotated[int, Meta(ge=0)]
+_Seconds = Annotated[float, Meta(gt=0)]
+_Port = Annotated[int, Meta(ge=0, le=65535)]
+
+_VARIABLES = {
+    "endpoint_url": "AWS_ENDPOINT_URL",
+    "endpoint_url_dynamodb": "AWS_ENDPOINT_URL_DYNAMODB",
+    "endpoint_url_s3": "AWS_ENDPOINT_URL_S3",
+    "redis_url": "REDIS_URL",
+    "users_table": "DYNAMODB_USERS_TABLE",
+    "reports_table": "DYNAMODB_REPORTS_TABLE",
+    "embeddings_table": "DYNAMODB_EMBEDDINGS_TABLE",
+    "models_table": "DYNAMODB_MODELS_TABLE",
+    "builds_table": "DYNAMODB_BUILDS_TABLE",
+    "idempotency_table": "DYNAMODB_IDEMPOTENCY_TABLE",
+}
+
+
+class Aws(msgspec.Struct, frozen=True):
+    """Where AWS is, and how long to wait for it."""
+
+    region: str = "us-east-1"
+    """From AWS_REGION, else AWS_DEFAULT_REGION."""
+    endpoint_url: str | None = None
+    endpoint_url_dynamodb: str | None = None
+    endpoint_url_s3: str | None = None
+    bucket: str | None = None
+    """The bucket of index versions; None stands for `k9-indexes-{environment}-{account}`."""
+    pool_connections: _Positive = 64
+    connect_timeout_s: _Seconds = 1.0
+    read_timeout_s: _Seconds = 3.0
+    attempts_max: _Positive = 3
+    """Tries a call, the first one included, by botocore's `standard` mode."""
+    deadline_s: _Seconds = 5.0
+    """Over all tries of one DynamoDB call."""
+    object_deadline_s: _Seconds = 60.0
+    """Over one S3 request, a part of a multipart transfer at the most."""
+
+
+class Tables(msgspec.Struct, frozen=True):
+    """Names of the tables; None stands for `k9-{table}-{environment}`."""
+
+    users_table: str | None = None
+    reports_table: str | None = None
+    embeddings_table: str | None = None
+    models_table: str | None = None
+    builds_table: str | None = None
+    idempotency_table: str | None = None
+
+
+class Auth(msgspec.Struct, frozen=True):
+    """Whose tokens are good.
+
+    The issuer and the keys' address are two things: on the embedded stack they differ.
+    """
+
+    auth_issuer: str | None = None
+    auth_jwks_url: str | None = None
+    auth_client_ids: tuple[str, ...] = ()
+    """App clients whose tokens are taken, separated by commas."""
+    auth_leeway_s: _NotNegative = 5
+    auth_keys_refresh_s: _Seconds = 3600.0
+    auth_keys_keep_s: _Seconds = 86400.0
+    """How long keys fetched earlier are good while no new ones can be had."""
+    auth_unknown_key_fetch_s: _Seconds = 60.0
+    """A key id that is not known costs at most one fetch in this time."""
+    auth_token_bytes_max: _Positive = 8192
+    auth_cache_tokens: _Positive = 10_000
+
+
+class Http(msgspec.Struct, frozen=True):
+    """The API process."""
+
+    host: str = "127.0.0.1"
+    port: _Port = 3001
+    metrics_port: _Port = 3002
+    """0 opens none."""
+    cors_origins: tuple[str, ...] = ()
+    concurrent_requests_max: _Positive = 256
+    """Requests in flight; one more is answered 503 at once."""
+    body_bytes_max: _Positive = 96 * 1024 * 1024
+    """A batch of 1,000 x 4,096 numbers in JSON with all their digits takes 80 MB."""
+    buffered_bytes_max: _Positive = 256 * 1024 * 1024
+    """Bodies in memory, of all requests in flight; one that would be over it is answered 503."""
+    body_timeout_s: _Seconds = 60.0
+    """For a request's body to arrive."""
+    drain_s: _Seconds = 10.0
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one request may ask for."""
+
+    dimension_max: _Positive = 4096
+    batch_rows_max: _Positive = 1000
+    product_id_bytes_max: _Positive = 512
+    k_max: _Positive = 1000
+    vectors_max: _Positive = 256
+    vectors_times_k_max: _Positive = 10_000
+    exclude_max: _Positive = 1000
+    page_rows_max: _Positive = 100
+    cursor_ttl_s: _Positive = 86400
+
+
+class Records(msgspec.Struct, frozen=True):
+    """Users, reports and idempotency keys."""
+
+    preferences_bytes_max: _Positive = 64 * 1024
+    preferences_levels_max: _Positive = 100
+    favorites_max: _Positive = 1000
+    favorites_bytes_max: _Positive = 160 * 1024
+    """Of all ids of one report together: it and its kept answer must fit an item of 400 KB."""
+    idempotency_ttl_s: _Positive = 86400
+    idempotency_lease_s: _Seconds = 30.0
+    """A process that died in flight blocks a key for no longer than this."""
+    idempotency_body_bytes_max: _Positive = 384 * 1000
+    """A larger answer is not kept; only lists of errors are, and the same request earns them."""
+    deletion_settle_s: _Seconds = 10.0
+    """How long after its mark a user's reports are still looked for in the index."""
+
+
+class Ingest(msgspec.Struct, frozen=True):
+    """Writing and reading rows."""
+
+    shards: Annotated[int, Meta(ge=1, le=256)] = 8
+    """GSI partitions a new model version is spread over: 1,000 write units a second each."""
+    batch_deadline_s: _Seconds = 20.0
+    """For one request's whole batch, backoff for unprocessed rows included."""
+    batch_concurrency: _Positive = 8
+    """BatchWriteItem calls in flight for one batch."""
+    model_cache_s: _Seconds = 5.0
+
+
+class Building(msgspec.Struct, frozen=True):
+    """The worker and its builds."""
+
+    lease_s: _Seconds = 20.0
+    heartbeat_s: _Seconds = 5.0
+    build_timeout_s: _Seconds = 3600.0
+    build_attempts_max: _Positive = 3
+    jobs_max: _Positive = 2
+    """Builds one worker runs side by side."""
+    reconcile_s: _Seconds = 5.0
+    work_dir: Path = Path(".k9/work")
+    index_bytes_max: _Positive = 4 * 1024**3
+    """Memory that one index may take: over it the next smaller family is chosen."""
+    matrix_exact_rows_max: _Positive = 150_000
+    """Up to here the matrix is exact; above it the index makes it, and its recall is measured."""
+    index_threads: _NotNegative = 0
+    """Threads of the child; 0 is all cores."""
+    watermark_lag_s: _Seconds = 60.0
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """The index in memory."""
+
+    cache_dir: Path = Path(".k9/cache")
+    refresh_s: _Seconds = 1.0
+    """How often the current builds are looked up."""
+    loaded_bytes_max: _Positive = 8 * 1024**3
+    search_threads: _Positive = 2
+    """Threads that run searches too long for the event loop."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """All of them. `from_env` is the only reader of the environment."""
+
+    environment: _Name = "dev"
+    aws: Aws = Aws()
+    tables: Tables = Tables()
+    auth: Auth = Auth()
+    http: Http = Http()
+    limits: Limits = Limits()
+    records: Records = Records()
+    ingest: Ingest = Ingest()
+    building: Building = Building()
+    serving: Serving = Serving()
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_timeout_s: _Seconds = 2.0
+    cursor_keys: tuple[str, ...] = ()
+    """AES-256 keys in base64 that seal cursors: the first seals, all of them open."""
+    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    log_json: bool = True
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Reads and checks all settings.
+
+        Raises:
+            SettingsError: naming the variable and what is wrong with it.
+        """
+        region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+        settings: Self = _read(cls, environ, {"AWS_REGION": region} if region else {})
+        return settings
+
+    def table(self, name: str) -> str:
+        """The full name of a table: `users` → `k9-users-dev`, or its override."""
+        override: str | None = getattr(self.tables, f"{name}_table")
+        return override or f"k9-{name}-{self.environment}"
+
+
+def _read(group: type[Any], environ: Mapping[str, str], extra: Mapping[str, str]) -> Any:
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(group):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            values[field.name] = _read(field.type, environ, extra)
+            continue
+        variable = _variable(field.name)
+        text = extra.get(variable) or environ.get(variable)
+        if not text:
+            continue
+        try:
+            values[field.name] = msgspec.convert(_split(field.type, text), field.type, strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"{variable}={text!r}: {error}") from None
+    return group(**values)
+
+
+def _variable(field: str) -> str:
+    if field == "region":
+        return "AWS_REGION"
+    return _VARIABLES.get(field, f"K9_{field.upper()}")
+
+
+def _split(kind: Any, text: str) -> Any:
+    if kind == tuple[str, ...]:
+        return tuple(part for part in (p.strip() for p in text.split(",")) if part)
+    if kind is Path:
+        return Path(text)
+    return text

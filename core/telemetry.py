@@ -1,0 +1,71 @@
+"""Logs and metrics: structured lines on standard error, Prometheus counters in the process."""
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+_QUIET = ("aiobotocore", "botocore", "urllib3", "asyncio")
+
+
+def configure_logging(*, level: str, json: bool) -> None:
+    """Sends every log line, the libraries' too, through one format to standard error."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    tail: list[structlog.typing.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A structured logger: `log.info("what happened", build_id=…)`."""
+    bound: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+    return bound
+
+
+BUILDS_ENDED = Counter("k9_builds_ended_total", "Builds that ended, by how.", ["status"])
+BUILD_SECONDS = Histogram(
+    "k9_build_stage_seconds",
+    "Seconds a stage of a build took.",
+    ["stage"],
+    buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600),
+)
+ROWS_WRITTEN = Counter("k9_embeddings_written_total", "Embeddings stored, tombstones included.")
+ROWS_UNPROCESSED = Counter(
+    "k9_embeddings_unprocessed_total", "Embeddings DynamoDB did not take within the deadline."
+)
+VERSIONS_REFUSED = Counter(
+    "k9_versions_refused_total", "Index versions refused, by reason.", ["reason"]
+)
+ENQUEUE_FAILED = Counter(
+    "k9_enqueue_failed_total", "Hints to the queue that were lost; the reconciler makes them good."
+)
+RECONCILED = Counter("k9_builds_reconciled_total", "Open builds that were enqueued again.")
+LOADED_ROWS = Gauge("k9_loaded_rows", "Rows of the version in memory.", ["model_version"])

@@ -1,0 +1,75 @@
+"""Requesting a build: written to the table first, then hinted to the workers."""
+
+from collections.abc import Callable, Sequence
+
+from core.errors import BuildConflict, EmptyModel, FieldError, Invalid
+from core.models import Build, BuildParameters
+from core.queue import BuildQueue
+from core.repositories.builds import BuildRepository
+from core.repositories.embeddings import EmbeddingRepository
+from core.repositories.models import ModelRepository
+from core.repositories.transactions import Part
+
+_RECALL_MIN, _RECALL_MAX = 0.5, 1.0
+_MATRIX_K_MAX = 1000
+
+
+class BuildRequests:
+    """Opens builds, at most one a model version at a time."""
+
+    def __init__(
+        self,
+        models: ModelRepository,
+        embeddings: EmbeddingRepository,
+        builds: BuildRepository,
+        queue: BuildQueue,
+    ) -> None:
+        self._models = models
+        self._embeddings = embeddings
+        self._builds = builds
+        self._queue = queue
+
+    async def request(
+        self,
+        model_version: str,
+        parameters: BuildParameters,
+        completed: Callable[[Build], Sequence[Part]] = lambda _build: (),
+    ) -> Build:
+        """The build that was opened, or the open one where it was asked for the same.
+
+        `completed` gives what else belongs to the transaction that opens it.
+
+        Raises:
+            Invalid: a parameter is out of bounds.
+            NotFound: there is no such model version.
+            EmptyModel: it has no embedding.
+            BuildConflict: a build with other parameters is open.
+        """
+        validate_parameters(parameters)
+        model = await self._models.get_model(model_version)
+        if model.open_build_id is None and not await self._embeddings.has_rows(model):
+            raise EmptyModel(f"{model_version} has no embeddings; store some, then build")
+        build = await self._builds.open_build(model_version, parameters, completed)
+        if build.parameters != parameters:
+            raise BuildConflict(
+                f"build {build.build_id} is open with other parameters; "
+                "wait until it ends, or cancel it"
+            )
+        await self._queue.enqueue(build.build_id, build.fence)
+        return build
+
+
+def validate_parameters(parameters: BuildParameters) -> None:
+    """Checks what a build may be asked for.
+
+    Raises:
+        Invalid: naming each parameter that is out of bounds.
+    """
+    errors = []
+    if not _RECALL_MIN <= parameters.target_recall <= _RECALL_MAX:
+        bounds = f"must be from {_RECALL_MIN} to {_RECALL_MAX}"
+        errors.append(FieldError("target_recall", bounds))
+    if not 1 <= parameters.matrix_k <= _MATRIX_K_MAX:
+        errors.append(FieldError("matrix_k", f"must be from 1 to {_MATRIX_K_MAX}"))
+    if errors:
+        raise Invalid("the build's parameters do not hold", tuple(errors))

@@ -1,0 +1,235 @@
+"""Writing embeddings: validated as a whole before anything is stored."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from core import telemetry
+from core.errors import FieldError, Invalid, MetricConflict, NotFound, PartlyStored
+from core.models import Embedding, Metric, Model, now, timestamp
+from core.repositories.embeddings import EmbeddingRepository
+from core.repositories.models import ModelRepository
+from core.repositories.transactions import Part
+from core.settings import Settings
+from core.usecases.identifiers import (
+    product_id_problem,
+    validate_model_version,
+    validate_product_id,
+)
+from core.vectors.arrays import check_vector
+from core.watermarks import Watermark
+
+Row = tuple[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a single write did."""
+
+    embedding: Embedding
+    created: bool
+    """True when there was no such embedding, or it had been deleted."""
+    watermark: Watermark
+
+
+@dataclass(frozen=True, slots=True)
+class Noting:
+    """How the parts of a batch are noted under its idempotency key."""
+
+    note: Callable[[str], Part]
+    noted: frozenset[str]
+    """Those that an earlier try has stored."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What is wrong with one row of a batch."""
+
+    row: int
+    field: str
+    """`product_id` or `vector`."""
+    message: str
+
+
+class Ingest:
+    """Stores and deletes embeddings. The first write of a model version makes it."""
+
+    def __init__(
+        self, models: ModelRepository, embeddings: EmbeddingRepository, settings: Settings
+    ) -> None:
+        self._models = models
+        self._embeddings = embeddings
+        self._limits = settings.limits
+        self._shards = settings.ingest.shards
+
+    async def store_embedding(
+        self,
+        model_version: str,
+        product_id: str,
+        vector: NDArray[np.float32],
+        metric: Metric | None = None,
+        completed: Callable[[Stored], Sequence[Part]] | None = None,
+    ) -> Stored:
+        """Stores one embedding; `vector` is float32 (d,).
+
+        `completed` gives what else belongs to the transaction, which there is only then.
+
+        Raises:
+            Invalid: the id, the model version's name or the vector does not hold.
+            MetricConflict: the model version has another metric.
+            Unavailable: DynamoDB did not take it in time.
+        """
+        validate_model_version(model_version)
+        validate_product_id(product_id, self._limits.product_id_bytes_max)
+        model = await self._known(model_version)
+        problem = check_vector(
+            vector,
+            _metric(model, metric),
+            model.dimension if model else None,
+            self._limits.dimension_max,
+        )
+        if problem:
+            raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
+        model = await self._model_for(model, model_version, len(vector), metric)
+        data = vector.tobytes()
+        if completed is None:
+            done = await self._embeddings.store_embedding(model, product_id, data)
+        else:
+            done = await self._embeddings.store_embedding_with(
+                model, product_id, data, lambda made, new: completed(_stored(made, created=new))
+            )
+        telemetry.ROWS_WRITTEN.inc()
+        return _stored(done[0], created=done[1])
+
+    async def store_batch(
+        self,
+        model_version: str,
+        rows: Sequence[Row],
+        metric: Metric | None = None,
+        noting: Noting | None = None,
+    ) -> Watermark:
+        """Stores many embeddings, or none when one of them does not hold.
+
+        With `noting` each part of them is stored once, however often the batch is sent.
+
+        Raises:
+            Invalid: one entry of `errors` a bad row, as `embeddings[3].vector`.
+            MetricConflict: the model version has another metric.
+            PartlyStored: DynamoDB took only a part in time.
+        """
+        validate_model_version(model_version)
+        self._check_size(rows)
+        model = await self._known(model_version)
+        found = self.problems(rows, model, metric)
+        if found:
+            raise Invalid(
+                f"{len({p.row for p in found})} of {len(rows)} embeddings do not hold; "
+                "none was stored",
+                tuple(FieldError(f"embeddings[{p.row}].{p.field}", p.message) for p in found),
+            )
+        model = await self._model_for(model, model_version, len(rows[0][1]), metric)
+        started = timestamp(now())
+        packed = [(product_id, vector.tobytes()) for product_id, vector in rows]
+        if noting is not None:
+            await self._embeddings.store_batch_with(model, packed, noting.note, noting.noted)
+            telemetry.ROWS_WRITTEN.inc(len(rows))
+            return Watermark(started, None)
+        unprocessed = await self._embeddings.store_batch(model, packed)
+        telemetry.ROWS_WRITTEN.inc(len(rows) - len(unprocessed))
+        if unprocessed:
+            telemetry.ROWS_UNPROCESSED.inc(len(unprocessed))
+            raise PartlyStored(len(rows) - len(unprocessed), tuple(unprocessed))
+        return Watermark(started, None)
+
+    async def delete_embedding(
+        self,
+        model_version: str,
+        product_id: str,
+        completed: Callable[[Watermark], Sequence[Part]] | None = None,
+    ) -> Watermark:
+        """Leaves a tombstone in the embedding's place.
+
+        `completed` gives what else belongs to the transaction, which there is only then.
+
+        Raises:
+            NotFound: there is no such model version or embedding.
+        """
+        validate_product_id(product_id, self._limits.product_id_bytes_max)
+        model = await self._models.known_model(model_version)
+        if completed is None:
+            tombstone = await self._embeddings.delete_embedding(model, product_id)
+        else:
+            tombstone = await self._embeddings.delete_embedding_with(
+                model, product_id, lambda made: completed(Watermark(made.updated_at, product_id))
+            )
+        telemetry.ROWS_WRITTEN.inc()
+        return Watermark(tombstone.updated_at, product_id)
+
+    async def plan(self, model_version: str) -> Model | None:
+        """The model version as it stands, or None before its first write."""
+        validate_model_version(model_version)
+        return await self._known(model_version)
+
+    def problems(
+        self, rows: Sequence[Row], model: Model | None, metric: Metric | None
+    ) -> list[Problem]:
+        """All that is wrong with the rows of a batch; empty when it may be stored.
+
+        Without a model version yet, the first row with a good vector sets the dimension.
+        """
+        found = []
+        seen: dict[str, int] = {}
+        kind = _metric(model, metric)
+        dimension = model.dimension if model else None
+        for row, (product_id, vector) in enumerate(rows):
+            problem = product_id_problem(product_id, self._limits.product_id_bytes_max)
+            first = seen.setdefault(product_id, row)
+            if first != row:
+                problem = f"{product_id!r} is in the batch already, as entry {first}"
+            if problem:
+                found.append(Problem(row, "product_id", problem))
+            problem = check_vector(vector, kind, dimension, self._limits.dimension_max)
+            if problem:
+                found.append(Problem(row, "vector", problem))
+            elif dimension is None:
+                dimension = len(vector)
+        return found
+
+    def _check_size(self, rows: Sequence[Row]) -> None:
+        limit = self._limits.batch_rows_max
+        if not 1 <= len(rows) <= limit:
+            problem = f"has {len(rows)} entries, and takes 1 to {limit}"
+            raise Invalid(f"embeddings {problem}", (FieldError("embeddings", problem),))
+
+    async def _known(self, model_version: str) -> Model | None:
+        try:
+            return await self._models.known_model(model_version)
+        except NotFound:
+            return None
+
+    async def _model_for(
+        self, model: Model | None, model_version: str, dimension: int, metric: Metric | None
+    ) -> Model:
+        """The model version to write to; made here by its first write, which may be another's."""
+        if model is None:
+            model = await self._models.create_model(
+                model_version, dimension, metric or "cosine", self._shards
+            )
+            if model.dimension != dimension:
+                problem = f"has {dimension} numbers, the model version has {model.dimension}"
+                raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
+        if metric is not None and metric != model.metric:
+            raise MetricConflict(
+                f"{model_version} was created with metric {model.metric}, which stays"
+            )
+        return model
+
+
+def _stored(embedding: Embedding, *, created: bool) -> Stored:
+    return Stored(embedding, created, Watermark(embedding.updated_at, embedding.product_id))
+
+
+def _metric(model: Model | None, metric: Metric | None) -> Metric:
+    return model.metric if model else metric or "cosine"

@@ -1,0 +1,47 @@
+"""Which names are good: product ids and model versions."""
+
+import re
+import unicodedata
+
+from core.errors import FieldError, Invalid
+
+_MODEL_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+def product_id_problem(product_id: str, bytes_max: int) -> str | None:
+    """Why this is no product id, or None when it is one."""
+    try:
+        size = len(product_id.encode())
+    except UnicodeEncodeError:  # a lone surrogate, from a JSON escape
+        return "is not valid Unicode"
+    if not size or not product_id.strip():
+        return "is blank"
+    if size > bytes_max:
+        return f"has {size} bytes, over the limit of {bytes_max}"
+    if product_id in {".", ".."}:
+        return "cannot be '.' or '..', which URLs drop"
+    if not product_id.isprintable() and any(unicodedata.category(c) == "Cc" for c in product_id):
+        return "holds a control character"
+    return None
+
+
+def validate_product_id(product_id: str, bytes_max: int, field: str = "product_id") -> None:
+    """Checks one product id.
+
+    Raises:
+        Invalid: saying what is wrong with it.
+    """
+    problem = product_id_problem(product_id, bytes_max)
+    if problem:
+        raise Invalid(f"{field} {problem}", (FieldError(field, problem),))
+
+
+def validate_model_version(model_version: str) -> None:
+    """Checks the name of a model version.
+
+    Raises:
+        Invalid: saying what a good one is.
+    """
+    if not _MODEL_VERSION.fullmatch(model_version):
+        problem = "takes 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit"
+        raise Invalid(f"a model version {problem}", (FieldError("model_version", problem),))

@@ -1,0 +1,179 @@
+"""A caller's own reports: create, change, delete."""
+
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from typing import Any, Final
+
+import msgspec
+
+from core.errors import FieldError, Invalid, Stale
+from core.models import Report, now, timestamp
+from core.repositories.reports import ReportRepository
+from core.repositories.transactions import Part
+from core.settings import Settings
+from core.usecases.identifiers import product_id_problem
+from core.usecases.users import text_problem
+
+Completed = Callable[[Report], Sequence[Part]]
+"""What else belongs to the transaction of a change, given its result."""
+
+_TITLE_MAX: Final = 500
+_AUTHOR_MAX: Final = 500
+_REFERENCE_MAX: Final = 2000
+_FULL_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_CHANGE_TRIES: Final = 5
+
+
+class Reports:
+    """Reports, as their owners may change them."""
+
+    def __init__(self, reports: ReportRepository, settings: Settings) -> None:
+        self._reports = reports
+        self._records = settings.records
+        self._product_id_bytes_max = settings.limits.product_id_bytes_max
+
+    async def create(
+        self,
+        user_id: str,
+        fields: Mapping[str, Any],
+        completed: Completed = lambda _report: (),
+    ) -> Report:
+        """Creates a report of the caller's.
+
+        Args:
+            user_id: The caller.
+            fields: `title` (required), `author`, `date`, `reference`, `favorites`; None is unset.
+            completed: What else to write in the same transaction.
+
+        Raises:
+            Invalid: naming each field that does not hold.
+            BeingDeleted: the caller's user is being deleted.
+        """
+        moment = timestamp(now())
+        held = self._held({"title": None, **fields})
+        report = Report(
+            id=secrets.token_hex(16),
+            user_id=user_id,
+            created_at=moment,
+            updated_at=moment,
+            **held,
+        )
+        await self._reports.create_report(report, completed(report))
+        return report
+
+    async def change(
+        self,
+        report_id: str,
+        user_id: str,
+        fields: Mapping[str, Any],
+        versions: frozenset[int] | None = None,
+        completed: Completed = lambda _report: (),
+    ) -> Report:
+        """Applies a merge patch: fields that are None are removed.
+
+        Args:
+            report_id: Which report.
+            user_id: The caller.
+            fields: As for `create`.
+            versions: Those that the caller takes it to have; None: any.
+            completed: What else to write in the same transaction.
+
+        Raises:
+            Invalid: naming each field that does not hold.
+            NotFound: there is none, or it is someone else's.
+            Stale: it has none of the versions, or others kept changing it meanwhile.
+            BeingDeleted: the caller's user is being deleted.
+        """
+        held = self._held(fields)
+        for attempt in range(_CHANGE_TRIES):
+            before = await self._reports.get_report(report_id, user_id)
+            if versions is not None and before.version not in versions:
+                raise Stale("the report has changed since the version that was named")
+            after = msgspec.structs.replace(
+                before, **held, updated_at=timestamp(now()), version=before.version + 1
+            )
+            try:
+                await self._reports.update_report(after, before.version, completed(after))
+            except Stale:
+                if versions is not None or attempt == _CHANGE_TRIES - 1:
+                    raise
+            else:
+                return after
+        raise AssertionError("unreachable")
+
+    async def delete(
+        self,
+        report_id: str,
+        user_id: str,
+        versions: frozenset[int] | None = None,
+        also: Sequence[Part] = (),
+    ) -> None:
+        """Deletes a report of the caller's.
+
+        Raises:
+            NotFound: there is none, or it is someone else's.
+            Stale: it has none of the versions.
+            BeingDeleted: the caller's user is being deleted.
+        """
+        if versions is None or len(versions) == 1:
+            expected = None if versions is None else next(iter(versions))
+            await self._reports.delete_report(report_id, user_id, expected, also)
+            return
+        # None of several versions, or one of them: which it is has to be read.
+        there = await self._reports.get_report(report_id, user_id)
+        if there.version not in versions:
+            raise Stale("the report has changed since the version that was named")
+        await self._reports.delete_report(report_id, user_id, there.version, also)
+
+    def _held(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields, checked, and as a Report has them."""
+        errors = []
+        held = dict(fields)
+        for name, value in fields.items():
+            if name == "favorites":
+                held[name], problems = self._favorites(value or ())
+                errors += problems
+            elif value is None:
+                if name == "title":
+                    errors.append(FieldError("title", "is required"))
+            elif problem := _PROBLEMS[name](value):
+                errors.append(FieldError(name, problem))
+        if errors:
+            raise Invalid(
+                "; ".join(f"{error.field} {error.message}" for error in errors[:3]), tuple(errors)
+            )
+        return held
+
+    def _favorites(self, ids: Sequence[str]) -> tuple[tuple[str, ...], list[FieldError]]:
+        """Each id once, in order, and what is wrong with them."""
+        unique = tuple(dict.fromkeys(ids))
+        limit, bytes_limit = self._records.favorites_max, self._records.favorites_bytes_max
+        if len(unique) > limit:
+            many = f"has {len(unique)} different ids, the most is {limit}"
+            return unique, [FieldError("favorites", many)]
+        errors = [
+            FieldError(f"favorites[{ids.index(product_id)}]", problem)
+            for product_id in unique
+            if (problem := product_id_problem(product_id, self._product_id_bytes_max))
+        ]
+        if not errors and sum(len(product_id.encode()) for product_id in unique) > bytes_limit:
+            errors = [FieldError("favorites", f"has over {bytes_limit} bytes of ids")]
+        return unique, errors
+
+
+def _date_problem(text: str) -> str | None:
+    try:
+        good = bool(_FULL_DATE.fullmatch(text)) and bool(date.fromisoformat(text))
+    except ValueError:
+        good = False
+    return None if good else "must be a full-date of RFC 3339, as 2025-09-30"
+
+
+_PROBLEMS: Final[dict[str, Callable[[str], str | None]]] = {
+    "title": lambda text: text_problem(text, _TITLE_MAX),
+    "author": lambda text: text_problem(text, _AUTHOR_MAX),
+    "date": _date_problem,
+    "reference": lambda text: text_problem(text, _REFERENCE_MAX),
+}

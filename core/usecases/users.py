@@ -1,0 +1,178 @@
+"""A caller's own profile: create, change, and mark for deletion."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from core.errors import FieldError, Invalid, Stale
+from core.models import User, now, timestamp
+from core.repositories.transactions import Part
+from core.repositories.users import UserRepository
+from core.settings import Records
+from core.usecases import documents
+
+Completed = Callable[[User], Sequence[Part]]
+"""What else belongs to the transaction of a change, given its result."""
+
+_NAME_MAX: Final = 200
+_EMAIL_MAX: Final = 254
+_URL_MAX: Final = 2048
+_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
+_CHANGE_TRIES: Final = 5
+
+
+class Profiles:
+    """Users, as their owners may change them."""
+
+    def __init__(self, users: UserRepository, records: Records) -> None:
+        self._users = users
+        self._records = records
+
+    async def create(
+        self,
+        user_id: str,
+        fields: Mapping[str, str | None],
+        preferences: bytes | None,
+        completed: Completed = lambda _user: (),
+    ) -> User:
+        """Creates the caller's profile.
+
+        Args:
+            user_id: The caller.
+            fields: `name`, `email`, `avatar_url`; what is missing or None is not set.
+            preferences: JSON text that reads; None for `{}`.
+            completed: What else to write in the same transaction.
+
+        Raises:
+            Invalid: naming each field that does not hold.
+            AlreadyExists: there is one.
+            BeingDeleted: it is being deleted.
+        """
+        moment = timestamp(now())
+        text = b"{}" if preferences is None else preferences
+        self._check(fields, text)
+        bare = User(user_id, moment, moment, preferences=text.decode())
+        user = msgspec.structs.replace(bare, **fields)
+        await self._users.create_user(user, completed(user))
+        return user
+
+    async def change(
+        self,
+        user_id: str,
+        fields: Mapping[str, str | None],
+        preferences: bytes | None,
+        completed: Completed = lambda _user: (),
+    ) -> User:
+        """Applies a merge patch: fields that are None are removed, preferences are merged.
+
+        Raises:
+            Invalid: naming each field that does not hold.
+            NotFound: there is no profile.
+            BeingDeleted: it is being deleted.
+            Stale: others kept changing it meanwhile.
+        """
+        for attempt in range(_CHANGE_TRIES):
+            before = await self._users.get_user(user_id)
+            text = before.preferences.encode()
+            if preferences is not None:
+                patched = documents.merge_patch(text, preferences)
+                text = b"{}" if documents.is_null(patched) else patched
+            self._check(fields, text)
+            after = msgspec.structs.replace(
+                before,
+                **fields,
+                preferences=text.decode(),
+                updated_at=timestamp(now()),
+                version=before.version + 1,
+            )
+            try:
+                await self._users.update_user(after, completed(after))
+            except Stale:
+                if attempt == _CHANGE_TRIES - 1:
+                    raise
+            else:
+                return after
+        raise AssertionError("unreachable")
+
+    async def mark(self, user_id: str, completed: Completed = lambda _user: ()) -> User:
+        """Marks the caller's profile for deletion; a worker removes it and its reports.
+
+        Raises:
+            NotFound: there is no profile.
+            BeingDeleted: it is marked already.
+        """
+        user = await self._users.get_user(user_id)
+        moment = timestamp(now())
+        marked = msgspec.structs.replace(user, deleting_at=moment)
+        await self._users.mark_user(user_id, moment, completed(marked))
+        return marked
+
+    def _check(self, fields: Mapping[str, str | None], preferences: bytes) -> None:
+        errors = [
+            FieldError(name, problem)
+            for name, value in fields.items()
+            if value is not None and (problem := _PROBLEMS[name](value))
+        ]
+        problem = preferences_problem(preferences, self._records)
+        if problem:
+            errors.append(FieldError("preferences", problem))
+        if errors:
+            raise Invalid(
+                "; ".join(f"{error.field} {error.message}" for error in errors), tuple(errors)
+            )
+
+
+def preferences_problem(text: bytes, records: Records) -> str | None:
+    """Why these are no preferences, or None when they are.
+
+    Raises:
+        Unreadable: they hold text that is not UTF-8.
+    """
+    documents.check_text(text)
+    if not documents.is_object(text):
+        return "must be a JSON object"
+    if len(text) > records.preferences_bytes_max:
+        return f"has {len(text)} bytes, the most is {records.preferences_bytes_max}"
+    depth = documents.levels(text)
+    if depth > records.preferences_levels_max:
+        return f"nests {depth} levels deep, the most is {records.preferences_levels_max}"
+    return None
+
+
+def text_problem(text: str, characters_max: int) -> str | None:
+    """Why this is no line of text, or None when it is."""
+    if not text.strip():
+        return "is blank"
+    if len(text) > characters_max:
+        return f"has {len(text)} characters, the most is {characters_max}"
+    if any(ord(character) < ord(" ") for character in text):
+        return "holds a control character"
+    return None
+
+
+def _email_problem(text: str) -> str | None:
+    if not _EMAIL.fullmatch(text):
+        return "is no email address"
+    return text_problem(text, _EMAIL_MAX)
+
+
+def _url_problem(text: str) -> str | None:
+    problem = text_problem(text, _URL_MAX)
+    if problem:
+        return problem
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme == "https" and bool(parts.hostname) and " " not in text
+    except ValueError:
+        good = False
+    return None if good else "must be an https address"
+
+
+_PROBLEMS: Final[dict[str, Callable[[str], str | None]]] = {
+    "name": lambda text: text_problem(text, _NAME_MAX),
+    "email": _email_problem,
+    "avatar_url": _url_problem,
+}

@@ -1,0 +1,139 @@
+"""Exact nearest rows by blocks: the truth that recall is measured against, and the matrix's rows.
+
+float32 products find the candidates fast, float64 scores decide among them.
+"""
+
+from typing import Any, Final
+
+import faiss
+import numpy as np
+
+from core.models import Metric
+from core.vectors.arrays import Doubles, Floats, Ints, pair_scores, row_blocks, squared_norms
+
+QUERY_ROWS: Final = 4096
+"""Queries a call of FAISS, which is also the block of its own matrix product."""
+_MARGIN: Final = 27
+"""Candidates beyond k: near-duplicates change places between float32 and float64."""
+_MARGIN_WIDE: Final = 1000
+"""For a query whose margin was too narrow to be sure."""
+_FLOAT32_STEP: Final = 2.0**-24
+
+
+class Space:
+    """Rows as the float32 search for candidates sees them; the order of scores is the same.
+
+    Under `l2` rows are moved to their mean, as the expanded square cancels far from the origin.
+    Under `l2` and `ip` they are scaled by a power of two where squares leave float32's range.
+    """
+
+    def __init__(self, rows: Floats, metric: Metric) -> None:
+        self.metric = metric
+        self.faiss_metric = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+        self._shift: Floats | None = None
+        self._scale = 1.0
+        largest = 1.0
+        if metric == "l2":
+            mean: Doubles = np.mean(rows, axis=0, dtype=np.float64)
+            self._shift = mean.astype(np.float32)
+        if metric != "cosine":
+            largest = self._largest_norm(rows)
+            if largest and not 1e-6 < largest < 1e6:  # noqa: PLR2004 - squares within 1e±12
+                self._scale = 2.0 ** -round(float(np.log2(largest)))
+        self.uncertainty = self._rounding(rows.shape[1], largest * self._scale)
+        """How far two float32 scores of one space may be from the truth, taken together."""
+
+    def _largest_norm(self, rows: Floats) -> float:
+        largest = 0.0
+        for block in row_blocks(*rows.shape):
+            moved = rows[block] if self._shift is None else rows[block] - self._shift
+            largest = max(largest, float(squared_norms(moved).max(initial=0.0)))
+        return float(np.sqrt(largest))
+
+    def _rounding(self, dimension: int, largest: float) -> float:
+        # Eight partial sums at the least (AVX2): each gathers the rounding of d / 8 additions.
+        return 2 * _FLOAT32_STEP * (dimension / 8 + 8) * (2 * largest) ** 2
+
+    def of(self, rows: Floats) -> Floats:
+        """Rows (n, d), C-contiguous; the very rows where nothing has to change."""
+        if self._shift is not None:
+            rows = (rows - self._shift).astype(np.float32, copy=False)
+        if self._scale != 1.0:
+            rows = rows * np.float32(self._scale)
+        return np.ascontiguousarray(rows)
+
+    def nearest(self, queries: Floats, rows: Floats, k: int) -> tuple[Floats, Ints]:
+        """Float32 scores, larger is nearer, and row numbers; both (m, k), rows of this space."""
+        found: Any
+        found, near = faiss.knn(queries, rows, k, metric=self.faiss_metric)
+        return (-found if self.metric == "l2" else found), near
+
+
+def exact_top_k(
+    queries: Floats, rows: Floats, k: int, space: Space, near: Floats | None = None
+) -> tuple[Ints, Floats]:
+    """The k best rows of each query, by (-score, row number).
+
+    Args:
+        queries: float32 (m, d), prepared.
+        rows: float32 (n, d), prepared, n at least 1.
+        k: how many; at most n come back.
+        space: of these rows.
+        near: `space.of(rows)`, for a caller that asks more than once.
+
+    Returns:
+        Row numbers int64 and scores float32, both (m, min(k, n)).
+    """
+    near = space.of(rows) if near is None else near
+    k = min(k, rows.shape[0])
+    found = np.empty((queries.shape[0], k), dtype=np.int64)
+    scores = np.empty((queries.shape[0], k), dtype=np.float32)
+    for start in range(0, queries.shape[0], QUERY_ROWS):
+        block = slice(start, start + QUERY_ROWS)
+        found[block], scores[block], doubtful = _decide(
+            queries[block], rows, k, space, near, _MARGIN
+        )
+        if doubtful.size:
+            again = start + doubtful
+            found[again], scores[again], _ = _decide(
+                queries[again], rows, k, space, near, _MARGIN_WIDE
+            )
+    return found, scores
+
+
+def _decide(
+    queries: Floats, rows: Floats, k: int, space: Space, near: Floats, margin: int
+) -> tuple[Ints, Floats, Ints]:
+    """The same for one block, and which queries may have a better row outside the candidates."""
+    width = min(rows.shape[0], k + margin)
+    rough, candidates = space.nearest(space.of(queries), near, width)
+    exact = rescore(queries, rows, candidates, space.metric)
+    candidates, scores = best(candidates, exact, k)
+    if width == rows.shape[0]:
+        return candidates, scores, np.empty(0, dtype=np.int64)
+    # Float32 scores are compared with each other, the last candidate with the k-th.
+    gap = np.sort(-rough, axis=1)[:, [k - 1, width - 1]]
+    doubtful = np.flatnonzero(gap[:, 1] - gap[:, 0] <= space.uncertainty)
+    return candidates, scores, doubtful
+
+
+def rescore(queries: Floats, rows: Floats, candidates: Ints, metric: Metric) -> Floats:
+    """float32 (m, c): the final score of each query with each of its candidates.
+
+    A candidate of -1 has -inf.
+    """
+    m, width = candidates.shape
+    result = np.empty((m, width), dtype=np.float32)
+    step = max(1, (1 << 20) // max(1, width * rows.shape[1]))
+    for start in range(0, m, step):
+        block = slice(start, min(m, start + step))
+        near = rows[np.maximum(candidates[block], 0)]
+        result[block] = pair_scores(queries[block, None], near, metric)
+    result[candidates < 0] = -np.inf
+    return result
+
+
+def best(rows: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
+    """The first k of each line, by (-score, row number). Both (m, k)."""
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)

@@ -1,0 +1,94 @@
+"""What a version says of itself. The manifest is the last file of a version to be written."""
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from core.errors import Corrupt
+from core.models import BuildParameters, Metric
+from core.vectors.parameters import IndexInfo, Recall
+
+FORMAT: Final = 1
+"""Raised when older readers could no longer serve a version."""
+MANIFEST: Final = "manifest.json"
+
+
+class FileInfo(msgspec.Struct, frozen=True):
+    """One file of a version."""
+
+    sha256: str
+    """In hex."""
+    bytes: int
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """The rows that a build met."""
+
+    rows: int
+    """In the index."""
+    tombstones: int = 0
+    quarantined: dict[str, int] = {}
+    """Reason → rows that were left out for it."""
+
+
+class MatrixInfo(msgspec.Struct, frozen=True):
+    """The similarity matrix."""
+
+    k: int
+    exact: bool
+    recall: float
+    """1 where it is exact, else measured at k on a sample."""
+
+
+class Software(msgspec.Struct, frozen=True):
+    """What made the files: the same of these and the same rows make the same bytes."""
+
+    k9: str
+    faiss: str
+    numpy: str
+    simd: str
+    threads: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """All of a version in one JSON object. Readers pass over fields they do not know."""
+
+    model_version: str
+    build_id: str
+    epoch: int
+    built_at: str
+    watermark: str
+    """Rows changed up to here are surely in it."""
+    dimension: int
+    metric: Metric
+    counts: Counts
+    parameters: BuildParameters
+    index: IndexInfo
+    recall: Recall
+    matrix: MatrixInfo
+    files: dict[str, FileInfo]
+    """Name → checksum and size, of every file but this one."""
+    resident_bytes: int
+    """Of the files that serving maps, when all of them are in memory."""
+    software: Software
+    stages: dict[str, float] = {}
+    """Stage → seconds."""
+    cost: dict[str, Any] = {}
+    """What the pull read and the publishing wrote, filled in by the worker."""
+    format: Literal[1] = FORMAT
+
+    def encode(self) -> bytes:
+        """As JSON, on lines, for people too."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """The inverse of `Manifest.encode`.
+
+    Raises:
+        Corrupt: when it is no manifest, or of a format that is not known.
+    """
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise Corrupt(f"{MANIFEST} does not hold: {error}") from None

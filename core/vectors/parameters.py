@@ -1,0 +1,123 @@
+"""What an index is made with, measured at and searched by. Imports no FAISS."""
+
+import msgspec
+import numpy as np
+
+from core.models import Family, Metric
+from core.vectors.arrays import Floats, row_blocks, squared_norms, unit_rows
+
+
+class IndexLimits(msgspec.Struct, frozen=True):
+    """What an index may cost, and which sets are small."""
+
+    exact_numbers_max: int = 2_000_000
+    """Rows x dimension up to which every search scans all rows: about 0.3 ms on one core. Graphs
+    are faster from about 1,000 rows of 384, but need building and miss some neighbours."""
+    exact_fallback_numbers_max: int = 50_000_000
+    """The same where no index reaches the target recall: about 10 ms."""
+    graph_float_bytes_max: int = 64 * 1024**2
+    """Graphs over float32 rows up to here; above it over a byte a number first, ranked again by
+    float32: measured as fast or faster at the same recall, in a third of the memory."""
+    index_bytes_max: int = 4 * 1024**3
+    """Memory of the FAISS index; vectors for ranking stay in a mapped file beside it."""
+    held_out_min: int = 1000
+    held_out_max: int = 10_000
+    """1 % of more than a million rows measures no better, and its truth costs n^2."""
+    ef_search_max: int = 1024
+    probe_share_max: float = 0.5
+    """Of the inverted lists."""
+
+
+class Recall(msgspec.Struct, frozen=True):
+    """The recall that an answer is published with, and how it was measured."""
+
+    value: float
+    """Mean over the queries; the target is held against a lower bound of it."""
+    at: int
+    target: float
+    queries: int
+    method: str
+    lower: float = 1.0
+    """What the mean over all queries like these surely reaches (97.7 %)."""
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One measurement on the way to the search parameters."""
+
+    family: Family
+    k: int
+    breadth: int
+    candidates: int
+    recall: float
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """How prepared rows and queries become those that FAISS sees, in the same order of scores."""
+
+    dimension: int
+    """Numbers a row in the index: at least the rows' own, the further ones 0."""
+    metric: Metric
+    scale: float = 1.0
+    """Every row is multiplied by it; a power of two, so that nothing is rounded."""
+    augmented: bool = False
+    """The number after the row's own makes all norms 1, so that under `ip` the nearest by distance
+    is the one of the largest product (Bachrach et al. 2014, the reduction of MIPS to NNS). Inverted
+    lists need it where lengths differ; in a graph it was measured to be far worse than products."""
+
+    def by_product(self) -> bool:
+        """Whether FAISS compares by inner product; by distance otherwise."""
+        return self.metric == "cosine" or (self.metric == "ip" and not self.augmented)
+
+    def plain(self, dimension: int) -> bool:
+        """Whether the rows in the index are the prepared rows, number by number."""
+        return self.dimension == dimension and self.scale == 1.0
+
+    def rows(self, rows: Floats) -> Floats:
+        """float32 (n, dimension), C-contiguous."""
+        n, d = rows.shape
+        if d == self.dimension and self.scale == 1.0:
+            return np.ascontiguousarray(rows)
+        result = np.zeros((n, self.dimension), dtype=np.float32)
+        np.multiply(rows, np.float32(self.scale), out=result[:, :d])
+        if self.augmented:
+            for block in row_blocks(n, d):
+                left = np.maximum(0.0, 1.0 - squared_norms(result[block, :d]))
+                result[block, d] = np.sqrt(left)
+        return result
+
+    def query(self, query: Floats) -> Floats:
+        """float32 (m, dimension) of queries (m, d), C-contiguous."""
+        if self.metric != "ip":
+            return self.rows(query)
+        # The order of products does not depend on the query's norm, and nothing leaves float32's
+        # range, nor is lost in a distance to rows of norm 1, where it is 1 too.
+        result = np.zeros((query.shape[0], self.dimension), dtype=np.float32)
+        result[:, : query.shape[1]] = unit_rows(query)
+        return result
+
+
+class Effort(msgspec.Struct, frozen=True):
+    """How hard to look for k rows, as tuned."""
+
+    k: int
+    breadth: int
+    """efSearch of HNSW, nprobe of IVF."""
+    candidates: int
+    """Asked from the index, to be ranked by their float32 rows."""
+
+
+class IndexInfo(msgspec.Struct, frozen=True):
+    """Which index a version has, why, and how it is searched. Part of the manifest."""
+
+    family: Family
+    why: str
+    layout: Layout
+    bytes: int
+    """Of `index.faiss`; 0 for the family exact."""
+    build: dict[str, int | float | str]
+    positions: int = 0
+    """Rows in the FAISS index, of which copies are one; 0 for the family exact."""
+    efforts: tuple[Effort, ...] = ()
+    """Ascending by k; empty for the family exact."""
+    norm_max: float = 1.0
+    """The largest norm of a row."""

@@ -1,0 +1,79 @@
+"""Recall@k: which rows are held out, what the truth is, and how sure a measured recall is."""
+
+from typing import Final
+
+import numpy as np
+
+from core.models import Metric
+from core.vectors.arrays import Doubles, Floats, Ints
+from core.vectors.exact import Space, exact_top_k
+
+RECALL_AT: Final = 10
+"""The k of the published recall."""
+_SEED: Final = 20_250_930
+_BASE_ROWS: Final = 65_536
+_DEVIATIONS: Final = 2.0
+"""Standard deviations below the measured mean that must still reach the target (97.7 %)."""
+_SHIFT_SHARE: Final = 0.1
+"""Share of the room above the target kept for queries that are unlike the rows."""
+
+
+def held_out(rows: int, *, least: int, most: int) -> Ints:
+    """Sorted row numbers to hold out: 1 %, within [least, most] and never over a tenth.
+
+    A seeded sample over row numbers, so it does not follow any pattern in the ids.
+    """
+    count = min(max(rows // 100, least), most, rows // 10)
+    drawn = np.random.default_rng(_SEED).choice(rows, size=count, replace=False, shuffle=False)
+    return np.sort(drawn).astype(np.int64)
+
+
+def ground_truth(
+    queries: Floats, rows: Floats, kept: Ints | None, k: int, metric: Metric
+) -> Floats:
+    """float32 (m, min(k, n)): the true best scores of each query, best first, exactly.
+
+    Args:
+        queries: float32 (m, d), prepared.
+        rows: float32 (n, d), prepared; may be mapped from a file.
+        kept: the row numbers that count, None for all of them.
+        k: how many.
+        metric: what a score is.
+    """
+    count = rows.shape[0] if kept is None else kept.shape[0]
+    top = np.empty((queries.shape[0], 0), dtype=np.float32)
+    for start in range(0, count, _BASE_ROWS):
+        part = slice(start, start + _BASE_ROWS)
+        block = rows[part] if kept is None else rows[kept[part]]
+        _, scores = exact_top_k(queries, block, k, Space(block, metric))
+        top = -np.sort(-np.concatenate((top, scores), axis=1), axis=1)[:, :k]
+    return top
+
+
+def recalls(scores: Floats, truth: Floats) -> Doubles:
+    """float64 (m,): the recall of each query.
+
+    What came back counts when it scores at least as high as the last of the true best: among
+    equal scores any row is right.
+
+    Args:
+        scores: final scores of what came back (m, any), -inf where nothing did.
+        truth: true best scores (m, k), best first.
+    """
+    k = truth.shape[1]
+    top = -np.sort(-scores, axis=1)[:, :k]
+    hits: Doubles = (top >= truth[:, -1:]).sum(axis=1) / k
+    return hits
+
+
+def surely(values: Doubles) -> float:
+    """A lower bound of the mean recall of all queries like these, by the deviation of the mean."""
+    return float(values.mean() - _DEVIATIONS * values.std() / np.sqrt(values.shape[0]))
+
+
+def reaches(values: Doubles, target: float) -> bool:
+    """Whether recalls measured on a sample let the target be promised to other queries.
+
+    No sample lets a recall of 1 be promised: only a scan of every row does.
+    """
+    return target < 1.0 and surely(values) >= target + _SHIFT_SHARE * (1.0 - target)

@@ -1,0 +1,142 @@
+"""The pulled rows of a build on disk: the worker's event loop writes them, its child reads them.
+
+Memory stays flat while rows arrive: vectors, ids and a fixed record a row go to three files.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+import numpy as np
+
+from core.errors import Corrupt
+from core.models import Embedding
+from core.vectors.arrays import Floats, Ints
+
+VECTORS: Final = "vectors.f32"
+_IDS: Final = "ids.bin"
+_RECORDS: Final = "records.bin"
+_RECORD: Final = np.dtype([("id_bytes", "<u4"), ("slot", "<i8")])
+"""For each row as it came: the length of its id, and its vector's slot or one of the marks."""
+_TOMBSTONE: Final = -1
+_WRONG_DIMENSION: Final = -2
+_BUFFER_BYTES: Final = 1 << 20
+
+
+class RowCounts(msgspec.Struct, frozen=True):
+    """What was written, before later rows replaced earlier ones."""
+
+    rows: int = 0
+    """All of them: vectors, tombstones and rows of a wrong dimension."""
+    vectors: int = 0
+    tombstones: int = 0
+    wrong_dimension: int = 0
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """The latest row of each product, sorted by the bytes of its id."""
+
+    ids: list[bytes]
+    """UTF-8, ascending, of the rows that have a vector."""
+    slots: Ints
+    """int64 (n,): the slot in `vectors` of each id."""
+    vectors: Floats
+    """float32 (slots, d), mapped from the file, in the order the rows came."""
+    tombstones: int
+    """Products whose latest row is a tombstone."""
+    wrong_dimension: list[bytes]
+    """Ids, ascending, of the products whose latest row has another dimension."""
+
+
+class RowWriter:
+    """Appends pages of rows to files in a directory, which is made when it is missing."""
+
+    def __init__(self, directory: Path, dimension: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._bytes = dimension * 4
+        self._dimension = dimension
+        self._vectors = (directory / VECTORS).open("wb", buffering=_BUFFER_BYTES)
+        self._ids = (directory / _IDS).open("wb", buffering=_BUFFER_BYTES)
+        self._records = (directory / _RECORDS).open("wb", buffering=_BUFFER_BYTES)
+        self._rows = self._slots = self._tombstones = self._wrong = 0
+
+    def append(self, embeddings: Sequence[Embedding]) -> None:
+        """Adds one page. A later row of a product replaces its earlier one."""
+        records = np.empty(len(embeddings), dtype=_RECORD)
+        ids: list[bytes] = []
+        vectors: list[bytes] = []
+        for position, row in enumerate(embeddings):
+            product_id = row.product_id.encode()
+            ids.append(product_id)
+            records[position] = (len(product_id), self._slot(row, vectors))
+        self._vectors.write(b"".join(vectors))
+        self._ids.write(b"".join(ids))
+        self._records.write(records.tobytes())
+        self._rows += len(embeddings)
+
+    def _slot(self, row: Embedding, vectors: list[bytes]) -> int:
+        if row.deleted_at is not None:
+            self._tombstones += 1
+            return _TOMBSTONE
+        if row.vector is None or len(row.vector) != self._bytes:
+            self._wrong += 1
+            return _WRONG_DIMENSION
+        vectors.append(row.vector)
+        self._slots += 1
+        return self._slots - 1
+
+    def close(self) -> RowCounts:
+        """Flushes the files and tells what is in them."""
+        self._close()
+        return RowCounts(self._rows, self._slots, self._tombstones, self._wrong)
+
+    def _close(self) -> None:
+        for file in (self._vectors, self._ids, self._records):
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
+
+
+def read_rows(directory: Path, dimension: int) -> Rows:
+    """The latest row of each product; a tombstone after a row removes it. Copies no vector.
+
+    Raises:
+        Corrupt: when the files do not fit together, as after a writer that was killed.
+    """
+    records = np.fromfile(directory / _RECORDS, dtype=_RECORD)
+    data = (directory / _IDS).read_bytes()
+    slots = records["slot"]
+    ends = np.cumsum(records["id_bytes"], dtype=np.int64)
+    stored = int((slots >= 0).sum())
+    size = (directory / VECTORS).stat().st_size
+    if size != stored * dimension * 4 or len(data) != (int(ends[-1]) if ends.size else 0):
+        raise Corrupt("the pulled rows do not fit together: the pull did not end")
+    latest: dict[bytes, int] = {}
+    start = 0
+    for end, slot in zip(ends.tolist(), slots.tolist(), strict=True):
+        latest[data[start:end]] = slot
+        start = end
+    ids = sorted(product_id for product_id, slot in latest.items() if slot >= 0)
+    chosen = np.fromiter((latest[i] for i in ids), dtype=np.int64, count=len(ids))
+    vectors: Floats = np.empty((0, dimension), dtype=np.float32)
+    if stored:
+        mapped = np.memmap(directory / VECTORS, dtype="<f4", mode="r", shape=(stored, dimension))
+        vectors = np.asarray(mapped)
+    return Rows(
+        ids=ids,
+        slots=chosen,
+        vectors=vectors,
+        tombstones=sum(slot == _TOMBSTONE for slot in latest.values()),
+        wrong_dimension=sorted(i for i, slot in latest.items() if slot == _WRONG_DIMENSION),
+    )

@@ -1,0 +1,228 @@
+"""A version's files, mapped into memory and never changed."""
+
+import mmap
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import Corrupt
+from core.models import Metric
+from core.vectors.arrays import Floats, Ints
+from core.vectors.copies import Members
+from core.vectors.files import (
+    IDS,
+    IDS_MAGIC,
+    INDEX,
+    MEMBER_ROWS,
+    MEMBER_STARTS,
+    NEIGHBORS,
+    ORDER,
+    SCORES,
+    VECTORS,
+    file_info,
+)
+from core.vectors.manifest import Manifest
+from core.vectors.search import Exclusion, Searcher
+
+MAPPED: Final = (IDS, VECTORS, ORDER, MEMBER_STARTS, MEMBER_ROWS, INDEX, NEIGHBORS, SCORES)
+"""Files that serving maps; the others are for people and programs."""
+_LIMIT_FLOOR: Final = 1 << 20
+_READ_LOCK: Final = threading.Lock()
+"""FAISS's limits on what it reads are global to the process."""
+
+
+class IdTable(Sequence[bytes]):
+    """The sorted ids of a version, both ways, on a mapped file."""
+
+    def __init__(self, path: Path) -> None:
+        """Maps the file.
+
+        Raises:
+            Corrupt: when its layout is not what `write_ids` writes.
+        """
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        view = memoryview(self._map)
+        head = len(IDS_MAGIC) + 8
+        self._n = int.from_bytes(view[head - 8 : head], "little") if len(view) >= head else 0
+        start = head + 8 * (self._n + 1)
+        if bytes(view[: len(IDS_MAGIC)]) != IDS_MAGIC or len(view) < start:
+            raise Corrupt(f"{path.name} is no table of ids")
+        self._offsets = view[head:start].cast("Q")
+        self._start = start
+        if self._offsets[0] != 0 or start + self._offsets[self._n] != len(view):
+            raise Corrupt(f"{path.name} is cut short")
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, row: Any) -> Any:
+        """The id of a row, as UTF-8. Rows count from 0; slices are not for this."""
+        start, offsets = self._start, self._offsets
+        return self._map[start + offsets[row] : start + offsets[row + 1]]
+
+    def row_of(self, product_id: str) -> int | None:
+        """The row of an id, None where it has none. About log2(n) comparisons."""
+        wanted = product_id.encode()
+        row = bisect_left(self, wanted)
+        return row if row < self._n and self[row] == wanted else None
+
+    def ids_of(self, rows: Ints) -> list[str]:
+        """The ids of rows (any,), in their order."""
+        start, offsets, data = self._start, self._offsets, self._map
+        return [
+            data[start + offsets[row] : start + offsets[row + 1]].decode() for row in rows.tolist()
+        ]
+
+
+class MappedVersion:
+    """One version, ready to answer. Safe to use from any number of threads."""
+
+    def __init__(
+        self, manifest: Manifest, ids: IdTable, searcher: Searcher, matrix: tuple[Any, Floats]
+    ) -> None:
+        self.manifest = manifest
+        self.ids = ids
+        self.searcher = searcher
+        self._neighbors, self._scores = matrix
+        self.n = searcher.n
+        self.d = searcher.d
+        self.metric: Metric = searcher.metric
+        self.matrix_k = int(self._neighbors.shape[1])
+
+    @classmethod
+    def open(cls, directory: Path, manifest: Manifest) -> Self:
+        """Maps the files of a version; checksums are not read again, sizes are.
+
+        Raises:
+            Corrupt: naming a file that is missing, of another size, or of another layout.
+        """
+        for name in mapped_files(manifest):
+            _check_size(directory, name, manifest)
+        n, d = manifest.counts.rows, manifest.dimension
+        vectors = _map_array(directory / VECTORS, (n, d), np.dtype(np.float32))
+        index = order = members = None
+        if manifest.index.family != "exact":
+            positions = manifest.index.positions
+            order = _map_array(directory / ORDER, (positions,), np.dtype(np.int32))
+            index = _read_index(directory / INDEX)
+            if index.ntotal != positions or index.d != manifest.index.layout.dimension:
+                raise Corrupt(f"{INDEX} has {index.ntotal} rows, the manifest has {positions}")
+            if positions < n:
+                starts = (positions + 1,)
+                members = Members(
+                    _map_array(directory / MEMBER_STARTS, starts, np.dtype(np.int64)),
+                    _map_array(directory / MEMBER_ROWS, (n,), np.dtype(np.int32)),
+                )
+        shape = (n, manifest.matrix.k)
+        matrix = (
+            _map_array(directory / NEIGHBORS, shape, np.dtype(np.int32)),
+            _map_array(directory / SCORES, shape, np.dtype(np.float32)),
+        )
+        ids = IdTable(directory / IDS)
+        if len(ids) != n:
+            raise Corrupt(f"{IDS} has {len(ids)} ids, the manifest has {n}")
+        searcher = Searcher(vectors, manifest.metric, manifest.index, index, order, members)
+        return cls(manifest, ids, searcher, matrix)
+
+    def row_of(self, product_id: str) -> int | None:
+        """The row of a product, None where the version does not have it."""
+        return self.ids.row_of(product_id)
+
+    def id_of(self, row: int) -> str:
+        """The product id of a row."""
+        product_id: bytes = self.ids[row]
+        return product_id.decode()
+
+    def ids_of(self, rows: Ints) -> list[str]:
+        """The product ids of rows (any,)."""
+        return self.ids.ids_of(rows)
+
+    def vector(self, row: int) -> Floats:
+        """float32 (d,) of a row, as the index has it: a unit row under cosine. Not a copy."""
+        found: Floats = self.searcher.rows[row]
+        return found
+
+    def neighbors(self, row: int, k: int) -> tuple[Ints, Floats]:
+        """Up to k of a row's neighbours from the matrix: row numbers and scores, best first.
+
+        At most `matrix_k`, and fewer in a small version.
+        """
+        near = self._neighbors[row, :k]
+        count = int(np.count_nonzero(near >= 0))
+        return near[:count].astype(np.int64), self._scores[row, :count]
+
+    def exclusion(self, rows: Ints) -> Exclusion:
+        """Rows to leave out of searches, made once for many of them."""
+        return self.searcher.exclusion(rows)
+
+    def search_one(
+        self, query: Floats, k: int, *, exact: bool = False, excluded: Exclusion | None = None
+    ) -> tuple[Ints, Floats]:
+        """See `Searcher.search_one`."""
+        return self.searcher.search_one(query, k, exact=exact, excluded=excluded)
+
+    def search(
+        self, queries: Floats, k: int, *, exact: bool = False, excluded: Exclusion | None = None
+    ) -> tuple[Ints, Floats]:
+        """See `Searcher.search`."""
+        return self.searcher.search(queries, k, exact=exact, excluded=excluded)
+
+
+def mapped_files(manifest: Manifest) -> tuple[str, ...]:
+    """The files of a version that serving needs on its disk."""
+    return tuple(name for name in MAPPED if name in manifest.files)
+
+
+def verify_files(directory: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+    """Reads files of a version, all unless named, and holds them against the manifest.
+
+    Raises:
+        Corrupt: naming the first file that is missing or different.
+    """
+    for name in manifest.files if names is None else names:
+        _check_size(directory, name, manifest)
+        if file_info(directory / name) != manifest.files[name]:
+            raise Corrupt(f"{name} does not have the checksum that the manifest has")
+
+
+def _check_size(directory: Path, name: str, manifest: Manifest) -> None:
+    if Path(name).name != name:
+        raise Corrupt(f"the manifest names a file outside its directory: {name!r}")
+    try:
+        size = (directory / name).stat().st_size
+    except FileNotFoundError:
+        raise Corrupt(f"{name} is missing") from None
+    expected = manifest.files[name].bytes
+    if size != expected:
+        raise Corrupt(f"{name} has {size} bytes, the manifest has {expected}")
+
+
+def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A plain array over the mapped file: the memmap class costs time at every slice."""
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise Corrupt(f"{path.name} cannot be mapped: {error}") from None
+    if mapped.shape != shape or mapped.dtype != dtype or not mapped.flags.c_contiguous:
+        raise Corrupt(f"{path.name} is {mapped.dtype} {mapped.shape}, not {dtype} {shape}")
+    return np.asarray(mapped)
+
+
+def _read_index(path: Path) -> Any:
+    """The FAISS index, mapped: graphs, codes and inverted lists stay in the file's pages."""
+    size = path.stat().st_size
+    with _READ_LOCK:
+        # No vector in the file can be longer than the file; counts of lists and links neither.
+        faiss.set_deserialization_vector_byte_limit(2 * size + _LIMIT_FLOOR)
+        faiss.set_deserialization_loop_limit(size)
+        try:
+            return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError:
+            raise Corrupt(f"{path.name} is not an index that this FAISS reads") from None

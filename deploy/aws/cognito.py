@@ -1,0 +1,119 @@
+"""A Cognito user pool with K9's groups, and access tokens from it, for the embedded stack."""
+
+from typing import Any
+
+import msgspec
+from botocore.exceptions import ClientError
+
+from core.settings import Settings
+from deploy.aws.clients import code_of, open_client
+
+POOL = "k9"
+CLIENT = "k9-cli"
+GROUPS = ("readers", "operators")
+TOKEN_HOURS = 24
+"""As long as Cognito allows for an access token."""
+
+
+class UserPool(msgspec.Struct, frozen=True):
+    """Where tokens come from, and what to check them against."""
+
+    pool_id: str
+    client_id: str
+    issuer: str
+    """`iss` of its tokens: the real Cognito address of the pool, on the embedded stack too."""
+    jwks_url: str
+
+
+async def ensure_pool(settings: Settings) -> UserPool:
+    """The pool named `k9` with its app client and groups, made where missing.
+
+    Raises:
+        CommandError: when Cognito cannot be asked.
+    """
+    async with open_client("cognito-idp", settings) as client:
+        pool_id = await _find_pool(client)
+        if pool_id is None:
+            pool_id = (await client.create_user_pool(PoolName=POOL))["UserPool"]["Id"]
+        client_id = await _find_client(client, pool_id)
+        if client_id is None:
+            made = await client.create_user_pool_client(
+                UserPoolId=pool_id,
+                ClientName=CLIENT,
+                ExplicitAuthFlows=["ALLOW_USER_PASSWORD_AUTH", "ALLOW_REFRESH_TOKEN_AUTH"],
+                AccessTokenValidity=TOKEN_HOURS,
+                TokenValidityUnits={"AccessToken": "hours"},
+            )
+            client_id = made["UserPoolClient"]["ClientId"]
+        for group in GROUPS:
+            try:
+                await client.create_group(UserPoolId=pool_id, GroupName=group)
+            except ClientError as error:
+                if code_of(error) != "GroupExistsException":
+                    raise
+    region = settings.aws.region
+    return UserPool(
+        pool_id=pool_id,
+        client_id=client_id,
+        issuer=f"https://cognito-idp.{region}.amazonaws.com/{pool_id}",
+        jwks_url=f"{settings.aws.endpoint_url}/{pool_id}/.well-known/jwks.json",
+    )
+
+
+async def fetch_token(
+    settings: Settings, *, pool_id: str, client_id: str, user: str, password: str, operator: bool
+) -> str:
+    """An access token of a user, who is made if there is none of that name.
+
+    The user is in the group `operators` from then on, or no longer, as `operator` says.
+
+    Raises:
+        CommandError: when Cognito does not give one.
+    """
+    async with open_client("cognito-idp", settings) as client:
+        try:
+            await client.admin_get_user(UserPoolId=pool_id, Username=user)
+        except ClientError as error:
+            if code_of(error) != "UserNotFoundException":
+                raise
+            await _create_user(client, pool_id, user, password)
+        move = client.admin_add_user_to_group if operator else client.admin_remove_user_from_group
+        await move(UserPoolId=pool_id, Username=user, GroupName="operators")
+        reply = await client.initiate_auth(
+            ClientId=client_id,
+            AuthFlow="USER_PASSWORD_AUTH",
+            AuthParameters={"USERNAME": user, "PASSWORD": password},
+        )
+    return str(reply["AuthenticationResult"]["AccessToken"])
+
+
+async def _create_user(client: Any, pool_id: str, user: str, password: str) -> None:
+    try:
+        await client.admin_create_user(UserPoolId=pool_id, Username=user, MessageAction="SUPPRESS")
+    except ClientError as error:
+        # Another command asked for the same user at the same moment.
+        if code_of(error) != "UsernameExistsException":
+            raise
+    await client.admin_set_user_password(
+        UserPoolId=pool_id, Username=user, Password=password, Permanent=True
+    )
+
+
+async def _find_pool(client: Any) -> str | None:
+    page: dict[str, Any] = {}
+    while True:
+        reply = await client.list_user_pools(MaxResults=60, **page)
+        for pool in reply["UserPools"]:
+            if pool["Name"] == POOL:
+                return str(pool["Id"])
+        if not reply.get("NextToken"):
+            return None
+        page = {"NextToken": reply["NextToken"]}
+
+
+async def _find_client(client: Any, pool_id: str) -> str | None:
+    reply = await client.list_user_pool_clients(UserPoolId=pool_id, MaxResults=60)
+    for entry in reply["UserPoolClients"]:
+        if entry["ClientName"] == CLIENT:
+            return str(entry["ClientId"])
+    return None

@@ -1,0 +1,90 @@
+"""One application for the tests of the routes, on the emulator, with a published index."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from api.app import Application, create_app
+from core.resources import Resources, open_resources
+from core.settings import Auth, Http, Serving, Settings
+from tests.api.pool import CLIENT_ID, Pool, running_pool
+from tests.api.serving import IDS, build_here, client_of, eventually, path_of, started, vector
+from tests.emulators import create_tables, settings_for
+
+MODEL = "m-1"
+ROWS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running application, and what tests need of it."""
+
+    app: Application
+    settings: Settings
+    resources: Resources
+    pool: Pool
+    client: httpx.AsyncClient
+    """An operator's."""
+
+
+@pytest.fixture(scope="session")
+async def pool() -> AsyncIterator[Pool]:
+    """The pool whose tokens are good."""
+    async with running_pool() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def api_settings(
+    ministack: str, valkey: str, pool: Pool, tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
+    """Settings of an API on the emulator, with tables, bucket and a cache of its own."""
+    made = await create_tables(settings_for(ministack))
+    cache: Path = tmp_path_factory.mktemp("cache")
+    return msgspec.structs.replace(
+        made,
+        redis_url=valkey,
+        auth=Auth(
+            auth_issuer=pool.issuer, auth_jwks_url=pool.url, auth_client_ids=("other", CLIENT_ID)
+        ),
+        http=Http(metrics_port=0, body_bytes_max=4 * 1024 * 1024),
+        serving=Serving(cache_dir=cache, refresh_s=0.1),
+        building=msgspec.structs.replace(made.building, work_dir=cache / "work"),
+    )
+
+
+@pytest.fixture(scope="session")
+async def resources(api_settings: Settings) -> AsyncIterator[Resources]:
+    """Clients of the emulator."""
+    async with open_resources(api_settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+async def service(
+    api_settings: Settings, resources: Resources, pool: Pool
+) -> AsyncIterator[Service]:
+    """An application with 60 products in its index, those of `IDS` among them."""
+    app = create_app(api_settings, resources)
+    async with started(app), client_of(app, pool.token("operators")) as client:
+        entries = [
+            {"product_id": product_id, "vector": vector(row).tolist()}
+            for row, product_id in enumerate([*IDS, *(f"p-{n}" for n in range(ROWS - len(IDS)))])
+        ]
+        reply = await client.post(f"/models/{MODEL}/embeddings:batch", json={"embeddings": entries})
+        assert reply.status_code == 200, reply.text
+        reply = await client.post(path_of(MODEL, "builds"), json={"matrix_k": 5})
+        assert reply.status_code == 202, reply.text
+        await build_here(resources, reply.json()["build_id"])
+        await eventually(client, MODEL)
+        yield Service(app, api_settings, resources, pool, client)
+
+
+@pytest.fixture
+def client(service: Service) -> httpx.AsyncClient:
+    """An operator's client."""
+    return service.client

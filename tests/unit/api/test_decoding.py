@@ -1,0 +1,158 @@
+"""Paths, queries, bodies and watermarks: what is read, and what is refused."""
+
+import contextlib
+from collections.abc import Callable
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.batches import decode_batch
+from api.bodies import Shape
+from api.paths import routed_path, unescape
+from api.queries import Query
+from api.vectors import LARGE_BYTES, floats
+from core import watermarks
+from core.errors import Invalid, Unreadable
+from core.settings import Limits
+
+_TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+    k: int = 1
+    names: list[str] = []
+
+
+_shape = Shape(_Body)
+
+
+@given(_TEXT, _TEXT)
+def test_segments_survive_the_path(first: str, second: str) -> None:
+    """Whatever is in them, there are as many as were sent, and each is what was meant."""
+    raw = f"/{quote(first, safe='')}/{quote(second, safe='')}".encode()
+    routed = routed_path(raw)
+    assert [unescape(part) for part in routed.split("/")] == ["", first, second]
+
+
+@given(st.binary(max_size=60))
+def test_no_path_does_worse_than_being_refused(raw: bytes) -> None:
+    """Any bytes are a path or `Unreadable`."""
+    with contextlib.suppress(Unreadable):
+        routed_path(raw)
+
+
+def test_a_path_without_escapes_is_itself() -> None:
+    """And one that is too long is refused."""
+    assert routed_path(b"/models/m-1/embeddings:batch") == "/models/m-1/embeddings:batch"
+    assert routed_path(b"/models/m-1/embeddings%3Abatch") == "/models/m-1/embeddings:batch"
+    with pytest.raises(Unreadable):
+        routed_path(b"/" * 10_000)
+
+
+def test_queries_are_checked() -> None:
+    """Bounds, words, flags, and what is left out."""
+    query = Query(b"k=7&flag=false&metric=ip&blank=&u=%C3%BC&k2=-3")
+    assert query.integer("k", default=1, minimum=1, maximum=9) == 7
+    assert query.integer("none", default=4, minimum=1, maximum=9) == 4
+    assert query.flag("flag", default=True) is False
+    assert query.choice("metric", ("cosine", "ip")) == "ip"
+    assert query.choice("none", ("cosine",)) is None
+    assert (query.text("u"), query.text("blank"), query.text("none")) == ("ü", "", None)
+    assert query.integer("k2", default=0, minimum=-5, maximum=5) == -3
+    refused: dict[str, Callable[[str], object]] = {
+        "metric": lambda name: query.integer(name, default=1, minimum=1, maximum=9),
+        "blank": lambda name: query.integer(name, default=1, minimum=1, maximum=9),
+        "k": lambda name: query.flag(name, default=True),
+        "u": lambda name: query.choice(name, ("cosine",)),
+    }
+    for name, read in refused.items():
+        with pytest.raises(Invalid) as raised:
+            read(name)
+        assert raised.value.errors[0].field == name
+
+
+@pytest.mark.parametrize("raw", [b"a=%FF", b"&".join([b"a=1"] * 200)])
+def test_a_query_that_cannot_be_read_is_unreadable(raw: bytes) -> None:
+    """Bytes that are no UTF-8, and parameters without end."""
+    with pytest.raises(Unreadable):
+        Query(raw)
+
+
+@given(st.binary(max_size=200))
+def test_no_body_does_worse_than_being_refused(data: bytes) -> None:
+    """Any bytes, as JSON and as msgpack."""
+    for msgpack in (False, True):
+        with contextlib.suppress(Unreadable, Invalid):
+            _shape.decode(data, msgpack=msgpack)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"k": "1"}', "k"),
+        (b'{"names": ["a", 1]}', "names[1]"),
+        (b'{"zz": 1}', "zz"),
+        (b"5", "body"),
+        (b'{"' + b"z" * 10_000 + b'": 1}', "z" * 200 + "…"),
+    ],
+)
+def test_what_does_not_hold_is_named_by_its_path(body: bytes, field: str) -> None:
+    """As in `names[1]`; a caller's own long text is cut."""
+    with pytest.raises(Invalid) as raised:
+        _shape.decode(body, msgpack=False)
+    assert [error.field for error in raised.value.errors] == [field]
+
+
+def test_what_fails_early_is_still_read_to_its_end() -> None:
+    """A wrong type first and half a JSON behind it cannot be read at all."""
+    with pytest.raises(Unreadable):
+        _shape.decode(b'{"k": "1", "names": [', msgpack=False)
+
+
+def test_a_vector_far_too_long_is_refused_before_its_numbers_are_made() -> None:
+    """By counting them, and with both numbers in the message."""
+    raw = msgspec.Raw(b"[" + b"0.25, " * 99_999 + b"1]")
+    assert len(raw) > LARGE_BYTES
+    with pytest.raises(Invalid, match="has 100000 numbers, the most is 4096"):
+        floats(raw, Limits(), "vector", msgpack=False)
+
+
+def test_a_batch_of_the_largest_kind_is_read_exactly() -> None:
+    """Each row is what was sent, in JSON with all digits and in msgpack."""
+    rows = np.random.default_rng(1).normal(size=(20, 4096)).astype(np.float32)
+    plain = [{"product_id": str(n), "vector": row.tolist()} for n, row in enumerate(rows)]
+    packed = [{"product_id": str(n), "vector": row.tobytes()} for n, row in enumerate(rows)]
+    for data, msgpack in (
+        (msgspec.json.encode({"embeddings": plain}), False),
+        (msgspec.msgpack.encode({"embeddings": packed}), True),
+    ):
+        batch = decode_batch(data, Limits(), msgpack=msgpack)
+        assert not batch.errors
+        assert np.array_equal(np.stack([vector for _, vector in batch.rows]), rows)
+
+
+def test_a_watermark_is_what_it_was() -> None:
+    """For a product and for a batch, in characters that need no escaping."""
+    moment = "2026-01-02T03:04:05.000006Z"
+    for product_id in (None, "ü" * 256, "a/b"):
+        token = watermarks.encode(moment, product_id)
+        assert quote(token, safe="") == token
+        assert watermarks.decode(token) == watermarks.Watermark(moment, product_id)
+
+
+@given(st.text(max_size=60))
+def test_no_watermark_does_worse_than_being_refused(token: str) -> None:
+    """Any text is a watermark or `Unreadable`."""
+    with contextlib.suppress(Unreadable):
+        watermarks.decode(token)
+
+
+def test_a_watermark_without_a_moment_is_refused() -> None:
+    """Text in the moment's place would compare as anything."""
+    for moment in ("zzz", "", "9999"):
+        with pytest.raises(Unreadable):
+            watermarks.decode(watermarks.encode(moment))

@@ -1,0 +1,183 @@
+"""Token keys and tokens remembered: what is fetched, how often, and what is forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+
+from api.auth import Authenticator, check_settings
+from api.health import Health
+from api.keys import Jwk, Jwks, KeyStore, public_keys
+from core.errors import SettingsError, Unauthenticated, Unavailable
+from core.settings import Auth, Serving, Settings
+from tests.api.pool import CLIENT_ID, Pool, jwk, new_key, running_pool
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+def _settings(pool: Pool, cache: Path, **changes: float) -> Settings:
+    auth = Auth(auth_issuer=pool.issuer, auth_jwks_url=pool.url, auth_client_ids=(CLIENT_ID,))
+    auth = msgspec.structs.replace(auth, **changes)
+    return Settings(auth=auth, serving=Serving(cache_dir=cache))
+
+
+@asynccontextmanager
+async def _store(settings: Settings, clock: Clock) -> AsyncIterator[KeyStore]:
+    async with aiohttp.ClientSession() as session:
+        store = KeyStore(settings, session, Health(), clock=clock, monotonic=clock)
+        yield store
+        await store.aclose()
+
+
+async def test_a_flood_of_unknown_keys_is_one_fetch_a_minute(tmp_path: Path) -> None:
+    """Whoever sends them; and a new key is found once a minute has passed."""
+    clock = Clock()
+    async with running_pool() as pool, _store(_settings(pool, tmp_path), clock) as store:
+        assert await store.find("key-1") is not None
+        for number in range(200):
+            assert await store.find(f"made-up-{number}") is None
+        assert pool.requests == 1
+        pool.keys.append(jwk(new_key(), "key-2"))
+        assert await store.find("key-2") is None
+        clock.now += 61
+        assert await store.find("key-2") is not None
+        assert pool.requests == 2
+
+
+async def test_callers_at_the_start_share_one_fetch(tmp_path: Path) -> None:
+    """Fifty of them at once."""
+    async with running_pool() as pool, _store(_settings(pool, tmp_path), Clock()) as store:
+        found = await asyncio.gather(*(store.find("key-1") for _ in range(50)))
+        assert all(key is not None for key in found)
+        assert pool.requests == 1
+
+
+async def test_without_any_keys_nothing_can_be_said(tmp_path: Path) -> None:
+    """It is no fault of the token: unavailable, and not unauthenticated."""
+    async with running_pool() as pool, _store(_settings(pool, tmp_path), Clock()) as store:
+        pool.status = 500
+        with pytest.raises(Unavailable):
+            await store.find("key-1")
+
+
+async def test_kept_keys_are_good_for_a_day(tmp_path: Path) -> None:
+    """On disk for the next start, and in memory while no new ones can be had; then no more."""
+    clock = Clock()
+    async with running_pool() as pool:
+        settings = _settings(pool, tmp_path)
+        async with _store(settings, clock) as store:
+            await store.find("key-1")
+        pool.status = 500
+        clock.now += 86_000
+        async with _store(settings, clock) as store:
+            store.restore()
+            assert await store.find("key-1") is not None
+            clock.now += 1_000
+            with pytest.raises(Unavailable):
+                await store.find("key-1")
+        async with _store(settings, clock) as store:
+            store.restore()
+            with pytest.raises(Unavailable):
+                await store.find("key-1")
+
+
+async def test_kept_keys_of_another_pool_or_broken_ones_are_not_taken(tmp_path: Path) -> None:
+    """The file is read as if anyone had written it."""
+    async with running_pool() as pool, running_pool() as other:
+        async with _store(_settings(pool, tmp_path), Clock()) as store:
+            await store.find("key-1")
+        other.status = 500
+        async with _store(_settings(other, tmp_path), Clock()) as store:
+            store.restore()
+            with pytest.raises(Unavailable):
+                await store.find("key-1")
+        (tmp_path / "auth-keys.json").write_bytes(b"[" * 100_000)
+        async with _store(_settings(pool, tmp_path), Clock()) as store:
+            store.restore()
+            assert await store.find("key-1") is not None
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"keys": []}', b'{"keys": 5}', b"[" * 300_000, b'{"keys": [{}]}']
+)
+async def test_an_answer_that_is_no_key_set_changes_nothing(tmp_path: Path, body: bytes) -> None:
+    """The keys that were there stay good."""
+    clock = Clock()
+    async with running_pool() as pool, _store(_settings(pool, tmp_path), clock) as store:
+        await store.find("key-1")
+        pool.body = body
+        clock.now += 61
+        assert await store.find("key-2") is None
+        assert pool.requests == 2
+        assert await store.find("key-1") is not None
+
+
+def test_only_keys_that_may_verify_are_taken() -> None:
+    """RSA of 2,048 bits or more, for signatures, by RS256."""
+    good = jwk(new_key(), "good")
+    bad = [
+        jwk(new_key(1024), "short"),
+        good | {"kid": "for encryption", "use": "enc"},
+        good | {"kid": "for anything", "use": None},
+        good | {"kid": "by another algorithm", "alg": "RS512"},
+        good | {"kid": "symmetric", "kty": "oct"},
+        good | {"kid": ""},
+        good | {"kid": "broken", "n": "*"},
+        good | {"kid": "even", "e": "Ag"},
+    ]
+    assert set(public_keys(Jwks(msgspec.convert([good, *bad], list[Jwk])))) == {"good"}
+
+
+async def test_a_token_is_remembered_until_it_ends(tmp_path: Path) -> None:
+    """And no longer; the cache has a bound, and loses what was verified longest ago."""
+    clock = Clock()
+    async with running_pool() as pool:
+        settings = _settings(pool, tmp_path, auth_cache_tokens=2)
+        async with _store(settings, clock) as store:
+            auth = Authenticator(settings, store)
+            tokens = [f"Bearer {pool.token(sub=name)}".encode() for name in "abc"]
+            for token in tokens:
+                assert await auth.caller(token) == auth.remembered(token)
+            assert auth.remembered(tokens[0]) is None
+            assert auth.remembered(tokens[2]) is not None
+            late = Authenticator(settings, store, clock=clock)
+            kept = await late.caller(tokens[0])
+            clock.now = kept.expires_at + 1
+            assert late.remembered(tokens[0]) is None
+
+
+async def test_a_withdrawn_key_takes_its_tokens_with_it(tmp_path: Path) -> None:
+    """What it verified has to be verified again, and is refused."""
+    clock = Clock()
+    async with running_pool() as pool:
+        settings = _settings(pool, tmp_path)
+        async with _store(settings, clock) as store:
+            auth = Authenticator(settings, store)
+            token = f"Bearer {pool.token()}".encode()
+            await auth.caller(token)
+            pool.keys = [jwk(new_key(), "key-2")]
+            clock.now += 61
+            await store.find("key-2")
+            with pytest.raises(Unauthenticated):
+                await auth.caller(token)
+
+
+def test_settings_by_which_no_token_could_hold_are_refused(tmp_path: Path) -> None:
+    """At the start, naming the variable."""
+    with pytest.raises(SettingsError, match="K9_AUTH_ISSUER"):
+        check_settings(Settings())
+    with pytest.raises(SettingsError, match="K9_AUTH_CLIENT_IDS"):
+        check_settings(Settings(auth=Auth(auth_issuer="https://x")))

@@ -1,0 +1,238 @@
+"""Following the current builds: what is put to use, and what is not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from api.health import Health
+from api.serving.catalogue import Catalogue
+from api.serving.loaded import LoadedIndex
+from api.serving.refresh import Refresher
+from core.errors import NoIndex, NotYetVisible, Unavailable
+from core.settings import Serving, Settings
+from core.watermarks import Watermark
+from tests.unit.api.versions import Listing, Shelf, damaged, model_of
+
+ONE, TWO = ["a", "b", "c", "d"], ["a", "b", "c", "d", "e"]
+
+
+class Rig:
+    """A refresher over a shelf and a listing."""
+
+    def __init__(self, root: Path, *, bytes_max: int = 1 << 30) -> None:
+        self.shelf = Shelf(root / "shelf")
+        self.listing = Listing()
+        self.health = Health()
+        models: Any = self.listing
+        self.catalogue = Catalogue(models, bytes_max)
+        resources: Any = SimpleNamespace(
+            models=self.listing,
+            versions=self.shelf,
+            settings=Settings(serving=Serving(cache_dir=root / "cache", refresh_s=0.01)),
+        )
+        self.refresher = Refresher(resources, self.catalogue, self.health)
+
+    @property
+    def loaded(self) -> LoadedIndex | None:
+        """What answers."""
+        return self.catalogue.loaded.get("m")
+
+    @property
+    def build_id(self) -> str | None:
+        """The build that answers."""
+        return None if self.loaded is None else self.loaded.build_id
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """With the refresher at work."""
+        task = asyncio.create_task(self.refresher.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        for _ in iter(int, 1):
+            if holds():
+                return
+            await asyncio.sleep(0.005)
+
+
+async def test_a_new_build_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    """And a request that has the old one keeps it to its end."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.shelf.add("b-2", TWO)
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1")
+        old = await rig.catalogue.wanted("m")
+        rig.listing.models = [model_of("b-2")]
+        await _until(lambda: rig.build_id == "b-2")
+        assert old.row_of("e") is None
+        assert len(old.near_row(0, 10)) == 3
+        assert (await rig.catalogue.wanted("m")).row_of("e") is not None
+        await asyncio.sleep(0.05)
+        assert rig.shelf.asked == ["b-1", "b-2"]
+
+
+async def test_a_bad_version_is_refused_and_the_old_one_serves_on(tmp_path: Path) -> None:
+    """It is tried again with backoff, and not at each look."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.shelf.add("b-2", TWO)
+    rig.shelf.manifests["b-2"] = damaged(rig.shelf.manifests["b-2"])
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1")
+        rig.listing.models = [model_of("b-2")]
+        await _until(lambda: "b-2" in rig.shelf.asked)
+        await asyncio.sleep(0.2)
+        assert rig.build_id == "b-1"
+        assert rig.shelf.asked.count("b-2") == 1
+        assert rig.health.ready
+        rig.shelf.add("b-3", TWO)
+        rig.listing.models = [model_of("b-3")]
+        await _until(lambda: rig.build_id == "b-3")
+
+
+async def test_readiness_waits_for_what_may_yet_come_and_not_for_what_is_bad(
+    tmp_path: Path,
+) -> None:
+    """S3 away: not ready. A version whose bytes are bad: nothing to wait for."""
+    rig = Rig(tmp_path)
+    rig.shelf.failures["b-1"] = Unavailable("S3 does not answer")
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: rig.health.dependencies["s3"].state == "failing")
+        assert not rig.health.ready
+        rig.listing.models = [model_of("b-9")]
+        await _until(lambda: rig.health.ready)
+
+
+async def test_a_process_without_any_model_is_ready(tmp_path: Path) -> None:
+    """There is nothing that it could not answer."""
+    rig = Rig(tmp_path)
+    async with rig.running():
+        await _until(lambda: rig.health.ready)
+        rig.health.draining = True
+        assert not rig.health.ready
+
+
+async def test_dynamodb_away_changes_nothing_that_is_loaded(tmp_path: Path) -> None:
+    """Not even an error that nobody expected ends the task."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1")
+        for failure in (Unavailable("away"), ZeroDivisionError("a bug")):
+            rig.listing.failure = failure
+            await _until(lambda: rig.health.dependencies["dynamodb"].state == "failing")
+            assert rig.build_id == "b-1"
+            rig.listing.failure = None
+            await _until(lambda: rig.health.dependencies["dynamodb"].state == "ok")
+
+
+async def test_a_start_without_dynamodb_serves_what_was_current(tmp_path: Path) -> None:
+    """From what the last run wrote down; a build made current since is taken once it is back."""
+    before = Rig(tmp_path)
+    before.shelf.add("b-1", ONE)
+    before.listing.models = [model_of("b-1")]
+    async with before.running():
+        await _until(lambda: before.build_id == "b-1")
+        await _until((tmp_path / "cache" / "current.json").exists)
+    rig = Rig(tmp_path)
+    rig.shelf.manifests = before.shelf.manifests
+    rig.listing.failure = Unavailable("away")
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1")
+        assert rig.health.ready
+        rig.shelf.add("b-2", TWO)
+        rig.listing.models, rig.listing.failure = [model_of("b-2")], None
+        await _until(lambda: rig.build_id == "b-2")
+
+
+async def test_a_broken_note_of_what_was_current_is_passed_over(tmp_path: Path) -> None:
+    """The start goes on without it."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "current.json").write_bytes(b'[{"model_version": 5}]')
+    rig = Rig(tmp_path)
+    rig.listing.failure = Unavailable("away")
+    async with rig.running():
+        await _until(lambda: rig.listing.looks > 2)
+        assert not rig.health.ready
+
+
+async def test_versions_of_another_epoch_are_not_served(tmp_path: Path) -> None:
+    """After a restore of data the old index is dropped, and the next build is taken."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1")
+        rig.listing.models = [model_of("b-1", epoch=1)]
+        await _until(lambda: rig.build_id is None)
+        with pytest.raises(Unavailable):
+            await rig.catalogue.wanted("m")
+        rig.shelf.add("b-2", TWO, epoch=1)
+        rig.listing.models = [model_of("b-2", epoch=1)]
+        await _until(lambda: rig.build_id == "b-2")
+
+
+async def test_memory_has_a_budget(tmp_path: Path) -> None:
+    """A version that does not fit is not put to use."""
+    rig = Rig(tmp_path, bytes_max=10)
+    rig.shelf.add("b-1", ONE)
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: "b-1" in rig.shelf.asked)
+        await asyncio.sleep(0.05)
+        assert rig.build_id is None
+
+
+async def test_a_search_waits_for_the_build_that_shows_its_write(tmp_path: Path) -> None:
+    """It is answered at the swap, and refused when none comes in time."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1")
+        assert rig.loaded is not None
+        after = Watermark(rig.loaded.manifest.watermark, "e")
+        waiting = asyncio.create_task(rig.catalogue.wanted("m", after))
+        rig.shelf.add("b-2", TWO)
+        rig.listing.models = [model_of("b-2")]
+        assert (await waiting).build_id == "b-2"
+        with pytest.raises(NotYetVisible):
+            await rig.catalogue.wanted("m", Watermark("9999-01-01T00:00:00.000000Z"))
+
+
+async def test_a_model_without_a_build_is_told_apart(tmp_path: Path) -> None:
+    """Even when the last look did not show it yet."""
+    rig = Rig(tmp_path)
+    rig.listing.models = [model_of(None)]
+    with pytest.raises(NoIndex):
+        await rig.catalogue.wanted("m")
+
+
+async def test_long_searches_are_told_from_short_ones(tmp_path: Path) -> None:
+    """By what they would cost: the event loop waits for none of the long ones."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: rig.loaded is not None)
+    assert rig.loaded is not None
+    assert not rig.loaded.takes_long(1, 10, exact=False)
+    assert not rig.loaded.takes_long(1, 10, exact=True)
+    assert rig.loaded.takes_long(256, 30, exact=False)
+    assert rig.loaded.takes_long(1, 10, exact=False, excluded=1000)

@@ -1,0 +1,117 @@
+"""Small versions on disk, and stand-ins for what publishes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from core.errors import Corrupt, K9Error
+from core.models import BuildParameters, Embedding, Model, now, timestamp
+from core.vectors.manifest import Manifest
+from core.vectors.rows import RowWriter
+from worker.building.child import ChildJob
+from worker.building.stages import make_version
+
+DIMENSION = 4
+
+
+def make(directory: Path, build_id: str, ids: Sequence[str], *, epoch: int = 0) -> Manifest:
+    """A version of these products in `directory`, as a worker's child makes it."""
+    moment = timestamp(now())
+    random = np.random.default_rng(len(ids))
+    writer = RowWriter(directory / "rows", DIMENSION)
+    rows = random.normal(size=(len(ids), DIMENSION)).astype(np.float32)
+    writer.append(
+        [
+            Embedding(product_id, "m", row.tobytes(), DIMENSION, moment)
+            for product_id, row in zip(ids, rows, strict=True)
+        ]
+    )
+    writer.close()
+    job = ChildJob(
+        rows_dir=str(directory / "rows"),
+        out_dir=str(directory / "out"),
+        model_version="m",
+        build_id=build_id,
+        epoch=epoch,
+        built_at=moment,
+        watermark=moment,
+        dimension=DIMENSION,
+        metric="cosine",
+        parameters=BuildParameters(matrix_k=3),
+        k9_version="test",
+    )
+    return make_version(job, lambda *_: None)
+
+
+def model_of(build_id: str | None, *, fence: int = 1, epoch: int = 0) -> Model:
+    """A model version whose current build it is."""
+    return Model(
+        "m",
+        DIMENSION,
+        "cosine",
+        shards=1,
+        created_at=timestamp(now()),
+        current_build_id=build_id,
+        current_fence=fence,
+        epoch=epoch,
+    )
+
+
+class Shelf:
+    """Versions by build id, in place of the store over S3."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifests: dict[str, Manifest] = {}
+        self.failures: dict[str, K9Error] = {}
+        self.asked: list[str] = []
+
+    def add(self, build_id: str, ids: Sequence[str], *, epoch: int = 0) -> None:
+        """Makes a version that can be had."""
+        directory = self.root / build_id
+        self.manifests[build_id] = make(directory, build_id, ids, epoch=epoch)
+
+    def directory(self, model: Model) -> Path:
+        """Where the current build's files are."""
+        return self.root / str(model.current_build_id) / "out"
+
+    async def ensure(self, model: Model) -> tuple[Path, Manifest]:
+        """The current build's files, or what is wrong with them."""
+        build_id = str(model.current_build_id)
+        self.asked.append(build_id)
+        if build_id in self.failures:
+            raise self.failures[build_id]
+        if build_id not in self.manifests:
+            raise Corrupt("no such version")
+        return self.directory(model), self.manifests[build_id]
+
+    async def prune(self, model: Model) -> None:
+        """Keeps everything."""
+
+
+class Listing:
+    """The models table, as a test says it is."""
+
+    def __init__(self, *models: Model) -> None:
+        self.models = list(models)
+        self.failure: Exception | None = None
+        self.looks = 0
+
+    async def list_models(self) -> list[Model]:
+        """The models, or the failure."""
+        self.looks += 1
+        if self.failure is not None:
+            raise self.failure
+        return self.models
+
+    async def get_model(self, _model_version: str) -> Model:
+        """The one model there is."""
+        return self.models[0]
+
+
+def damaged(manifest: Manifest) -> Manifest:
+    """A manifest that does not fit its files."""
+    counts = msgspec.structs.replace(manifest.counts, rows=manifest.counts.rows + 1)
+    return msgspec.structs.replace(manifest, counts=counts)

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from core.models import Metric
+from core.vectors.recall import ground_truth, held_out, reaches, recalls, surely
+from tests.unit.core.vectors.sets import METRICS, real, truth
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"), [(1, 0), (9, 0), (100, 10), (20_000, 1000), (300_000, 3000)]
+)
+def test_a_hundredth_is_held_out(rows: int, count: int) -> None:
+    """At least 1,000, and of small sets a tenth."""
+    held = held_out(rows, least=1000, most=10_000)
+    assert held.shape == (count,)
+    assert np.unique(held).shape == (count,)
+    assert held.tolist() == held_out(rows, least=1000, most=10_000).tolist()
+
+
+def test_no_pattern_in_the_rows_is_followed() -> None:
+    """Every remainder of the row number has its share, whatever ids are sorted by."""
+    held = held_out(100_000, least=1000, most=10_000)
+    for period in (2, 10, 16):
+        assert np.bincount(held % period).min() > 0.6 * 1000 / period
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_truth_is_what_numpy_says(metric: Metric) -> None:
+    """Over all rows, and over those that are kept."""
+    rows, queries = real(900, metric), real(940, metric)[900:]
+    _, wanted = truth(queries, rows, metric, 15)
+    assert np.allclose(ground_truth(queries, rows, None, 15, metric), wanted, rtol=1e-6, atol=1e-6)
+    kept = np.arange(0, 900, 3)
+    _, wanted = truth(queries, rows[kept], metric, 15)
+    assert np.allclose(ground_truth(queries, rows, kept, 15, metric), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_fewer_rows_than_k_are_all_of_the_truth() -> None:
+    """Recall is a share of what there is."""
+    rows = real(4, "cosine")
+    wanted = ground_truth(rows, rows, None, 10, "cosine")
+    assert wanted.shape == (4, 4)
+    assert recalls(wanted, wanted).tolist() == [1.0] * 4
+
+
+def test_ties_count_as_hits() -> None:
+    """Any of several equal rows is right, and what is missing is not."""
+    wanted = np.array([[3.0, 2.0, 1.0, 1.0]], np.float32)
+    assert recalls(np.array([[1.0, 1.0, 3.0, 2.0, 1.0]], np.float32), wanted)[0] == 1.0
+    assert recalls(np.array([[3.0, 0.5, 0.4, -np.inf]], np.float32), wanted)[0] == 0.25
+    assert recalls(np.array([[3.0]], np.float32), wanted)[0] == 0.25
+
+
+def test_a_promise_needs_room() -> None:
+    """A mean at the target promises nothing; a little above it, on enough queries, does."""
+    values = np.random.default_rng(0).choice([0.9, 1.0], 1000)
+    assert not reaches(values, 0.95)
+    assert reaches(values, 0.93)
+    assert surely(values) < values.mean()
+    assert surely(values[:20]) < values[:20].mean() - 0.02
+    assert reaches(np.ones(5), 0.999)
+    assert not reaches(np.ones(1000), 1.0)

@@ -1,0 +1,76 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.cli.main import run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["nothing"], 2, "No such command"),
+        (["neighbors", "m", "p", "--k", "x"], 2, "not a valid integer"),
+        (["import", "a.parquet"], 2, "--model"),
+        (["import", "none.parquet", "--model", "m"], 1, "there is no such file"),
+        (["token"], 1, "no embedded stack runs in this directory"),
+        (["dev", "--port", "99999"], 2, "--port"),
+    ],
+)
+def test_a_failure_is_one_line_and_a_status(
+    arguments: list[str],
+    status: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """2 for wrong usage, 1 otherwise, and never a trace."""
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+@pytest.mark.parametrize("command", ["build", "dev", "import", "neighbors", "tables", "token"])
+def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what it does, and exit status 0."""
+    assert run([command, "--help"]) == 0
+    assert "Usage: k9" in capsys.readouterr().out
+
+
+def test_a_bad_setting_is_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The variable is named."""
+    monkeypatch.setenv("K9_SHARDS", "many")
+    assert run(["tables", "describe"]) == 2
+    assert "K9_SHARDS" in capsys.readouterr().err
+
+
+def test_an_api_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what to look at."""
+    monkeypatch.setenv("K9_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("K9_TOKEN", "x")
+    assert run(["neighbors", "m", "p"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "http://127.0.0.1:9 does not answer" in error
+
+
+def test_help_loads_no_heavy_library() -> None:
+    """`k9 --help` is at once: it neither opens a client nor reads numpy."""
+    code = (
+        "import sys; from deploy.cli.main import run; run(['--help']); "
+        "print(sorted({'numpy', 'aioboto3', 'rich', 'aiohttp'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert shown.stdout.endswith("[]\n")

@@ -1,0 +1,199 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from core.errors import BuildFailed, EmptyModel, RecallBelowTarget
+from core.models import BuildParameters, Embedding, Metric, Stage
+from core.vectors.rows import RowWriter
+from core.vectors.version import MappedVersion, verify_files
+from worker.building.child import (
+    EXIT_FAILED,
+    EXIT_ORPHANED,
+    ChildJob,
+    ChildLimits,
+    run_job,
+    thread_count,
+)
+
+ROOT = Path(__file__).parents[3]
+AT = "2025-01-01T00:00:00Z"
+
+
+def embedding(product_id: str, values: list[float]) -> Embedding:
+    """A row as the pull hands it over."""
+    data = np.array(values, np.float64).astype(np.float32).tobytes()
+    return Embedding(product_id, "m", data, len(values), AT)
+
+
+def random_rows(count: int, dimension: int = 8) -> list[Embedding]:
+    """Rows without any structure."""
+    made = np.random.default_rng(0).standard_normal((count, dimension))
+    return [embedding(f"p{number:05}", made[number].tolist()) for number in range(count)]
+
+
+def job(directory: Path, rows: list[Embedding], **changes: Any) -> ChildJob:
+    """A job over rows that are on disk."""
+    with RowWriter(directory / "rows", 8) as writer:
+        writer.append(rows)
+    made = ChildJob(
+        rows_dir=str(directory / "rows"),
+        out_dir=str(directory / "out"),
+        model_version="m",
+        build_id="b",
+        epoch=0,
+        built_at=AT,
+        watermark=AT,
+        dimension=8,
+        metric="cosine",
+        parameters=BuildParameters(matrix_k=3),
+        limits=ChildLimits(threads=1),
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def spawn(directory: Path, made: ChildJob) -> subprocess.Popen[bytes]:
+    """The child as a worker starts it."""
+    path = directory / "job.json"
+    path.write_bytes(msgspec.json.encode(made))
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker.building.child", str(path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_bad_rows_are_left_out_counted_and_named(tmp_path: Path) -> None:
+    """They fail no build, and the report says which they were and why."""
+    with np.errstate(over="ignore"):
+        bad = [
+            embedding("nan", [np.nan] * 8),
+            embedding("zero", [0.0] * 8),
+            embedding("huge", [1e39] * 8),
+            embedding("short", [1.0] * 7),
+        ]
+    gone = Embedding("gone", "m", None, 0, AT, deleted_at=AT)
+    made = job(tmp_path, [*random_rows(50), *bad, gone])
+    manifest = run_job(made, lambda *_: None)
+    wanted = {"not_finite": 2, "zero_norm": 1, "wrong_dimension": 1}
+    assert manifest.counts.quarantined == wanted
+    assert (manifest.counts.rows, manifest.counts.tombstones) == (50, 1)
+    report = json.loads((tmp_path / "out/report.json").read_bytes())
+    assert report["quarantined"]["not_finite"] == ["huge", "nan"]
+    opened = MappedVersion.open(tmp_path / "out", manifest)
+    assert opened.row_of("nan") is None
+    assert opened.row_of("p00007") == 7
+
+
+def test_at_most_a_hundred_ids_are_named(tmp_path: Path) -> None:
+    """A report stays readable when a whole catalogue is bad."""
+    zeros = [embedding(f"zero{number:03}", [0.0] * 8) for number in range(150)]
+    manifest = run_job(job(tmp_path, [*zeros, *random_rows(1)]), lambda *_: None)
+    report = json.loads((tmp_path / "out/report.json").read_bytes())
+    assert manifest.counts.quarantined == {"zero_norm": 150}
+    assert len(report["quarantined"]["zero_norm"]) == 100
+
+
+def test_no_valid_row_is_told_clearly(tmp_path: Path) -> None:
+    """The reasons are counted in the error."""
+    made = job(tmp_path, [embedding("a", [0.0] * 8), embedding("b", [1.0])])
+    with pytest.raises(BuildFailed, match="1 zero_norm, 1 wrong_dimension"):
+        run_job(made, lambda *_: None)
+
+
+def test_no_row_at_all_is_an_empty_model(tmp_path: Path) -> None:
+    """Tombstones are no rows."""
+    gone = Embedding("gone", "m", None, 0, AT, deleted_at=AT)
+    with pytest.raises(EmptyModel):
+        run_job(job(tmp_path, [gone]), lambda *_: None)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_tiny_models_are_built(tmp_path: Path, metric: Metric, count: int) -> None:
+    """One product has no neighbours, and is a version all the same."""
+    manifest = run_job(job(tmp_path, random_rows(count), metric=metric), lambda *_: None)
+    verify_files(tmp_path / "out", manifest)
+    opened = MappedVersion.open(tmp_path / "out", manifest)
+    near, scores = opened.neighbors(0, 3)
+    assert near.shape == scores.shape == (count - 1,)
+
+
+def test_stages_come_in_order(tmp_path: Path) -> None:
+    """Each stage counts up to its total, and has its seconds in the manifest."""
+    told: list[tuple[Stage, int, int]] = []
+    made = job(tmp_path, random_rows(300), family="hnsw_flat", metric="l2")
+    manifest = run_job(made, lambda *line: told.append(line))
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert set(stages) == {"validate", "index", "recall", "matrix", "files"}
+    assert stages == ["validate", "index", "recall", "matrix", "files"]
+    assert all(done <= total for _, done, total in told)
+    assert set(manifest.stages) == set(stages)
+
+
+def test_the_child_tells_its_progress_and_result(tmp_path: Path) -> None:
+    """Lines of JSON on standard output, the last one the result, and exit code 0."""
+    child = spawn(tmp_path, job(tmp_path, random_rows(300)))
+    assert child.stdout is not None
+    lines = [json.loads(line) for line in child.stdout]
+    assert child.wait(30) == 0
+    assert {"stage", "done", "total"} == set(lines[0])
+    result = lines[-1]["result"]
+    assert Path(result["manifest"]).is_file()
+    assert result["peak_bytes"] > 10_000_000
+    assert result["processor_s"] > 0
+    child.communicate()
+
+
+def test_a_build_that_cannot_succeed_ends_with_its_reason(tmp_path: Path) -> None:
+    """The recall that was reached and the target are in the last line, and exit code 1."""
+    parameters = BuildParameters(target_recall=1.0, matrix_k=3)
+    made = job(tmp_path, random_rows(400), parameters=parameters, family="hnsw_flat")
+    child = spawn(tmp_path, made)
+    assert child.stdout is not None
+    failed = json.loads(list(child.stdout)[-1])["failed"]
+    assert child.wait(30) == EXIT_FAILED
+    child.communicate()
+    assert failed["kind"] == RecallBelowTarget.__name__
+    assert failed["target"] == 1.0
+    assert 0 < failed["recall"] <= 1.0
+    assert "lower target_recall" in failed["detail"]
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    """When the parent's end of the pipe is gone, the child is too, whatever it was doing."""
+    path = tmp_path / "job.json"
+    os.mkfifo(path)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "worker.building.child", str(path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    rows = random_rows(6000)
+    made = job(tmp_path, rows, family="hnsw_flat", limits=ChildLimits(threads=1))
+    path.write_bytes(msgspec.json.encode(made))
+    assert child.stdout is not None
+    assert child.stdin is not None
+    child.stdout.readline()
+    started = time.monotonic()
+    child.stdin.close()
+    assert child.wait(10) == EXIT_ORPHANED
+    assert time.monotonic() - started < 5
+    child.stdout.close()
+
+
+def test_threads_are_as_asked_or_all() -> None:
+    """0 stands for every core that the process may use."""
+    assert thread_count(3) == 3
+    assert 1 <= thread_count(0) <= (os.cpu_count() or 1)

@@ -1,0 +1,118 @@
+"""Index versions in S3 and in the cache: verified, repaired, never taken from under a reader."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+import numpy as np
+import pytest
+
+from core.errors import Corrupt, NotFound
+from core.models import BuildParameters, Model
+from core.resources import Resources, open_resources
+from core.settings import Settings
+from core.vectors.version import MappedVersion
+from core.versions import VersionStore, leased, version_prefix
+from worker.main import create_worker
+
+
+@pytest.fixture
+async def resources(stack_settings: Settings, tmp_path: Path) -> AsyncIterator[Resources]:
+    """Opened resources with directories of this test's own."""
+    settings = msgspec.structs.replace(
+        stack_settings,
+        building=msgspec.structs.replace(stack_settings.building, work_dir=tmp_path / "work"),
+        serving=msgspec.structs.replace(stack_settings.serving, cache_dir=tmp_path / "cache"),
+    )
+    async with open_resources(settings) as opened:
+        await opened.queue.redis.flushall()
+        yield opened
+
+
+async def published(resources: Resources, model_version: str) -> Model:
+    """The model version after one more build of twenty rows."""
+    rng = np.random.default_rng(3)
+    rows = [(f"p{row}", rng.standard_normal(4).astype(np.float32)) for row in range(20)]
+    await resources.ingest.store_batch(model_version, rows)
+    await resources.build_requests.request(model_version, BuildParameters())
+    worker = create_worker(resources.settings, burst=True, reconcile=False)
+    await worker.async_run()
+    await worker.close()
+    return await resources.models.get_model(model_version)
+
+
+@pytest.fixture
+async def model(resources: Resources) -> Model:
+    """A model version with a published build."""
+    return await published(resources, f"v-{uuid4().hex[:12]}")
+
+
+async def test_a_version_is_downloaded_once(resources: Resources, model: Model) -> None:
+    """The second time its files come from the cache, without a request."""
+    directory, manifest = await resources.versions.ensure(model)
+    assert MappedVersion.open(directory, manifest).n == 20
+    before = resources.objects.requests
+    assert await resources.versions.ensure(model) == (directory, manifest)
+    assert resources.objects.requests == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+async def test_a_damaged_cache_is_made_good(
+    resources: Resources, model: Model, damage: str
+) -> None:
+    """A cached file that is cut short or has one bit wrong is refused, and fetched again."""
+    directory, _ = await resources.versions.ensure(model)
+    file = directory / "vectors.npy"
+    whole = file.read_bytes()
+    bad = whole[:-1] if damage == "truncated" else whole[:-1] + bytes([whole[-1] ^ 1])
+    file.write_bytes(bad)
+    again, manifest = await resources.versions.ensure(model)
+    assert (again / "vectors.npy").read_bytes() == whole
+    assert MappedVersion.open(again, manifest).n == 20
+
+
+async def test_a_damaged_object_is_refused(resources: Resources, model: Model) -> None:
+    """What S3 gives with another checksum is not taken, and leaves nothing in the cache."""
+    prefix = version_prefix(model.model_version, model.current_build_id or "", model.current_fence)
+    data = await resources.objects.get_bytes(prefix + "vectors.npy", 10_000)
+    await resources.objects.put(
+        prefix + "vectors.npy", data[:-1] + bytes([data[-1] ^ 1]), if_absent=False
+    )
+    with pytest.raises(Corrupt):
+        await resources.versions.ensure(model)
+    assert not resources.versions.directory(model).exists()
+    assert list(resources.versions.directory(model).parent.iterdir()) == []
+
+
+async def test_a_version_that_is_gone_is_not_found(resources: Resources, model: Model) -> None:
+    """A version deleted from S3 and not in the cache says so."""
+    prefix = version_prefix(model.model_version, model.current_build_id or "", model.current_fence)
+    await resources.objects.delete(await resources.objects.list_keys(prefix))
+    with pytest.raises(NotFound):
+        await resources.versions.ensure(model)
+
+
+async def test_old_versions_go_but_not_from_under_a_reader(
+    resources: Resources, model: Model
+) -> None:
+    """Pruning keeps the current version and any that is leased."""
+    old, _ = await resources.versions.ensure(model)
+    newer = await published(resources, model.model_version)
+    new, _ = await resources.versions.ensure(newer)
+    with leased(old):
+        await resources.versions.prune(newer)
+        assert old.exists()
+    await resources.versions.prune(newer)
+    assert not old.exists()
+    assert new.exists()
+
+
+async def test_two_processes_may_fetch_the_same(
+    resources: Resources, model: Model, tmp_path: Path
+) -> None:
+    """Whoever settles first wins; the other takes what is there."""
+    other = VersionStore(resources.objects, tmp_path / "cache")
+    first, second = await asyncio.gather(resources.versions.ensure(model), other.ensure(model))
+    assert first == second
