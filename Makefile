@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check lock clean
+.PHONY: help dev test check load fuzz lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -36,6 +36,12 @@ check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, templat
 	$(BIN)/lint-imports
 	$(BIN)/cfn-lint deploy/cloudformation/*.yaml
 	$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
+	$(BIN)/python -m tests.load.run $(ARGS)
+
+fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document
+	$(BIN)/python -m pytest -q -s tests/api/fuzz.py $(ARGS)
 
 # Versions that are locked stay, unless UPGRADE is set: make lock UPGRADE=1.
 # Each file holds the one before it, at the same versions. No host name is written into them, so

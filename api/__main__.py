@@ -14,6 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from api.app import create_app
@@ -70,6 +71,8 @@ async def serve(app: "Application", http: Http) -> int:
         http=HTTPModes.http1,
         websockets=False,
         backlog=BACKLOG,
+        backpressure=http.connections_max,
+        http1_settings=HTTP1Settings(header_read_timeout=round(http.idle_timeout_s * 1000)),
         log_enabled=False,
     )
     stopping = asyncio.Event()
@@ -80,7 +83,7 @@ async def serve(app: "Application", http: Http) -> int:
             return
         stopping.set()
         app.drain()
-        server.stop()  # type: ignore[no-untyped-call] # granian types its extension only
+        loop.call_later(http.notice_s, server.stop)
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from litestar import Controller, Litestar, Request, Response
+from litestar.types import Message, Scope
 
 from api import telemetry as metrics
 from api.auth import Authenticator, check_settings
@@ -19,6 +20,7 @@ from api.limits import Admission
 from api.problems import problem_reply
 from api.reference.routes import reference_controller
 from api.routes.builds import BuildController
+from api.routes.builds import item as build_item
 from api.routes.embeddings import EmbeddingController
 from api.routes.health import HealthController
 from api.routes.models import ModelController
@@ -26,7 +28,9 @@ from api.routes.reports import ReportController
 from api.routes.search import SearchController
 from api.routes.users import UserController
 from api.serving.catalogue import Catalogue
+from api.serving.freshness import open_freshness
 from api.serving.refresh import Refresher, following
+from api.watching import Watches
 from core.dynamo.cursors import Cursors
 from core.queue import redis_settings
 from core.resources import Resources, open_resources
@@ -103,6 +107,7 @@ def create_app(
     litestar = Litestar(
         route_handlers=[*CONTROLLERS, reference_controller(CONTROLLERS, settings)],
         lifespan=[lifespan],
+        before_send=[_say_allowed],
         exception_handlers={Exception: _on_error},
         openapi_config=None,
         logging_config=None,
@@ -131,7 +136,9 @@ async def _open_context(
             settings.serving.search_threads, "search", initializer=set_threads, initargs=(1,)
         )
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-        await stack.enter_async_context(following(Refresher(resources, catalogue, health)))
+        freshness = await stack.enter_async_context(open_freshness(resources, catalogue))
+        refresher = Refresher(resources, catalogue, health, freshness)
+        await stack.enter_async_context(following(refresher))
         metrics.IN_FLIGHT.set_function(lambda: admission.requests)
         stack.enter_context(metrics.metrics_server(settings.http.host, settings.http.metrics_port))
         yield Context(
@@ -141,8 +148,29 @@ async def _open_context(
             catalogue=catalogue,
             health=health,
             admission=admission,
+            watches=Watches(resources.builds, settings.http, build_item, lambda: health.draining),
             threads=threads,
         )
+
+
+async def _say_allowed(message: Message, scope: Scope) -> None:
+    """Litestar's `Allow` names the methods that a path had when its first handler came."""
+    if message["type"] != "http.response.start" or not any(
+        name == b"allow" for name, _ in message["headers"]
+    ):
+        return
+    methods = {
+        method
+        for route in scope["litestar_app"].routes
+        if route.path_format == scope.get("path_template")
+        for method in getattr(route, "methods", ())
+    }
+    if not methods:
+        return  # a method that no route has: the router did not look which path it was
+    if "GET" in methods:
+        methods.add("HEAD")
+    allow = (b"allow", ", ".join(sorted(methods)).encode())
+    message["headers"] = [*(pair for pair in message["headers"] if pair[0] != b"allow"), allow]
 
 
 def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

@@ -8,7 +8,7 @@ from api.bodies import Shape
 from api.calls import Call
 from api.problems import invalid
 from api.schemas import BatchBody, BatchEntry
-from api.vectors import LARGE_BYTES, floats
+from api.vectors import LARGE_BYTES, count_parts, floats
 from core.errors import FieldError, Invalid
 from core.models import Metric
 from core.settings import Limits
@@ -57,6 +57,9 @@ def decode_batch(data: bytes, limits: Limits, *, msgpack: bool) -> Batch:
         Unreadable: it cannot be read.
         Invalid: it is no list of entries, or of too many.
     """
+    if len(data) > LARGE_BYTES and not msgpack:
+        row_parts = limits.dimension_max + limits.product_id_bytes_max
+        count_parts(data, limits.batch_rows_max * row_parts)
     entries = _batch.decode(data, msgpack=msgpack).embeddings
     if not 1 <= len(entries) <= limits.batch_rows_max:
         raise invalid(

@@ -108,6 +108,12 @@ class Call:
         """The answer in JSON, whatever the caller accepts: it holds no vector."""
         return Reply(status, _encode_json(answer), JSON, headers)
 
+    def leave(self) -> None:
+        """Counts it as in flight no longer."""
+        if self.counted:
+            self.context.admission.leave()
+            self.counted = False
+
     async def body(self) -> bytes:
         """The whole body, however often it is asked for.
 

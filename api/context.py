@@ -7,6 +7,7 @@ from api.auth import Authenticator
 from api.health import Health
 from api.limits import Admission
 from api.serving.catalogue import Catalogue
+from api.watching import Watches
 from core.resources import Resources
 from core.settings import Settings
 
@@ -21,5 +22,6 @@ class Context:
     catalogue: Catalogue
     health: Health
     admission: Admission
+    watches: Watches
     threads: ThreadPoolExecutor
     """For searches and bodies that would hold up the event loop; bounded."""

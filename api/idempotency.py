@@ -28,15 +28,15 @@ class Once:
         self.records = records
         self.claim = claim
         """None where the request has no key."""
-        self.completed = False
-        """Whether the answer was handed to the transaction of the effect."""
+        self._handed: Reply | None = None
+        """The answer that went into the last transaction that was tried."""
         self._body_bytes_max = body_bytes_max
 
     def parts(self, reply: Reply) -> tuple[Part, ...]:
         """What goes into the transaction of the effect, so that both happen or neither."""
         if self.claim is None or len(reply.body) > self._body_bytes_max:
             return ()
-        self.completed = True
+        self._handed = reply
         return (self.records.completion(self.claim, _kept(reply)),)
 
     @property
@@ -48,8 +48,12 @@ class Once:
         return Noting(lambda name: self.records.chunk(claim, name), claim.chunks)
 
     async def finish(self, reply: Reply) -> None:
-        """Keeps an answer that had no transaction to go with: a refusal, or an answer as found."""
-        if self.claim is not None and not self.completed:
+        """Keeps an answer that went into no transaction: a refusal, or something as found.
+
+        One that was handed to a transaction and is given all the same was kept by it; any other
+        means that it did not happen, as where a build is open already.
+        """
+        if self.claim is not None and reply != self._handed:
             if len(reply.body) > self._body_bytes_max:
                 await self.abandon()
             else:
@@ -78,10 +82,10 @@ async def once(call: Call, act: Callable[[Once], Awaitable[Reply]]) -> Reply:
     """
     resources = call.context.resources
     body_bytes_max = call.context.settings.records.idempotency_body_bytes_max
-    if not call.idempotency_key:
+    if call.idempotency_key is None:
         return await act(Once(resources.idempotency, None, body_bytes_max))
-    key = _checked(call.idempotency_key)
     fingerprint = _fingerprint(call, await call.body())
+    key = _checked(call.idempotency_key)
     begun = await resources.idempotency.begin(f"user/{call.caller.user_id}", key, fingerprint)
     if isinstance(begun, Kept):
         return _reply(begun)
@@ -93,7 +97,6 @@ async def once(call: Call, act: Callable[[Once], Awaitable[Reply]]) -> Reply:
         if reply.status >= _SERVER_ERRORS:
             await running.abandon()
             raise
-        running.completed = False  # the transaction that was to keep the answer did not happen
     except BaseException:
         await asyncio.shield(running.abandon())
         raise
@@ -102,7 +105,11 @@ async def once(call: Call, act: Callable[[Once], Awaitable[Reply]]) -> Reply:
 
 
 def _checked(raw: bytes) -> str:
-    if len(raw) > KEY_CHARACTERS_MAX or not raw.isascii() or not raw.decode().isprintable():
+    if (
+        not 1 <= len(raw) <= KEY_CHARACTERS_MAX
+        or not raw.isascii()
+        or not raw.decode().isprintable()
+    ):
         raise invalid(
             "Idempotency-Key", f"takes 1 to {KEY_CHARACTERS_MAX} printable ASCII characters"
         )

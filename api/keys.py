@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -212,7 +213,9 @@ def jwks_url(settings: Settings) -> str:
     url = auth.auth_jwks_url or (
         f"{auth.auth_issuer}/.well-known/jwks.json" if auth.auth_issuer else ""
     )
-    if not url.startswith(("https://", "http://")):
+    where = urlsplit(url)
+    local = where.scheme == "http" and where.hostname in {"127.0.0.1", "localhost", "::1"}
+    if not where.hostname or not (where.scheme == "https" or local):
         raise SettingsError("K9_AUTH_JWKS_URL: an address of https (or http, on this machine)")
     return url
 

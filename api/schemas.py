@@ -4,10 +4,10 @@ Bodies that carry vectors have two forms: numbers in JSON, float32 little-endian
 (numbers are taken there too).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from core.models import BuildStatus, Family, Metric, Stage
 
@@ -18,6 +18,15 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Answer(msgspec.Struct, kw_only=True):
     """What callers get."""
+
+
+ENTRIES_CEILING: Final = 10_000
+NUMBERS_CEILING: Final = 1_000_000
+"""Far above every limit: what is longer is refused before it is made, which msgpack's headers
+allow. The limits themselves are in settings, and name both numbers."""
+
+Entries = Annotated[list[Raw], Meta(max_length=ENTRIES_CEILING)]
+Numbers = Annotated[list[float], Meta(max_length=NUMBERS_CEILING)]
 
 
 # --- embeddings ---------------------------------------------------------------------------------
@@ -32,7 +41,7 @@ class VectorBody(_Body):
 class BatchBody(_Body):
     """A batch. Entries are decoded one by one, so that each bad one can be named."""
 
-    embeddings: list[Raw]
+    embeddings: Entries
 
 
 class BatchEntry(_Body):
@@ -82,29 +91,29 @@ class _SearchOptions(_Body, kw_only=True):
     k: int = 10
     exact: bool = False
     min_score: float | None = None
-    exclude: list[str] = []
+    exclude: Annotated[list[str], Meta(max_length=ENTRIES_CEILING)] = []
     min_watermark: str | None = None
 
 
 class SearchBody(_SearchOptions, kw_only=True):
     """A search: exactly one of `vector`, `product_id` and `vectors`."""
 
-    vector: list[float] | UnsetType = UNSET
-    vectors: list[Raw] | UnsetType = UNSET
+    vector: Numbers | UnsetType = UNSET
+    vectors: Entries | UnsetType = UNSET
 
 
 class LargeSearchBody(_SearchOptions, kw_only=True):
     """The same, where the vector's numbers are counted before they are made."""
 
     vector: Raw | UnsetType = UNSET
-    vectors: list[Raw] | UnsetType = UNSET
+    vectors: Entries | UnsetType = UNSET
 
 
 class PackedSearchBody(_SearchOptions, kw_only=True):
     """The same in msgpack."""
 
-    vector: bytes | list[float] | UnsetType = UNSET
-    vectors: list[Raw] | UnsetType = UNSET
+    vector: bytes | Numbers | UnsetType = UNSET
+    vectors: Entries | UnsetType = UNSET
 
 
 class Neighbor(msgspec.Struct, gc=False):
@@ -155,6 +164,12 @@ class BuildBody(_Body):
     matrix_k: int = 20
     deterministic: bool = False
     force: bool = False
+
+
+class PromoteBody(_Body):
+    """Which build is to be current."""
+
+    build_id: str
 
 
 class ProgressItem(_Answer):

@@ -1,7 +1,7 @@
 """Metrics of the HTTP side. Labels are route templates, never ids."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -20,6 +20,25 @@ SHED: Final = Counter("k9_http_shed_total", "Requests answered 503 for want of r
 SWAPS: Final = Counter("k9_index_swaps_total", "Index versions put to use.", ["model_version"])
 LOAD_FAILED: Final = Counter(
     "k9_index_load_failed_total", "Index versions that could not be put to use.", ["reason"]
+)
+FRESH_ROWS: Final = Gauge(
+    "k9_fresh_rows",
+    "Products whose form in the index is not the present one, and that are searched beside it.",
+    ["model_version"],
+)
+FRESH_BYTES: Final = Gauge("k9_fresh_bytes", "Memory of those rows.", ["model_version"])
+FRESH_LAG: Final = Gauge(
+    "k9_fresh_lag_seconds",
+    "From the oldest hint of the last round of changed rows to their use.",
+    ["model_version"],
+)
+FRESH_POLLED: Final = Gauge(
+    "k9_fresh_polled_timestamp_seconds",
+    "When the last whole look at the shards began.",
+    ["model_version"],
+)
+HINTS_BEGUN: Final = Counter(
+    "k9_hints_begun_total", "Times that hints began to be heard: once, and after each break."
 )
 
 UNMATCHED: Final = "unmatched"
@@ -67,3 +86,10 @@ def metrics_server(host: str, port: int) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def forget_fresh(model_version: str) -> None:
+    """Takes a model version that is not followed any more out of the metrics."""
+    for gauge in (FRESH_ROWS, FRESH_BYTES, FRESH_LAG, FRESH_POLLED):
+        with suppress(KeyError):
+            gauge.remove(model_version)

@@ -6,6 +6,7 @@ from typing import Final
 from msgspec import Raw
 
 from api.bodies import Shape
+from api.schemas import Numbers
 from core.errors import FieldError, Invalid
 from core.models import Metric
 from core.settings import Limits
@@ -17,7 +18,22 @@ LARGE_BYTES: Final = 256 * 1024
 Wire = bytes | list[float] | Raw
 
 
-_packed: Final[Shape[bytes | list[float]]] = Shape(list[float], bytes | list[float])  # type: ignore[arg-type] # a union is no type to mypy
+_packed: Final[Shape[bytes | list[float]]] = Shape(Numbers, bytes | Numbers)  # type: ignore[arg-type] # a union is no type to mypy
+
+
+def count_parts(data: bytes, most: int) -> None:
+    """Refuses a JSON body of far too many parts before any of them is made.
+
+    msgspec makes all entries of a list before it counts them, at 70 bytes each. Commas inside of
+    strings are counted too: `most` leaves room for them.
+
+    Raises:
+        Invalid: there are more parts than any good body has.
+    """
+    parts = data.count(b",") + 1
+    if parts > most:
+        message = f"has {parts} parts, the most is {most}"
+        raise Invalid(f"the body {message}", (FieldError("body", message),))
 
 
 def floats(wire: Wire, limits: Limits, at: str, *, msgpack: bool) -> Floats:
@@ -56,9 +72,13 @@ def _count(encoded: bytes, limits: Limits, at: str) -> None:
 
 
 def check_all(
-    vectors: Sequence[Floats], names: Sequence[str], metric: Metric, dimension: int, limits: Limits
+    vectors: Sequence[Floats],
+    names: Sequence[str],
+    metric: Metric,
+    dimension: int | None,
+    limits: Limits,
 ) -> None:
-    """Checks the vectors of a search against the model version's index.
+    """Checks the vectors of a search against the model version, as far as it is known.
 
     Raises:
         Invalid: naming each vector that does not hold.

@@ -73,6 +73,18 @@ class BuildConflict(Conflict):
     """A build with other parameters is open for this model version."""
 
 
+class BuildEnded(Conflict):
+    """The build has ended: there is nothing left of it to cancel."""
+
+
+class Pinned(Conflict):
+    """An operator pinned the current build: no automatic build replaces it."""
+
+
+class NotPromotable(Conflict):
+    """The build was not published, was removed, or holds data from before a restore."""
+
+
 class NoIndex(Conflict):
     """The model version has no published build yet."""
 

@@ -8,8 +8,19 @@ import msgspec
 Metric = Literal["cosine", "ip", "l2"]
 Family = Literal["exact", "hnsw_flat", "hnsw_sq8", "ivf_pq"]
 BuildStatus = Literal["queued", "running", "published", "failed", "cancelled"]
+RowStatus = Literal[BuildStatus, "verified"]
+"""A verification is a row of the builds table too: it ends so once done, whatever it found."""
 Stage = Literal[
-    "queued", "pull", "validate", "index", "recall", "matrix", "files", "upload", "publish"
+    "queued",
+    "pull",
+    "validate",
+    "index",
+    "recall",
+    "matrix",
+    "files",
+    "compare",
+    "upload",
+    "publish",
 ]
 
 
@@ -87,18 +98,37 @@ class Build(msgspec.Struct, frozen=True):
 
     build_id: str
     model_version: str
-    status: BuildStatus
+    status: RowStatus
     requested_at: str
     parameters: BuildParameters
     progress: Progress = Progress()
     fence: int = 0
     """Grows with each claim; whoever holds an older one has lost the build."""
+    holder: str | None = None
+    """Of the last claim alone."""
     lease_until_ms: int = 0
     """Unix time in milliseconds up to which the claim holds without a heartbeat."""
     started_at: str | None = None
     ended_at: str | None = None
     error: str | None = None
     manifest: dict[str, Any] | None = None
+    automatic: bool = False
+    """K9 itself asked for it: it does not replace a pinned build."""
+    faults: int = 0
+    """Tries that ended in a passing fault and said so."""
+    unreturned: int = 0
+    """Tries that were claimed and not given back: the one that runs, and each whose worker died."""
+    retired_at: str | None = None
+    """Set once no rule keeps the version; it is removed a grace time later."""
+    removed_at: str | None = None
+    """Its files are gone."""
+    verifies: str | None = None
+    """Of a verification: the build whose files it makes again. It publishes nothing."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it has yet to end."""
+        return self.status in {"queued", "running"}
 
 
 class User(msgspec.Struct, frozen=True):

@@ -2,8 +2,10 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -38,6 +40,27 @@ _CONFLICT: Final = "ConditionalRequestConflict"
 
 class _BrokenOff(Exception):
     """The body of a reply ended too early."""
+
+
+@dataclass(slots=True)
+class Counted:
+    """Requests made for one purpose."""
+
+    requests: int = 0
+
+
+_COUNTED: ContextVar[Counted | None] = ContextVar("counted", default=None)
+
+
+@contextmanager
+def counted() -> Iterator[Counted]:
+    """Counts the requests that this task makes, and the tasks that it starts, in the block."""
+    count = Counted()
+    token = _COUNTED.set(count)
+    try:
+        yield count
+    finally:
+        _COUNTED.reset(token)
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -299,7 +322,7 @@ class Objects:
                     raise _BrokenOff from error
 
         for attempt in range(1, self._attempts + 1):
-            self.requests += 1
+            self._count()
             try:
                 return await self._within(key, read)
             except _BrokenOff as error:
@@ -307,8 +330,14 @@ class Objects:
                     raise Unavailable("S3 broke off in the middle of an object") from error
         raise AssertionError("unreachable")
 
-    async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
+    def _count(self) -> None:
         self.requests += 1
+        count = _COUNTED.get()
+        if count is not None:
+            count.requests += 1
+
+    async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
+        self._count()
         method = getattr(self._client, operation)
         reply: dict[str, Any] = await self._within(
             subject, lambda bucket: method(Bucket=bucket, **parameters)

@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from core import telemetry
+from core.errors import SettingsError
 from core.settings import Settings
 
 QUEUE = "k9:builds:v1"
@@ -57,7 +58,12 @@ def redis_settings(settings: Settings) -> RedisSettings:
     Raises:
         SettingsError: when the address does not read.
     """
-    parsed = RedisSettings.from_dsn(settings.redis_url)
+    try:
+        parsed = RedisSettings.from_dsn(settings.redis_url)
+    except (RuntimeError, ValueError):
+        raise SettingsError(
+            "REDIS_URL is no address of Redis: redis://host:port/0, or rediss:// for TLS"
+        ) from None
     parsed.conn_timeout = max(1, round(settings.redis_timeout_s))
     parsed.ssl_check_hostname = parsed.ssl  # arq leaves it off, which trusts any certificate holder
     return parsed

@@ -6,18 +6,23 @@ from dataclasses import dataclass
 
 from core.dynamo.client import Dynamo, open_dynamo
 from core.dynamo.cursors import Cursors
+from core.hints import Hints, open_hints
 from core.objects import Objects, open_objects
 from core.queue import BuildQueue, open_queue
 from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import IdempotencyRepository
 from core.repositories.models import ModelRepository
+from core.repositories.promotions import PromotionRepository
 from core.repositories.reports import ReportRepository
+from core.repositories.tombstones import TombstoneRepository
 from core.repositories.users import UserRepository
+from core.repositories.verifications import VerificationRepository
 from core.settings import Settings
 from core.usecases.builds import BuildRequests
 from core.usecases.embeddings import Ingest
 from core.usecases.reports import Reports
+from core.usecases.retention import Retention
 from core.usecases.users import Profiles
 from core.versions import VersionStore
 
@@ -30,9 +35,13 @@ class Resources:
     dynamo: Dynamo
     objects: Objects
     queue: BuildQueue
+    hints: Hints
     models: ModelRepository
     embeddings: EmbeddingRepository
     builds: BuildRepository
+    promotions: PromotionRepository
+    verifications: VerificationRepository
+    tombstones: TombstoneRepository
     users: UserRepository
     reports: ReportRepository
     idempotency: IdempotencyRepository
@@ -40,6 +49,7 @@ class Resources:
     cursors: Cursors
     ingest: Ingest
     build_requests: BuildRequests
+    retention: Retention
     profiles: Profiles
     reporting: Reports
 
@@ -51,9 +61,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         dynamo = await stack.enter_async_context(open_dynamo(settings))
         objects = await stack.enter_async_context(open_objects(settings))
         queue = await stack.enter_async_context(open_queue(settings))
+        hints = await stack.enter_async_context(open_hints(settings))
         models = ModelRepository(dynamo, settings)
         embeddings = EmbeddingRepository(dynamo, settings)
         builds = BuildRepository(dynamo, settings)
+        promotions = PromotionRepository(dynamo, builds, models, settings)
         users = UserRepository(dynamo, settings)
         reports = ReportRepository(dynamo, users, settings)
         yield Resources(
@@ -61,16 +73,21 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             dynamo=dynamo,
             objects=objects,
             queue=queue,
+            hints=hints,
             models=models,
             embeddings=embeddings,
             builds=builds,
+            promotions=promotions,
+            verifications=VerificationRepository(dynamo, settings),
+            tombstones=TombstoneRepository(dynamo, settings),
             users=users,
             reports=reports,
             idempotency=IdempotencyRepository(dynamo, settings),
             versions=VersionStore(objects, settings.serving.cache_dir),
             cursors=Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s),
-            ingest=Ingest(models, embeddings, settings),
+            ingest=Ingest(models, embeddings, hints, settings),
             build_requests=BuildRequests(models, embeddings, builds, queue),
+            retention=Retention(models, builds, promotions, objects, settings.building),
             profiles=Profiles(users, settings.records),
             reporting=Reports(reports, settings),
         )

@@ -18,6 +18,7 @@ _Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 _Positive = Annotated[int, Meta(ge=1)]
 _NotNegative = Annotated[int, Meta(ge=0)]
 _Seconds = Annotated[float, Meta(gt=0)]
+_NotNegativeSeconds = Annotated[float, Meta(ge=0)]
 _Port = Annotated[int, Meta(ge=0, le=65535)]
 
 _VARIABLES = {
@@ -46,11 +47,13 @@ class Aws(msgspec.Struct, frozen=True):
     """The bucket of index versions; None stands for `k9-indexes-{environment}-{account}`."""
     pool_connections: _Positive = 64
     connect_timeout_s: _Seconds = 1.0
-    read_timeout_s: _Seconds = 3.0
+    read_timeout_s: _Seconds = 1.5
     attempts_max: _Positive = 3
     """Tries a call, the first one included, by botocore's `standard` mode."""
-    deadline_s: _Seconds = 5.0
-    """Over all tries of one DynamoDB call."""
+    deadline_s: _Seconds = 2.0
+    """Over all tries of one DynamoDB call, where a caller waits for its answer."""
+    patient_deadline_s: _Seconds = 60.0
+    """The same where nobody waits: in workers and imports, which read and write in bulk."""
     object_deadline_s: _Seconds = 60.0
     """Over one S3 request, a part of a multipart transfer at the most."""
 
@@ -102,7 +105,19 @@ class Http(msgspec.Struct, frozen=True):
     """Bodies in memory, of all requests in flight; one that would be over it is answered 503."""
     body_timeout_s: _Seconds = 60.0
     """For a request's body to arrive."""
+    connections_max: _Positive = 8192
+    """Open connections, idle ones too; further ones wait to be taken."""
+    idle_timeout_s: _Seconds = 75.0
+    """A connection without a request is closed after it: longer than a load balancer's minute."""
+    notice_s: Annotated[float, Meta(ge=0)] = 0.0
+    """How long readiness fails before the port closes, for a load balancer to see it."""
     drain_s: _Seconds = 10.0
+    event_streams_max: _Positive = 64
+    """Streams of a build's events; one more is answered 503. They do not count as requests."""
+    event_poll_s: _Seconds = 1.0
+    """How often a build is looked up while someone listens to it."""
+    event_keepalive_s: _Seconds = 15.0
+    """A stream that has nothing to say says so this often, lest something between closes it."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -155,6 +170,9 @@ class Building(msgspec.Struct, frozen=True):
     heartbeat_s: _Seconds = 5.0
     build_timeout_s: _Seconds = 3600.0
     build_attempts_max: _Positive = 3
+    """Tries of a build that may end in a fault; the last one fails it."""
+    build_losses_max: _Positive = 5
+    """Tries whose worker may die without a word; a build that kills its worker ends so."""
     jobs_max: _Positive = 2
     """Builds one worker runs side by side."""
     reconcile_s: _Seconds = 5.0
@@ -166,6 +184,12 @@ class Building(msgspec.Struct, frozen=True):
     index_threads: _NotNegative = 0
     """Threads of the child; 0 is all cores."""
     watermark_lag_s: _Seconds = 60.0
+    overlap_min: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    """Share of the nearest neighbours that a build must have in common with the one it replaces."""
+    versions_kept: _Positive = 5
+    """Published versions of a model version that stay; the current one always does."""
+    version_grace_s: _NotNegativeSeconds = 600.0
+    """How long a version stays after no rule keeps it: a reader may be about to load it."""
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -177,6 +201,18 @@ class Serving(msgspec.Struct, frozen=True):
     loaded_bytes_max: _Positive = 8 * 1024**3
     search_threads: _Positive = 2
     """Threads that run searches too long for the event loop."""
+    hint_gather_s: _Seconds = 0.01
+    """How long changed rows are gathered before they are read."""
+    poll_s: _Seconds = 30.0
+    """How often the shards are looked through for changes whose hint was lost, spread by a
+    quarter."""
+    poll_overlap_s: _Seconds = 60.0
+    """How far each look reaches back before the one before it: the lag of the table's index, and
+    the difference of two clocks, are less."""
+    delta_rows_soft: _Positive = 5000
+    """Rows changed since a build from which on the next one is requested."""
+    delta_rows_hard: _Positive = 20_000
+    """Rows changed since a build from which on changes are not applied until the next one."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -194,6 +230,8 @@ class Settings(msgspec.Struct, frozen=True):
     serving: Serving = Serving()
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_timeout_s: _Seconds = 2.0
+    hint_timeout_s: _Seconds = 0.5
+    """For one hint that rows changed; no write waits for it."""
     cursor_keys: tuple[str, ...] = ()
     """AES-256 keys in base64 that seal cursors: the first seals, all of them open."""
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
@@ -209,6 +247,14 @@ class Settings(msgspec.Struct, frozen=True):
         region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
         settings: Self = _read(cls, environ, {"AWS_REGION": region} if region else {})
         return settings
+
+    def patient(self) -> Self:
+        """These settings for a process in which nobody waits for one call to be answered."""
+        patience_s = self.aws.patient_deadline_s
+        aws = msgspec.structs.replace(
+            self.aws, deadline_s=patience_s, read_timeout_s=patience_s / self.aws.attempts_max
+        )
+        return msgspec.structs.replace(self, aws=aws)
 
     def table(self, name: str) -> str:
         """The full name of a table: `users` → `k9-users-dev`, or its override."""

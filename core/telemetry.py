@@ -67,5 +67,8 @@ VERSIONS_REFUSED = Counter(
 ENQUEUE_FAILED = Counter(
     "k9_enqueue_failed_total", "Hints to the queue that were lost; the reconciler makes them good."
 )
+HINTS_LOST = Counter(
+    "k9_hints_lost_total", "Ids of changed rows whose hint was lost; a poll finds them.", ["why"]
+)
 RECONCILED = Counter("k9_builds_reconciled_total", "Open builds that were enqueued again.")
 LOADED_ROWS = Gauge("k9_loaded_rows", "Rows of the version in memory.", ["model_version"])

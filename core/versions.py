@@ -9,20 +9,23 @@ import asyncio
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from core import telemetry
-from core.errors import Corrupt
+from core.errors import Corrupt, NotFound
 from core.models import Model
 from core.objects import Objects
 from core.vectors.manifest import MANIFEST, Manifest, decode_manifest
 from core.vectors.version import mapped_files, verify_files
 
+_ABANDONED_S = 3600.0
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
-_LEASE = ".lease"
+LEASE = ".lease"
+"""In a directory that must not go while its holder lives: locked as long as that is."""
 
 _log = telemetry.logger(__name__)
 
@@ -35,18 +38,25 @@ def version_prefix(model_version: str, build_id: str, fence: int) -> str:
 class VersionStore:
     """Publishes versions to S3, and keeps verified copies in the cache directory."""
 
-    def __init__(self, objects: Objects, cache_dir: Path) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        cache_dir: Path,
+        names: Callable[[Manifest], tuple[str, ...]] = mapped_files,
+    ) -> None:
+        """A store whose local copies have the files that `names` tells of a version."""
         self._objects = objects
         self._cache_dir = cache_dir
+        self._names = names
 
-    async def publish(
+    async def upload(
         self,
         directory: Path,
         manifest: Manifest,
         fence: int,
         report: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
-        """Uploads every file of a version, then its manifest.
+        """Uploads every file of a version but its manifest.
 
         `report` is called with bytes done and bytes in all.
         """
@@ -57,7 +67,23 @@ class VersionStore:
             await self._objects.put(prefix + name, directory / name, sha256_hex=entry.sha256)
             done += entry.bytes
             report(done, total)
-        await self._objects.put(prefix + MANIFEST, (directory / MANIFEST).read_bytes())
+
+    async def seal(self, manifest: Manifest, fence: int) -> None:
+        """Puts the manifest, the last file of a version: what has one is whole."""
+        prefix = version_prefix(manifest.model_version, manifest.build_id, fence)
+        await self._objects.put(prefix + MANIFEST, manifest.encode())
+
+    async def is_there(self, model_version: str, build_id: str, fence: int) -> bool:
+        """Whether S3 has a version.
+
+        Raises:
+            Unavailable: S3 did not answer in time.
+        """
+        try:
+            await self._objects.head(version_prefix(model_version, build_id, fence) + MANIFEST)
+        except NotFound:
+            return False
+        return True
 
     async def ensure(self, model: Model) -> tuple[Path, Manifest]:
         """A verified local directory of the model version's current build.
@@ -74,7 +100,7 @@ class VersionStore:
         directory = self.directory(model)
         if directory.exists():
             try:
-                return directory, await asyncio.to_thread(_verified, directory)
+                return directory, await asyncio.to_thread(_verified, directory, self._names)
             except (Corrupt, OSError) as error:
                 telemetry.VERSIONS_REFUSED.labels("cache").inc()
                 _log.warning("cached version refused", path=directory.name, reason=str(error))
@@ -117,7 +143,7 @@ class VersionStore:
         incoming.mkdir(parents=True)
         try:
             async with asyncio.TaskGroup() as group:
-                for name in mapped_files(manifest):
+                for name in self._names(manifest):
                     entry = manifest.files[name]
                     group.create_task(
                         self._objects.get_to_file(
@@ -139,7 +165,7 @@ class VersionStore:
 @contextmanager
 def leased(directory: Path) -> Iterator[None]:
     """Keeps a version from being pruned while it is mapped, by any process on this machine."""
-    handle = os.open(directory / _LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
+    handle = os.open(directory / LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH)
         yield
@@ -147,9 +173,9 @@ def leased(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _verified(directory: Path) -> Manifest:
+def _verified(directory: Path, names: Callable[[Manifest], tuple[str, ...]]) -> Manifest:
     manifest = decode_manifest((directory / MANIFEST).read_bytes())
-    verify_files(directory, manifest, mapped_files(manifest))
+    verify_files(directory, manifest, names(manifest))
     return manifest
 
 
@@ -166,9 +192,13 @@ def _prune(current: Path) -> None:
     if not current.parent.exists():
         return
     for directory in current.parent.iterdir():
-        if directory == current or directory.name.startswith("."):
+        if directory == current:
             continue
-        lease = directory / _LEASE
+        if directory.name.startswith("."):  # a download, perhaps of a process that died in it
+            if time.time() - directory.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(directory, ignore_errors=True)
+            continue
+        lease = directory / LEASE
         handle = os.open(lease, os.O_CREAT | os.O_RDONLY, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,8 @@ from deploy.errors import CommandError
 
 _FIELDS_SHOWN = 3
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
+_STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=60)
+_EVENT_BYTES_MAX = 4 * 1024 * 1024
 
 
 class ProblemError(CommandError):
@@ -76,6 +78,39 @@ class Api:
             return msgspec.json.decode(data)
         except msgspec.DecodeError as error:
             raise CommandError(f"{self._base} answered with no JSON: is it K9's API?") from error
+
+    async def events(self, path: str) -> AsyncIterator[Any]:
+        """The decoded data of server-sent events, until the stream ends.
+
+        Raises:
+            ProblemError: there is no such stream.
+            CommandError: it cannot be had, or broke off.
+        """
+        url = URL(f"{self._base}{path}", encoded=True)
+        accept = {"Accept": "text/event-stream"}
+        try:
+            async with self._session.get(
+                url, headers=accept, timeout=_STREAM_TIMEOUT, allow_redirects=False
+            ) as reply:
+                if reply.status != 200:  # noqa: PLR2004
+                    raise _problem(reply.status, await reply.read())
+                waiting = b""
+                async for chunk in reply.content.iter_any():
+                    *whole, waiting = (waiting + chunk).split(b"\n\n")
+                    for event in whole:
+                        for data in _data(event):
+                            yield msgspec.json.decode(data)
+                    if len(waiting) > _EVENT_BYTES_MAX:
+                        raise CommandError(f"{self._base} sent an event without end")
+        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
+            raise CommandError(f"the events of {path} broke off: {error}") from error
+
+
+def _data(event: bytes) -> list[bytes]:
+    """The data of one event; a comment has none."""
+    lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
+    joined = b"\n".join(line.removeprefix(b"data:").removeprefix(b" ") for line in lines)
+    return [joined] if lines else []
 
 
 @asynccontextmanager

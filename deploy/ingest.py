@@ -113,7 +113,7 @@ async def _store(ingest: Ingest, model_version: str, batch: Batch, metric: Metri
         bad.append(BadRow(row.number, row.product_id, "; ".join(reasons)))
     good = [row for index, row in enumerate(rows) if index not in faults]
     if good:
-        for pause_s in _pauses():
+        for pause_s in pauses():
             try:
                 await ingest.store_batch(model_version, good, metric)
                 break
@@ -124,7 +124,7 @@ async def _store(ingest: Ingest, model_version: str, batch: Batch, metric: Metri
     return Moved(len(good), sorted(bad, key=lambda row: row.number), batch.units)
 
 
-def _pauses() -> Iterator[float | None]:
+def pauses() -> Iterator[float | None]:
     """Seconds to wait after each try that failed, with full jitter; None after the last."""
     for attempt in range(TRIES_MAX - 1):
         yield random.uniform(0, min(_BACKOFF_FIRST_S * 2**attempt, _BACKOFF_MAX_S))  # noqa: S311

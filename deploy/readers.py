@@ -220,19 +220,19 @@ class _Line(msgspec.Struct):
     vector: list[float]
 
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 """Which some editors put before UTF-8."""
 _LINES = msgspec.json.Decoder(_Line)
 
 
 def _json_lines(path: Path, rows_max: int) -> Iterator[Batch]:
     with path.open("rb") as file:
-        read = len(_BOM)
-        if file.read(read) != _BOM:
+        read = len(BOM)
+        if file.read(read) != BOM:
             read = file.seek(0)
         rows: list[Row] = []
         bad: list[BadRow] = []
-        for number, line, size in _lines(file):
+        for number, line, size in numbered_lines(file, LINE_BYTES_MAX):
             read += size
             if line is None:
                 bad.append(BadRow(number, None, f"is longer than {LINE_BYTES_MAX} bytes"))
@@ -244,16 +244,16 @@ def _json_lines(path: Path, rows_max: int) -> Iterator[Batch]:
         yield Batch(rows, bad, read)
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None, int]]:
+def numbered_lines(file: BinaryIO, bytes_max: int) -> Iterator[tuple[int, bytes | None, int]]:
     """(number, line, its bytes); None stands for a line over the limit, which is skipped."""
     number = 0
-    while line := file.readline(LINE_BYTES_MAX + 1):
+    while line := file.readline(bytes_max + 1):
         number += 1
         size = len(line)
-        if size <= LINE_BYTES_MAX or line.endswith(b"\n"):
+        if size <= bytes_max or line.endswith(b"\n"):
             yield number, line, size
             continue
-        while rest := file.readline(LINE_BYTES_MAX):
+        while rest := file.readline(bytes_max):
             size += len(rest)
             if rest.endswith(b"\n"):
                 break

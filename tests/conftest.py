@@ -10,8 +10,10 @@ from core.settings import Settings
 from tests.emulators import CREDENTIALS, create_tables, running, running_valkey, settings_for
 
 # Tests never see the credentials, profiles or addresses of whoever runs them.
+# K9_OPERATIONS alone is for the tests: how long those that act at random go on.
 for _name in [name for name in os.environ if name.startswith(("AWS_", "K9_", "DYNAMODB_"))]:
-    del os.environ[_name]
+    if _name != "K9_OPERATIONS":
+        del os.environ[_name]
 os.environ |= CREDENTIALS | {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

@@ -3,53 +3,58 @@
 import asyncio
 import os
 import socket
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from core import telemetry
 from core.resources import Resources, open_resources
 from core.settings import Settings
+from worker.background import Background
+from worker.building.workshop import Workshop, sweep
 from worker.reconcile import reconcile_forever
 
-_KEY = "k9"
+KEY = "k9"
 _log = telemetry.logger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class WorkerContext:
     """One worker process."""
 
     resources: Resources
+    workshop: Workshop
+    background: Background
     name: str
     """Host and process id: for people who read logs, never for decisions."""
-    stack: AsyncExitStack
-    tasks: list["asyncio.Task[None]"] = field(default_factory=list)
 
 
 def context_of(ctx: dict[Any, Any]) -> WorkerContext:
     """The typed context in arq's dict."""
-    context: WorkerContext = ctx[_KEY]
+    context: WorkerContext = ctx[KEY]
     return context
 
 
-async def startup(ctx: dict[Any, Any]) -> None:
-    """Opens the resources and starts the reconciler."""
-    settings: Settings = ctx["settings"]
-    stack = AsyncExitStack()
-    resources = await stack.enter_async_context(open_resources(settings))
-    context = WorkerContext(resources, f"{socket.gethostname()}:{os.getpid()}", stack)
-    if ctx.get("reconcile", True):
-        context.tasks.append(asyncio.create_task(reconcile_forever(resources)))
-    ctx[_KEY] = context
-    _log.info("worker started", worker=context.name, environment=settings.environment)
-
-
-async def shutdown(ctx: dict[Any, Any]) -> None:
-    """Stops the reconciler and closes the resources."""
-    context = context_of(ctx)
-    for task in context.tasks:
-        task.cancel()
-    await asyncio.gather(*context.tasks, return_exceptions=True)
-    await context.stack.aclose()
-    _log.info("worker stopped", worker=context.name)
+@asynccontextmanager
+async def open_context(
+    settings: Settings, *, reconcile: bool = True
+) -> AsyncIterator[WorkerContext]:
+    """Resources, slots and the reconciler; at the end builds under way are given back."""
+    async with open_resources(settings) as resources:
+        background = Background()
+        workshop = Workshop(resources, background)
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        swept = await asyncio.to_thread(sweep, settings.building.work_dir)
+        rounds = asyncio.create_task(
+            reconcile_forever(resources, workshop, background) if reconcile else asyncio.sleep(0)
+        )
+        _log.info("worker started", worker=name, environment=settings.environment, swept=swept)
+        try:
+            yield WorkerContext(resources, workshop, background, name)
+        finally:
+            rounds.cancel()
+            await asyncio.gather(rounds, return_exceptions=True)
+            await background.close()
+            await workshop.close()
+            _log.info("worker stopped", worker=name)

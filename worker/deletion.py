@@ -40,8 +40,7 @@ async def delete_user(resources: Resources, user_id: str) -> None:
             removed += count
             if late and not count:
                 break
-            if not count:
-                await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(_LOOK_AGAIN_S)
         await resources.idempotency.forget(f"user/{user_id}")
         await resources.users.remove_user(user_id)
     except Unavailable as error:

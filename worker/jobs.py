@@ -1,22 +1,22 @@
-"""The jobs: thin. Decode, call one thing; what it raises was handled where it was understood."""
+"""The jobs: thin, and short. Each hands over what it was told of, and the queue may forget it."""
 
 from typing import Any
 
 import msgspec
 
 from core.queue import BuildJob, DeletionJob
-from worker.building.pipeline import run_build
 from worker.context import context_of
-from worker.deletion import delete_user
+from worker.reconcile import begin_deletion
 
 
 async def build(ctx: dict[Any, Any], payload: dict[str, Any]) -> None:
-    """Runs one build, if it may be claimed."""
+    """Claims one build, if it may be claimed, and begins with it."""
     job = msgspec.convert(payload, BuildJob)
-    await run_build(context_of(ctx).resources, job)
+    await context_of(ctx).workshop.take(job)
 
 
 async def delete(ctx: dict[Any, Any], payload: dict[str, Any]) -> None:
-    """Removes a user who is marked for it, and all their reports."""
+    """Begins to remove a user who is marked for it, and all their reports."""
     job = msgspec.convert(payload, DeletionJob)
-    await delete_user(context_of(ctx).resources, job.user_id)
+    context = context_of(ctx)
+    begin_deletion(context.resources, context.background, job.user_id)

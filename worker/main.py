@@ -1,43 +1,117 @@
-"""arq's settings of the worker: `python -m worker` runs it."""
+"""The worker process: its context, and the listener on the queue, which may come and go."""
 
+import asyncio
+import contextlib
+from contextlib import AsyncExitStack
 from typing import Any
 
 from arq.worker import Worker, func
+from redis.exceptions import RedisError
 
-from core import queue
+from core import queue, telemetry
 from core.settings import Settings
-from worker.context import shutdown, startup
+from worker.context import KEY, WorkerContext, context_of, open_context
 from worker.jobs import build, delete
 
-_GRACE_S = 60.0
+_JOB_TIMEOUT_S = 10.0
+"""A job claims a build or begins a deletion. arq keeps the job of a killed worker from the others
+for this long and 10 s more."""
 _HEALTH_S = 10.0
+_POLL_S = 0.2
+_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.5, 10.0
+_JOBS_MAX = 64
+
+_log = telemetry.logger(__name__)
 
 
-def create_worker(settings: Settings, *, burst: bool = False, reconcile: bool = True) -> Worker:
-    """A worker for these settings; `burst` ends it once the queue is empty.
+class Listener(Worker):
+    """arq's worker, which takes jobs only while a slot is free to put them in."""
 
-    No result is kept: a kept one blocks its job id. The builds table has the outcome.
+    async def main(self) -> None:
+        """Until cancelled; in burst mode until the queue is empty and its work done."""
+        await super().main()
+        if self.burst:
+            context = context_of(self.ctx)
+            await context.workshop.drain()
+            await context.background.drain("delete/")
+
+    async def _poll_iteration(self) -> None:
+        free = context_of(self.ctx).workshop.free
+        self.max_jobs = min(free, _JOBS_MAX)
+        self.allow_pick_jobs = free > 0
+        await super()._poll_iteration()
+
+
+def create_worker(
+    settings: Settings,
+    *,
+    burst: bool = False,
+    reconcile: bool = True,
+    context: WorkerContext | None = None,
+) -> Listener:
+    """A listener for these settings; `burst` ends it once the queue is empty.
+
+    No result is kept: a kept one blocks its job id. The builds table has the outcome. Without a
+    `context` it opens one for itself.
     """
-    ctx: dict[str, Any] = {"settings": settings, "reconcile": reconcile}
-    timeout_s = settings.building.build_timeout_s + _GRACE_S
-    return Worker(
+    stack = AsyncExitStack()
+
+    async def startup(ctx: dict[Any, Any]) -> None:
+        ctx[KEY] = await stack.enter_async_context(open_context(settings, reconcile=reconcile))
+
+    async def shutdown(ctx: dict[Any, Any]) -> None:  # noqa: ARG001 - arq passes it by name
+        await stack.aclose()
+
+    return Listener(
         functions=[
-            func(build, name=queue.BUILD_JOB, timeout=timeout_s, keep_result=0),
-            func(delete, name=queue.DELETION_JOB, timeout=timeout_s, keep_result=0),
+            func(build, name=queue.BUILD_JOB, timeout=_JOB_TIMEOUT_S, keep_result=0),
+            func(delete, name=queue.DELETION_JOB, timeout=_JOB_TIMEOUT_S, keep_result=0),
         ],
-        ctx=ctx,
+        ctx={} if context is None else {KEY: context},
         queue_name=queue.QUEUE,
         redis_settings=queue.redis_settings(settings),
         job_serializer=queue.serialize,
         job_deserializer=queue.deserialize,
-        on_startup=startup,
-        on_shutdown=shutdown,
-        max_jobs=settings.building.jobs_max,
+        on_startup=startup if context is None else None,
+        on_shutdown=shutdown if context is None else None,
+        max_jobs=_JOBS_MAX,
+        job_timeout=_JOB_TIMEOUT_S,
         keep_result=0,
         health_check_interval=_HEALTH_S,
-        poll_delay=0.2,
+        poll_delay=_POLL_S,
         retry_jobs=False,  # the reconciler enqueues again what the table shows open
         burst=burst,
-        handle_signals=not burst,
+        handle_signals=False,
         log_results=False,
     )
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Works until `stop` is set, then gives back what is under way.
+
+    The listener ends with its connection to Redis, and another takes its place; builds go on.
+    """
+    async with open_context(settings) as context:
+        stopping = asyncio.create_task(stop.wait())
+        backoff_s = _BACKOFF_FIRST_S
+        while not stop.is_set():
+            listener = create_worker(settings, context=context)
+            began = asyncio.get_running_loop().time()
+            listening = asyncio.create_task(listener.async_run())
+            await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not stop.is_set():
+                _log.warning("the queue went away", error=repr(listening.exception()))
+            await _close(listener, listening)
+            lasted = asyncio.get_running_loop().time() - began
+            backoff_s = _BACKOFF_FIRST_S if lasted > _BACKOFF_MAX_S else 2 * backoff_s
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(backoff_s, _BACKOFF_MAX_S)):
+                    await stop.wait()
+        stopping.cancel()
+
+
+async def _close(listener: Listener, listening: "asyncio.Task[None]") -> None:
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    with contextlib.suppress(RedisError, OSError, TimeoutError, asyncio.CancelledError):
+        await listener.close()

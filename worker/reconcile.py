@@ -1,4 +1,8 @@
-"""Enqueues what the tables show open and unclaimed. A task in every worker, no cron."""
+"""Sees to what the tables show open and nobody works on. A task in every worker, no cron.
+
+A build is hinted to whichever worker has a slot free. Without Redis there are no hints: then each
+worker takes what it has slots for straight from the table.
+"""
 
 import asyncio
 import random
@@ -6,44 +10,80 @@ import time
 
 from core import telemetry
 from core.errors import K9Error
-from core.models import Build
+from core.models import Build, now, parse_timestamp
+from core.queue import BuildJob
 from core.resources import Resources
+from worker.background import Background
+from worker.building.workshop import Workshop
+from worker.deletion import delete_user
+
+_UNHEARD_ROUNDS = 3
 
 _log = telemetry.logger(__name__)
 
 
-async def reconcile(resources: Resources) -> int:
-    """One round; the number of builds and deletions that were enqueued.
+async def reconcile(
+    resources: Resources, workshop: Workshop | None = None, background: Background | None = None
+) -> int:
+    """One round; the number of builds and deletions that wait.
 
-    Enqueueing a build twice is harmless: its job id holds the fence, and only one claim succeeds.
-    So is a deletion, which can be done any number of times.
+    Hinting a build twice is harmless: its job id holds the fence, and only one claim succeeds. So
+    is a deletion, which can be done any number of times.
     """
+    every_s = resources.settings.building.reconcile_s
     waiting = [build for build in await resources.builds.list_open() if _waits(build)]
+    hinted = True
     for build in waiting:
-        await resources.queue.enqueue(build.build_id, build.fence)
+        hinted = hinted and await resources.queue.enqueue(build.build_id, build.fence)
+        # A worker that died between a hint and its claim leaves the hint's id taken for as long
+        # as the longest job: who waits long is taken without one.
+        unheard = not hinted or _waits_s(build) > _UNHEARD_ROUNDS * every_s
+        if unheard and workshop is not None and workshop.free:
+            await workshop.take(BuildJob(build.build_id, build.fence))
     telemetry.RECONCILED.inc(len(waiting))
     marked = await resources.users.list_marked()
     for user_id in marked:
-        await resources.queue.enqueue_deletion(user_id, _era())
+        if background is None:
+            await resources.queue.enqueue_deletion(user_id, int(time.time()) // 60)
+        else:
+            begin_deletion(resources, background, user_id)
     return len(waiting) + len(marked)
 
 
-async def reconcile_forever(resources: Resources) -> None:
+def begin_deletion(resources: Resources, background: Background, user_id: str) -> None:
+    """Removes a user in the background, unless this process is about it already."""
+    background.start(f"delete/{user_id}", lambda: delete_user(resources, user_id))
+
+
+async def reconcile_forever(
+    resources: Resources, workshop: Workshop, background: Background
+) -> None:
     """A round every few seconds, spread out, until cancelled. A round that fails is logged."""
     every_s = resources.settings.building.reconcile_s
     while True:
+        workshop.freed.clear()
         try:
-            await reconcile(resources)
+            await reconcile(resources, workshop, background)
         except K9Error as error:
             _log.warning("reconcile failed", error=str(error))
-        except Exception:  # noqa: BLE001 - it is what makes lost messages good: it must go on
+        except Exception:  # noqa: BLE001 - it makes lost messages good: it must go on
             _log.exception("reconcile failed")
-        await asyncio.sleep(every_s * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+        pause_s = every_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+        if await resources.queue.ping():
+            await asyncio.sleep(pause_s)
+            continue
+        try:  # nobody rings: a slot that becomes free looks for work itself
+            async with asyncio.timeout(pause_s):
+                await workshop.freed.wait()
+        except TimeoutError:
+            continue
 
 
-def _era() -> int:
-    """A number that grows every minute: a job id that a killed worker left blocked ends with it."""
-    return int(time.time()) // 60
+def _waits_s(build: Build) -> float:
+    """For how long nobody has worked on it, in seconds."""
+    if build.status == "queued":
+        return (now() - parse_timestamp(build.requested_at)).total_seconds()
+    return time.time() - build.lease_until_ms / 1000
 
 
 def _waits(build: Build) -> bool:

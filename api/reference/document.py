@@ -1,6 +1,7 @@
 """`/openapi.json`: what Litestar knows of the routes, and what `operations` adds."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -9,7 +10,8 @@ from litestar.openapi import OpenAPIConfig
 
 from api.idempotency import KEY_CHARACTERS_MAX
 from api.problems import PROBLEM_JSON, TABLE, UNKNOWN_TYPE
-from api.reference.operations import operations
+from api.reference.links import links
+from api.reference.operations import BINARY, operations
 from api.reference.parts import Operation, Schema, path_parameters
 from core.settings import Settings
 
@@ -22,11 +24,21 @@ _GUARDED: Final = (401, 403)
 _KEY: Final[Schema] = {
     "name": "Idempotency-Key",
     "in": "header",
-    "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARACTERS_MAX},
+    "schema": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": KEY_CHARACTERS_MAX,
+        "pattern": "^[!-~]([ -~]*[!-~])?$",
+    },
     "description": (
         "The same request under the same key within 24 hours answers as before and has no second "
         "effect. A different request under it is 422; one still in flight is 409."
     ),
+}
+_REQUEST_ID: Final[Schema] = {
+    "description": "The request's own where it has one that holds.",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
 }
 _KEY_PROBLEMS: Final = (409, 413, 422)
 _DESCRIPTION: Final = (
@@ -63,11 +75,16 @@ def document(controllers: Sequence[type[Controller]], settings: Settings) -> dic
     components["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "bearerFormat": "Cognito access token"}
     }
-    components.setdefault("schemas", {})["Problem"] = _problem()
+    schemas = components.setdefault("schemas", {})
+    _say_times(schemas)
+    schemas |= _packed_schemas(schemas)
+    schemas["Problem"] = _problem()
     components["responses"] = _problem_responses()
     places = path_parameters(settings.limits)
     for (path, method), operation in operations(settings).items():
-        _complete(schema["paths"][path][method], operation, places, writes=_writes(path, method))
+        described_as = schema["paths"][path][method]
+        _complete(described_as, operation, places, writes=_writes(path, method))
+        _link(described_as["responses"], links((path, method), schema["paths"]))
     return schema
 
 
@@ -103,6 +120,38 @@ def _complete(
     described["responses"] = _responses(described["responses"], operation, also)
 
 
+def _say_times(schemas: dict[str, Any]) -> None:
+    """All times are RFC 3339, and all are named so."""
+    for schema in schemas.values():
+        for name, found in schema.get("properties", {}).items():
+            if name.endswith("_at"):
+                for kind in (found, *found.get("oneOf", ())):
+                    if kind.get("type") == "string":
+                        kind["format"] = "date-time"
+
+
+def _packed_schemas(schemas: dict[str, Any]) -> dict[str, Any]:
+    """The answers that carry vectors, as they are in msgpack."""
+    item, page = deepcopy(schemas["EmbeddingItem"]), deepcopy(schemas["EmbeddingPage"])
+    item["properties"]["vector"] = BINARY
+    page["properties"]["items"]["items"] = _packed(page["properties"]["items"]["items"])
+    return {"PackedEmbeddingItem": item, "PackedEmbeddingPage": page}
+
+
+def _packed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an answer as it is in msgpack."""
+    place, _, name = schema.get("$ref", "").rpartition("/")
+    if name in {"EmbeddingItem", "EmbeddingPage"}:
+        return {"$ref": f"{place}/Packed{name}"}
+    return schema
+
+
+def _link(responses: dict[str, Any], found: dict[str, Any]) -> None:
+    for status, response in responses.items():
+        if found and status.startswith("2"):
+            response["links"] = found
+
+
 def _responses(
     described: dict[str, Any], operation: Operation, also: tuple[int, ...]
 ) -> dict[str, Any]:
@@ -112,13 +161,23 @@ def _responses(
         answer = {**answer, "example": operation.answer_example}
     responses: dict[str, Any] = {}
     for status in operation.answers:
-        response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+        response: dict[str, Any] = {
+            "description": HTTPStatus(status).phrase,
+            "headers": {"X-Request-Id": _REQUEST_ID},
+        }
         if operation.headers:
-            response["headers"] = dict(operation.headers)
+            response["headers"] |= dict(operation.headers)
         if status != HTTPStatus.NO_CONTENT:
             response["content"] = {"application/json": answer}
+            if operation.answer is not None:
+                response["content"] = {
+                    media: {"schema": schema, "example": operation.answer_example}
+                    for media, schema in operation.answer.items()
+                }
             if operation.msgpack:
-                response["content"]["application/msgpack"] = {"schema": answer.get("schema", {})}
+                response["content"]["application/msgpack"] = {
+                    "schema": _packed(answer.get("schema", {}))
+                }
         responses[str(status)] = response
     guarded = () if operation.right == "open" else _GUARDED
     always = (500,) if operation.right == "open" else _ALWAYS
@@ -136,13 +195,14 @@ def _problem_responses() -> dict[str, Any]:
         response: dict[str, Any] = {
             "description": f"{HTTPStatus(status).phrase}: "
             + ", ".join(f"`{slug}`" for slug in sorted(found)),
+            "headers": {"X-Request-Id": _REQUEST_ID},
             "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             seconds = {"description": "Seconds.", "schema": {"type": "integer"}}
-            response["headers"] = {"Retry-After": seconds}
+            response["headers"] |= {"Retry-After": seconds}
         if status == HTTPStatus.UNAUTHORIZED:
-            response["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+            response["headers"] |= {"WWW-Authenticate": {"schema": {"type": "string"}}}
         responses[_name(status)] = response
     return responses
 

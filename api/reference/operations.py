@@ -6,6 +6,8 @@ order; so these are written here. A test holds this table against the router.
 
 from typing import Final
 
+import msgspec
+
 from api.reference.parts import (
     Operation,
     Route,
@@ -18,6 +20,8 @@ from api.reference.parts import (
 )
 from api.reference.records import on_records
 from core.settings import Limits, Settings
+from core.vectors.arrays import NORM_MAX
+from core.watermarks import TOKEN_CHARACTERS_MAX
 
 _MODEL: Final = "/models/{model_version}"
 
@@ -26,16 +30,26 @@ BINARY: Final[Schema] = {
     "format": "binary",
     "description": "float32 little-endian",
 }
+_WATERMARK_TEXT: Final[Schema] = {
+    "minLength": 1,
+    "maxLength": TOKEN_CHARACTERS_MAX,
+    "pattern": "^[A-Za-z0-9_-]+$",
+}
 _WATERMARK: Final[Schema] = {
     "description": "Opaque; send it as `min_watermark` of a search that must reflect this write.",
-    "schema": {"type": "string"},
+    "required": True,
+    "schema": {"type": "string", **_WATERMARK_TEXT},
 }
 
 
 def operations(settings: Settings) -> dict[Route, Operation]:
     """Path and method → what the route adds, with the limits of these settings."""
     limits = settings.limits
-    return {**_on_vectors(limits), **_on_versions(limits), **on_records(settings)}
+    both = _on_vectors(limits) | _on_versions(settings)
+    return on_records(settings) | {
+        route: msgspec.structs.replace(operation, msgpack=operation.answer is None)
+        for route, operation in both.items()
+    }
 
 
 def _on_vectors(limits: Limits) -> dict[Route, Operation]:
@@ -56,10 +70,9 @@ def _on_vectors(limits: Limits) -> dict[Route, Operation]:
             },
             example={"product_id": "pandas", "k": 3, "exclude": ["numpy"]},
             answer_example=_FOUND,
-            msgpack=True,
         ),
         (f"{_MODEL}/products/{{product_id}}/neighbors", "get"): Operation(
-            (400, 404, 409, 422), query=(k,), answer_example=_FOUND, msgpack=True
+            (400, 404, 409, 422), query=(k,), answer_example=_FOUND
         ),
         (f"{_MODEL}/embeddings/{{product_id}}", "put"): Operation(
             (400, 409, 413, 422),
@@ -84,9 +97,7 @@ def _on_vectors(limits: Limits) -> dict[Route, Operation]:
             example={"embeddings": [{"product_id": "sku-1", "vector": [0.12, -0.5, 0.33]}]},
             headers={"X-Watermark": _WATERMARK},
         ),
-        (f"{_MODEL}/embeddings/{{product_id}}", "get"): Operation(
-            (400, 404, 422), "reader", msgpack=True
-        ),
+        (f"{_MODEL}/embeddings/{{product_id}}", "get"): Operation((400, 404, 422), "reader"),
         (f"{_MODEL}/embeddings/{{product_id}}", "delete"): Operation(
             (400, 404, 422), "operator", answers=(204,), headers={"X-Watermark": _WATERMARK}
         ),
@@ -97,12 +108,12 @@ def _on_vectors(limits: Limits) -> dict[Route, Operation]:
                 *paging,
                 parameter("vectors", {"type": "boolean", "default": True}, "With the vectors."),
             ),
-            msgpack=True,
         ),
     }
 
 
-def _on_versions(limits: Limits) -> dict[Route, Operation]:
+def _on_versions(settings: Settings) -> dict[Route, Operation]:
+    limits = settings.limits
     paging = paged(limits)
     return {
         (f"{_MODEL}/builds", "post"): Operation(
@@ -115,12 +126,30 @@ def _on_versions(limits: Limits) -> dict[Route, Operation]:
             headers={
                 "Location": {
                     "description": "`/builds/{build_id}`",
-                    "schema": {"type": "string"},
+                    "required": True,
+                    "schema": {"type": "string", "pattern": "^/builds/"},
                 }
             },
         ),
         (f"{_MODEL}/builds", "get"): Operation((400, 404, 422), "reader", query=paging),
         ("/builds/{build_id}", "get"): Operation((400, 404), "reader"),
+        ("/builds/{build_id}", "delete"): Operation((400, 404, 409), "operator", answers=(202,)),
+        ("/builds/{build_id}/events", "get"): Operation(
+            (400, 404),
+            "reader",
+            answer={"text/event-stream": _events(settings)},
+            answer_example=_EVENTS,
+        ),
+        (f"{_MODEL}/promote", "post"): Operation(
+            (400, 404, 409, 413, 422),
+            "operator",
+            body={
+                "application/json": object_(
+                    {"build_id": path_parameters(limits)["build_id"]}, ["build_id"]
+                )
+            },
+            example={"build_id": "01a206ce8d36b97501ea87038dac1d5a"},
+        ),
         ("/models", "get"): Operation((400, 422), query=paging),
         (_MODEL, "get"): Operation((400, 404, 422)),
         (f"{_MODEL}/matrix", "get"): Operation((400, 404, 409, 422), "reader"),
@@ -132,19 +161,27 @@ def _on_versions(limits: Limits) -> dict[Route, Operation]:
 def _vectors(limits: Limits) -> tuple[Schema, Schema]:
     numbers = {
         "type": "array",
-        "items": {"type": "number"},
+        "items": {"type": "number", "minimum": -NORM_MAX, "maximum": NORM_MAX},
         "minItems": 1,
         "maxItems": limits.dimension_max,
-        "description": "Finite as float32, as many as the model version's dimension.",
+        "description": (
+            f"As many as the model version's dimension, of a norm up to {NORM_MAX:.0e}; for "
+            "cosine not all of them zero."
+        ),
     }
-    return numbers, {"oneOf": [{**BINARY, "maxLength": 4 * limits.dimension_max}, numbers]}
+    return numbers, {
+        "oneOf": [{**BINARY, "minLength": 4, "maxLength": 4 * limits.dimension_max}, numbers]
+    }
 
 
 def _search(limits: Limits, vector: Schema) -> Schema:
     return object_(
         {
             "vector": vector,
-            "product_id": {"type": "string", "description": "Itself not among the results."},
+            "product_id": {
+                **path_parameters(limits)["product_id"],
+                "description": "Itself not among the results.",
+            },
             "vectors": {
                 "type": "array",
                 "items": vector,
@@ -163,6 +200,7 @@ def _search(limits: Limits, vector: Schema) -> Schema:
             },
             "min_watermark": {
                 "type": ["string", "null"],
+                **_WATERMARK_TEXT,
                 "description": "The `X-Watermark` of a write that the answer must reflect.",
             },
         },
@@ -195,6 +233,25 @@ def _build() -> Schema:
     )
 
 
+def _events(settings: Settings) -> Schema:
+    http = settings.http
+    return {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"const": "build"},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+        "description": (
+            "Of each event: `build` at each change, its data a build as `GET /builds/{build_id}` "
+            "answers, the present state first. The stream ends with the build, or when the token "
+            f"does; a comment every {http.event_keepalive_s:g} s keeps it open. "
+            f"{http.event_streams_max} streams may be open, and one more is answered 503."
+        ),
+    }
+
+
+_EVENTS: Final = {"event": "build", "data": '{"build_id": "b-01", "status": "running"}'}
 _FOUND: Final = {
     "neighbors": [
         {"product_id": "polars", "score": 0.8123},
@@ -206,6 +263,6 @@ _FOUND: Final = {
         "recall": 0.97,
         "exact": False,
         "watermark": "2025-12-31T23:59:00.000000Z",
-        "fresh": None,
+        "fresh": 2,
     },
 }

@@ -1,15 +1,21 @@
 """What the reference is made of: operations, parameters, schemas."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from core.settings import Limits
+from core.usecases.identifiers import REPORT_ID
 
 Schema = dict[str, Any]
 Route = tuple[str, str]
 """Path and method, the latter in lower case."""
+
+
+_CONTROL: Final = r"\u0000-\u001f\u007f-\u009f"
+_PRINTABLE: Final = rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"
+"""Not blank, and without control characters."""
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -30,6 +36,8 @@ class Operation(msgspec.Struct, frozen=True):
     headers: Mapping[str, Schema] = {}
     """Of success."""
     answer_example: Any = None
+    answer: Mapping[str, Schema] | None = None
+    """Media type → schema, where the handler's own answer does not say it."""
     msgpack: bool = False
     """Whether the answer comes as msgpack too."""
 
@@ -46,19 +54,22 @@ def path_parameters(limits: Limits) -> dict[str, Schema]:
             "type": "string",
             "minLength": 1,
             "maxLength": limits.product_id_bytes_max,
+            "pattern": _PRINTABLE,
+            "not": {"enum": [".", ".."]},
             "description": (
                 f"1 to {limits.product_id_bytes_max} bytes of UTF-8, not blank, not `.` or `..`, "
                 "without control characters; percent-encoded, a slash too (`%2F`)."
             ),
             "example": "pandas",
         },
-        "build_id": {"type": "string", "maxLength": 64},
+        "build_id": {"type": "string", "minLength": 1, "maxLength": 64},
         "user_id": {
             "type": "string",
+            "minLength": 1,
             "description": "The caller's own, or `me`.",
             "example": "me",
         },
-        "report_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+        "report_id": {"type": "string", "pattern": f"^{REPORT_ID}$"},
     }
 
 
@@ -85,7 +96,7 @@ def paged(limits: Limits) -> tuple[Schema, ...]:
         integer("limit", 1, limits.page_rows_max, 20, "Items a page."),
         parameter(
             "cursor",
-            {"type": "string"},
+            {"type": "string", "pattern": "^[A-Za-z0-9_-]*$"},
             "`next_cursor` of the page before: opaque, of this caller and list, good for "
             f"{limits.cursor_ttl_s // 3600} hours.",
         ),

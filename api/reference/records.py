@@ -1,14 +1,24 @@
 """What the reference says of users and reports."""
 
-from typing import Any, Final
+from typing import Final
 
 from api.reference.parts import Operation, Route, Schema, object_, paged, path_parameters
 from core.settings import Settings
 
 _TAG: Final[dict[str, Schema]] = {
-    "ETag": {"description": "The version, for `If-Match`.", "schema": {"type": "string"}}
+    "ETag": {
+        "description": "The version, for `If-Match`.",
+        "required": True,
+        "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
+    }
 }
-_LOCATION: Final[dict[str, Schema]] = {"Location": {"schema": {"type": "string"}}}
+_LOCATION: Final[dict[str, Schema]] = {
+    "Location": {"required": True, "schema": {"type": "string", "pattern": "^/"}}
+}
+_LINE: Final = r"^[^\u0000-\u001f]*[^\s\u0000-\u001f\u0085][^\u0000-\u001f]*$"
+"""Text that is not blank, and without control characters."""
+_EMAIL: Final = r"^[^@\s\u0000-\u001f\u0085]+@[^@\s\u0000-\u001f\u0085]+$"
+_HTTPS: Final = r"^https://[A-Za-z0-9][^\s\u0000-\u001f/?#\[\]]*([/?#][^\s\u0000-\u001f]*)?$"
 _IF_MATCH: Final[Schema] = {
     "name": "If-Match",
     "in": "header",
@@ -23,7 +33,7 @@ def on_records(settings: Settings) -> dict[Route, Operation]:
     return {
         ("/users", "post"): Operation(
             (400, 409, 413, 422),
-            body={"application/json": profile},
+            body={"application/json": _new(profile, "preferences")},
             example={"name": "Ada", "preferences": {"theme": "dark"}},
             answers=(201,),
             headers=_LOCATION,
@@ -62,8 +72,8 @@ def _profile(settings: Settings) -> Schema:
     return object_(
         {
             "name": _text(200),
-            "email": _text(254, format="email"),
-            "avatar_url": _text(2048, format="uri", pattern="^https://"),
+            "email": {**_text(254), "pattern": _EMAIL},
+            "avatar_url": {**_text(2048), "pattern": _HTTPS, "description": "An https address."},
             "preferences": {
                 "type": ["object", "null"],
                 "description": (
@@ -79,9 +89,9 @@ def _report(settings: Settings) -> Schema:
     records = settings.records
     return object_(
         {
-            "title": {"type": "string", "minLength": 1, "maxLength": 500},
+            "title": {"type": "string", "minLength": 1, "maxLength": 500, "pattern": _LINE},
             "author": _text(500),
-            "date": _text(10, format="date"),
+            "date": {"type": ["string", "null"], "format": "date"},
             "reference": _text(2000),
             "favorites": {
                 "type": ["array", "null"],
@@ -95,5 +105,17 @@ def _report(settings: Settings) -> Schema:
     )
 
 
-def _text(characters_max: int, **more: Any) -> Schema:
-    return {"type": ["string", "null"], "minLength": 1, "maxLength": characters_max, **more}
+def _text(characters_max: int) -> Schema:
+    """A line of text; null removes it."""
+    return {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "maxLength": characters_max,
+        "pattern": _LINE,
+    }
+
+
+def _new(record: Schema, name: str) -> Schema:
+    """The same where there is nothing yet to remove with a null."""
+    properties = record["properties"]
+    return {**record, "properties": {**properties, name: {**properties[name], "type": "object"}}}

@@ -1,10 +1,11 @@
-"""Builds: request one, list them, look at one."""
+"""Builds: request one, list them, look at one or watch it, cancel it."""
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
-from litestar import Controller, Request, Response, get, post
+from litestar import Controller, Request, Response, delete, get, post
 from litestar.params import FromPath
+from litestar.types import ASGIApp
 
 from api.auth import operators, readers
 from api.bodies import Shape
@@ -14,8 +15,9 @@ from api.pages import Paging
 from api.paths import unescape
 from api.problems import Reply
 from api.schemas import BuildBody, BuildItem, BuildPage, ProgressItem
+from api.watching import EVENT_STREAM
 from core.errors import NotFound
-from core.models import Build, BuildParameters
+from core.models import Build, BuildParameters, BuildStatus
 from core.repositories.builds import Position
 from core.usecases.identifiers import validate_model_version
 
@@ -46,7 +48,7 @@ class BuildController(Controller):
 
         async def act(running: Once) -> Reply:
             data = await call.body()
-            body = _body.decode(data, msgpack=call.msgpack_in) if data.strip() else BuildBody()
+            body = _body.decode(data, msgpack=call.msgpack_in) if data else BuildBody()
             name = unescape(model_version)
             validate_model_version(name)
             parameters = msgspec.convert(body, BuildParameters, from_attributes=True)
@@ -80,10 +82,51 @@ class BuildController(Controller):
     ) -> Response[BuildItem]:
         """One build: its status, progress, and manifest once it is published."""
         call = call_in(request)
-        wanted = unescape(build_id)
-        if len(wanted) > BUILD_ID_CHARACTERS_MAX:
-            raise NotFound("there is no such build")
-        return response(call.reply(item(await call.context.resources.builds.get_build(wanted))))
+        build = await call.context.resources.builds.get_build(_checked(build_id))
+        return response(call.reply(item(build)))
+
+    @get(
+        "/builds/{build_id:str}/events",
+        guards=[readers],
+        media_type=EVENT_STREAM,
+        summary="Watch a build",
+    )
+    async def get_events(self, request: Request[Any, Any, Any], build_id: FromPath[str]) -> ASGIApp:
+        """One build as server-sent events: as it is now, and again whenever it changes.
+
+        The stream ends with the build, or with the token; comments keep it open meanwhile.
+        """
+        call = call_in(request)
+        stream = await call.context.watches.open(
+            _checked(build_id), call.caller.expires_at, head=call.method == "HEAD"
+        )
+        call.leave()  # a stream is no request in flight: it has a limit of its own
+        return cast("ASGIApp", stream)
+
+    @delete("/builds/{build_id:str}", guards=[operators], status_code=202, summary="Cancel a build")
+    async def cancel(
+        self, request: Request[Any, Any, Any], build_id: FromPath[str]
+    ) -> Response[BuildItem]:
+        """Cancels a build that waits or runs; one that has ended is a conflict.
+
+        The worker that runs it stops at its next heartbeat, and can publish no more.
+        """
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            cancelled = await call.context.resources.builds.cancel(
+                _checked(build_id), lambda ended: running.parts(call.reply(item(ended), 202))
+            )
+            return call.reply(item(cancelled), 202)
+
+        return response(await once(call, act))
+
+
+def _checked(build_id: str) -> str:
+    wanted = unescape(build_id)
+    if not 1 <= len(wanted) <= BUILD_ID_CHARACTERS_MAX:
+        raise NotFound("there is no such build")
+    return wanted
 
 
 def _accepted(call: Call, build: Build) -> Reply:
@@ -91,17 +134,23 @@ def _accepted(call: Call, build: Build) -> Reply:
 
 
 def item(build: Build) -> BuildItem:
-    """A build as callers see it: without lease and fence."""
+    """A build as callers see it: without lease and fence.
+
+    Raises:
+        NotFound: it is a verification, which is no build to them.
+    """
+    if build.verifies is not None:
+        raise NotFound("there is no such build")
     return BuildItem(
         build_id=build.build_id,
         model_version=build.model_version,
-        status=build.status,
+        status=cast("BuildStatus", build.status),
         requested_at=build.requested_at,
         started_at=build.started_at,
         ended_at=build.ended_at,
         parameters=msgspec.convert(build.parameters, BuildBody, from_attributes=True),
         progress=msgspec.convert(build.progress, ProgressItem, from_attributes=True),
-        attempt=build.fence,
+        attempt=build.fence - (build.status == "cancelled"),
         error=build.error,
         manifest=build.manifest,
     )

@@ -57,12 +57,13 @@ class EmbeddingController(Controller):
         call = call_in(request)
 
         async def act(running: Once) -> Reply:
+            query = Query(call.query)
             vector = await _read_vector(call)
             stored = await call.context.resources.ingest.store_embedding(
                 unescape(model_version),
                 unescape(product_id),
                 vector,
-                Query(call.query).choice("metric", METRICS),
+                query.choice("metric", METRICS),
                 (lambda made: running.parts(_kept(call, made))) if running.claim else None,
             )
             return _kept(call, stored)
@@ -77,8 +78,9 @@ class EmbeddingController(Controller):
         call = call_in(request)
 
         async def act(running: Once) -> Reply:
+            query = Query(call.query)
             batch = await read_batch(call)
-            metric = Query(call.query).choice("metric", METRICS)
+            metric = query.choice("metric", METRICS)
             watermark = await store_batch(
                 call, unescape(model_version), batch, metric, running.noting
             )

@@ -1,16 +1,19 @@
-"""Model versions, and the matrix of the current build."""
+"""Model versions: what is current, what an operator makes current, and the current matrix."""
 
 from typing import Any, Final
 
 import msgspec
-from litestar import Controller, Request, Response, get
+from litestar import Controller, Request, Response, get, post
 from litestar.params import FromPath
 
-from api.auth import readers
+from api.auth import operators, readers
+from api.bodies import Shape
 from api.calls import call_in, response
 from api.context import Context
+from api.idempotency import Once, once
 from api.pages import Paging
 from api.paths import unescape
+from api.problems import Reply
 from api.schemas import (
     CurrentBuild,
     LoadedVersion,
@@ -19,15 +22,17 @@ from api.schemas import (
     MatrixSnapshot,
     ModelItem,
     ModelPage,
+    PromoteBody,
 )
 from api.serving.loaded import LoadedIndex
-from core.errors import Corrupt, NoIndex, NotFound
+from core.errors import Corrupt, NoIndex, NotFound, NotPromotable
 from core.models import Model
 from core.usecases.identifiers import validate_model_version
 from core.vectors.files import NPZ, PARQUET
 from core.vectors.manifest import Manifest
 
 URL_EXPIRES_S: Final = 300
+_body: Final = Shape(PromoteBody)
 
 
 class After(msgspec.Struct, frozen=True):
@@ -65,6 +70,43 @@ class ModelController(Controller):
         validate_model_version(name)
         model = await call.context.resources.models.get_model(name)
         return response(call.reply(await _item(call.context, model)))
+
+    @post(
+        "/{model_version:str}/promote",
+        guards=[operators],
+        status_code=200,
+        summary="Promote a build",
+    )
+    async def promote(
+        self, request: Request[Any, Any, Any], model_version: FromPath[str]
+    ) -> Response[ModelItem]:
+        """Makes an earlier published build current, and pins it.
+
+        It brings back that build's index and parameters, never old rows: what changed since is
+        applied on top. No automatic build replaces it until an operator builds or promotes.
+        """
+        call = call_in(request)
+
+        async def act(running: Once) -> Reply:
+            body = _body.decode(await call.body(), msgpack=call.msgpack_in)
+            name = unescape(model_version)
+            validate_model_version(name)
+            promotions = call.context.resources.promotions
+            build, model = await promotions.promotable(name, body.build_id)
+            versions = call.context.resources.versions
+            if not await versions.is_there(name, build.build_id, build.fence):
+                raise NotPromotable(f"the files of build {build.build_id} are gone; build anew")
+            after = msgspec.structs.replace(
+                model,
+                current_build_id=build.build_id,
+                current_fence=build.fence,
+                pinned=True,
+            )
+            reply = call.reply(await _item(call.context, after))
+            await promotions.promote(name, body.build_id, running.parts(reply))
+            return reply
+
+        return response(await once(call, act))
 
     @get("/{model_version:str}/matrix", guards=[readers], summary="Get the similarity matrix")
     async def get_matrix(

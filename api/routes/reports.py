@@ -16,8 +16,8 @@ from api.problems import Reply
 from api.schemas import ReportBody, ReportItem, ReportPage
 from core.models import Report
 from core.repositories.reports import Position, unknown_report
+from core.usecases.identifiers import is_report_id
 
-_ID: Final = re.compile(r"[0-9a-f]{32}")
 _TAG: Final = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _VERSION: Final = re.compile(rb'"([1-9][0-9]{0,17})"')
 _FIELDS: Final = ("title", "author", "date", "reference", "favorites")
@@ -79,7 +79,9 @@ class ReportController(Controller):
 
         async def act(running: Once) -> Reply:
             fields = await _read(call)
-            report = await call.context.resources.reporting.change(
+            reporting = call.context.resources.reporting
+            reporting.held(fields)  # 422 comes before 404
+            report = await reporting.change(
                 _id(report_id),
                 call.caller.user_id,
                 fields,
@@ -131,7 +133,7 @@ async def _read(call: Call) -> dict[str, Any]:
 def _id(report_id: str) -> str:
     """Raises: NotFound: no report has such an id."""
     plain = unescape(report_id)
-    if not _ID.fullmatch(plain):
+    if not is_report_id(plain):
         raise unknown_report()
     return plain
 

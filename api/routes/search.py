@@ -18,10 +18,10 @@ from api.paths import unescape
 from api.problems import Reply, invalid
 from api.queries import Query
 from api.schemas import Found, FoundMany, LargeSearchBody, Neighbor, PackedSearchBody, SearchBody
-from api.serving.loaded import LoadedIndex
-from api.vectors import LARGE_BYTES, Wire, check_all, floats
+from api.serving.view import View
+from api.vectors import LARGE_BYTES, Wire, check_all, count_parts, floats
 from core import watermarks
-from core.errors import Invalid, NotFound
+from core.errors import Invalid, NoIndex, NotFound
 from core.settings import Limits
 from core.usecases.identifiers import validate_product_id
 from core.vectors.arrays import Floats
@@ -51,20 +51,31 @@ async def search(call: Call, model_version: str) -> Reply:
     else:
         body, vectors = _read(data, limits, call.msgpack_in)
     after = watermarks.decode(body.min_watermark) if body.min_watermark else None
-    loaded = await call.context.catalogue.wanted(model_version, after)
     many = body.vectors is not UNSET
-    row: int | None = None
+    names = [f"vectors[{i}]" if many else "vector" for i in range(len(vectors))]
+    try:
+        view = await call.context.catalogue.wanted(model_version, after)
+    except (NotFound, NoIndex) as absent:
+        # What the body itself lacks is said first, as the contract has it.
+        if isinstance(body.product_id, str):
+            validate_product_id(body.product_id, limits.product_id_bytes_max)
+        if isinstance(absent, NoIndex):
+            model = await call.context.resources.models.known_model(model_version)
+            check_all(vectors, names, model.metric, model.dimension, limits)
+        else:
+            check_all(vectors, names, "ip", None, limits)
+        raise
+    place: int | None = None
     if isinstance(body.product_id, str):
-        row = row_of(loaded, body.product_id, limits)
-        vectors = [loaded.vector(row)]
+        place = place_of(view, body.product_id, limits)
+        vectors = [view.vector(place)]
     else:
-        names = [f"vectors[{i}]" for i in range(len(vectors))] if many else ["vector"]
-        check_all(vectors, names, loaded.metric, loaded.dimension, limits)
-    if loaded.takes_long(len(vectors), body.k, exact=body.exact, excluded=len(body.exclude)):
-        lists = await _in_thread(call, _find, loaded, vectors, body, row)
+        check_all(vectors, names, view.metric, view.dimension, limits)
+    if view.takes_long(len(vectors), body.k, exact=body.exact, excluded=len(body.exclude)):
+        lists = await _in_thread(call, _find, view, vectors, body, place)
     else:
-        lists = _find(loaded, vectors, body, row)
-    used = loaded.used(exact=body.exact)
+        lists = _find(view, vectors, body, place)
+    used = view.used(exact=body.exact)
     if many:
         return call.reply(FoundMany(results=lists, index=used))
     return call.reply(Found(neighbors=lists[0], index=used))
@@ -80,35 +91,47 @@ async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
     """
     limits = call.context.settings.limits
     k = Query(call.query).integer("k", default=10, minimum=1, maximum=limits.k_max)
-    loaded = await call.context.catalogue.wanted(model_version)
-    row = row_of(loaded, product_id, limits)
-    found = loaded.neighbors(row, k)
+    try:
+        view = await call.context.catalogue.wanted(model_version)
+    except (NotFound, NoIndex):
+        validate_product_id(product_id, limits.product_id_bytes_max)
+        raise
+    place = place_of(view, product_id, limits)
+    if view.beside_takes_long:
+        found = await _in_thread(call, view.neighbors, place, k)
+    else:
+        found = view.neighbors(place, k)
     if found is None:
-        if loaded.takes_long(1, k, exact=False):
-            near = await _in_thread(call, loaded.near_row, row, k)
+        if view.takes_long(1, k, exact=False):
+            near = await _in_thread(call, view.near, place, k)
         else:
-            near = loaded.near_row(row, k)
-        return call.reply(Found(neighbors=near, index=loaded.used(exact=False)))
-    return call.reply(Found(neighbors=found, index=loaded.used_matrix))
+            near = view.near(place, k)
+        return call.reply(Found(neighbors=near, index=view.used(exact=False)))
+    return call.reply(Found(neighbors=found, index=view.used_matrix))
 
 
-def row_of(loaded: LoadedIndex, product_id: str, limits: Limits) -> int:
-    """The product's row in the index.
+def place_of(view: View, product_id: str, limits: Limits) -> int:
+    """Where the product is, for the view's own methods.
 
     Raises:
         Invalid: it is no product id.
-        NotFound: the index has no such product.
+        NotFound: there is no such product in the index, or no longer.
     """
-    row = loaded.row_of(product_id)
-    if row is None:
+    place = view.place_of(product_id)
+    if place is None:
         validate_product_id(product_id, limits.product_id_bytes_max)
-        raise NotFound(f"the index of {loaded.model_version} has no product {product_id!r}")
-    return row
+        raise NotFound(f"the index of {view.model_version} has no product {product_id!r}")
+    return place
 
 
 def _read(data: bytes, limits: Limits, msgpack: bool) -> tuple[_Body, list[Floats]]:  # noqa: FBT001
     """The body, checked as far as it can be without an index, and its vectors."""
+    if len(data) > LARGE_BYTES and not msgpack:
+        ids_bytes = limits.exclude_max * limits.product_id_bytes_max
+        count_parts(data, limits.vectors_max * limits.dimension_max + ids_bytes)
     body = (_large if len(data) > LARGE_BYTES else _small).decode(data, msgpack=msgpack)
+    if body.min_watermark:
+        watermarks.decode(body.min_watermark)  # what cannot be read goes before what does not hold
     given = [
         name for name in ("vector", "product_id", "vectors") if getattr(body, name) is not UNSET
     ]
@@ -145,14 +168,14 @@ def _check_options(body: _Body, limits: Limits) -> None:
 
 
 def _find(
-    loaded: LoadedIndex, vectors: list[Floats], body: _Body, row: int | None
+    view: View, vectors: list[Floats], body: _Body, place: int | None
 ) -> list[list[Neighbor]]:
-    return loaded.search(
+    return view.search(
         vectors,
         body.k,
         exact=body.exact,
         exclude=body.exclude,
-        without_row=row,
+        without=place,
         min_score=body.min_score,
     )
 

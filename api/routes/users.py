@@ -1,6 +1,7 @@
 """Users: each caller's own profile."""
 
 from typing import Any, Final
+from urllib.parse import quote
 
 from litestar import Controller, Request, Response, delete, get, patch, post
 from litestar.params import FromPath
@@ -62,7 +63,9 @@ class UserController(Controller):
 
         async def act(running: Once) -> Reply:
             fields, preferences = await _read(call)
-            user = await call.context.resources.profiles.change(
+            profiles = call.context.resources.profiles
+            profiles.check_patch(fields, preferences)  # 422 comes before 404
+            user = await profiles.change(
                 _own(call, user_id),
                 fields,
                 preferences,
@@ -111,7 +114,8 @@ async def _read(call: Call) -> tuple[dict[str, str | None], bytes | None]:
 
 
 def _created(call: Call, user: User) -> Reply:
-    return call.reply_json(_item(user), 201, ((b"location", f"/users/{user.user_id}".encode()),))
+    location = f"/users/{quote(user.user_id, safe='')}".encode()
+    return call.reply_json(_item(user), 201, ((b"location", location),))
 
 
 def _shown(call: Call, user: User, status: int = 200) -> Reply:

@@ -1,17 +1,20 @@
 """What is loaded: model version → index. A swap is one assignment; nothing waits for it."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from api import telemetry as metrics
 from api.serving.loaded import LoadedIndex
+from api.serving.view import View
 from core import telemetry
 from core.errors import K9Error, NoIndex, NotYetVisible, Unavailable
 from core.models import Model
 from core.repositories.models import ModelRepository
 from core.usecases.identifiers import validate_model_version
 from core.watermarks import Watermark
+
+Bring = Callable[[str, Watermark], Awaitable[bool]]
 
 VISIBLE_WAIT_S: Final = 1.0
 """How long a search waits for what its `min_watermark` asks."""
@@ -24,6 +27,11 @@ class Catalogue:
         self._models = models
         self._bytes_max = bytes_max
         self._loaded: dict[str, LoadedIndex] = {}
+        self._views: dict[str, View] = {}
+        self._beside: dict[str, int] = {}
+        """Bytes of what changed since the builds."""
+        self.bring: Bring | None = None
+        """Has a write applied, where changes are followed."""
         self._swapped = asyncio.Event()
         self.known: dict[str, Model] = {}
         """Model versions as DynamoDB last listed them, or as the cache has them."""
@@ -33,53 +41,73 @@ class Catalogue:
         """What answers now; not to be changed."""
         return self._loaded
 
-    async def wanted(self, model_version: str, after: Watermark | None = None) -> LoadedIndex:
-        """The index that answers for a model version.
+    async def wanted(self, model_version: str, after: Watermark | None = None) -> View:
+        """What answers for a model version.
 
-        A request keeps it to its end, whatever is swapped in meanwhile.
+        A request keeps it to its end, whatever changes meanwhile.
 
         Args:
             model_version: As the caller wrote it.
-            after: What the index must reflect; it is waited for a short time.
+            after: A write that it must reflect, which is waited for a short time.
 
         Raises:
             Invalid: it is no name of a model version.
             NotFound: there is no such model version.
             NoIndex: it has no published build.
-            NotYetVisible: no index that reflects `after` came in time.
+            NotYetVisible: it did not reflect `after` in time.
             Unavailable: its index is not loaded yet.
         """
-        loaded = self._loaded.get(model_version)
-        if loaded is None:
+        view = self._views.get(model_version)
+        if view is None:
             raise await self._absence(model_version)
-        if after is None or loaded.reflects(after):
-            return loaded
+        if after is None or view.reflects(after):
+            return view
         return await self._awaited(model_version, after)
 
-    def swap(self, loaded: LoadedIndex) -> None:
+    def swap(self, loaded: LoadedIndex, view: View | None = None) -> None:
         """Puts an index to use, in place of the one before it.
 
         Raises:
             Unavailable: it does not fit the memory budget beside the others.
         """
-        others = sum(
-            other.resident_bytes
-            for model_version, other in self._loaded.items()
-            if model_version != loaded.model_version
-        )
-        if others + loaded.resident_bytes > self._bytes_max:
+        left = self._left(loaded.model_version)
+        if loaded.resident_bytes > left:
             raise Unavailable(
                 f"{loaded.build_id} takes {loaded.resident_bytes} bytes of memory, and "
-                f"{self._bytes_max - others} are left of K9_LOADED_BYTES_MAX"
+                f"{left} are left of K9_LOADED_BYTES_MAX"
             )
+        self._views[loaded.model_version] = view or View(loaded)
         self._loaded[loaded.model_version] = loaded
         metrics.SWAPS.labels(loaded.model_version).inc()
         telemetry.LOADED_ROWS.labels(loaded.model_version).set(loaded.rows)
         self._swapped.set()
         self._swapped = asyncio.Event()
 
+    def show(self, view: View, beside_bytes: int) -> None:
+        """Answers from a newer view of the index that is in use; of another one, it is dropped."""
+        if self._loaded.get(view.model_version) is view.index:
+            self._views[view.model_version] = view
+            self._beside[view.model_version] = beside_bytes
+
+    def has_room(self, model_version: str, beside_bytes: int) -> bool:
+        """Whether the budget has room for so many bytes beside the index that is in use."""
+        loaded = self._loaded.get(model_version)
+        index_bytes = loaded.resident_bytes if loaded else 0
+        return index_bytes + beside_bytes <= self._left(model_version)
+
+    def _left(self, model_version: str) -> int:
+        """What the other model versions leave of the budget."""
+        others = sum(
+            loaded.resident_bytes + self._beside.get(name, 0)
+            for name, loaded in self._loaded.items()
+            if name != model_version
+        )
+        return self._bytes_max - others
+
     def drop(self, model_version: str) -> None:
         """Forgets the index of a model version; requests that have it finish with it."""
+        self._views.pop(model_version, None)
+        self._beside.pop(model_version, None)
         if self._loaded.pop(model_version, None) is not None:
             telemetry.LOADED_ROWS.remove(model_version)
 
@@ -87,21 +115,31 @@ class Catalogue:
         """Takes the list of model versions as it is now."""
         self.known = {model.model_version: model for model in models}
 
-    async def _awaited(self, model_version: str, after: Watermark) -> LoadedIndex:
+    async def _awaited(self, model_version: str, after: Watermark) -> View:
+        """A view that reflects the write: by reading what was written, or by a newer index."""
         until = asyncio.get_running_loop().time() + VISIBLE_WAIT_S
-        while True:
-            swapped = self._swapped
-            loaded = self._loaded.get(model_version)
-            if loaded is not None and loaded.reflects(after):
-                return loaded
-            try:
-                async with asyncio.timeout_at(until):
-                    await swapped.wait()
-            except TimeoutError:
-                raise NotYetVisible(
-                    f"the index of {model_version} does not reflect this write yet; "
-                    "try again later, or build"
-                ) from None
+        brought = asyncio.create_task(self._brought(model_version, after))
+        try:
+            while (view := self._views.get(model_version)) is not None:
+                if view.reflects(after) or (brought.done() and brought.result()):
+                    return view
+                swapping = asyncio.create_task(self._swapped.wait())
+                waiting = {swapping} if brought.done() else {swapping, brought}
+                left_s = until - asyncio.get_running_loop().time()
+                done, _ = await asyncio.wait(
+                    waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                swapping.cancel()
+                if not done:
+                    break
+        finally:
+            brought.cancel()
+        raise NotYetVisible(
+            f"the index of {model_version} does not reflect this write yet; try again later"
+        )
+
+    async def _brought(self, model_version: str, after: Watermark) -> bool:
+        return self.bring is not None and await self.bring(model_version, after)
 
     async def _absence(self, model_version: str) -> K9Error:
         """Why nothing is loaded for it. On doubt the model version itself is read."""

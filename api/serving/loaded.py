@@ -14,10 +14,9 @@ from core.models import Metric, Model, now, timestamp
 from core.vectors.arrays import Floats, Ints
 from core.vectors.manifest import Manifest
 from core.vectors.parameters import IndexInfo
-from core.vectors.search import effort_for
+from core.vectors.search import Exclusion, effort_for
 from core.vectors.version import MappedVersion
 from core.versions import leased
-from core.watermarks import Watermark
 
 _INLINE_US_MAX: Final = 1500.0
 """A search estimated at more goes to a thread: the event loop waits for nobody that long."""
@@ -82,10 +81,6 @@ class LoadedIndex:
         """What an answer says of the index that gave it."""
         return self._used_exact if exact or self._always_exact else self._used
 
-    def reflects(self, after: Watermark) -> bool:
-        """Whether every change up to the watermark is in the index."""
-        return self.manifest.watermark > after.moment
-
     def row_of(self, product_id: str) -> int | None:
         """The row of a product; None where the index does not have it."""
         return self._version.row_of(product_id)
@@ -100,8 +95,8 @@ class LoadedIndex:
         k: int,
         *,
         exact: bool = False,
-        exclude: Sequence[str] = (),
-        without_row: int | None = None,
+        hidden: Exclusion | None = None,
+        without: Sequence[int] = (),
         min_score: float | None = None,
     ) -> list[list[Neighbor]]:
         """The nearest products of each vector, nearest first.
@@ -110,44 +105,58 @@ class LoadedIndex:
             vectors: float32 (d,) each, checked.
             k: how many; fewer come back where there are fewer.
             exact: whether to score every row.
-            exclude: product ids that are not wanted; one that is unknown is none the less fine.
-            without_row: a row that is not wanted: the product that is asked about.
+            hidden: rows whose form in the index is not the present one.
+            without: further rows that are not wanted.
             min_score: the least score that is wanted.
         """
-        out = [row for row in map(self.row_of, exclude) if row is not None]
-        if without_row is not None:
-            out.append(without_row)
-        excluded = self._version.exclusion(np.array(out, dtype=np.int64)) if out else None
+        excluded = hidden
+        if without:
+            rows = np.array(without, dtype=np.int64)
+            excluded = hidden.plus(rows) if hidden else self._version.exclusion(rows)
         if len(vectors) == 1:
-            rows, scores = self._version.search_one(vectors[0], k, exact=exact, excluded=excluded)
-            return [self._named(rows, scores, min_score)]
+            near, top = self._version.search_one(vectors[0], k, exact=exact, excluded=excluded)
+            return [self._named(near, top, min_score)]
         many, found = self._version.search(np.stack(vectors), k, exact=exact, excluded=excluded)
         result = []
-        for rows, scores in zip(many, found, strict=True):
-            count = int(np.count_nonzero(rows >= 0))
-            result.append(self._named(rows[:count], scores[:count], min_score))
+        for near, top in zip(many, found, strict=True):
+            count = int(np.count_nonzero(near >= 0))
+            result.append(self._named(near[:count], top[:count], min_score))
         return result
 
-    def near_row(self, row: int, k: int) -> list[Neighbor]:
-        """The neighbours of a row by the index."""
-        return self.search([self.vector(row)], k, without_row=row)[0]
-
-    def neighbors(self, row: int, k: int) -> list[Neighbor] | None:
+    def neighbors(self, row: int, k: int, hidden: Exclusion | None = None) -> list[Neighbor] | None:
         """The neighbours of a row from the matrix; None where it has too few of them."""
-        rows, scores = self._version.neighbors(row, k)
-        if rows.shape[0] < min(k, self.rows - 1):
+        left = self.rows - 1
+        if hidden is None:
+            rows, scores = self._version.neighbors(row, k)
+        else:
+            left -= hidden.count
+            rows, scores = self._version.neighbors(row, self._version.matrix_k)
+            kept = np.flatnonzero(~hidden.drop(rows))[:k]
+            rows, scores = rows[kept], scores[kept]
+        if rows.shape[0] < min(k, left):
             return None
         return self._named(rows, scores, None)
 
-    def takes_long(self, vectors: int, k: int, *, exact: bool, excluded: int = 0) -> bool:
-        """Whether a search would hold up the event loop, by an estimate of its cost."""
-        if vectors == 1 and k <= _FEW and not exact and not excluded:
+    def takes_long(
+        self, vectors: int, k: int, *, exact: bool, excluded: int = 0, beside: int = 0
+    ) -> bool:
+        """Whether a search would hold up the event loop, by an estimate of its cost.
+
+        `beside` is how many numbers a vector is held against beside the index.
+        """
+        if vectors == 1 and k <= _FEW and not exact and not excluded and not beside:
             return self._few_take_long
-        return self._estimate_us(vectors, k, excluded, exact=exact) > _INLINE_US_MAX
+        estimated = self._estimate_us(vectors, k, excluded, exact=exact)
+        return estimated + vectors * _SCAN_US * beside > _INLINE_US_MAX
+
+    @staticmethod
+    def scan_takes_long(numbers: int) -> bool:
+        """Whether going through so many numbers would hold up the event loop."""
+        return _SCAN_US * numbers > _INLINE_US_MAX
 
     def _named(self, rows: Ints, scores: Floats, min_score: float | None) -> list[Neighbor]:
         if min_score is not None:
-            count = int(np.count_nonzero(scores >= min_score))
+            count = int(np.count_nonzero(scores >= np.float64(min_score)))
             rows, scores = rows[:count], scores[:count]
         ids = self._version.ids_of(rows)
         return [Neighbor(i, score) for i, score in zip(ids, scores.tolist(), strict=True)]

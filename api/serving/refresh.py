@@ -14,6 +14,7 @@ from api import telemetry as metrics
 from api.disk import write_atomically
 from api.health import Health
 from api.serving.catalogue import Catalogue
+from api.serving.freshness import Freshness
 from api.serving.loaded import LoadedIndex
 from core import telemetry
 from core.errors import Corrupt, Unavailable
@@ -44,7 +45,15 @@ class _Backoff(msgspec.Struct):
 class Refresher:
     """The task that keeps the catalogue as the models table has it."""
 
-    def __init__(self, resources: Resources, catalogue: Catalogue, health: Health) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        catalogue: Catalogue,
+        health: Health,
+        freshness: Freshness | None = None,
+    ) -> None:
+        """Nothing is looked up before `run`. Without `freshness` changes are not followed."""
+        self._freshness = freshness
         self._resources = resources
         self._catalogue = catalogue
         self._health = health
@@ -101,6 +110,8 @@ class Refresher:
             model = self._catalogue.known.get(name)
             if model is None or model.epoch != loaded.epoch:
                 self._catalogue.drop(name)
+                if self._freshness is not None:
+                    self._freshness.forget(name)
         for model in models:
             if self._wants(model):
                 task = asyncio.create_task(self._load(model))
@@ -127,7 +138,10 @@ class Refresher:
             if not had_it:
                 self._health.ok("s3")
             loaded = await asyncio.to_thread(LoadedIndex.open, directory, manifest, model)
-            self._catalogue.swap(loaded)
+            if self._freshness is None:
+                self._catalogue.swap(loaded)
+            else:
+                await self._freshness.adopt(model, loaded)
         except Exception as error:  # noqa: BLE001 - the version before serves on
             self._note_failure(model, error)
         else:

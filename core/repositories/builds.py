@@ -1,7 +1,6 @@
 """Builds: the table that says which are open, who has claimed them, and what came of them."""
 
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,31 +12,44 @@ from core.dynamo.expressions import (
     Condition,
     Update,
     below,
+    differs,
     equals,
     exists,
     expressions,
     key,
     missing,
 )
-from core.dynamo.items import Codec
 from core.dynamo.wire import Item, request_item
 from core.errors import (
+    BuildEnded,
     ConditionFailed,
     LeaseLost,
     NotFound,
+    Pinned,
     TransactionFailed,
     Unavailable,
 )
-from core.models import Build, BuildParameters, BuildStatus, Model, Progress, now, timestamp
+from core.models import Build, BuildParameters, Model, Progress, now, timestamp
 from core.repositories import transactions
+from core.repositories.build_rows import (
+    decode,
+    milliseconds,
+    new_build_id,
+    open_row,
+    ours,
+    still_open,
+)
 from core.repositories.idempotency import lost
 from core.repositories.models import MODEL_CODEC
 from core.repositories.transactions import Part, refused
 from core.settings import Settings
 
-BUILD_CODEC = Codec(Build)
+_TRIES = 5
+_BUILD, _MODEL = 0, 1
+"""Where the two rows stand in the transactions that open and end a build."""
 
-_OPEN_TRIES = 5
+Completed = Callable[[Build], Sequence[Part]]
+"""What else belongs to a transaction, given the build as it will be."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -47,13 +59,8 @@ class Position(msgspec.Struct, frozen=True):
     requested_at: str
 
 
-def _new_build_id() -> str:
-    """48 bits of time and 80 of chance, in hex: unique, sorted by age, good in a path."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
-
-
-def _milliseconds(seconds_from_now: float) -> int:
-    return time.time_ns() // 1_000_000 + int(seconds_from_now * 1000)
+def _nothing(_build: Build) -> Sequence[Part]:
+    return ()
 
 
 class BuildRepository:
@@ -76,7 +83,7 @@ class BuildRepository:
         )
         if "Item" not in reply:
             raise NotFound(f"there is no build {build_id!r}")
-        return BUILD_CODEC.decode(reply["Item"])
+        return decode(reply["Item"])
 
     async def list_builds(
         self, model_version: str, *, limit: int, position: Position | None = None
@@ -98,14 +105,14 @@ class BuildRepository:
             **start,
             **expressions(key=equals("model_version", model_version)),
         )
-        builds = [BUILD_CODEC.decode(item) for item in reply["Items"]]
+        builds = [decode(item) for item in reply["Items"]]
         last: Item | None = reply.get("LastEvaluatedKey")
         if last is None:
             return builds, None
         return builds, Position(last["build_id"].S or "", last["requested_at"].S or "")
 
     async def list_open(self) -> list[Build]:
-        """Every build that has not ended, oldest first; eventually consistent."""
+        """Every build and verification that has not ended, oldest first; eventually consistent."""
         builds: list[Build] = []
         start: dict[str, Any] = {}
         while True:
@@ -116,7 +123,7 @@ class BuildRepository:
                 **start,
                 **expressions(key=equals(tables.OPEN, tables.OPEN_VALUE)),
             )
-            builds += [BUILD_CODEC.decode(item) for item in reply["Items"]]
+            builds += [decode(item) for item in reply["Items"]]
             if "LastEvaluatedKey" not in reply:
                 return builds
             start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
@@ -125,40 +132,46 @@ class BuildRepository:
         self,
         model_version: str,
         parameters: BuildParameters,
-        completed: Callable[[Build], Sequence[Part]] = lambda _build: (),
+        completed: Completed = _nothing,
+        *,
+        automatic: bool = False,
     ) -> Build:
         """Writes a new build and opens it for its model in one transaction.
 
-        Returns the build that is open already where there is one; `completed` gives what else
-        belongs to the transaction of a new one.
+        Returns the build that is open already where there is one: an automatic one that an
+        operator asks for as well becomes the operator's. `completed` gives what else belongs to
+        the transaction of a new one.
 
         Raises:
             NotFound: there is no such model version.
+            Pinned: an automatic build, and the current one is pinned.
             InFlight: the idempotency claim among those parts was lost.
             Unavailable: other writes of the model's record kept coming between.
         """
         build = Build(
-            build_id=_new_build_id(),
+            build_id=new_build_id(),
             model_version=model_version,
             status="queued",
             requested_at=timestamp(now()),
             parameters=parameters,
+            automatic=automatic,
         )
-        item = {**BUILD_CODEC.encode(build), tables.OPEN: {"S": tables.OPEN_VALUE}}
         free = exists("model_version") & missing("open_build_id")
+        if automatic:
+            free &= differs("pinned", True)
         change = Update(set={"open_build_id": build.build_id})
-        for _ in range(_OPEN_TRIES):
+        for _ in range(_TRIES):
             try:
                 await transactions.transact(
                     self._dynamo,
-                    transactions.put(self._builds, item, missing("build_id")),
+                    transactions.put(self._builds, open_row(build), missing("build_id")),
                     self._model_update(model_version, change, free),
                     *completed(build),
                 )
             except TransactionFailed as failed:
-                if not refused(failed, 1):
+                if not refused(failed, _MODEL):
                     raise lost() from None
-                already = await self._open_build_of(model_version)
+                already = await self._already_open(model_version, parameters, automatic=automatic)
                 if already is not None:
                     return already
             else:
@@ -171,19 +184,23 @@ class BuildRepository:
         Raises:
             LeaseLost: it ended, or another worker has it.
         """
+        holder = secrets.token_hex(8)
         waits = equals("status", "queued")
-        stalled = equals("status", "running") & below("lease_until_ms", _milliseconds(0))
+        stalled = equals("status", "running") & below("lease_until_ms", milliseconds(0))
         return await self._update(
             build_id,
             Update(
                 set={
                     "status": "running",
                     "fence": fence + 1,
-                    "lease_until_ms": _milliseconds(lease_s or self._lease_s),
+                    "holder": holder,
+                    "lease_until_ms": milliseconds(lease_s or self._lease_s),
                 },
                 set_if_missing={"started_at": timestamp(now())},
+                add={"unreturned": 1},
             ),
             equals("fence", fence) & (waits | stalled),
+            holder,
         )
 
     async def beat(self, build: Build, progress: Progress) -> Build:
@@ -196,85 +213,142 @@ class BuildRepository:
             build.build_id,
             Update(
                 set={
-                    "lease_until_ms": _milliseconds(self._lease_s),
+                    "lease_until_ms": milliseconds(self._lease_s),
                     "progress": msgspec.json.encode(progress).decode(),
                 }
             ),
-            _ours(build),
+            ours(build),
         )
 
-    async def release(self, build: Build, error: str, *, wait_s: float) -> Build:
-        """Gives up the claim after a passing fault; the build may be claimed after `wait_s`.
+    async def release(
+        self, build: Build, error: str, *, wait_s: float, fault: bool = True
+    ) -> Build:
+        """Gives up the claim; the build may be claimed again after `wait_s`.
+
+        `fault` counts against the tries that a build has; a worker that is stopped is none.
 
         Raises:
             LeaseLost: the build is not this worker's any more.
         """
         return await self._update(
             build.build_id,
-            Update(set={"lease_until_ms": _milliseconds(wait_s), "error": error}),
-            _ours(build),
-        )
-
-    async def publish(self, build: Build, model: Model, manifest: dict[str, Any]) -> None:
-        """Makes the build current: the build ends and the model's record moves, or neither.
-
-        Raises:
-            LeaseLost: the build is not this worker's any more, or the data was restored since.
-        """
-        await self._end(
-            build,
             Update(
                 set={
-                    "status": "published",
-                    "ended_at": timestamp(now()),
-                    "manifest": msgspec.json.encode(manifest).decode(),
-                    "progress": msgspec.json.encode(Progress("publish", 1, 1)).decode(),
-                },
-                remove=(tables.OPEN, "error"),
+                    "lease_until_ms": milliseconds(wait_s),
+                    "error": error,
+                    "faults": build.faults + fault,
+                    "unreturned": build.unreturned - 1,
+                }
             ),
-            Update(
-                set={
-                    "current_build_id": build.build_id,
-                    "current_fence": build.fence,
-                    "pinned": False,
-                },
-                remove=("open_build_id",),
-            ),
-            equals("epoch", model.epoch),
+            ours(build),
         )
 
-    async def end(self, build: Build, status: BuildStatus, error: str) -> None:
-        """Ends a build that is not published: `failed` or `cancelled`.
+    async def end(self, build: Build, status: str, error: str) -> None:
+        """Ends a build that is not published, or a verification.
 
         Raises:
             LeaseLost: the build is not this worker's any more.
         """
-        await self._end(
-            build,
-            Update(
-                set={"status": status, "ended_at": timestamp(now()), "error": error},
-                remove=(tables.OPEN,),
-            ),
-            Update(remove=("open_build_id",)),
-            None,
+        ended = Update(
+            set={"status": status, "ended_at": timestamp(now()), "error": error or None},
+            remove=(tables.OPEN,),
         )
-
-    async def _end(
-        self, build: Build, ended: Update, moved: Update, also: Condition | None
-    ) -> None:
-        holds = equals("open_build_id", build.build_id)
         try:
-            await transactions.transact(
-                self._dynamo,
-                transactions.update(
-                    self._builds, key(build_id=build.build_id), ended, _ours(build)
-                ),
-                self._model_update(build.model_version, moved, holds & also if also else holds),
-            )
-        except TransactionFailed:
+            await self._end(build, ended, ours(build))
+        except ConditionFailed:
             raise LeaseLost(f"build {build.build_id} has another owner now") from None
 
-    async def _open_build_of(self, model_version: str) -> Build | None:
+    async def cancel(self, build_id: str, completed: Completed = _nothing) -> Build:
+        """Ends a build that waits or runs. Its worker learns of it at its next heartbeat.
+
+        The fence is raised, so that whoever has claimed the build has lost it.
+
+        Raises:
+            NotFound: there is no such build.
+            BuildEnded: it has ended.
+            InFlight: the idempotency claim among the further parts was lost.
+            Unavailable: it kept changing.
+        """
+        for _ in range(_TRIES):
+            build = await self.get_build(build_id)
+            if build.verifies is not None:
+                raise NotFound(f"there is no build {build_id!r}")
+            if not build.open:
+                raise BuildEnded(f"build {build_id} has ended: it is {build.status}")
+            cancelled = msgspec.structs.replace(
+                build,
+                status="cancelled",
+                fence=build.fence + 1,
+                ended_at=timestamp(now()),
+                error=None,
+            )
+            change = Update(
+                set={
+                    "status": cancelled.status,
+                    "fence": cancelled.fence,
+                    "ended_at": cancelled.ended_at,
+                },
+                remove=(tables.OPEN, "error"),
+            )
+            try:
+                await self._end(build, change, still_open(build), completed(cancelled))
+            except ConditionFailed:
+                continue  # it was claimed, or ended, since it was read
+            return cancelled
+        raise Unavailable(f"build {build_id} kept changing; try again")
+
+    async def _end(
+        self, build: Build, ended: Update, holds: Condition, further: Sequence[Part] = ()
+    ) -> None:
+        """Ends a build and frees its model for the next one.
+
+        A model's record that names another build, as after a restore, is left as it is.
+
+        Raises:
+            ConditionFailed: `holds` did not.
+            InFlight: the idempotency claim among the further parts was lost.
+        """
+        part = transactions.update(self._builds, key(build_id=build.build_id), ended, holds)
+        freed = self._model_update(
+            build.model_version,
+            Update(remove=("open_build_id",)),
+            equals("open_build_id", build.build_id),
+        )
+        try:
+            await transactions.transact(self._dynamo, part, freed, *further)
+        except TransactionFailed as failed:
+            if refused(failed, _BUILD):
+                raise ConditionFailed from None
+            if not refused(failed, _MODEL):
+                raise lost() from None
+        else:
+            return
+        try:
+            await transactions.transact(self._dynamo, part, *further)
+        except TransactionFailed as failed:
+            if refused(failed, _BUILD):
+                raise ConditionFailed from None
+            raise lost() from None
+
+    async def _already_open(
+        self, model_version: str, parameters: BuildParameters, *, automatic: bool
+    ) -> Build | None:
+        model = await self._model_of(model_version)
+        if automatic and model.pinned:
+            raise Pinned(f"build {model.current_build_id} of {model_version} is pinned")
+        if model.open_build_id is None:
+            return None
+        build = await self.get_build(model.open_build_id)
+        if automatic or not build.automatic or build.parameters != parameters:
+            return build
+        try:
+            return await self._update(
+                build.build_id, Update(set={"automatic": False}), still_open(build)
+            )
+        except LeaseLost:
+            return None  # it was claimed or ended since: look again
+
+    async def _model_of(self, model_version: str) -> Model:
         reply = await self._dynamo.call(
             "get_item",
             TableName=self._models,
@@ -283,27 +357,29 @@ class BuildRepository:
         )
         if "Item" not in reply:
             raise NotFound(f"there is no model version {model_version!r}")
-        open_build_id = MODEL_CODEC.decode(reply["Item"]).open_build_id
-        return await self.get_build(open_build_id) if open_build_id else None
+        return MODEL_CODEC.decode(reply["Item"])
 
-    async def _update(self, build_id: str, update: Update, condition: Condition) -> Build:
+    async def _update(
+        self, build_id: str, update: Update, condition: Condition, holder: str | None = None
+    ) -> Build:
+        """Updates a row; one that has `holder` already was updated by this very call."""
         try:
             reply = await self._dynamo.call(
                 "update_item",
                 TableName=self._builds,
                 Key=key(build_id=build_id),
                 ReturnValues="ALL_NEW",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 **expressions(update=update, condition=condition),
             )
-        except ConditionFailed:
+        except ConditionFailed as failed:
+            there = decode(failed.item) if isinstance(failed.item, dict) else None
+            if there is not None and holder is not None and there.holder == holder:
+                return there
             raise LeaseLost(f"build {build_id} has another owner now, or has ended") from None
-        return BUILD_CODEC.decode(reply["Attributes"])
+        return decode(reply["Attributes"])
 
     def _model_update(self, model_version: str, change: Update, condition: Condition) -> Part:
         return transactions.update(
             self._models, key(model_version=model_version), change, condition
         )
-
-
-def _ours(build: Build) -> Condition:
-    return equals("fence", build.fence) & equals("status", "running")

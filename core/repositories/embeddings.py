@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import (
+    above,
     equals,
     expressions,
     missing,
@@ -24,6 +25,7 @@ from core.errors import (
 )
 from core.models import Embedding, Model, now, timestamp
 from core.repositories import transactions
+from core.repositories.embedding_reads import read_rows
 from core.repositories.embedding_rows import (
     SMALL,
     burial,
@@ -40,6 +42,10 @@ from core.repositories.transactions import Part, refused
 from core.settings import Settings
 
 _BATCH_WRITE_ROWS = 25
+_LIST_ROWS = 100
+"""Keys looked at a query of a listing, tombstones among them."""
+_LIST_QUERIES = 10
+"""Queries a page, beyond one a shard."""
 _ONCE_ROWS = 99
 """A transaction has 100 parts, one of them the note."""
 _ONCE_TRIES = 5
@@ -63,6 +69,7 @@ class EmbeddingRepository:
         self._dynamo = dynamo
         self._table = settings.table(tables.EMBEDDINGS.name)
         self._ingest = settings.ingest
+        self._patience_s = settings.aws.deadline_s
 
     async def store_embedding(
         self, model: Model, product_id: str, vector: bytes
@@ -126,18 +133,21 @@ class EmbeddingRepository:
         rows: Sequence[tuple[str, bytes]],
         note: Callable[[str], Part],
         noted: frozenset[str],
-    ) -> None:
+    ) -> list[str]:
         """Puts many rows in transactions of up to 99, each with a part that notes it.
 
         What was noted by an earlier try is left alone: it may have been overwritten since.
+        Returns the ids that DynamoDB did not take in time.
 
         Raises:
             InFlight: the idempotency claim among the parts was lost.
         """
         moment = timestamp(now())
-        for start in range(0, len(rows), _ONCE_ROWS):
-            name = str(start)
-            if name not in noted:
+        waiting = [start for start in range(0, len(rows), _ONCE_ROWS) if str(start) not in noted]
+        until = asyncio.get_running_loop().time() + self._ingest.batch_deadline_s
+        try:
+            while waiting and asyncio.get_running_loop().time() < until:
+                start = waiting[0]
                 parts = [
                     transactions.put(
                         self._table,
@@ -145,7 +155,13 @@ class EmbeddingRepository:
                     )
                     for product_id, vector in rows[start : start + _ONCE_ROWS]
                 ]
-                await self._transacted(note(name), parts, first=False)
+                await self._transacted(note(str(start)), parts, first=False)
+                del waiting[0]
+        except TableMissing:
+            raise
+        except Unavailable:
+            pass  # whether that one happened is not known; the next try finds its note, or none
+        return [one for start in waiting for one, _ in rows[start : start + _ONCE_ROWS]]
 
     async def store_batch(self, model: Model, rows: Sequence[tuple[str, bytes]]) -> list[str]:
         """Puts many rows, each id once; returns the ids that DynamoDB did not take in time."""
@@ -209,12 +225,22 @@ class EmbeddingRepository:
     async def list_embeddings(
         self, model: Model, *, limit: int, position: Position | None = None, vectors: bool = True
     ) -> tuple[list[Embedding], Position | None]:
-        """Up to `limit` rows and where to go on, shard after shard, oldest change first."""
+        """Up to `limit` rows and where to go on, shard after shard, oldest change first.
+
+        A page is short, or empty, where very many rows in a row are tombstones.
+        """
         at = position or Position()
         found: list[Embedding] = []
-        while at.shard < model.shards:
+        for _ in range(model.shards + _LIST_QUERIES):
+            if at.shard >= model.shards:
+                return found, None
             reply = await self._query(
-                model, at.shard, start=_start(model, at), limit=limit, live=True, vectors=vectors
+                model,
+                at.shard,
+                start=_start(model, at),
+                limit=max(limit, _LIST_ROWS),
+                live=True,
+                vectors=vectors,
             )
             for item in reply["Items"]:
                 found.append(decode(item))
@@ -223,7 +249,7 @@ class EmbeddingRepository:
                     return found, at
             last = reply.get("LastEvaluatedKey")
             at = _after(at.shard, last) if last else Position(at.shard + 1)
-        return found, None
+        return found, at if at.shard < model.shards else None
 
     async def has_rows(self, model: Model) -> bool:
         """Whether the model version has a row that is not a tombstone."""
@@ -238,7 +264,17 @@ class EmbeddingRepository:
                 start = request_item(reply["LastEvaluatedKey"])
         return False
 
-    async def get_embeddings_by_model(self, model: Model) -> AsyncIterator[list[Embedding]]:
+    async def read_rows(self, model_version: str, product_ids: Sequence[str]) -> list[Embedding]:
+        """Those of these rows that are there, tombstones too; see `embedding_reads`."""
+        return await read_rows(self._dynamo, self._table, model_version, product_ids)
+
+    def changed_since(self, model: Model, moment: str) -> AsyncGenerator[list[Embedding], None]:
+        """The rows changed after a moment, as far as the index shows them; pages as below."""
+        return self.get_embeddings_by_model(model, moment)
+
+    async def get_embeddings_by_model(
+        self, model: Model, since: str | None = None
+    ) -> AsyncGenerator[list[Embedding], None]:
         """Every row of a model version, tombstones too, a page at a time.
 
         All shards are read side by side; within one, rows come in the order of their last
@@ -248,7 +284,8 @@ class EmbeddingRepository:
         pages: _Pages = asyncio.Queue(maxsize=1)
 
         readers = [
-            asyncio.create_task(self._read(model, shard, pages)) for shard in range(model.shards)
+            asyncio.create_task(self._read(model, shard, pages, since))
+            for shard in range(model.shards)
         ]
         try:
             open_shards = len(readers)
@@ -291,12 +328,12 @@ class EmbeddingRepository:
             raise lost() from None
         return True
 
-    async def _read(self, model: Model, shard: int, pages: _Pages) -> None:
+    async def _read(self, model: Model, shard: int, pages: _Pages, since: str | None) -> None:
         """Puts the pages of one shard, then None; or the error that ended it."""
         start: RequestItem | None = None
         try:
             while True:
-                reply = await self._query(model, shard, start=start)
+                reply = await self._query(model, shard, start=start, since=since)
                 await pages.put([decode(item) for item in reply["Items"]])
                 if "LastEvaluatedKey" not in reply:
                     break
@@ -315,9 +352,11 @@ class EmbeddingRepository:
         limit: int | None = None,
         live: bool = False,
         vectors: bool = True,
+        since: str | None = None,
     ) -> dict[str, Any]:
+        within = equals(tables.MODEL_SHARD, tables.model_shard(model.model_version, shard))
         parameters: dict[str, Any] = expressions(
-            key=equals(tables.MODEL_SHARD, tables.model_shard(model.model_version, shard)),
+            key=within if since is None else within & above("updated_at", since),
             filtered=missing("deleted_at") if live else None,
             projection=None if vectors else SMALL,
         )
@@ -336,6 +375,7 @@ class EmbeddingRepository:
         loop = asyncio.get_running_loop()
         backoff_s = _BACKOFF_FIRST_S
         async with gate:
+            answered = loop.time()
             while loop.time() < until:
                 try:
                     async with asyncio.timeout_at(until):
@@ -343,10 +383,14 @@ class EmbeddingRepository:
                             "batch_write_item", RequestItems={self._table: requests}
                         )
                     requests = reply.get("UnprocessedItems", {}).get(self._table, [])
+                    answered = loop.time()
                 except TableMissing:
                     raise
                 except (Unavailable, TimeoutError):
-                    pass  # nothing is known to be stored: all of it stays to be sent again
+                    # Nothing is known to be stored: all of it stays to be sent again, unless
+                    # DynamoDB is gone and not just busy.
+                    if loop.time() - answered > self._patience_s:
+                        break
                 if not requests:
                     return []
                 wait_s = random.uniform(0, backoff_s)  # noqa: S311 - jitter, not a secret

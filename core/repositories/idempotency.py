@@ -14,6 +14,7 @@ from core.dynamo.client import Dynamo
 from core.dynamo.expressions import (
     Condition,
     Update,
+    above,
     at_most,
     below,
     equals,
@@ -96,10 +97,13 @@ class IdempotencyRepository:
                 item = await self._claim(caller, idempotency_key, fingerprint, token)
             except ConditionFailed as failed:
                 there = failed.item if isinstance(failed.item, dict) else None
-                answer = await self._met(there, fingerprint)
-                if answer is not None:
-                    return answer
-                continue  # it had expired, and was removed
+                if there is not None and there["token"].S == token:
+                    item = there  # the claim was made, and its answer lost on the way
+                else:
+                    answer = await self._met(there, fingerprint)
+                    if answer is not None:
+                        return answer
+                    continue  # it had expired, and was removed
             return Claim(caller, idempotency_key, token, _chunks(item))
         raise InFlight("another request with this idempotency key is being answered")
 
@@ -129,10 +133,14 @@ class IdempotencyRepository:
                 "update_item",
                 TableName=self._table,
                 Key=self._key(claim),
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 **expressions(update=_completed(kept), condition=self._ours(claim)),
             )
-        except ConditionFailed:
-            raise lost() from None
+        except ConditionFailed as failed:
+            there = failed.item
+            if not isinstance(there, dict) or there["token"].S != claim.token:
+                raise lost() from None
+            # It was kept, and the answer to that lost on the way.
 
     async def abandon(self, claim: Claim) -> None:
         """Gives the key free at once, after a failure that is not kept; noted parts stay."""
@@ -155,6 +163,7 @@ class IdempotencyRepository:
             reply = await self._dynamo.call(
                 "query",
                 TableName=self._table,
+                ConsistentRead=True,
                 **start,
                 **expressions(key=equals("caller", caller), projection=("caller", "key")),
             )
@@ -172,6 +181,8 @@ class IdempotencyRepository:
             equals("state", _OPEN)
             & equals("fingerprint", fingerprint)
             & below("lease_until_ms", int(now_s * 1000))
+            # What an expired one had noted would pass for a part of the effect of this one.
+            & above("expires_at", int(now_s))
         )
         reply = await self._dynamo.call(
             "update_item",

@@ -16,7 +16,7 @@ REFUSED = "ConditionalCheckFailed"
 """The reason of a part whose condition did not hold."""
 
 _TRIES = 6
-_BACKOFF_S = 0.02
+_BACKOFF_S, _BACKOFF_MAX_S = 0.02, 0.2
 
 
 def refused(failed: TransactionFailed, position: int) -> bool:
@@ -65,10 +65,16 @@ async def transact(dynamo: Dynamo, *parts: Part) -> None:
         except TransactionFailed as failed:
             if REFUSED in failed.reasons:
                 raise
-            await asyncio.sleep(random.uniform(0, _BACKOFF_S * 2**attempt))  # noqa: S311 - jitter
+            await pause(attempt)
         else:
             return
     raise Unavailable("other writes of the same rows kept coming between; try again")
+
+
+async def pause(attempt: int) -> None:
+    """Lets others go first, for longer with each attempt (from 0)."""
+    wait_s = min(_BACKOFF_S * 2**attempt, _BACKOFF_MAX_S)
+    await asyncio.sleep(random.uniform(0, wait_s))  # noqa: S311 - jitter
 
 
 def _part(

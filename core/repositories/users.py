@@ -110,11 +110,14 @@ class UserRepository:
     async def remove_user(self, user_id: str) -> None:
         """Removes a marked user and the note of it. Doing it twice is doing it once."""
         marked = exists("deleting_at") | missing("user_id")
-        await transactions.transact(
-            self._dynamo,
-            transactions.delete(self._table, key(user_id=user_id), marked),
-            transactions.delete(self._marks, key(caller=_DELETIONS, key=user_id)),
-        )
+        try:
+            await transactions.transact(
+                self._dynamo,
+                transactions.delete(self._table, key(user_id=user_id), marked),
+                transactions.delete(self._marks, key(caller=_DELETIONS, key=user_id)),
+            )
+        except TransactionFailed:
+            return  # removed before, and created anew since
 
     async def _write(self, part: Part, also: Sequence[Part], *, create: bool = True) -> None:
         try:

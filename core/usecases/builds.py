@@ -34,22 +34,28 @@ class BuildRequests:
         model_version: str,
         parameters: BuildParameters,
         completed: Callable[[Build], Sequence[Part]] = lambda _build: (),
+        *,
+        automatic: bool = False,
     ) -> Build:
         """The build that was opened, or the open one where it was asked for the same.
 
-        `completed` gives what else belongs to the transaction that opens it.
+        `completed` gives what else belongs to the transaction that opens it. One that is asked
+        for automatically never replaces a pinned build.
 
         Raises:
             Invalid: a parameter is out of bounds.
             NotFound: there is no such model version.
             EmptyModel: it has no embedding.
             BuildConflict: a build with other parameters is open.
+            Pinned: it is automatic, and the current build is pinned.
         """
         validate_parameters(parameters)
         model = await self._models.get_model(model_version)
         if model.open_build_id is None and not await self._embeddings.has_rows(model):
             raise EmptyModel(f"{model_version} has no embeddings; store some, then build")
-        build = await self._builds.open_build(model_version, parameters, completed)
+        build = await self._builds.open_build(
+            model_version, parameters, completed, automatic=automatic
+        )
         if build.parameters != parameters:
             raise BuildConflict(
                 f"build {build.build_id} is open with other parameters; "

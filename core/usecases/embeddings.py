@@ -1,6 +1,8 @@
 """Writing embeddings: validated as a whole before anything is stored."""
 
-from collections.abc import Callable, Sequence
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -8,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import telemetry
-from core.errors import FieldError, Invalid, MetricConflict, NotFound, PartlyStored
+from core.errors import (
+    FieldError,
+    Invalid,
+    MetricConflict,
+    NotFound,
+    PartlyStored,
+    Unavailable,
+)
+from core.hints import Hints
 from core.models import Embedding, Metric, Model, now, timestamp
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.models import ModelRepository
@@ -57,10 +67,15 @@ class Ingest:
     """Stores and deletes embeddings. The first write of a model version makes it."""
 
     def __init__(
-        self, models: ModelRepository, embeddings: EmbeddingRepository, settings: Settings
+        self,
+        models: ModelRepository,
+        embeddings: EmbeddingRepository,
+        hints: Hints,
+        settings: Settings,
     ) -> None:
         self._models = models
         self._embeddings = embeddings
+        self._hints = hints
         self._limits = settings.limits
         self._shards = settings.ingest.shards
 
@@ -94,12 +109,13 @@ class Ingest:
             raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
         model = await self._model_for(model, model_version, len(vector), metric)
         data = vector.tobytes()
-        if completed is None:
-            done = await self._embeddings.store_embedding(model, product_id, data)
-        else:
-            done = await self._embeddings.store_embedding_with(
-                model, product_id, data, lambda made, new: completed(_stored(made, created=new))
-            )
+        with self._hinting(model_version, (product_id,)):
+            if completed is None:
+                done = await self._embeddings.store_embedding(model, product_id, data)
+            else:
+                done = await self._embeddings.store_embedding_with(
+                    model, product_id, data, lambda made, new: completed(_stored(made, created=new))
+                )
         telemetry.ROWS_WRITTEN.inc()
         return _stored(done[0], created=done[1])
 
@@ -130,18 +146,20 @@ class Ingest:
                 tuple(FieldError(f"embeddings[{p.row}].{p.field}", p.message) for p in found),
             )
         model = await self._model_for(model, model_version, len(rows[0][1]), metric)
-        started = timestamp(now())
         packed = [(product_id, vector.tobytes()) for product_id, vector in rows]
-        if noting is not None:
-            await self._embeddings.store_batch_with(model, packed, noting.note, noting.noted)
-            telemetry.ROWS_WRITTEN.inc(len(rows))
-            return Watermark(started, None)
-        unprocessed = await self._embeddings.store_batch(model, packed)
+        with self._hinting(model_version, [product_id for product_id, _ in rows]):
+            if noting is None:
+                unprocessed = await self._embeddings.store_batch(model, packed)
+            else:
+                unprocessed = await self._embeddings.store_batch_with(
+                    model, packed, noting.note, noting.noted
+                )
         telemetry.ROWS_WRITTEN.inc(len(rows) - len(unprocessed))
         if unprocessed:
             telemetry.ROWS_UNPROCESSED.inc(len(unprocessed))
             raise PartlyStored(len(rows) - len(unprocessed), tuple(unprocessed))
-        return Watermark(started, None)
+        # Not before now: what the shards show after this moment has all of the batch.
+        return Watermark(timestamp(now()), None)
 
     async def delete_embedding(
         self,
@@ -158,12 +176,15 @@ class Ingest:
         """
         validate_product_id(product_id, self._limits.product_id_bytes_max)
         model = await self._models.known_model(model_version)
-        if completed is None:
-            tombstone = await self._embeddings.delete_embedding(model, product_id)
-        else:
-            tombstone = await self._embeddings.delete_embedding_with(
-                model, product_id, lambda made: completed(Watermark(made.updated_at, product_id))
-            )
+        with self._hinting(model_version, (product_id,)):
+            if completed is None:
+                tombstone = await self._embeddings.delete_embedding(model, product_id)
+            else:
+                tombstone = await self._embeddings.delete_embedding_with(
+                    model,
+                    product_id,
+                    lambda made: completed(Watermark(made.updated_at, product_id)),
+                )
         telemetry.ROWS_WRITTEN.inc()
         return Watermark(tombstone.updated_at, product_id)
 
@@ -196,6 +217,16 @@ class Ingest:
             elif dimension is None:
                 dimension = len(vector)
         return found
+
+    @contextmanager
+    def _hinting(self, model_version: str, product_ids: Sequence[str]) -> Iterator[None]:
+        """Leaves a hint once rows were written, and where nobody knows whether they were."""
+        try:
+            yield
+        except (Unavailable, CancelledError):
+            self._hints.changed(model_version, product_ids)
+            raise
+        self._hints.changed(model_version, product_ids)
 
     def _check_size(self, rows: Sequence[Row]) -> None:
         limit = self._limits.batch_rows_max

@@ -5,6 +5,11 @@ import unicodedata
 
 from core.errors import FieldError, Invalid
 
+REPORT_ID = r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,127}"
+"""The pattern of report ids. New ones are 32 hex digits; those of migrated reports stay as they
+were, as long as they need no escaping in a path."""
+
+_REPORT_ID = re.compile(REPORT_ID, re.ASCII)
 _MODEL_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -34,6 +39,11 @@ def validate_product_id(product_id: str, bytes_max: int, field: str = "product_i
     problem = product_id_problem(product_id, bytes_max)
     if problem:
         raise Invalid(f"{field} {problem}", (FieldError(field, problem),))
+
+
+def is_report_id(text: str) -> bool:
+    """Whether a report may have this id."""
+    return bool(_REPORT_ID.fullmatch(text))
 
 
 def validate_model_version(model_version: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
-from core.errors import FieldError, Invalid, Stale
+from core.errors import FieldError, Invalid, Stale, Unavailable
 from core.models import Report, now, timestamp
 from core.repositories.reports import ReportRepository
-from core.repositories.transactions import Part
+from core.repositories.transactions import Part, pause
 from core.settings import Settings
 from core.usecases.identifiers import product_id_problem
 from core.usecases.users import text_problem
@@ -23,7 +23,7 @@ _TITLE_MAX: Final = 500
 _AUTHOR_MAX: Final = 500
 _REFERENCE_MAX: Final = 2000
 _FULL_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_CHANGE_TRIES: Final = 5
+_CHANGE_TRIES: Final = 10
 
 
 class Reports:
@@ -52,7 +52,7 @@ class Reports:
             BeingDeleted: the caller's user is being deleted.
         """
         moment = timestamp(now())
-        held = self._held({"title": None, **fields})
+        held = self.held({"title": None, **fields})
         report = Report(
             id=secrets.token_hex(16),
             user_id=user_id,
@@ -83,10 +83,11 @@ class Reports:
         Raises:
             Invalid: naming each field that does not hold.
             NotFound: there is none, or it is someone else's.
-            Stale: it has none of the versions, or others kept changing it meanwhile.
+            Stale: it has none of the versions.
             BeingDeleted: the caller's user is being deleted.
+            Unavailable: no version was named, and others kept changing it meanwhile.
         """
-        held = self._held(fields)
+        held = self.held(fields)
         for attempt in range(_CHANGE_TRIES):
             before = await self._reports.get_report(report_id, user_id)
             if versions is not None and before.version not in versions:
@@ -97,11 +98,12 @@ class Reports:
             try:
                 await self._reports.update_report(after, before.version, completed(after))
             except Stale:
-                if versions is not None or attempt == _CHANGE_TRIES - 1:
+                if versions is not None:
                     raise
+                await pause(attempt)
             else:
                 return after
-        raise AssertionError("unreachable")
+        raise Unavailable("other changes of the report kept coming between; try again")
 
     async def delete(
         self,
@@ -127,8 +129,12 @@ class Reports:
             raise Stale("the report has changed since the version that was named")
         await self._reports.delete_report(report_id, user_id, there.version, also)
 
-    def _held(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields, checked, and as a Report has them."""
+    def held(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields, checked, and as a Report has them.
+
+        Raises:
+            Invalid: naming each field that does not hold.
+        """
         errors = []
         held = dict(fields)
         for name, value in fields.items():
@@ -148,14 +154,17 @@ class Reports:
 
     def _favorites(self, ids: Sequence[str]) -> tuple[tuple[str, ...], list[FieldError]]:
         """Each id once, in order, and what is wrong with them."""
-        unique = tuple(dict.fromkeys(ids))
+        first: dict[str, int] = {}
+        for place, product_id in enumerate(ids):
+            first.setdefault(product_id, place)
+        unique = tuple(first)
         limit, bytes_limit = self._records.favorites_max, self._records.favorites_bytes_max
         if len(unique) > limit:
             many = f"has {len(unique)} different ids, the most is {limit}"
             return unique, [FieldError("favorites", many)]
         errors = [
-            FieldError(f"favorites[{ids.index(product_id)}]", problem)
-            for product_id in unique
+            FieldError(f"favorites[{place}]", problem)
+            for product_id, place in first.items()
             if (problem := product_id_problem(product_id, self._product_id_bytes_max))
         ]
         if not errors and sum(len(product_id.encode()) for product_id in unique) > bytes_limit:

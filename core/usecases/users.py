@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from core.errors import FieldError, Invalid, Stale
+from core.errors import FieldError, Invalid, Stale, Unavailable
 from core.models import User, now, timestamp
-from core.repositories.transactions import Part
+from core.repositories.transactions import Part, pause
 from core.repositories.users import UserRepository
 from core.settings import Records
 from core.usecases import documents
@@ -21,7 +21,7 @@ _NAME_MAX: Final = 200
 _EMAIL_MAX: Final = 254
 _URL_MAX: Final = 2048
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
-_CHANGE_TRIES: Final = 5
+_CHANGE_TRIES: Final = 10
 
 
 class Profiles:
@@ -53,7 +53,7 @@ class Profiles:
         """
         moment = timestamp(now())
         text = b"{}" if preferences is None else preferences
-        self._check(fields, text)
+        self._check(fields, preferences_problem(text, self._records))
         bare = User(user_id, moment, moment, preferences=text.decode())
         user = msgspec.structs.replace(bare, **fields)
         await self._users.create_user(user, completed(user))
@@ -70,17 +70,19 @@ class Profiles:
 
         Raises:
             Invalid: naming each field that does not hold.
+            Unreadable: the patch of the preferences is not UTF-8.
             NotFound: there is no profile.
             BeingDeleted: it is being deleted.
-            Stale: others kept changing it meanwhile.
+            Unavailable: others kept changing it meanwhile.
         """
+        self.check_patch(fields, preferences)
         for attempt in range(_CHANGE_TRIES):
             before = await self._users.get_user(user_id)
             text = before.preferences.encode()
             if preferences is not None:
                 patched = documents.merge_patch(text, preferences)
                 text = b"{}" if documents.is_null(patched) else patched
-            self._check(fields, text)
+            self._check({}, preferences_problem(text, self._records))
             after = msgspec.structs.replace(
                 before,
                 **fields,
@@ -91,11 +93,10 @@ class Profiles:
             try:
                 await self._users.update_user(after, completed(after))
             except Stale:
-                if attempt == _CHANGE_TRIES - 1:
-                    raise
+                await pause(attempt)
             else:
                 return after
-        raise AssertionError("unreachable")
+        raise Unavailable("other changes of the profile kept coming between; try again")
 
     async def mark(self, user_id: str, completed: Completed = lambda _user: ()) -> User:
         """Marks the caller's profile for deletion; a worker removes it and its reports.
@@ -110,19 +111,34 @@ class Profiles:
         await self._users.mark_user(user_id, moment, completed(marked))
         return marked
 
-    def _check(self, fields: Mapping[str, str | None], preferences: bytes) -> None:
-        errors = [
-            FieldError(name, problem)
-            for name, value in fields.items()
-            if value is not None and (problem := _PROBLEMS[name](value))
-        ]
-        problem = preferences_problem(preferences, self._records)
-        if problem:
-            errors.append(FieldError("preferences", problem))
+    def check_patch(self, fields: Mapping[str, str | None], preferences: bytes | None) -> None:
+        """Checks all of a change that can be told without the profile that it is for.
+
+        Raises:
+            Invalid: naming each field that does not hold.
+            Unreadable: the patch of the preferences is not UTF-8.
+        """
+        problem = None if preferences is None else patch_problem(preferences, self._records)
+        self._check(fields, problem)
+
+    def _check(self, fields: Mapping[str, str | None], preferences: str | None) -> None:
+        """Takes the fields, and what is wrong with the preferences."""
+        errors = profile_problems(fields)
+        if preferences:
+            errors.append(FieldError("preferences", preferences))
         if errors:
             raise Invalid(
                 "; ".join(f"{error.field} {error.message}" for error in errors), tuple(errors)
             )
+
+
+def profile_problems(fields: Mapping[str, str | None]) -> list[FieldError]:
+    """What is wrong with `name`, `email` and `avatar_url`; None is not set."""
+    return [
+        FieldError(name, problem)
+        for name, value in fields.items()
+        if value is not None and (problem := _PROBLEMS[name](value))
+    ]
 
 
 def preferences_problem(text: bytes, records: Records) -> str | None:
@@ -131,11 +147,29 @@ def preferences_problem(text: bytes, records: Records) -> str | None:
     Raises:
         Unreadable: they hold text that is not UTF-8.
     """
+    return _document_problem(text, records, records.preferences_bytes_max)
+
+
+def patch_problem(text: bytes, records: Records) -> str | None:
+    """Why this can be no patch of preferences, or None when it may be one.
+
+    Said before any is merged, which takes a call a level. One that removes all of large
+    preferences by name is longer than they are, by less than as much again.
+
+    Raises:
+        Unreadable: it holds text that is not UTF-8.
+    """
+    if documents.is_null(text):
+        return None
+    return _document_problem(text, records, 2 * records.preferences_bytes_max)
+
+
+def _document_problem(text: bytes, records: Records, bytes_max: int) -> str | None:
     documents.check_text(text)
     if not documents.is_object(text):
         return "must be a JSON object"
-    if len(text) > records.preferences_bytes_max:
-        return f"has {len(text)} bytes, the most is {records.preferences_bytes_max}"
+    if len(text) > bytes_max:
+        return f"has {len(text)} bytes, the most is {bytes_max}"
     depth = documents.levels(text)
     if depth > records.preferences_levels_max:
         return f"nests {depth} levels deep, the most is {records.preferences_levels_max}"

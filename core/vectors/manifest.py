@@ -6,6 +6,7 @@ import msgspec
 
 from core.errors import Corrupt
 from core.models import BuildParameters, Metric
+from core.vectors.changes import Changes
 from core.vectors.parameters import IndexInfo, Recall
 
 FORMAT: Final = 1
@@ -75,6 +76,10 @@ class Manifest(msgspec.Struct, frozen=True):
     """Stage → seconds."""
     cost: dict[str, Any] = {}
     """What the pull read and the publishing wrote, filled in by the worker."""
+    pulled_at: str = ""
+    """When the pull began: rows changed later may be missing, whatever the clocks."""
+    changes: Changes | None = None
+    """Against the version that was current then; None where there was none to compare with."""
     format: Literal[1] = FORMAT
 
     def encode(self) -> bytes:

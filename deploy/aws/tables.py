@@ -207,3 +207,14 @@ async def write_mark(settings: Settings, table: str, key: str, value: str) -> No
 
 async def _arn(client: Any, name: str) -> str:
     return str((await client.describe_table(TableName=name))["Table"]["TableArn"])
+
+
+async def remove_mark(settings: Settings, table: str, key: str) -> None:
+    """Removes a tag of a table; none is fine too.
+
+    Raises:
+        CommandError: when DynamoDB does not take it.
+    """
+    async with open_client("dynamodb", settings) as client:
+        arn = await _arn(client, settings.table(table))
+        await client.untag_resource(ResourceArn=arn, TagKeys=[key])

@@ -6,15 +6,16 @@ import os
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.cli import environment
+from deploy.cli.progress import build_display
 from deploy.errors import CommandError
 from deploy.http import Api, ProblemError, open_api, path_of
 
-_POLL_S = 0.3
-_POLL_FAILURES_MAX = 20
+_POLL_S = 0.5
+_POLLS = 10
+"""Times that the build is asked for before its events are tried again."""
+_FAILURES_MAX = 20
 _OPEN = {"queued", "running"}
 
 
@@ -22,22 +23,40 @@ _OPEN = {"queued", "running"}
 @click.argument("model")
 @click.option("--target-recall", type=float, default=0.95, show_default=True)
 @click.option("--matrix-k", type=int, default=20, show_default=True)
-@click.option("--force", is_flag=True, help="Builds even where nothing has changed.")
+@click.option(
+    "--deterministic", is_flag=True, help="The same bytes for the same rows, on one thread."
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replaces the current build however little the two have in common.",
+)
 @click.option("--no-wait", is_flag=True, help="Prints the build's id and leaves.")
-def command(model: str, target_recall: float, matrix_k: int, *, force: bool, no_wait: bool) -> None:
+def command(
+    model: str,
+    target_recall: float,
+    matrix_k: int,
+    *,
+    deterministic: bool,
+    force: bool,
+    no_wait: bool,
+) -> None:
     """Builds and publishes the index and the similarity matrix of MODEL.
 
     Ctrl-C leaves the build running.
     """
-    asyncio.run(_build(model, target_recall, matrix_k, force=force, wait=not no_wait))
+    body = {
+        "target_recall": target_recall,
+        "matrix_k": matrix_k,
+        "deterministic": deterministic,
+        "force": force,
+    }
+    asyncio.run(_build(model, body, wait=not no_wait))
 
 
-async def _build(
-    model: str, target_recall: float, matrix_k: int, *, force: bool, wait: bool
-) -> None:
+async def _build(model: str, body: dict[str, Any], *, wait: bool) -> None:
     settings, stack = environment.enter()
     url, token = await environment.api_access(settings, stack, os.environ)
-    body = {"target_recall": target_recall, "matrix_k": matrix_k, "force": force}
     async with open_api(url, token) as api:
         build = await api.call("POST", path_of("models", model, "builds"), body=body)
         build_id = str(build["build_id"])
@@ -49,6 +68,8 @@ async def _build(
         except asyncio.CancelledError:
             click.echo(f"build {build_id} goes on without this command", err=True)
             raise
+    if build["status"] == "cancelled":
+        raise CommandError(f"build {build_id} was cancelled")
     if build["status"] != "published":
         raise CommandError(
             f"build {build_id} {build['status']}: {build.get('error') or 'no reason was given'}"
@@ -57,38 +78,31 @@ async def _build(
 
 
 async def _watch(api: Api, build: dict[str, Any]) -> dict[str, Any]:
-    """Polls until the build ends; a poll that fails is tried again."""
-    console = Console(stderr=True)
+    """Follows the build's events until it ends; asks now and then where they cannot be had."""
     path = path_of("builds", build["build_id"])
     failures = 0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("queued", total=None)
+    with build_display() as display:
         while True:
-            step = build.get("progress") or {}
-            words = step.get("stage") if build["status"] == "running" else build["status"]
-            progress.update(
-                bar,
-                description=str(words),
-                completed=step.get("done", 0),
-                total=step.get("total") or None,
-            )
+            try:
+                async for event in api.events(f"{path}/events"):
+                    build, failures = event, 0
+                    display.show(build)
+            except CommandError:
+                failures += 1  # the build itself tells whether it is worth going on
+            for _ in range(_POLLS if build["status"] in _OPEN else 0):
+                try:
+                    build = await api.call("GET", path)
+                except CommandError as error:
+                    refused = isinstance(error, ProblemError) and error.status < 500  # noqa: PLR2004
+                    if refused or failures >= _FAILURES_MAX:
+                        raise
+                    failures += 1
+                display.show(build)
+                if build["status"] not in _OPEN:
+                    break
+                await asyncio.sleep(_POLL_S)
             if build["status"] not in _OPEN:
                 return build
-            await asyncio.sleep(_POLL_S)
-            try:
-                build = await api.call("GET", path)
-                failures = 0
-            except CommandError as error:
-                failures += 1
-                refused = isinstance(error, ProblemError) and error.status < 500  # noqa: PLR2004
-                if refused or failures >= _POLL_FAILURES_MAX:
-                    raise
 
 
 def _summary(build: dict[str, Any]) -> str:
@@ -101,4 +115,6 @@ def _summary(build: dict[str, Any]) -> str:
         words.append(f"index {manifest['index']['family']}")
         words.append(f"recall@{recall['at']} {recall['value']:.4f}")
         words.append(f"matrix of {matrix['k']} with recall {matrix['recall']:.4f}")
+        if (changes := manifest.get("changes")) and changes["overlap"] is not None:
+            words.append(f"overlap {changes['overlap']:.3f} with the build before it")
     return f"build {build['build_id']} published: {', '.join(words)}"

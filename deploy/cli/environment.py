@@ -52,6 +52,16 @@ def enter() -> tuple[Settings, RunningStack | None]:
     return Settings.from_env(os.environ), stack
 
 
+def quiet_logs() -> None:
+    """Logs errors alone, on standard error: standard output has what a command was asked for.
+
+    Not all commands need it, and it takes a third of a second to load.
+    """
+    from core import telemetry  # noqa: PLC0415
+
+    telemetry.configure_logging(level="error", json=False)
+
+
 async def api_access(
     settings: Settings, stack: RunningStack | None, environ: Mapping[str, str]
 ) -> tuple[str, str | None]:

@@ -74,7 +74,8 @@ async def _import(settings: Settings, file: Path, model: str, metric: Metric | N
             rate = (stored + bad) / max(monotonic() - began, 1e-3)
             progress.update(bar, advance=step.units, rows=stored + bad, rate=rate)
 
-        async with open_resources(settings) as resources:
+        environment.quiet_logs()
+        async with open_resources(settings.patient()) as resources:
             try:
                 await import_file(
                     resources.ingest,

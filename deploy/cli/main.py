@@ -9,20 +9,28 @@ import click
 
 # A module a command, imported when it is called: `k9 --help` has no use for any of them.
 _COMMANDS = {
+    "backup": "deploy.cli.backup",
     "build": "deploy.cli.build",
     "dev": "deploy.cli.dev",
     "import": "deploy.cli.imports",
+    "migrate": "deploy.cli.migrate",
     "neighbors": "deploy.cli.neighbors",
+    "restore": "deploy.cli.restore",
     "tables": "deploy.cli.tables",
     "token": "deploy.cli.token",
+    "verify-build": "deploy.cli.verify",
 }
 _SHORT = {
+    "backup": "Writes every table to files.",
     "build": "Requests a build and shows its progress.",
     "dev": "Starts everything on this machine.",
     "import": "Loads a file of embeddings.",
+    "migrate": "Loads existing users, reports or embeddings.",
     "neighbors": "Shows a product's nearest neighbours.",
+    "restore": "Brings tables back, from files or as of a time.",
     "tables": "Creates, describes and counts the tables.",
     "token": "Prints an access token of the embedded stack.",
+    "verify-build": "Makes a build's files again and compares them.",
 }
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 

@@ -60,7 +60,7 @@ async def load(settings: Settings, console: Console) -> int:
         def moved(step: Moved) -> None:
             progress.advance(bar, step.units)
 
-        async with open_resources(settings) as resources:
+        async with open_resources(settings.patient()) as resources:
             result = await import_file(
                 resources.ingest,
                 MODEL,
@@ -84,7 +84,7 @@ async def build(settings: Settings, stage: Callable[[str], None]) -> Build | Non
     """
     from core.resources import open_resources  # noqa: PLC0415
 
-    async with open_resources(settings) as resources:
+    async with open_resources(settings.patient()) as resources:
         try:
             model = await resources.models.get_model(MODEL)
         except NotFound:

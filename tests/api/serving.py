@@ -82,6 +82,20 @@ async def eventually(client: httpx.AsyncClient, *models: str, seconds: float = 1
             await asyncio.sleep(0.02)
 
 
+async def caught_up(
+    client: httpx.AsyncClient, model: str, product_id: str, seconds: float = 10
+) -> int:
+    """Waits until what changed since the build is read; how many rows that is."""
+    async with asyncio.timeout(seconds):
+        for _ in iter(int, 1):
+            reply = await client.post(path_of(model, "search"), json={"product_id": product_id})
+            fresh: int | None = reply.json().get("index", {}).get("fresh")
+            if fresh is not None:
+                return fresh
+            await asyncio.sleep(0.02)
+    raise AssertionError("the loop above has no end")
+
+
 async def build_here(resources: Resources, build_id: str) -> None:
     """Does a worker's job."""
     build = await resources.builds.get_build(build_id)

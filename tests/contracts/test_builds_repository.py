@@ -8,10 +8,12 @@ import msgspec
 import pytest
 
 from core.dynamo.client import Dynamo, open_dynamo
-from core.errors import LeaseLost, NotFound
+from core.errors import BuildEnded, LeaseLost, NotFound, NotPromotable, Pinned
 from core.models import Build, BuildParameters, Model, Progress
 from core.repositories.builds import BuildRepository
 from core.repositories.models import ModelRepository
+from core.repositories.promotions import PromotionRepository
+from core.repositories.verifications import Verification, VerificationRepository, found_in
 from core.settings import Settings
 
 
@@ -32,6 +34,14 @@ def models(dynamo: Dynamo, settings: Settings) -> ModelRepository:
 def builds(dynamo: Dynamo, settings: Settings) -> BuildRepository:
     """The repository under test."""
     return BuildRepository(dynamo, settings)
+
+
+@pytest.fixture
+def promotions(
+    dynamo: Dynamo, builds: BuildRepository, models: ModelRepository, settings: Settings
+) -> PromotionRepository:
+    """The repository under test."""
+    return PromotionRepository(dynamo, builds, models, settings)
 
 
 @pytest.fixture
@@ -78,11 +88,13 @@ async def test_one_worker_claims(builds: BuildRepository, model: Model) -> None:
         *(builds.claim(build.build_id, build.fence) for _ in range(5)), return_exceptions=True
     )
     won = [claim for claim in claims if isinstance(claim, Build)]
-    assert [claim.fence for claim in won] == [1]
+    assert [claim.fence for claim in won] == [1], claims
     assert all(isinstance(claim, LeaseLost) for claim in claims if not isinstance(claim, Build))
 
 
-async def test_a_lease_that_ran_out_is_claimed_anew(builds: BuildRepository, model: Model) -> None:
+async def test_a_lease_that_ran_out_is_claimed_anew(
+    builds: BuildRepository, promotions: PromotionRepository, model: Model
+) -> None:
     """After its lease the build is another's, and the first owner can change nothing."""
     stalled = await running(builds, model, lease_s=0.001)
     await asyncio.sleep(0.01)
@@ -91,7 +103,7 @@ async def test_a_lease_that_ran_out_is_claimed_anew(builds: BuildRepository, mod
     for change in (
         builds.beat(stalled, Progress()),
         builds.release(stalled, "late", wait_s=0),
-        builds.publish(stalled, model, {}),
+        promotions.publish(stalled, model, {}),
         builds.end(stalled, "failed", "late"),
     ):
         with pytest.raises(LeaseLost):
@@ -111,11 +123,11 @@ async def test_a_lease_that_holds_is_not_taken(builds: BuildRepository, model: M
 
 
 async def test_publishing_moves_the_model(
-    builds: BuildRepository, models: ModelRepository, model: Model
+    builds: BuildRepository, models: ModelRepository, promotions: PromotionRepository, model: Model
 ) -> None:
     """A published build is the model's current one, once, and opens the way for the next."""
     build = await running(builds, model)
-    await builds.publish(build, model, {"rows": 3, "recall": 0.991})
+    await promotions.publish(build, model, {"rows": 3, "recall": 0.991})
     published = await builds.get_build(build.build_id)
     assert (published.status, published.manifest) == ("published", {"rows": 3, "recall": 0.991})
     after = await models.get_model(model.model_version)
@@ -124,8 +136,8 @@ async def test_publishing_moves_the_model(
         build.fence,
         None,
     )
-    with pytest.raises(LeaseLost):
-        await builds.publish(build, model, {})
+    await promotions.publish(build, model, {"rows": 4})  # its answer was lost, say: nothing changes
+    assert await builds.get_build(build.build_id) == published
     following = await builds.open_build(model.model_version, BuildParameters())
     assert following.build_id != build.build_id
 
@@ -133,13 +145,14 @@ async def test_publishing_moves_the_model(
 async def test_a_restore_stops_a_publish(
     builds: BuildRepository,
     models: ModelRepository,
+    promotions: PromotionRepository,
     model: Model,
 ) -> None:
     """A build of data that was replaced since does not become current."""
     build = await running(builds, model)
     older = msgspec.structs.replace(model, epoch=model.epoch - 1)
     with pytest.raises(LeaseLost):
-        await builds.publish(build, older, {})
+        await promotions.publish(build, older, {})
     assert (await models.get_model(model.model_version)).current_build_id is None
     assert (await builds.get_build(build.build_id)).status == "running"
 
@@ -166,8 +179,22 @@ async def test_a_build_given_back_waits_before_its_next_claim(
     with pytest.raises(LeaseLost):
         await builds.claim(build.build_id, build.fence)
     again = await builds.release(build, "DynamoDB was away", wait_s=-1)
-    assert again.error == "DynamoDB was away"
-    assert (await builds.claim(build.build_id, build.fence)).fence == build.fence + 1
+    assert (again.error, again.faults, again.unreturned) == ("DynamoDB was away", 1, 0)
+    taken = await builds.claim(build.build_id, build.fence)
+    assert (taken.fence, taken.unreturned) == (build.fence + 1, 1)
+    stopped = await builds.release(taken, "the worker was stopped", wait_s=-1, fault=False)
+    assert (stopped.faults, stopped.unreturned) == (1, 0)
+
+
+async def test_tries_that_never_come_back_are_counted(
+    builds: BuildRepository, model: Model
+) -> None:
+    """Each claim over a lease that ran out is a worker that was lost with its build."""
+    build = await running(builds, model, lease_s=0.001)
+    for lost in (1, 2):
+        await asyncio.sleep(0.01)
+        build = await builds.claim(build.build_id, build.fence, lease_s=0.001)
+        assert (build.unreturned, build.faults) == (lost + 1, 0)
 
 
 async def test_history_is_newest_first_by_pages(builds: BuildRepository, model: Model) -> None:
@@ -185,3 +212,184 @@ async def test_history_is_newest_first_by_pages(builds: BuildRepository, model: 
         if position is None:
             break
     assert seen == made[::-1]
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_cancelled_build_is_nobodys(
+    builds: BuildRepository,
+    promotions: PromotionRepository,
+    models: ModelRepository,
+    model: Model,
+    claimed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Cancelling ends a build that waits or runs, takes it from its worker, and frees the model."""
+    build = await builds.open_build(model.model_version, BuildParameters())
+    if claimed:
+        build = await builds.claim(build.build_id, build.fence)
+    cancelled = await builds.cancel(build.build_id)
+    assert (cancelled.status, cancelled.fence) == ("cancelled", build.fence + 1)
+    assert await builds.get_build(build.build_id) == cancelled
+    assert (await models.get_model(model.model_version)).open_build_id is None
+    assert build.build_id not in {b.build_id for b in await builds.list_open()}
+    for change in (
+        builds.beat(build, Progress()),
+        builds.claim(build.build_id, build.fence),
+        builds.claim(build.build_id, cancelled.fence),
+        promotions.publish(build, model, {}),
+    ):
+        with pytest.raises(LeaseLost):
+            await change
+    with pytest.raises(BuildEnded, match="cancelled"):
+        await builds.cancel(build.build_id)
+    assert await builds.open_build(model.model_version, BuildParameters()) != build
+
+
+async def test_what_is_not_there_is_not_cancelled(builds: BuildRepository) -> None:
+    """An unknown build cannot be cancelled."""
+    with pytest.raises(NotFound):
+        await builds.cancel("unknown")
+
+
+async def test_either_the_cancel_or_the_publish_counts(
+    builds: BuildRepository,
+    promotions: PromotionRepository,
+    models: ModelRepository,
+    model: Model,
+) -> None:
+    """Of a cancel and a publish in flight together one wins, and the other is told."""
+    for _ in range(5):
+        build = await running(builds, model)
+        published, cancelled = await asyncio.gather(
+            promotions.publish(build, model, {}),
+            builds.cancel(build.build_id),
+            return_exceptions=True,
+        )
+        ended = await builds.get_build(build.build_id)
+        current = (await models.get_model(model.model_version)).current_build_id
+        if ended.status == "published":
+            assert published is None
+            assert isinstance(cancelled, BuildEnded)
+            assert current == build.build_id
+        else:
+            assert ended.status == "cancelled"
+            assert isinstance(published, LeaseLost)
+            assert current != build.build_id
+
+
+async def published_build(
+    builds: BuildRepository, promotions: PromotionRepository, model: Model
+) -> Build:
+    """A build that was published."""
+    build = await running(builds, model)
+    await promotions.publish(build, model, {"epoch": model.epoch})
+    return await builds.get_build(build.build_id)
+
+
+async def test_promoting_moves_and_pins(
+    builds: BuildRepository,
+    promotions: PromotionRepository,
+    models: ModelRepository,
+    model: Model,
+) -> None:
+    """An earlier build becomes current and stays so until an operator's build is published."""
+    first = await published_build(builds, promotions, model)
+    second = await published_build(builds, promotions, model)
+    await promotions.promote(model.model_version, first.build_id)
+    after = await models.get_model(model.model_version)
+    assert (after.current_build_id, after.current_fence) == (first.build_id, first.fence)
+    assert after.pinned
+    await promotions.promote(model.model_version, second.build_id)
+    assert (await models.get_model(model.model_version)).current_build_id == second.build_id
+    third = await published_build(builds, promotions, model)
+    after = await models.get_model(model.model_version)
+    assert (after.current_build_id, after.pinned) == (third.build_id, False)
+
+
+async def test_only_a_published_build_of_the_model_is_promoted(
+    builds: BuildRepository,
+    promotions: PromotionRepository,
+    models: ModelRepository,
+    model: Model,
+) -> None:
+    """One that failed, is removed, or is another model's is refused; nothing moves."""
+    first = await published_build(builds, promotions, model)
+    await published_build(builds, promotions, model)
+    failed = await running(builds, model)
+    await builds.end(failed, "failed", "on purpose")
+    before = await models.get_model(model.model_version)
+    with pytest.raises(NotPromotable, match="failed"):
+        await promotions.promote(model.model_version, failed.build_id)
+    other = await models.create_model(f"b-{uuid4().hex[:12]}", 2, "cosine", 4)
+    for name, build_id in ((other.model_version, first.build_id), (model.model_version, "x")):
+        with pytest.raises(NotFound):
+            await promotions.promote(name, build_id)
+    await promotions.retire(first)
+    assert await promotions.remove(await builds.get_build(first.build_id))
+    with pytest.raises(NotPromotable, match="removed"):
+        await promotions.promote(model.model_version, first.build_id)
+    assert await models.get_model(model.model_version) == before
+
+
+async def test_what_is_current_or_was_promoted_is_not_removed(
+    builds: BuildRepository, promotions: PromotionRepository, model: Model
+) -> None:
+    """Promoting takes a build back that was about to be removed."""
+    first = await published_build(builds, promotions, model)
+    await promotions.retire(first)
+    retired = await builds.get_build(first.build_id)
+    assert not await promotions.remove(retired)
+    await published_build(builds, promotions, model)
+    await promotions.promote(model.model_version, first.build_id)
+    await published_build(builds, promotions, model)
+    assert not await promotions.remove(retired)
+    assert (await builds.get_build(first.build_id)).removed_at is None
+
+
+async def test_an_automatic_build_leaves_a_pinned_one_alone(
+    builds: BuildRepository,
+    promotions: PromotionRepository,
+    models: ModelRepository,
+    model: Model,
+) -> None:
+    """It is neither opened nor published over a pinned build, unless an operator asks for it."""
+    first = await published_build(builds, promotions, model)
+    asked = await builds.open_build(model.model_version, BuildParameters(), automatic=True)
+    claimed = await builds.claim(asked.build_id, asked.fence)
+    await promotions.promote(model.model_version, first.build_id)
+    with pytest.raises(Pinned):
+        await promotions.publish(claimed, model, {})
+    with pytest.raises(Pinned):
+        await builds.open_build(model.model_version, BuildParameters(), automatic=True)
+    theirs = await builds.open_build(model.model_version, BuildParameters())
+    assert (theirs.build_id, theirs.automatic) == (asked.build_id, False)
+    await promotions.publish(claimed, model, {})
+    after = await models.get_model(model.model_version)
+    assert (after.current_build_id, after.pinned) == (asked.build_id, False)
+
+
+async def test_a_verification_is_worked_on_like_a_build_and_listed_with_none(
+    builds: BuildRepository,
+    promotions: PromotionRepository,
+    dynamo: Dynamo,
+    settings: Settings,
+    model: Model,
+) -> None:
+    """It is open until it ends, is no part of its model's history, and keeps what it found."""
+    build = await published_build(builds, promotions, model)
+    verifications = VerificationRepository(dynamo, settings)
+    opened = await verifications.open(build)
+    assert opened.build_id in {b.build_id for b in await builds.list_open()}
+    claimed = await builds.claim(opened.build_id, opened.fence)
+    assert (claimed.verifies, claimed.model_version) == (build.build_id, model.model_version)
+    with pytest.raises(NotFound):
+        await builds.cancel(opened.build_id)
+    assert found_in(claimed) is None
+    found = Verification(build.build_id, model.model_version, ("ids",), (), 3)
+    await verifications.finish(claimed, found)
+    assert found_in(await builds.get_build(opened.build_id)) == found
+    assert opened.build_id not in {b.build_id for b in await builds.list_open()}
+    history, _ = await builds.list_builds(model.model_version, limit=10)
+    assert [entry.build_id for entry in history] == [build.build_id]
+    failing = await builds.claim((await verifications.open(build)).build_id, 0)
+    await builds.end(failing, "failed", "no such rows")
+    assert (await builds.get_build(failing.build_id)).status == "failed"

@@ -163,3 +163,29 @@ async def test_a_vector_of_older_data_is_read(
     read = await embeddings.get_embedding(model.model_version, "old")
     assert read.vector == vector(0.1, -2)
     assert [row.vector for row in await pulled(embeddings, model)] == [vector(0.1, -2)]
+
+
+async def test_rows_are_read_by_their_ids(embeddings: EmbeddingRepository, model: Model) -> None:
+    """More than one call takes; tombstones too, and nothing for ids that were never there."""
+    rows = {f"p{i}": vector(i, -i) for i in range(230)}
+    await embeddings.store_batch(model, list(rows.items()))
+    await embeddings.delete_embedding(model, "p7")
+    found = await embeddings.read_rows(model.model_version, ["never", *rows, *IDS])
+    assert {row.product_id: row.vector for row in found} == rows | {"p7": None}
+    assert [row.product_id for row in found if row.deleted_at] == ["p7"]
+    assert await embeddings.read_rows(model.model_version, []) == []
+
+
+async def test_changes_since_a_moment(embeddings: EmbeddingRepository, model: Model) -> None:
+    """What was stored, overwritten or deleted after it, and nothing from before."""
+    await embeddings.store_batch(model, [(f"p{i}", vector(i, 1)) for i in range(60)])
+    last, _ = await embeddings.store_embedding(model, "last", vector(9, 9))
+    await embeddings.store_embedding(model, "new", vector(1, 2))
+    await embeddings.store_embedding(model, "p3", vector(3, 4))
+    await embeddings.delete_embedding(model, "p4")
+    found = [row async for page in embeddings.changed_since(model, last.updated_at) for row in page]
+    assert {row.product_id: row.vector for row in found} == {
+        "new": vector(1, 2),
+        "p3": vector(3, 4),
+        "p4": None,
+    }

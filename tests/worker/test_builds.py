@@ -1,76 +1,18 @@
 """Builds from request to publish: a worker in burst mode, on real parts."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
 
-import msgspec
 import numpy as np
 import pytest
 
 from core.errors import BuildConflict, EmptyModel, NotFound
-from core.models import Build, BuildParameters
-from core.resources import Resources, open_resources
+from core.models import BuildParameters
+from core.resources import Resources
 from core.settings import Settings
 from core.vectors.version import MappedVersion
-from worker.main import create_worker
+from tests.worker.work import build, store, work
 from worker.reconcile import reconcile
-
-
-@pytest.fixture
-def settings(stack_settings: Settings, tmp_path: Path) -> Settings:
-    """The stack's settings, with directories of this test's own."""
-    return msgspec.structs.replace(
-        stack_settings,
-        building=msgspec.structs.replace(stack_settings.building, work_dir=tmp_path / "work"),
-        serving=msgspec.structs.replace(stack_settings.serving, cache_dir=tmp_path / "cache"),
-    )
-
-
-@pytest.fixture
-async def resources(settings: Settings) -> AsyncIterator[Resources]:
-    """Opened resources, with an empty queue."""
-    async with open_resources(settings) as opened:
-        await opened.queue.redis.flushall()
-        yield opened
-
-
-@pytest.fixture
-def model_version() -> str:
-    """A model version of this test's own."""
-    return f"w-{uuid4().hex[:12]}"
-
-
-async def store(
-    resources: Resources, model_version: str, rows: int, dimension: int = 8
-) -> dict[str, np.ndarray]:
-    """Stores random rows; gives them by product id."""
-    generator = np.random.default_rng(rows)
-    vectors = generator.standard_normal((rows, dimension)).astype(np.float32)
-    catalogue = {f"p{row:05d}": vector for row, vector in enumerate(vectors)}
-    entries = list(catalogue.items())
-    for start in range(0, rows, 1000):
-        await resources.ingest.store_batch(model_version, entries[start : start + 1000])
-    return catalogue
-
-
-async def work(settings: Settings) -> None:
-    """Runs a worker until its queue is empty."""
-    worker = create_worker(settings, burst=True, reconcile=False)
-    try:
-        await worker.async_run()
-    finally:
-        await worker.close()
-
-
-async def build(
-    resources: Resources, model_version: str, parameters: BuildParameters | None = None
-) -> Build:
-    """Requests a build, has it worked on, and gives its end."""
-    asked = await resources.build_requests.request(model_version, parameters or BuildParameters())
-    await work(resources.settings)
-    return await resources.builds.get_build(asked.build_id)
 
 
 async def test_a_build_is_published_and_can_be_served(

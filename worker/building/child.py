@@ -43,6 +43,13 @@ class ChildLimits(msgspec.Struct, frozen=True):
     """Rows x dimension up to which no index is built; None leaves it to `IndexLimits`."""
 
 
+class Previous(msgspec.Struct, frozen=True):
+    """The version that the new one is compared with."""
+
+    directory: str
+    build_id: str
+
+
 class ChildJob(msgspec.Struct, frozen=True):
     """One build: what it reads, where it writes, and what the manifest will say."""
 
@@ -62,6 +69,8 @@ class ChildJob(msgspec.Struct, frozen=True):
     """Forces one; None lets the rows decide."""
     limits: ChildLimits = ChildLimits()
     k9_version: str = "0"
+    pulled_at: str = ""
+    previous: Previous | None = None
 
 
 class ChildResult(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The stages of a build inside the child: validate, index, recall, matrix, files.
+"""The stages of a build inside the child: validate, index, recall, matrix, files, compare.
 
 The clock lives here: `core.vectors` has none.
 """
@@ -15,6 +15,7 @@ from core.errors import BuildFailed, EmptyModel
 from core.models import Stage
 from core.vectors import files
 from core.vectors.arrays import REASONS, WRONG_DIMENSION, Floats, check_rows, prepare, row_blocks
+from core.vectors.changes import Changes, changes
 from core.vectors.families import set_threads, software
 from core.vectors.index import Built, build_index
 from core.vectors.manifest import MANIFEST, Counts, FileInfo, Manifest, MatrixInfo, Software
@@ -22,7 +23,7 @@ from core.vectors.matrix import Matrix, exact_matrix, index_matrix
 from core.vectors.parameters import IndexLimits, Trial
 from core.vectors.rows import Rows, read_rows
 from core.vectors.search import Searcher
-from core.vectors.version import MAPPED
+from core.vectors.version import MAPPED, IdTable
 from worker.building.child import ChildJob, Report, thread_count
 
 _NAMED_MAX: Final = 100
@@ -101,8 +102,10 @@ def make_version(job: ChildJob, report: Report) -> Manifest:
     )
     matrix = _matrix(job, valid.vectors, built, clock)
     written = _write_files(out, valid, built, matrix, clock)
+    changed = _changes(job, valid, matrix, clock)
     clock.stop()
     manifest = _manifest(job, valid, built, matrix, written, clock.seconds)
+    manifest = msgspec.structs.replace(manifest, changes=changed)
     files.write_bytes(out / MANIFEST, manifest.encode())
     return manifest
 
@@ -159,6 +162,17 @@ def _matrix(job: ChildJob, vectors: Floats, built: Built, clock: _Clock) -> Matr
         return exact_matrix(vectors, job.metric, k, lambda done, of: clock("matrix", done, of))
     searcher = Searcher(vectors, job.metric, built.info, built.index, built.order, built.members)
     return index_matrix(vectors, searcher, k, lambda done, of: clock("matrix", done, of))
+
+
+def _changes(job: ChildJob, valid: _Valid, matrix: Matrix, clock: _Clock) -> Changes | None:
+    """What is other than in the version before, from its files."""
+    if job.previous is None:
+        return None
+    clock("compare", 0, len(valid.ids))
+    directory = Path(job.previous.directory)
+    near = np.load(directory / files.NEIGHBORS, mmap_mode="r", allow_pickle=False)
+    before = (job.previous.build_id, IdTable(directory / files.IDS), near)
+    return changes(before, valid.ids, matrix.neighbors, lambda done, of: clock("compare", done, of))
 
 
 def _write_files(
@@ -225,4 +239,5 @@ def _manifest(
             k9=job.k9_version, threads=thread_count(job.limits.threads), **software()
         ),
         stages=seconds,
+        pulled_at=job.pulled_at,
     )

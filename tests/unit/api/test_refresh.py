@@ -77,9 +77,9 @@ async def test_a_new_build_takes_the_place_of_the_old_one(tmp_path: Path) -> Non
         old = await rig.catalogue.wanted("m")
         rig.listing.models = [model_of("b-2")]
         await _until(lambda: rig.build_id == "b-2")
-        assert old.row_of("e") is None
-        assert len(old.near_row(0, 10)) == 3
-        assert (await rig.catalogue.wanted("m")).row_of("e") is not None
+        assert old.place_of("e") is None
+        assert len(old.near(0, 10)) == 3
+        assert (await rig.catalogue.wanted("m")).place_of("e") is not None
         await asyncio.sleep(0.05)
         assert rig.shelf.asked == ["b-1", "b-2"]
 
@@ -211,7 +211,7 @@ async def test_a_search_waits_for_the_build_that_shows_its_write(tmp_path: Path)
         waiting = asyncio.create_task(rig.catalogue.wanted("m", after))
         rig.shelf.add("b-2", TWO)
         rig.listing.models = [model_of("b-2")]
-        assert (await waiting).build_id == "b-2"
+        assert (await waiting).index.build_id == "b-2"
         with pytest.raises(NotYetVisible):
             await rig.catalogue.wanted("m", Watermark("9999-01-01T00:00:00.000000Z"))
 

@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 
 from core.errors import Corrupt, K9Error
-from core.models import BuildParameters, Embedding, Model, now, timestamp
+from core.models import BuildParameters, Embedding, Metric, Model, now, timestamp
+from core.vectors.arrays import Floats
 from core.vectors.manifest import Manifest
 from core.vectors.rows import RowWriter
 from worker.building.child import ChildJob
@@ -16,12 +17,22 @@ from worker.building.stages import make_version
 DIMENSION = 4
 
 
-def make(directory: Path, build_id: str, ids: Sequence[str], *, epoch: int = 0) -> Manifest:
+def make(
+    directory: Path,
+    build_id: str,
+    ids: Sequence[str],
+    *,
+    epoch: int = 0,
+    rows: Floats | None = None,
+    metric: Metric = "cosine",
+    watermark: str | None = None,
+) -> Manifest:
     """A version of these products in `directory`, as a worker's child makes it."""
     moment = timestamp(now())
     random = np.random.default_rng(len(ids))
     writer = RowWriter(directory / "rows", DIMENSION)
-    rows = random.normal(size=(len(ids), DIMENSION)).astype(np.float32)
+    if rows is None:
+        rows = random.normal(size=(len(ids), DIMENSION)).astype(np.float32)
     writer.append(
         [
             Embedding(product_id, "m", row.tobytes(), DIMENSION, moment)
@@ -36,9 +47,9 @@ def make(directory: Path, build_id: str, ids: Sequence[str], *, epoch: int = 0) 
         build_id=build_id,
         epoch=epoch,
         built_at=moment,
-        watermark=moment,
+        watermark=watermark or moment,
         dimension=DIMENSION,
-        metric="cosine",
+        metric=metric,
         parameters=BuildParameters(matrix_k=3),
         k9_version="test",
     )

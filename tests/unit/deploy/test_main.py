@@ -15,6 +15,11 @@ from deploy.cli.main import run
         (["neighbors", "m", "p", "--k", "x"], 2, "not a valid integer"),
         (["import", "a.parquet"], 2, "--model"),
         (["import", "none.parquet", "--model", "m"], 1, "there is no such file"),
+        (["migrate", "none.json", "--table", "users"], 1, "there is no such file"),
+        (["migrate", "none.json"], 2, "--table"),
+        (["migrate", "a.json", "--table", "users", "--metric", "ip"], 2, "--metric is for"),
+        (["restore"], 2, "either DIRECTORY or --to-time"),
+        (["restore", "--to-time", "yesterday"], 1, "RFC 3339"),
         (["token"], 1, "no embedded stack runs in this directory"),
         (["dev", "--port", "99999"], 2, "--port"),
     ],
@@ -36,7 +41,13 @@ def test_a_failure_is_one_line_and_a_status(
     assert words in captured.err
 
 
-@pytest.mark.parametrize("command", ["build", "dev", "import", "neighbors", "tables", "token"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("backup", "build", "dev", "import", "migrate", "neighbors", "restore", "tables"),
+        "token",
+    ],
+)
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With what it does, and exit status 0."""
     assert run([command, "--help"]) == 0

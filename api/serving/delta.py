@@ -1,0 +1,301 @@
+"""Rows changed since a build: what they are now, what they hide in the index, exact search.
+
+A `Buffer` is filled by the one task that reads changed rows. Each time it is, it gives a new
+`Delta`, which never changes: a search works on the one that it began with.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from api.schemas import Neighbor
+from api.serving.loaded import LoadedIndex
+from core.models import Embedding
+from core.vectors.arrays import Floats, check_rows, prepare, squared_norms
+from core.vectors.parameters import IndexInfo, Layout
+from core.vectors.search import Exclusion, Searcher
+
+SAME: Final = -1
+"""In place of a slot: written again as the index has it."""
+HIDDEN: Final = -2
+"""Deleted, or no longer good: the index's row must not come back."""
+GONE: Final = -3
+"""The same, and the index never had it."""
+_CHUNK_ROWS: Final = 256
+_ENTRY_BYTES: Final = 400
+"""Of one id with its time and its place in a dict, about."""
+
+
+Dead = NDArray[np.bool_]
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A changed row, as the last consistent read found it."""
+
+    updated_at: str
+    slot: int
+    """Where its vector is in the buffer, or `SAME`, `HIDDEN`, `GONE`."""
+
+
+Entries = Mapping[str, Entry]
+
+
+class Delta:
+    """What a buffer had at one moment, to be searched beside the index."""
+
+    __slots__ = ("_dead", "_ids", "_rows", "_searcher", "hidden", "live")
+
+    def __init__(
+        self, hidden: Exclusion | None, searcher: Searcher | None, ids: list[str], dead: Dead
+    ) -> None:
+        self.hidden = hidden
+        """Rows of the index that must not come back; None where there are none."""
+        self._searcher = searcher
+        self._ids = ids
+        self._rows = searcher.n if searcher else 0
+        self._dead = searcher.exclusion(np.flatnonzero(dead)) if searcher and dead.any() else None
+        self.live = self._rows - (self._dead.count if self._dead else 0)
+        """Rows that are searched here."""
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a search goes through."""
+        return self._rows * self._searcher.d if self._searcher else 0
+
+    def vector(self, slot: int) -> Floats:
+        """float32 (d,), prepared."""
+        if self._searcher is None:
+            raise IndexError(slot)
+        found: Floats = self._searcher.rows[slot]
+        return found
+
+    def search(
+        self, vectors: Sequence[Floats], k: int, without: Sequence[int], min_score: float | None
+    ) -> list[list[Neighbor]]:
+        """The nearest rows of the buffer to each vector, by (-score, product id), all exact.
+
+        Args:
+            vectors: float32 (d,) each, checked.
+            k: how many; fewer come back where there are fewer.
+            without: slots that are not wanted.
+            min_score: the least score that is wanted.
+        """
+        searcher = self._searcher
+        if searcher is None:
+            return [[] for _ in vectors]
+        excluded = self._dead
+        if without:
+            slots = np.array(without, dtype=np.int64)
+            excluded = excluded.plus(slots) if excluded else searcher.exclusion(slots)
+        # One more than asked for tells whether rows of equal score are cut apart at k.
+        many, scores = searcher.search(np.stack(vectors), k + 1, excluded=excluded)
+        result = []
+        for vector, slots, found in zip(vectors, many, scores, strict=True):
+            want = k + 1
+            near, top = slots[slots >= 0], found[slots >= 0]
+            while near.shape[0] == want and top[-1] == top[k - 1]:
+                want *= 2
+                near, top = searcher.search_one(vector, want, excluded=excluded)
+            count = (
+                near.shape[0]
+                if min_score is None
+                else np.count_nonzero(top >= np.float64(min_score))
+            )
+            hits = [
+                Neighbor(self._ids[slot], score)
+                for slot, score in zip(near[:count].tolist(), top[:count].tolist(), strict=True)
+            ]
+            hits.sort(key=_order)
+            result.append(hits[:k])
+        return result
+
+
+class Buffer:
+    """The changed rows of one loaded version."""
+
+    def __init__(self, index: LoadedIndex) -> None:
+        self.index = index
+        self.watermark = index.manifest.watermark
+        self.entries: dict[str, Entry] = {}
+        """Replaced at each change, never changed in place."""
+        self.changed = 0
+        """Products whose form in the index is not the present one."""
+        self._ids: list[str] = []
+        self._matrix = np.empty((0, index.dimension), dtype=np.float32)
+        self._dead = np.zeros(0, dtype=np.bool_)
+        self._hidden = np.zeros(index.rows, dtype=np.bool_)
+        self._norm_max = 1.0
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the buffer takes, about."""
+        return self._matrix.nbytes + 2 * self._hidden.nbytes + _ENTRY_BYTES * len(self.entries)
+
+    def differing(self, page: Sequence[Embedding]) -> list[str]:
+        """The ids of rows, as the table's index shows them, that are not known here yet.
+
+        A row whose vector is the one in the index changes nothing, and most rows of a build that
+        followed a large import are such. For use in any thread.
+        """
+        entries = self.entries
+        unknown = [
+            row
+            for row in page
+            if (entry := entries.get(row.product_id)) is None or entry.updated_at != row.updated_at
+        ]
+        vectors = self._prepared(unknown)
+        found = []
+        for row in unknown:
+            vector = vectors.get(row.product_id)
+            if row.product_id in entries or vector is None or not self._has(row, vector):
+                found.append(row.product_id)
+        return found
+
+    def apply(self, found: Mapping[str, Embedding | None]) -> None:
+        """Takes rows as a consistent read found them; None: the table has no such row.
+
+        The last one applied wins, whatever its time says: clocks differ, and reads are made one
+        after the other. A row that no index could take counts as deleted.
+        """
+        vectors = self._prepared([row for row in found.values() if row is not None])
+        entries = self.entries.copy()
+        for product_id, row in found.items():
+            before = entries.get(product_id)
+            moment = row.updated_at if row else before.updated_at if before else ""
+            self._place(entries, product_id, moment, vectors.get(product_id))
+        self._finish(entries)
+
+    def carry(self, older: "Buffer", product_ids: Sequence[str]) -> None:
+        """Takes over what an older version's buffer knows and this version may not have."""
+        entries = self.entries.copy()
+        for product_id in product_ids:
+            entry = older.entries.get(product_id)
+            if entry is None or product_id in entries or entry.updated_at <= self.watermark:
+                continue
+            self._place(entries, product_id, entry.updated_at, older.vector(product_id))
+        self._finish(entries)
+
+    def forget(self, before: str) -> None:
+        """Drops entries of earlier changes that have no effect: the table's index shows them."""
+        self.entries = {
+            product_id: entry
+            for product_id, entry in self.entries.items()
+            if entry.slot >= 0 or entry.slot == HIDDEN or entry.updated_at >= before
+        }
+
+    def vector(self, product_id: str) -> Floats | None:
+        """float32 (d,) of a row known here, prepared; None where it is deleted."""
+        entry = self.entries[product_id]
+        if entry.slot >= 0:
+            found: Floats = self._matrix[entry.slot]
+            return found
+        row = self.index.row_of(product_id) if entry.slot == SAME else None
+        return None if row is None else self.index.vector(row)
+
+    def delta(self) -> Delta | None:
+        """All that changes an answer now; None where nothing does."""
+        used = len(self._ids)
+        hidden = np.flatnonzero(self._hidden)
+        if not used and not hidden.size:
+            return None
+        index = self.index
+        info = IndexInfo(
+            family="exact",
+            why="changed since the build",
+            layout=Layout(index.dimension, index.metric),
+            bytes=0,
+            build={},
+            norm_max=self._norm_max,
+        )
+        return Delta(
+            Exclusion(index.rows, hidden) if hidden.size else None,
+            Searcher(self._matrix[:used], index.metric, info) if used else None,
+            self._ids,
+            self._dead[:used],
+        )
+
+    def _prepared(self, rows: Sequence[Embedding]) -> dict[str, Floats]:
+        """Vectors by product id, of those rows that an index could take."""
+        size = 4 * self.index.dimension
+        fitting = [row for row in rows if row.vector is not None and len(row.vector) == size]
+        data = b"".join(row.vector or b"" for row in fitting)
+        vectors = np.frombuffer(data, dtype="<f4").reshape(len(fitting), self.index.dimension)
+        vectors = vectors.astype(np.float32, copy=False)
+        good = check_rows(vectors, self.index.metric) == 0
+        vectors = prepare(vectors[good], self.index.metric)
+        ids = [row.product_id for row, fine in zip(fitting, good.tolist(), strict=True) if fine]
+        return dict(zip(ids, vectors, strict=True))
+
+    def _has(self, row: Embedding, vector: Floats) -> bool:
+        at = self.index.row_of(row.product_id)
+        return at is not None and np.array_equal(self.index.vector(at), vector)
+
+    def _place(
+        self, entries: dict[str, Entry], product_id: str, moment: str, vector: Floats | None
+    ) -> None:
+        before = entries.pop(product_id, None)
+        if before is not None and before.slot >= 0:
+            self._dead[before.slot] = True
+        self.changed -= before is not None and before.slot not in {SAME, GONE}
+        row = self.index.row_of(product_id)
+        slot = self._slot(row, vector)
+        if slot >= 0 and vector is not None:
+            self._append(product_id, vector)
+        if row is not None:
+            self._hidden[row] = slot != SAME
+        effect = slot not in {SAME, GONE}
+        self.changed += effect
+        # What the index has from before its watermark needs no remembering.
+        if effect or moment > self.watermark:
+            entries[product_id] = Entry(moment, slot)
+
+    def _slot(self, row: int | None, vector: Floats | None) -> int:
+        if vector is None:
+            return GONE if row is None else HIDDEN
+        if row is not None and np.array_equal(self.index.vector(row), vector):
+            return SAME
+        return len(self._ids)
+
+    def _append(self, product_id: str, vector: Floats) -> None:
+        used, capacity = len(self._ids), self._matrix.shape[0]
+        if used == capacity:
+            # The arrays that snapshots look at stay as they are.
+            grown = max(_CHUNK_ROWS, capacity + capacity // 2)
+            matrix = np.empty((grown, self.index.dimension), dtype=np.float32)
+            matrix[:used] = self._matrix
+            self._matrix = matrix
+            self._dead = np.concatenate((self._dead, np.zeros(grown - capacity, dtype=np.bool_)))
+        self._matrix[used] = vector
+        self._ids.append(product_id)
+        if self.index.metric != "cosine":
+            norm = float(np.sqrt(squared_norms(vector[None])[0]))
+            self._norm_max = max(self._norm_max, norm)
+
+    def _finish(self, entries: dict[str, Entry]) -> None:
+        used = len(self._ids)
+        dead = self._dead[:used]
+        if used >= _CHUNK_ROWS and 2 * np.count_nonzero(dead) > used:
+            kept = np.flatnonzero(~dead)
+            self._matrix = self._matrix[kept]
+            self._ids = [self._ids[slot] for slot in kept.tolist()]
+            self._dead = np.zeros(kept.shape[0], dtype=np.bool_)
+            for slot, product_id in enumerate(self._ids):
+                entries[product_id] = Entry(entries[product_id].updated_at, slot)
+        self.entries = entries
+
+
+def merged(index: list[Neighbor], fresh: list[Neighbor], k: int) -> list[Neighbor]:
+    """The best k of both, by (-score, product id): the order that one index would give."""
+    if not fresh:
+        return index
+    both = index + fresh
+    both.sort(key=_order)
+    return both[:k]
+
+
+def _order(hit: Neighbor) -> tuple[float, str]:
+    # Text compares by code point, which is the order of its UTF-8: that of an index's rows.
+    return -hit.score, hit.product_id

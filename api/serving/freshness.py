@@ -1,0 +1,86 @@
+"""Changes since the builds: which rows changed is heard from hints, and each model is followed."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from api import telemetry as metrics
+from api.serving.catalogue import Catalogue
+from api.serving.follower import Follower
+from api.serving.loaded import LoadedIndex
+from core.models import Model
+from core.resources import Resources
+from core.watermarks import Watermark
+
+_SPREAD_S: Final = 1.0
+"""Once hints are heard again, all processes look at their shards, within this time."""
+
+
+class Freshness:
+    """The followers of all model versions that are loaded."""
+
+    def __init__(self, resources: Resources, catalogue: Catalogue) -> None:
+        self._resources = resources
+        self._catalogue = catalogue
+        self._followers: dict[str, Follower] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def adopt(self, model: Model, index: LoadedIndex) -> None:
+        """Puts a loaded version to use, with what changed since; see `Follower.adopt`."""
+        follower = self._followers.get(model.model_version)
+        if follower is None:
+            follower = Follower(self._resources, self._catalogue, model)
+            self._followers[model.model_version] = follower
+        await follower.adopt(index)
+
+    def forget(self, model_version: str) -> None:
+        """Stops following a model version, whose index was dropped."""
+        follower = self._followers.pop(model_version, None)
+        if follower is not None:
+            task = asyncio.create_task(follower.aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def bring(self, model_version: str, after: Watermark) -> bool:
+        """Has a write applied; False where that cannot be. See `Follower.bring`."""
+        follower = self._followers.get(model_version)
+        return follower is not None and await follower.bring(after)
+
+    async def run(self) -> None:
+        """Passes hints on until cancelled."""
+        async for hint in self._resources.hints.follow():
+            if hint is None:
+                metrics.HINTS_BEGUN.inc()
+                self._look_all()
+            else:
+                follower = self._followers.get(hint.model_version)
+                if follower is not None:
+                    follower.hinted(hint)
+
+    def _look_all(self) -> None:
+        """Has every model version looked through: hints may have been missed."""
+        loop = asyncio.get_running_loop()
+        for follower in self._followers.values():
+            loop.call_later(random.uniform(0, _SPREAD_S), follower.look_soon)  # noqa: S311 - spread
+
+    async def aclose(self) -> None:
+        """Stops following anything."""
+        for model_version in list(self._followers):
+            self.forget(model_version)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+
+@asynccontextmanager
+async def open_freshness(resources: Resources, catalogue: Catalogue) -> AsyncIterator[Freshness]:
+    """Follows changes until the end of the block."""
+    freshness = Freshness(resources, catalogue)
+    catalogue.bring = freshness.bring
+    hearing = asyncio.create_task(freshness.run())
+    try:
+        yield freshness
+    finally:
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+        await freshness.aclose()

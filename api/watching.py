@@ -1,0 +1,210 @@
+"""Builds as server-sent events, from any process: the builds table is looked at while one listens.
+
+All listeners of one build share the look-ups. A stream ends with its build, with its caller's
+token, or with the process; whoever still wants to know asks again, and is told the present state
+first, so that nothing depends on what was missed.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+from litestar.types import Receive, Scope, Send
+
+from api.schemas import BuildItem
+from core.errors import NotFound, Overloaded, Unavailable
+from core.models import Build
+from core.repositories.builds import BuildRepository
+from core.settings import Http
+
+EVENT_STREAM: Final = "text/event-stream"
+_RETRY_AFTER_S: Final = 5
+_KEEP_ALIVE: Final = b": the build goes on\n\n"
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """One build that somebody listens to."""
+
+    build_id: str
+    text: bytes
+    """The event of its present state."""
+    over: bool
+    """Nothing further will come."""
+    listeners: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set, and replaced by a new one, when the state is another."""
+    looking: "asyncio.Task[None] | None" = None
+
+    def tell(self, text: bytes, *, over: bool) -> None:
+        """Takes a new state."""
+        self.text = text
+        self.over = over
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Watches:
+    """The streams of this process."""
+
+    def __init__(
+        self,
+        builds: BuildRepository,
+        http: Http,
+        shown: Callable[[Build], BuildItem],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._builds = builds
+        self._http = http
+        self._shown = shown
+        self._stopping = stopping
+        self._watched: dict[str, _Watched] = {}
+        self.streams = 0
+        """That are open."""
+
+    async def open(self, build_id: str, expires_at: float, *, head: bool = False) -> "EventStream":
+        """A stream of a build's events, to be run as an ASGI application.
+
+        Args:
+            build_id: Which build.
+            expires_at: Unix time in seconds at which the stream ends, whatever the build does.
+            head: Whether only the answer's head is asked for.
+
+        Raises:
+            NotFound: there is no such build.
+            Overloaded: as many streams are open as may be.
+        """
+        if self.streams >= self._http.event_streams_max:
+            raise Overloaded(
+                "too many streams of events are open; ask for the build itself, or try again later",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self.streams += 1
+        try:
+            build = await self._builds.get_build(build_id)
+            watched = self._join(build)
+        except BaseException:
+            self.streams -= 1
+            raise
+        return EventStream(self, watched, expires_at, head=head)
+
+    def leave(self, watched: _Watched) -> None:
+        """Ends one listening; the last one ends the look-ups."""
+        self.streams -= 1
+        watched.listeners -= 1
+        if not watched.listeners:
+            del self._watched[watched.build_id]
+            if watched.looking is not None:
+                watched.looking.cancel()
+
+    async def serve(
+        self, watched: _Watched, expires_at: float, receive: Receive, send: Send
+    ) -> bool:
+        """Sends events until build, token or process end; False where the client went away."""
+        gone = asyncio.create_task(_disconnected(receive))
+        told = b""
+        try:
+            while True:
+                changed, over, text = watched.changed, watched.over, watched.text
+                if text != told:
+                    told = text
+                    if not await self._sent(send, text):
+                        return False
+                left_s = expires_at - time.time()
+                if over or left_s <= 0:
+                    return True
+                await self._wait(changed, gone, min(left_s, self._http.event_keepalive_s))
+                if gone.done():
+                    return False
+                if not changed.is_set() and not await self._sent(send, _KEEP_ALIVE):
+                    return False
+        finally:
+            gone.cancel()
+
+    def _join(self, build: Build) -> _Watched:
+        watched = self._watched.get(build.build_id)
+        if watched is None:
+            watched = _Watched(build.build_id, self._text(build), over=not build.open)
+            self._watched[build.build_id] = watched
+            watched.looking = asyncio.create_task(self._look(watched))
+        watched.listeners += 1
+        return watched
+
+    def _text(self, build: Build) -> bytes:
+        return b"event: build\ndata: " + msgspec.json.encode(self._shown(build)) + b"\n\n"
+
+    async def _look(self, watched: _Watched) -> None:
+        while not watched.over:
+            await asyncio.sleep(self._http.event_poll_s)
+            if self._stopping():
+                watched.tell(watched.text, over=True)
+                return
+            try:
+                build = await self._builds.get_build(watched.build_id)
+            except Unavailable:
+                continue  # comments go on, and so will the events
+            except NotFound:
+                watched.tell(watched.text, over=True)
+                return
+            text = self._text(build)
+            if text != watched.text or not build.open:
+                watched.tell(text, over=not build.open)
+
+    async def _wait(
+        self, changed: asyncio.Event, gone: "asyncio.Task[None]", wait_s: float
+    ) -> None:
+        news = asyncio.create_task(changed.wait())
+        try:
+            await asyncio.wait({news, gone}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
+
+    async def _sent(self, send: Send, text: bytes) -> bool:
+        """False where the client takes nothing any more, and has not said so."""
+        try:
+            async with asyncio.timeout(2 * self._http.event_keepalive_s):
+                await send({"type": "http.response.body", "body": text, "more_body": True})
+        except TimeoutError:
+            return False
+        return True
+
+
+class EventStream:
+    """The answer: an ASGI application that is run once."""
+
+    def __init__(
+        self, watches: Watches, watched: _Watched, expires_at: float, *, head: bool
+    ) -> None:
+        self._watches = watches
+        self._watched = watched
+        self._expires_at = expires_at
+        self._head = head
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers."""
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 200,
+                    "headers": [
+                        (b"content-type", EVENT_STREAM.encode()),
+                        (b"x-accel-buffering", b"no"),  # a proxy that gathers would hold it back
+                    ],
+                }
+            )
+            there = self._head or await self._watches.serve(
+                self._watched, self._expires_at, receive, send
+            )
+            if there:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._watches.leave(self._watched)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,67 @@
+"""Reading many rows of a model version by their ids, as they are now."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any, Final
+
+from core.dynamo.client import Dynamo
+from core.errors import Unavailable
+from core.models import Embedding
+from core.repositories.embedding_rows import decode, row_key
+
+_IDS_MAX: Final = 100
+"""DynamoDB's, of one BatchGetItem."""
+_SIDE_BY_SIDE: Final = 4
+_TRIES: Final = 6
+_BACKOFF_FIRST_S: Final = 0.05
+_BACKOFF_MAX_S: Final = 1.0
+
+
+async def read_rows(
+    dynamo: Dynamo, table: str, model_version: str, product_ids: Sequence[str]
+) -> list[Embedding]:
+    """The rows of these ids (each once) that are there, tombstones too, read consistently.
+
+    Raises:
+        Unavailable: DynamoDB did not give all of them in time.
+    """
+    chunks = [
+        product_ids[start : start + _IDS_MAX] for start in range(0, len(product_ids), _IDS_MAX)
+    ]
+    if len(chunks) == 1:
+        return await _read(dynamo, table, model_version, chunks[0])
+    gate = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+    async def read(chunk: Sequence[str]) -> list[Embedding]:
+        async with gate:
+            return await _read(dynamo, table, model_version, chunk)
+
+    tasks = [asyncio.create_task(read(chunk)) for chunk in chunks]
+    try:
+        return [row for rows in await asyncio.gather(*tasks) for row in rows]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _read(
+    dynamo: Dynamo, table: str, model_version: str, product_ids: Sequence[str]
+) -> list[Embedding]:
+    keys: dict[str, Any] = {
+        "Keys": [row_key(model_version, product_id) for product_id in product_ids],
+        "ConsistentRead": True,
+    }
+    found: list[Embedding] = []
+    backoff_s = _BACKOFF_FIRST_S
+    for _ in range(_TRIES):
+        reply = await dynamo.call("batch_get_item", RequestItems={table: keys})
+        found += [decode(item) for item in reply.get("Responses", {}).get(table, ())]
+        left = reply.get("UnprocessedKeys", {}).get(table)
+        if not left:
+            return found
+        keys = {**left, "ConsistentRead": True}
+        await asyncio.sleep(random.uniform(0, backoff_s))  # noqa: S311 - jitter, not a secret
+        backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+    raise Unavailable("DynamoDB did not give all rows that were asked for")

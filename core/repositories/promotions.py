@@ -1,0 +1,223 @@
+"""Which published build is a model version's current one, and which are still kept.
+
+Every move of `current_build_id` is a transaction over the build and the model's record, so that no
+build becomes current that is not published, and none is removed that is current.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from core.dynamo import tables
+from core.dynamo.client import Dynamo
+from core.dynamo.expressions import (
+    Update,
+    differs,
+    equals,
+    exists,
+    expressions,
+    key,
+    missing,
+)
+from core.errors import (
+    ConditionFailed,
+    LeaseLost,
+    NotFound,
+    NotPromotable,
+    Pinned,
+    TransactionFailed,
+)
+from core.models import Build, Model, Progress, now, timestamp
+from core.repositories import transactions
+from core.repositories.build_rows import ours
+from core.repositories.builds import BuildRepository
+from core.repositories.idempotency import lost
+from core.repositories.models import ModelRepository
+from core.repositories.transactions import Part, refused
+from core.settings import Settings
+
+_TRIES = 5
+_BUILD, _MODEL = 0, 1
+"""Where the two rows stand in the transactions."""
+
+
+class PromotionRepository:
+    """What is current and what is kept, on the builds and models tables."""
+
+    def __init__(
+        self, dynamo: Dynamo, builds: BuildRepository, models: ModelRepository, settings: Settings
+    ) -> None:
+        self._dynamo = dynamo
+        self._builds = builds
+        self._models = models
+        self._builds_table = settings.table(tables.BUILDS.name)
+        self._models_table = settings.table(tables.MODELS.name)
+
+    async def publish(self, build: Build, model: Model, manifest: dict[str, Any]) -> None:
+        """Makes the build current: the build ends and the model's record moves, or neither.
+
+        Raises:
+            LeaseLost: the build is not this worker's any more, or the data was restored since.
+            Pinned: an automatic build, and the current one was pinned meanwhile.
+        """
+        ended = Update(
+            set={
+                "status": "published",
+                "ended_at": timestamp(now()),
+                "manifest": msgspec.json.encode(manifest).decode(),
+                "progress": msgspec.json.encode(Progress("publish", 1, 1)).decode(),
+            },
+            remove=(tables.OPEN, "error"),
+        )
+        moved = Update(
+            set={
+                "current_build_id": build.build_id,
+                "current_fence": build.fence,
+                "pinned": False,
+            },
+            remove=("open_build_id",),
+        )
+        for _ in range(_TRIES):
+            # An operator may have made an automatic build their own since it was claimed.
+            there = await self._builds.get_build(build.build_id)
+            holds = equals("open_build_id", build.build_id) & equals("epoch", model.epoch)
+            if there.automatic:
+                holds &= differs("pinned", True)
+            mine = ours(build) & differs("automatic", not there.automatic)
+            try:
+                await transactions.transact(
+                    self._dynamo,
+                    self._on_build(build.build_id, ended, mine),
+                    self._on_model(build.model_version, moved, holds),
+                )
+            except TransactionFailed:
+                if await self._published_after_all(build, there):
+                    return
+            else:
+                return
+        raise LeaseLost(f"build {build.build_id} kept changing while it was being published")
+
+    async def promote(
+        self, model_version: str, build_id: str, completed: Sequence[Part] = ()
+    ) -> None:
+        """Makes an earlier published build current, and pins it.
+
+        Raises:
+            NotFound: there is no such build of this model version.
+            NotPromotable: it was not published, was removed, or is of another epoch.
+            InFlight: the idempotency claim among the further parts was lost.
+        """
+        build, model = await self.promotable(model_version, build_id)
+        moved = Update(
+            set={"current_build_id": build_id, "current_fence": build.fence, "pinned": True}
+        )
+        kept = equals("status", "published") & missing("removed_at")
+        try:
+            await transactions.transact(
+                self._dynamo,
+                self._on_build(build_id, Update(remove=("retired_at",)), kept),
+                self._on_model(model_version, moved, equals("epoch", model.epoch)),
+                *completed,
+            )
+        except TransactionFailed as failed:
+            if refused(failed, _BUILD) or refused(failed, _MODEL):
+                raise NotPromotable(
+                    f"build {build_id} cannot be made current: it was removed just now, or the "
+                    "data was restored"
+                ) from None
+            raise lost() from None
+
+    async def promotable(self, model_version: str, build_id: str) -> tuple[Build, Model]:
+        """The build and its model version, where the one can be made current.
+
+        Raises:
+            NotFound: there is no such build of this model version.
+            NotPromotable: it was not published, was removed, or is of another epoch.
+        """
+        model = await self._models.get_model(model_version)
+        build = await self._builds.get_build(build_id)
+        if build.model_version != model_version or build.verifies is not None:
+            raise NotFound(f"{model_version} has no build {build_id!r}")
+        if build.status != "published":
+            raise NotPromotable(f"build {build_id} was not published: it is {build.status}")
+        if build.removed_at is not None:
+            raise NotPromotable(f"build {build_id} was removed at {build.removed_at}; build anew")
+        if (build.manifest or {}).get("epoch") != model.epoch:
+            raise NotPromotable(
+                f"build {build_id} is of data from before a restore; build {model_version} anew"
+            )
+        return build, model
+
+    async def retire(self, build: Build) -> None:
+        """Notes that no rule keeps a version any more; promoting it takes the note back."""
+        change = Update(set_if_missing={"retired_at": timestamp(now())})
+        await self._if_it_holds(build.build_id, change, retired=None)
+
+    async def keep(self, build: Build) -> None:
+        """Takes the note back: a rule keeps the version again."""
+        if build.retired_at is not None:
+            change = Update(remove=("retired_at",))
+            await self._if_it_holds(build.build_id, change, retired=build.retired_at)
+
+    async def remove(self, build: Build) -> bool:
+        """Marks a retired version as removed, before its files go; False where it is in use."""
+        try:
+            await transactions.transact(
+                self._dynamo,
+                self._on_build(
+                    build.build_id,
+                    Update(set={"removed_at": timestamp(now())}),
+                    equals("retired_at", build.retired_at) & missing("removed_at"),
+                ),
+                transactions.check(
+                    self._models_table,
+                    key(model_version=build.model_version),
+                    differs("current_build_id", build.build_id),
+                ),
+            )
+        except TransactionFailed:
+            return False
+        return True
+
+    async def _published_after_all(self, build: Build, seen: Build) -> bool:
+        """After a refusal: True where this very call did it and its answer was lost on the way.
+
+        False where another try may succeed.
+        """
+        there = await self._builds.get_build(build.build_id)
+        if there.status == "published" and there.fence == build.fence:
+            return True
+        if there.fence != build.fence or not there.open:
+            raise LeaseLost(f"build {build.build_id} has another owner now, or was cancelled")
+        if there.automatic != seen.automatic:
+            return False
+        model = await self._models.get_model(build.model_version)
+        if there.automatic and model.pinned:
+            raise Pinned(
+                f"build {model.current_build_id} is pinned, and an automatic build does not "
+                "replace it"
+            )
+        raise LeaseLost(f"the data of {build.model_version} was restored since the build began")
+
+    async def _if_it_holds(self, build_id: str, change: Update, *, retired: str | None) -> None:
+        known = missing("retired_at") if retired is None else equals("retired_at", retired)
+        holds = equals("status", "published") & missing("removed_at") & known
+        try:
+            await self._dynamo.call(
+                "update_item",
+                TableName=self._builds_table,
+                Key=key(build_id=build_id),
+                **expressions(update=change, condition=holds),
+            )
+        except ConditionFailed:
+            return  # another worker was first, or it was promoted
+
+    def _on_build(self, build_id: str, change: Update, holds: Any) -> Part:
+        return transactions.update(self._builds_table, key(build_id=build_id), change, holds)
+
+    def _on_model(self, model_version: str, change: Update, holds: Any) -> Part:
+        there = exists("model_version") & holds
+        return transactions.update(
+            self._models_table, key(model_version=model_version), change, there
+        )

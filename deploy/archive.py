@@ -1,0 +1,237 @@
+"""A backup's files: items as lines of DynamoDB's JSON, compressed, and a manifest that comes last.
+
+manifest.json            what there is, with the SHA-256 of each file and its own
+users.000.jsonl.gz       a table's segment; one without items has no file
+incomplete               there as long as the backup is not done; its writer holds it locked
+"""
+
+import fcntl
+import gzip
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, Literal
+
+import msgspec
+
+from core.dynamo.wire import AttributeValue, Item
+from core.files import size_and_digest
+from deploy.errors import CommandError
+
+MANIFEST: Final = "manifest.json"
+INCOMPLETE: Final = "incomplete"
+FORMAT: Final = 1
+_OWN_FILE: Final = re.compile(r"[a-z]+\.\d{3}\.jsonl\.gz|manifest\.json\.new|incomplete")
+_COMPRESSION: Final = 1
+"""Vectors do not compress; all else is small."""
+_PLACE: Final = b"An interrupted backup: `k9 backup` into this directory begins anew.\n"
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(dict[str, AttributeValue])
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of a table."""
+
+    name: str
+    items: int
+    bytes: int
+    sha256: str
+    """In hex, of the file as it lies there."""
+
+
+class TableEntry(msgspec.Struct, frozen=True):
+    """One table."""
+
+    table: str
+    """Its full name, where it was."""
+    items: int
+    files: list[FileEntry]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a backup has."""
+
+    k9_version: str
+    environment: str
+    began_at: str
+    """What was written before it is in the backup, what was written after `ended_at` is not."""
+    ended_at: str
+    tables: dict[str, TableEntry]
+    """`users` → its entry."""
+    sha256: str = ""
+    """Of this manifest's encoding without it."""
+    format: Literal[1] = FORMAT
+
+    @property
+    def items(self) -> int:
+        """Of all tables."""
+        return sum(table.items for table in self.tables.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(file.bytes for table in self.tables.values() for file in table.files)
+
+    def sealed(self) -> "Manifest":
+        """The same with its own digest."""
+        bare = msgspec.structs.replace(self, sha256="")
+        digest = hashlib.sha256(_ENCODER.encode(bare)).hexdigest()
+        return msgspec.structs.replace(self, sha256=digest)
+
+
+class SegmentFile:
+    """A file of one segment, made with its first item. Used by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._raw: BinaryIO | None = None
+        self._file: gzip.GzipFile | None = None
+        self._items = 0
+
+    def write(self, items: list[Item]) -> None:
+        """Appends items."""
+        if not items:
+            return
+        if self._file is None:
+            handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            self._raw = os.fdopen(handle, "wb")
+            self._file = gzip.GzipFile(
+                filename="", mode="wb", fileobj=self._raw, compresslevel=_COMPRESSION, mtime=0
+            )
+        self._file.write(_ENCODER.encode_lines(items))
+        self._items += len(items)
+
+    def close(self) -> FileEntry | None:
+        """Settles the file on the disk; what it has, or None where there was nothing."""
+        if self._file is None or self._raw is None:
+            return None
+        self._file.close()
+        self._raw.flush()
+        os.fsync(self._raw.fileno())
+        self._raw.close()
+        size, digest = size_and_digest(self._path)
+        return FileEntry(self._path.name, self._items, size, digest)
+
+    def abandon(self) -> None:
+        """Closes the file as it is, when the backup has failed."""
+        if self._file is not None and self._raw is not None and not self._raw.closed:
+            self._file.close()
+            self._raw.close()
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Holds an empty directory for a new backup, made where it is missing.
+
+    What an interrupted backup left there is removed first. A block that fails leaves it so.
+
+    Raises:
+        CommandError: it is not empty, another backup writes to it, or it cannot be used.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        names = sorted(path.name for path in directory.iterdir())
+        strange = [name for name in names if not _OWN_FILE.fullmatch(name)]
+        if strange or (names and INCOMPLETE not in names):
+            raise CommandError(f"{directory}: is not empty ({(strange or names)[0]!r}, …)")
+        with (directory / INCOMPLETE).open("ab") as mark:
+            try:
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CommandError(f"{directory}: another backup is writing there") from None
+            for name in names:
+                if name != INCOMPLETE:
+                    (directory / name).unlink()
+            mark.truncate(0)
+            mark.write(_PLACE)
+            mark.flush()
+            yield
+    except OSError as error:
+        raise CommandError(f"{directory}: {error.strerror or error}") from error
+
+
+def finish(directory: Path, manifest: Manifest) -> Manifest:
+    """Writes the manifest, whole or not at all, and so makes the backup one."""
+    sealed = manifest.sealed()
+    new = directory / f"{MANIFEST}.new"
+    with new.open("wb") as file:
+        file.write(msgspec.json.format(_ENCODER.encode(sealed), indent=1) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(directory / MANIFEST)
+    (directory / INCOMPLETE).unlink()
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return sealed
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a backup.
+
+    Raises:
+        CommandError: there is none, or it does not hold.
+    """
+    try:
+        data = (directory / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        interrupted = (directory / INCOMPLETE).exists()
+        why = "holds an interrupted backup" if interrupted else f"holds no backup ({MANIFEST})"
+        raise CommandError(f"{directory}: {why}") from None
+    except OSError as error:
+        raise CommandError(f"{directory}: {error.strerror}") from error
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CommandError(f"{directory / MANIFEST}: does not hold: {error}") from None
+    if manifest.sealed() != manifest:
+        raise CommandError(f"{directory / MANIFEST}: has been changed: its SHA-256 does not match")
+    return manifest
+
+
+def verify(directory: Path, manifest: Manifest) -> Iterator[FileEntry]:
+    """Each file, once its size, its SHA-256 and its number of items are what they should be.
+
+    Raises:
+        CommandError: naming the file that is missing or damaged.
+    """
+    for table in manifest.tables.values():
+        for file in table.files:
+            path = directory / file.name
+            if not _OWN_FILE.fullmatch(file.name) or not path.is_file():
+                raise CommandError(f"{path}: is missing")
+            if size_and_digest(path) != (file.bytes, file.sha256):
+                raise CommandError(f"{path}: is damaged: its SHA-256 is not the manifest's")
+            yield file
+
+
+def read_items(directory: Path, table: TableEntry, at_once: int) -> Iterator[list[Item]]:
+    """The items of a table, up to `at_once` together.
+
+    Raises:
+        CommandError: a file does not read, or has another number of items than it should.
+    """
+    for file in table.files:
+        path = directory / file.name
+        count = 0
+        try:
+            with gzip.open(path, "rb") as lines:
+                block: list[Item] = []
+                for line in lines:
+                    block.append(_DECODER.decode(line))
+                    count += 1
+                    if len(block) == at_once:
+                        yield block
+                        block = []
+                if block:
+                    yield block
+        except (OSError, EOFError, msgspec.MsgspecError) as error:
+            raise CommandError(f"{path}: does not read: {error}") from error
+        if count != file.items:
+            raise CommandError(f"{path}: has {count} items, and should have {file.items}")

@@ -1,0 +1,352 @@
+"""One entry of older data, as JSON or as DynamoDB's JSON, into what K9 keeps.
+
+Text of `preferences` is taken over as it stands, so that no number in it changes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Raw
+from numpy.typing import NDArray
+
+from core.dynamo.wire import AttributeValue
+from core.errors import Corrupt, Invalid, Unreadable
+from core.models import Report, User, now, timestamp
+from core.settings import Settings
+from core.usecases.documents import is_object
+from core.usecases.identifiers import is_report_id, validate_model_version
+from core.usecases.migration import OldEmbedding
+from core.usecases.moments import full_date, read_moment
+from core.usecases.reports import Reports
+from core.usecases.users import preferences_problem, profile_problems
+from deploy.json_rows import Entry
+
+T = TypeVar("T")
+Record = User | Report | OldEmbedding
+
+_USER_ID_BYTES_MAX: Final = 1024
+_SHOWN: Final = 80
+"""Characters of an id in a report of what is bad."""
+
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
+_ITEM: Final = msgspec.json.Decoder(dict[str, AttributeValue])
+_TEXT: Final = msgspec.json.Decoder(str | None)
+_TEXTS: Final = msgspec.json.Decoder(list[str] | None)
+_NUMBERS: Final = msgspec.json.Decoder(list[float])
+_WHOLE: Final = msgspec.json.Decoder(int)
+_TIME: Final = msgspec.json.Decoder(str | float | None)
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
+
+_KEYS: Final = {"users": "user_id", "reports": "id", "embeddings": "product_id"}
+_KNOWN: Final = {
+    "users": {
+        *("user_id", "name", "email", "avatar_url", "preferences", "created_at", "updated_at"),
+        *("version", "deleting_at"),
+    },
+    "reports": {
+        *("id", "user_id", "title", "author", "date", "reference", "favorites"),
+        *("created_at", "updated_at", "version"),
+    },
+    "embeddings": {
+        *("product_id", "model_version", "embedding_vector", "vector_dimension", "created_at"),
+        *("updated_at", "deleted_at", "model_shard"),
+    },
+}
+
+
+class OldRow(msgspec.Struct, frozen=True):
+    """An entry that holds."""
+
+    entry: Entry
+    id: str
+    record: Record
+    changed_at: str | None
+    """When it changed, in K9's form (an embedding: was made); None where the data does not say."""
+    left_out: tuple[str, ...] = ()
+    """Attributes that K9 has no place for."""
+
+
+class BadEntry(msgspec.Struct, frozen=True):
+    """An entry that does not hold, and why."""
+
+    entry: Entry
+    id: str | None
+    reason: str
+
+
+class _Vector(msgspec.Struct, frozen=True):
+    """A vector that DynamoDB has as Binary."""
+
+    data: bytes
+
+
+_Members = dict[str, "bytes | _Vector"]
+"""Attribute → its JSON text."""
+
+
+class RowReader:
+    """Reads the entries of one table's data."""
+
+    def __init__(self, table: str, settings: Settings, reports: Reports) -> None:
+        self._table = table
+        self._records = settings.records
+        self._reports = reports
+        self._seen: set[int] = set()
+        """64-bit hashes of the keys so far: some 60 bytes a row, as in `deploy.ingest`."""
+        readers: dict[str, Callable[[_Members], tuple[Record, str | None]]] = {
+            "users": self._user,
+            "reports": self._report,
+            "embeddings": _embedding,
+        }
+        self._read = readers[table]
+
+    def read(self, entry: Entry) -> OldRow | BadEntry:
+        """The row of an entry, or what is wrong with it."""
+        if entry.problem is not None:
+            return BadEntry(entry, None, entry.problem)
+        row_id: str | None = None
+        try:
+            members = _members(entry.text, self._table)
+            row_id = _identifier(members, _KEYS[self._table])
+            record, changed_at = self._read(members)
+            self._once(record, row_id)
+        except (Invalid, Unreadable, Corrupt) as error:
+            return BadEntry(entry, row_id, str(error))
+        except RecursionError:
+            return BadEntry(entry, row_id, "nests too deep")
+        left_out = tuple(sorted(members.keys() - _KNOWN[self._table]))
+        return OldRow(entry, row_id, record, changed_at, left_out)
+
+    def _once(self, record: Record, row_id: str) -> None:
+        key = (row_id, record.model_version) if isinstance(record, OldEmbedding) else row_id
+        mark = hash(key)
+        if mark in self._seen:
+            raise Invalid("came before in this file; the first one counts")
+        self._seen.add(mark)
+
+    def _user(self, members: _Members) -> tuple[User, str | None]:
+        _refuse_deleted(members, "deleting_at")
+        fields = {name: _text(members, name) for name in ("name", "email", "avatar_url")}
+        problems = profile_problems(fields)
+        preferences = _preferences(members)
+        problem = preferences_problem(preferences, self._records)
+        reasons = [f"{error.field} {error.message}" for error in problems]
+        if problem:
+            reasons.append(f"preferences {problem}")
+        if reasons:
+            raise Invalid("; ".join(reasons))
+        created_at, updated_at, changed_at = _times(members)
+        user_id = _user_id(members)
+        bare = User(user_id, created_at, updated_at, preferences=preferences.decode())
+        user = msgspec.structs.replace(bare, **fields, version=_version(members))
+        return user, changed_at
+
+    def _report(self, members: _Members) -> tuple[Report, str | None]:
+        report_id = _identifier(members, "id")
+        if not is_report_id(report_id):
+            raise Invalid("id takes 1 to 128 of A-Z a-z 0-9 . _ ~ -, the first none of . and ~")
+        fields: dict[str, Any] = {
+            name: _text(members, name) for name in ("title", "author", "date", "reference")
+        }
+        if fields["date"]:
+            fields["date"] = full_date(fields["date"])
+        favorites = _decoded(members, "favorites", _TEXTS)
+        held = self._reports.held({**fields, "favorites": favorites})
+        created_at, updated_at, changed_at = _times(members)
+        report = Report(
+            id=report_id,
+            user_id=_user_id(members),
+            created_at=created_at,
+            updated_at=updated_at,
+            version=_version(members),
+            **held,
+        )
+        return report, changed_at
+
+
+def _embedding(members: _Members) -> tuple[OldEmbedding, str | None]:
+    _refuse_deleted(members, "deleted_at")
+    model_version = _decoded(members, "model_version", _TEXT)
+    if model_version is None:
+        raise Invalid("model_version is missing")
+    validate_model_version(model_version)
+    vector = _vector(members)
+    if "vector_dimension" in members:
+        dimension = _decoded(members, "vector_dimension", _WHOLE)
+        if dimension != len(vector):
+            raise Invalid(
+                f"embedding_vector has {len(vector)} numbers, vector_dimension {dimension}"
+            )
+    product_id = _identifier(members, "product_id")
+    return OldEmbedding(product_id, model_version, vector), _time(members, "created_at")
+
+
+# --- members --------------------------------------------------------------------------------------
+
+
+def _members(text: bytes, table: str) -> _Members:
+    """The members of an entry, those in DynamoDB's JSON as plain JSON.
+
+    Raises:
+        Unreadable: it is no JSON object.
+        Corrupt: it is DynamoDB's JSON, with a value that is of none of its types.
+    """
+    key, known = _KEYS[table], _KNOWN[table]
+    try:
+        members = _MEMBERS.decode(text)
+        if members.keys() == {"Item"} and is_object(bytes(members["Item"])):
+            text = bytes(members["Item"])  # as an export to S3 has it
+            members = _MEMBERS.decode(text)
+        if key in members and is_object(bytes(members[key])):
+            item = _ITEM.decode(text)
+            return {n: _plain(n, value) if n in known else b"null" for n, value in item.items()}
+    except msgspec.MsgspecError as error:
+        raise Unreadable(_one_line(error)) from None
+    except UnicodeDecodeError:
+        raise Unreadable("is not UTF-8") from None
+    return {name: bytes(value) for name, value in members.items()}
+
+
+def _plain(name: str, value: AttributeValue) -> "bytes | _Vector":
+    if name == "embedding_vector" and value.B is not None:
+        return _Vector(value.B)
+    try:
+        return _json_of(value)
+    except Corrupt as error:
+        raise Corrupt(f"{name} {error}") from None
+
+
+def _json_of(value: AttributeValue) -> bytes:
+    """A value of DynamoDB's as JSON text, its numbers digit by digit. Sets become arrays."""
+    for member, form in _FORMS.items():
+        held = getattr(value, member)
+        if held is not None:
+            return form(held)
+    if value.B is not None or value.BS is not None:
+        raise Corrupt("is binary, which JSON has no place for")
+    raise Corrupt("is of no type that DynamoDB has")
+
+
+def _object(parts: dict[str, AttributeValue]) -> bytes:
+    texts = (msgspec.json.encode(name) + b":" + _json_of(part) for name, part in parts.items())
+    return b"{" + b",".join(texts) + b"}"
+
+
+def _number(text: str) -> bytes:
+    if not _NUMBER.fullmatch(text):
+        raise Corrupt("holds a number that cannot be read")
+    return text.encode()
+
+
+_FORMS: Final[dict[str, Callable[[Any], bytes]]] = {
+    "S": msgspec.json.encode,
+    "N": _number,
+    "BOOL": msgspec.json.encode,
+    "NULL": lambda _: b"null",
+    "M": _object,
+    "L": lambda parts: b"[" + b",".join(map(_json_of, parts)) + b"]",
+    "SS": msgspec.json.encode,
+    "NS": lambda texts: b"[" + b",".join(map(_number, texts)) + b"]",
+}
+
+
+def _decoded(members: Mapping[str, Any], name: str, decoder: "msgspec.json.Decoder[T]") -> T | None:
+    value = members.get(name)
+    if value is None:
+        return None
+    if isinstance(value, _Vector):
+        raise Invalid(f"{name} is binary")
+    try:
+        return decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        raise Invalid(f"{name}: {_one_line(error)}") from None
+    except UnicodeDecodeError:
+        raise Unreadable(f"{name} is not UTF-8") from None
+
+
+def _identifier(members: Mapping[str, Any], key: str) -> str:
+    text: str | None = _decoded(members, key, _TEXT)
+    if text is None:
+        raise Invalid(f"{key} is missing")
+    return text
+
+
+def _user_id(members: Mapping[str, Any]) -> str:
+    text = _identifier(members, "user_id")
+    if not text.strip() or len(text.encode()) > _USER_ID_BYTES_MAX:
+        raise Invalid(f"user_id takes 1 to {_USER_ID_BYTES_MAX} bytes, and is not blank")
+    return text
+
+
+def _text(members: Mapping[str, Any], name: str) -> str | None:
+    """A text; a blank one tells as much as none."""
+    text = _decoded(members, name, _TEXT)
+    return text if text and text.strip() else None
+
+
+def _preferences(members: Mapping[str, Any]) -> bytes:
+    """The JSON text of an object, which may itself stand in a string."""
+    value = members.get("preferences", b"null").strip()
+    if value == b"null":
+        return b"{}"
+    if value.startswith(b'"'):
+        inner = (_decoded(members, "preferences", _TEXT) or "").encode()
+        try:
+            msgspec.json.decode(inner, type=Raw)
+        except msgspec.MsgspecError:
+            raise Invalid("preferences must be a JSON object") from None
+        return inner.strip()
+    return bytes(value)
+
+
+def _vector(members: Mapping[str, Any]) -> NDArray[np.float32]:
+    value = members.get("embedding_vector")
+    if value is None:
+        raise Invalid("embedding_vector is missing")
+    if isinstance(value, _Vector):
+        if len(value.data) % 4:
+            raise Invalid("embedding_vector is binary, and no whole number of float32")
+        return np.frombuffer(value.data, dtype="<f4").astype(np.float32)
+    numbers = _decoded(members, "embedding_vector", _NUMBERS)
+    with np.errstate(over="ignore"):  # infinite is what the check then finds
+        return np.array(numbers, dtype=np.float64).astype(np.float32)
+
+
+def _time(members: Mapping[str, Any], name: str) -> str | None:
+    value = _decoded(members, name, _TIME)
+    if value is None or value == "":
+        return None
+    try:
+        return read_moment(value)
+    except ValueError as error:
+        raise Invalid(f"{name} {error}") from None
+
+
+def _times(members: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """(created, updated, changed): what is missing is the other one, or now; changed stays None."""
+    created_at, updated_at = _time(members, "created_at"), _time(members, "updated_at")
+    changed_at = updated_at or created_at
+    moment = changed_at or timestamp(now())
+    return created_at or moment, moment, changed_at
+
+
+def _version(members: Mapping[str, Any]) -> int:
+    """Of K9's own rows; older data has none."""
+    return max(1, _decoded(members, "version", _WHOLE) or 1)
+
+
+def _refuse_deleted(members: Mapping[str, Any], mark: str) -> None:
+    if members.get(mark, b"null") != b"null":
+        raise Invalid(f"is deleted ({mark}), and stays so")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def shown(row_id: str) -> str:
+    """An id for a line of text."""
+    return repr(row_id if len(row_id) <= _SHOWN else f"{row_id[:_SHOWN]}…")

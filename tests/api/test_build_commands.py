@@ -1,0 +1,124 @@
+"""`k9 build` and `k9 verify-build` against processes of the API and the worker, over real HTTP."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.api.conftest import Service
+from tests.api.serving import path_of, vector
+from tests.api.test_process import client_at, environ_of, running
+from tests.emulators import free_port
+from tests.worker import processes
+
+_ROOT = Path(__file__).parents[2]
+
+
+@asynccontextmanager
+async def machine(service: Service, tmp_path: Path) -> AsyncIterator[dict[str, str]]:
+    """An API and a worker; the environment of commands that speak to them."""
+    port = free_port()
+    environ = environ_of(
+        service.settings,
+        K9_PORT=str(port),
+        K9_CACHE_DIR=str(tmp_path / "cache"),
+        K9_WORK_DIR=str(tmp_path / "work"),
+        PYTHONPATH=str(_ROOT),
+    )
+    commands = environ | {
+        "K9_URL": f"http://127.0.0.1:{port}",
+        "K9_TOKEN": service.pool.token("operators"),
+        "K9_STACK": "off",
+    }
+    work_dir = {"K9_WORK_DIR": str(tmp_path / "work")}
+    async with (
+        running(environ) as api,
+        client_at(port, service.pool.token()),
+        processes.running(service.settings, **work_dir),
+    ):
+        yield commands
+        api.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(api.wait(), 15) == 0
+
+
+async def k9(environ: dict[str, str], *arguments: str) -> tuple[int, str, str]:
+    """Status, output and errors of a command."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from deploy.cli.main import main; main()",
+        *arguments,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, error = await process.communicate()
+    return process.returncode or 0, out.decode(), error.decode()
+
+
+@pytest.mark.timeout(200)
+async def test_builds_are_followed_and_verified(service: Service, tmp_path: Path) -> None:
+    """A build is watched to its end; its files can be made again; changes and damage are told."""
+    client, model = service.client, "m-commands"
+    entries = [{"product_id": f"p{n}", "vector": vector(n).tolist()} for n in range(40)]
+    await client.post(f"/models/{model}/embeddings:batch", json={"embeddings": entries})
+    async with machine(service, tmp_path) as environ:
+        status, out, error = await k9(environ, "build", model, "--deterministic")
+        assert (status, error) == (0, "")
+        found = re.match(r"build (\w+) published: 40 rows, index exact, recall@10 1.0000", out)
+        assert found
+        status, out, error = await k9(environ, "verify-build", model)
+        assert (status, error) == (0, "")
+        assert "files are equal" in out
+        await client.put(path_of(model, "embeddings", "p7"), json={"vector": vector(77).tolist()})
+        status, out, error = await k9(environ, "verify-build", found[1])
+        assert (status, error) == (2, "")
+        assert "1 rows changed" in out
+        status, _, error = await k9(environ, "verify-build", "nothing")
+        assert (status, error.count("\n")) == (1, 1)
+        assert "neither" in error
+
+
+async def test_events_over_http_end_with_their_client_and_their_process(
+    service: Service, tmp_path: Path
+) -> None:
+    """A client that leaves frees its stream, and a process that stops ends those that are left."""
+    port = free_port()
+    environ = environ_of(
+        service.settings, K9_PORT=str(port), K9_CACHE_DIR=str(tmp_path), K9_EVENT_STREAMS_MAX="1"
+    )
+    await service.client.put(
+        path_of("m-http-events", "embeddings", "a"), json={"vector": vector(1).tolist()}
+    )
+    reply = await service.client.post(path_of("m-http-events", "builds"))
+    path = f"/builds/{reply.json()['build_id']}/events"
+    token = service.pool.token("readers")
+    async with running(environ | dict(os.environ)) as process, client_at(port, token) as client:
+        async with client.stream("GET", path) as stream:
+            lines = stream.aiter_lines()
+            assert await anext(lines) == "event: build"
+            assert json.loads((await anext(lines)).removeprefix("data: "))["status"] == "queued"
+            assert (await client.get(path)).status_code == 503
+        async with asyncio.timeout(10):
+            while True:
+                async with client.stream("GET", path) as stream:
+                    if stream.status_code == 200:
+                        began = time.monotonic()
+                        process.send_signal(signal.SIGTERM)
+                        try:
+                            async for _ in stream.aiter_lines():
+                                pass
+                        except httpx.TransportError:
+                            pytest.fail("the stream was cut off")
+                        break
+        assert time.monotonic() - began < 5
+        assert await asyncio.wait_for(process.wait(), 10) == 0

@@ -1,0 +1,41 @@
+"""The `k9` command as a process of its own, against an emulator."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+from core.settings import Settings
+
+_ROOT = Path(__file__).parents[2]
+_K9 = [sys.executable, "-c", "from deploy.cli.main import main; main()"]
+NO_REDIS = "redis://127.0.0.1:1/0"
+"""Where none listens: the tables are the truth."""
+
+
+async def start_k9(settings: Settings, directory: Path, *arguments: str) -> Process:
+    """A command that has begun, in this directory."""
+    environ = os.environ | {
+        "PYTHONPATH": str(_ROOT),
+        "AWS_ENDPOINT_URL": settings.aws.endpoint_url or "",
+        "K9_ENVIRONMENT": settings.environment,
+        "REDIS_URL": NO_REDIS,
+    }
+    return await asyncio.create_subprocess_exec(
+        *_K9, *arguments, cwd=directory, env=environ, stdout=PIPE, stderr=PIPE
+    )
+
+
+async def run_k9(settings: Settings, directory: Path, *arguments: str) -> tuple[int, str, str]:
+    """Status, standard output and standard error of a command."""
+    process = await start_k9(settings, directory, *arguments)
+    out, error = await process.communicate()
+    return process.returncode or 0, out.decode(), error.decode()
+
+
+async def kill(process: Process) -> None:
+    """Ends a command by SIGKILL, which must find it at work."""
+    process.kill()
+    await process.communicate()
+    assert process.returncode == -9

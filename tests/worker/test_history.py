@@ -1,0 +1,269 @@
+"""Versions over time: what changed, what is kept, what is pinned, and what can be made again."""
+
+import asyncio
+
+import msgspec
+import numpy as np
+import pytest
+
+from core.errors import NotFound, Pinned
+from core.models import Build, BuildParameters, Embedding
+from core.repositories.verifications import Verification, found_in
+from core.resources import Resources, open_resources
+from core.settings import Settings
+from core.versions import version_prefix
+from tests.worker.work import build, store, work
+
+
+def changed(settings: Settings, **building: object) -> Settings:
+    """The settings with others for building."""
+    return msgspec.structs.replace(
+        settings, building=msgspec.structs.replace(settings.building, **building)
+    )
+
+
+async def overwrite(resources: Resources, model_version: str, rows: int, seed: int) -> None:
+    """Gives the first rows other vectors."""
+    vectors = np.random.default_rng(seed).standard_normal((rows, 8)).astype(np.float32)
+    entries = [(f"p{row:05d}", vector) for row, vector in enumerate(vectors)]
+    await resources.ingest.store_batch(model_version, entries)
+
+
+async def stored_builds(resources: Resources, model_version: str) -> set[str]:
+    """`{build_id}/{fence}` of all that S3 has."""
+    prefix = f"indexes/{model_version}/"
+    keys = await resources.objects.list_keys(prefix)
+    return {"/".join(key.removeprefix(prefix).split("/")[:2]) for key in keys}
+
+
+async def rows_of(resources: Resources, model_version: str) -> list[Embedding]:
+    """Every row, tombstones too."""
+    model = await resources.models.get_model(model_version)
+    pages = resources.embeddings.get_embeddings_by_model(model)
+    return [row async for page in pages for row in page]
+
+
+async def test_history_tells_what_changed(resources: Resources, model_version: str) -> None:
+    """Products added and gone, the overlap of neighbours, and who changed most."""
+    await store(resources, model_version, 200)
+    first = await build(resources, model_version)
+    assert first.manifest is not None
+    assert first.manifest["changes"] is None
+    await overwrite(resources, model_version, 1, seed=9)
+    await resources.ingest.store_embedding(
+        model_version, "new", np.arange(8, dtype=np.float32) - 3.5
+    )
+    await resources.ingest.delete_embedding(model_version, "p00100")
+    second = await build(resources, model_version)
+    assert second.manifest is not None
+    found = second.manifest["changes"]
+    assert found["build_id"] == first.build_id
+    assert (found["common"], found["added"], found["removed"]) == (199, 1, 1)
+    assert (found["added_ids"], found["removed_ids"]) == (["new"], ["p00100"])
+    assert found["most_changed"][0]["product_id"] == "p00000"
+    assert 0.9 < found["overlap"] < 1
+    assert second.manifest["stages"]["compare"] >= 0
+
+
+async def test_a_build_that_changes_nearly_all_stops_unless_forced(
+    resources: Resources, model_version: str
+) -> None:
+    """Other vectors for every product are more likely a mistake; the error says what to do."""
+    await store(resources, model_version, 300)
+    first = await build(resources, model_version)
+    await overwrite(resources, model_version, 300, seed=5)
+    stopped = await build(resources, model_version)
+    assert (stopped.status, stopped.fence) == ("failed", 1)
+    assert stopped.error is not None
+    for word in ("0.3", first.build_id, "K9_OVERLAP_MIN", "force"):
+        assert word in stopped.error
+    model = await resources.models.get_model(model_version)
+    assert (model.current_build_id, model.open_build_id) == (first.build_id, None)
+    forced = await build(resources, model_version, BuildParameters(force=True))
+    assert forced.status == "published"
+    assert forced.manifest is not None
+    assert forced.manifest["changes"]["overlap"] < 0.3
+
+
+async def test_a_catalogue_that_grows_needs_no_force(
+    resources: Resources, model_version: str
+) -> None:
+    """Twenty times the products push neighbours aside; nobody's are wrong."""
+    generator = np.random.default_rng(1)
+    vectors = generator.standard_normal((800, 8)).astype(np.float32)
+    entries = [(f"p{row:05d}", vector) for row, vector in enumerate(vectors)]
+    await resources.ingest.store_batch(model_version, entries[:40])
+    await build(resources, model_version)
+    await resources.ingest.store_batch(model_version, entries)
+    grown = await build(resources, model_version)
+    assert (grown.status, grown.error) == ("published", None)
+
+
+async def test_a_version_that_is_lost_stops_no_build(
+    resources: Resources, model_version: str
+) -> None:
+    """With all of S3 gone a build makes the same files again, under the same checksums."""
+    await store(resources, model_version, 120)
+    parameters = BuildParameters(deterministic=True)
+    first = await build(resources, model_version, parameters)
+    keys = await resources.objects.list_keys(f"indexes/{model_version}/")
+    await resources.objects.delete(keys)
+    second = await build(resources, model_version, parameters)
+    assert second.status == "published"
+    assert first.manifest is not None
+    assert second.manifest is not None
+    assert second.manifest["changes"] is None
+    assert second.manifest["files"] == first.manifest["files"]
+
+
+async def test_cost_is_told(resources: Resources, model_version: str) -> None:
+    """Units from bytes, requests to S3, processor time and memory; the same in S3's manifest."""
+    await store(resources, model_version, 500)
+    ended = await build(resources, model_version)
+    assert ended.manifest is not None
+    cost = ended.manifest["cost"]
+    size = 500 * (6 + 8 * 4)
+    assert cost["rows_read"] == 500
+    assert size < cost["read_bytes"] < 10 * size
+    assert cost["read_units"] == np.ceil(cost["read_bytes"] / 4096) / 2
+    assert cost["write_units"] >= 10
+    assert cost["s3_requests"] == len(ended.manifest["files"]) + 1
+    assert cost["processor_s"] > 0
+    assert cost["peak_memory_bytes"] > 20_000_000
+    prefix = version_prefix(model_version, ended.build_id, ended.fence)
+    kept = msgspec.json.decode(await resources.objects.get_bytes(prefix + "manifest.json", 1 << 20))
+    assert kept == ended.manifest
+
+
+async def test_the_last_versions_are_kept_and_the_current_one(
+    settings: Settings, model_version: str
+) -> None:
+    """Older ones go, with what lost claims left behind; a promoted one stays as long as it is."""
+    async with open_resources(changed(settings, versions_kept=2, version_grace_s=0)) as resources:
+        await store(resources, model_version, 20)
+        builds = [await build(resources, model_version) for _ in range(2)]
+        lost = version_prefix(model_version, builds[1].build_id, 7) + "ids"
+        await resources.objects.put(lost, b"left behind")
+        builds.append(await build(resources, model_version))
+        names = [f"{b.build_id}/1" for b in builds]
+        assert await stored_builds(resources, model_version) == set(names[1:])
+        gone = await resources.builds.get_build(builds[0].build_id)
+        assert gone.removed_at is not None
+        assert gone.manifest == builds[0].manifest
+        builds.append(await build(resources, model_version))
+        await resources.promotions.promote(model_version, builds[2].build_id)
+    async with open_resources(changed(settings, versions_kept=1, version_grace_s=0)) as resources:
+        await resources.retention.apply(model_version)
+        names = [f"{b.build_id}/1" for b in builds]
+        assert await stored_builds(resources, model_version) == set(names[2:])
+
+
+async def test_a_version_is_retired_before_it_goes(settings: Settings, model_version: str) -> None:
+    """Within its grace time it can still be loaded, and promoted, which takes it back."""
+    async with open_resources(changed(settings, versions_kept=1, version_grace_s=0.8)) as resources:
+        await store(resources, model_version, 20)
+        first = await build(resources, model_version)
+        await build(resources, model_version)
+        assert (await resources.builds.get_build(first.build_id)).retired_at is not None
+        assert f"{first.build_id}/1" in await stored_builds(resources, model_version)
+        await resources.promotions.promote(model_version, first.build_id)
+        await asyncio.sleep(0.9)
+        assert (await resources.retention.apply(model_version)).removed == 0
+        last = await build(resources, model_version)
+        await asyncio.sleep(0.9)
+        assert (await resources.retention.apply(model_version)).removed >= 1
+        assert await stored_builds(resources, model_version) == {f"{last.build_id}/1"}
+
+
+async def test_tombstones_go_once_no_version_needs_them(
+    settings: Settings, model_version: str
+) -> None:
+    """One stays as long as a kept version was built before it; a row written again stays too."""
+    quick = changed(settings, versions_kept=2, version_grace_s=0, watermark_lag_s=0.001)
+    async with open_resources(quick) as resources:
+        await store(resources, model_version, 30)
+        await build(resources, model_version)
+        await resources.ingest.delete_embedding(model_version, "p00003")
+        await resources.ingest.delete_embedding(model_version, "p00004")
+        await build(resources, model_version)
+        assert sum(row.deleted_at is not None for row in await rows_of(resources, model_version))
+        await resources.ingest.store_embedding(
+            model_version, "p00004", np.ones(8, dtype=np.float32)
+        )
+        await build(resources, model_version)
+        rows = {row.product_id: row for row in await rows_of(resources, model_version)}
+        assert "p00003" not in rows
+        assert rows["p00004"].deleted_at is None
+        assert len(rows) == 29
+
+
+async def test_an_automatic_build_leaves_a_promoted_one(
+    resources: Resources, model_version: str
+) -> None:
+    """It is refused while one is pinned, and one under way ends as failed and says why."""
+    await store(resources, model_version, 20)
+    first = await build(resources, model_version)
+    await build(resources, model_version)
+    asked = await resources.build_requests.request(model_version, BuildParameters(), automatic=True)
+    await resources.promotions.promote(model_version, first.build_id)
+    await work(resources.settings)
+    ended = await resources.builds.get_build(asked.build_id)
+    assert ended.status == "failed"
+    assert "pinned" in (ended.error or "")
+    with pytest.raises(Pinned):
+        await resources.build_requests.request(model_version, BuildParameters(), automatic=True)
+    model = await resources.models.get_model(model_version)
+    assert (model.current_build_id, model.pinned) == (first.build_id, True)
+    theirs = await build(resources, model_version)
+    model = await resources.models.get_model(model_version)
+    assert (model.current_build_id, model.pinned) == (theirs.build_id, False)
+
+
+async def verified(resources: Resources, published: Build) -> tuple[Build, Verification | None]:
+    """A verification of a build, at its end."""
+    opened = await resources.verifications.open(published)
+    await resources.queue.enqueue(opened.build_id, opened.fence)
+    await work(resources.settings)
+    ended = await resources.builds.get_build(opened.build_id)
+    return ended, found_in(ended)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+async def test_a_build_can_be_made_again(
+    resources: Resources,
+    model_version: str,
+    deterministic: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """The same rows give the same checksums; changed rows are told apart from a difference."""
+    await store(resources, model_version, 100)
+    parameters = BuildParameters(deterministic=deterministic)
+    published = await build(resources, model_version, parameters)
+    ended, found = await verified(resources, published)
+    assert (ended.status, ended.error) == ("verified", None)
+    assert found is not None
+    assert published.manifest is not None
+    assert set(found.compared) == set(published.manifest["files"])
+    assert (found.differences, found.rows_changed) == ((), 0)
+    await overwrite(resources, model_version, 3, seed=2)
+    await resources.ingest.delete_embedding(model_version, "p00050")
+    _, found = await verified(resources, published)
+    assert found is not None
+    assert found.rows_changed == 4
+    assert "vectors.npy" in {difference.name for difference in found.differences}
+    model = await resources.models.get_model(model_version)
+    assert (model.current_build_id, model.open_build_id) == (published.build_id, None)
+    history, _ = await resources.builds.list_builds(model_version, limit=10)
+    assert [entry.build_id for entry in history] == [published.build_id]
+
+
+async def test_a_build_that_is_gone_cannot_be_verified(
+    resources: Resources, model_version: str
+) -> None:
+    """The verification fails and says so; it is tried no further."""
+    await store(resources, model_version, 5)
+    published = await build(resources, model_version)
+    ended, found = await verified(resources, msgspec.structs.replace(published, build_id="nothing"))
+    assert (ended.status, found) == ("failed", None)
+    assert "nothing" in (ended.error or "")
+    with pytest.raises(NotFound):
+        await resources.builds.cancel(ended.build_id)

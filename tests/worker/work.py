@@ -1,0 +1,39 @@
+"""Rows to build from, and a worker in this process that works until its queue is empty."""
+
+import numpy as np
+
+from core.models import Build, BuildParameters
+from core.resources import Resources
+from core.settings import Settings
+from worker.main import create_worker
+
+
+async def store(
+    resources: Resources, model_version: str, rows: int, dimension: int = 8
+) -> dict[str, np.ndarray]:
+    """Stores random rows; gives them by product id."""
+    generator = np.random.default_rng(rows)
+    vectors = generator.standard_normal((rows, dimension)).astype(np.float32)
+    catalogue = {f"p{row:05d}": vector for row, vector in enumerate(vectors)}
+    entries = list(catalogue.items())
+    for start in range(0, rows, 1000):
+        await resources.ingest.store_batch(model_version, entries[start : start + 1000])
+    return catalogue
+
+
+async def work(settings: Settings) -> None:
+    """Runs a worker until its queue is empty."""
+    worker = create_worker(settings, burst=True, reconcile=False)
+    try:
+        await worker.async_run()
+    finally:
+        await worker.close()
+
+
+async def build(
+    resources: Resources, model_version: str, parameters: BuildParameters | None = None
+) -> Build:
+    """Requests a build, has it worked on, and gives its end."""
+    asked = await resources.build_requests.request(model_version, parameters or BuildParameters())
+    await work(resources.settings)
+    return await resources.builds.get_build(asked.build_id)

@@ -1,0 +1,64 @@
+"""What a build costs in DynamoDB's units, from the bytes that it reads and writes.
+
+A unit reads 4 KB, or 8 KB where the read may be a moment old, as those of an index are; a unit
+writes 1 KB, in the table and again in each index; a transaction takes two units in the table.
+"""
+
+import math
+from typing import Any, Final
+
+import msgspec
+
+from core.models import Build, Embedding
+from core.repositories.build_rows import open_row, row_bytes
+from worker.building.child import ChildResult
+
+_ROW_OVERHEAD_BYTES: Final = 160
+"""Attribute names, times, dimension and shard of an embedding, beside its id and vector."""
+_READ_UNIT_BYTES: Final = 4096
+_WRITE_UNIT_BYTES: Final = 1024
+_BUILD_INDEXES: Final = 2
+_TRANSACTION: Final = 2
+"""Units of a write within one, for each that it has alone."""
+_MODEL_UNITS: Final = _TRANSACTION * 1
+
+
+class Costs:
+    """Adds up one try at a build."""
+
+    def __init__(self, build: Build) -> None:
+        self._row_bytes = row_bytes(open_row(build))
+        self._writes = 1
+        """The claim."""
+        self._pulled_bytes = 0
+        self.rows = 0
+
+    def wrote(self) -> None:
+        """A heartbeat was written."""
+        self._writes += 1
+
+    def pulled(self, page: list[Embedding]) -> None:
+        """A page of the pull was read."""
+        self.rows += len(page)
+        self._pulled_bytes += sum(
+            len(row.product_id) + len(row.vector or b"") + _ROW_OVERHEAD_BYTES for row in page
+        )
+
+    def summed(self, child: ChildResult, s3_requests: int, manifest: Any) -> dict[str, float]:
+        """For the manifest; the transaction that publishes it is counted in."""
+        beat = _units(self._row_bytes) * (1 + _BUILD_INDEXES)
+        with_manifest = _units(self._row_bytes + len(msgspec.json.encode(manifest)))
+        published = with_manifest * (_TRANSACTION + 1) + _units(self._row_bytes)
+        return {
+            "rows_read": self.rows,
+            "read_bytes": self._pulled_bytes,
+            "read_units": math.ceil(self._pulled_bytes / _READ_UNIT_BYTES) / 2,
+            "write_units": self._writes * beat + published + _MODEL_UNITS,
+            "s3_requests": s3_requests,
+            "processor_s": round(child.processor_s, 3),
+            "peak_memory_bytes": child.peak_bytes,
+        }
+
+
+def _units(size: int) -> int:
+    return math.ceil(size / _WRITE_UNIT_BYTES)
