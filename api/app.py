@@ -167,8 +167,6 @@ async def _say_allowed(message: Message, scope: Scope) -> None:
     }
     if not methods:
         return  # a method that no route has: the router did not look which path it was
-    if "GET" in methods:
-        methods.add("HEAD")
     allow = (b"allow", ", ".join(sorted(methods)).encode())
     message["headers"] = [*(pair for pair in message["headers"] if pair[0] != b"allow"), allow]
 

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from api.schemas import Neighbor
 from api.serving.loaded import LoadedIndex
 from core.models import Embedding
-from core.vectors.arrays import Floats, check_rows, prepare, squared_norms
+from core.vectors.arrays import (
+    Floats,
+    Ints,
+    check_rows,
+    prepare,
+    prepare_one,
+    scores,
+    squared_norms,
+)
 from core.vectors.parameters import IndexInfo, Layout
 from core.vectors.search import Exclusion, Searcher
 
@@ -25,6 +33,8 @@ HIDDEN: Final = -2
 GONE: Final = -3
 """The same, and the index never had it."""
 _CHUNK_ROWS: Final = 256
+_FEW_ROWS: Final = 64
+"""Up to here each row is scored as it is: a scan by float32 products saves nothing."""
 _ENTRY_BYTES: Final = 400
 """Of one id with its time and its place in a dict, about."""
 
@@ -90,27 +100,52 @@ class Delta:
         if without:
             slots = np.array(without, dtype=np.int64)
             excluded = excluded.plus(slots) if excluded else searcher.exclusion(slots)
+        if len(vectors) == 1:
+            return [self._nearest(vectors[0], None, k, excluded, min_score)]
+        many, final = searcher.search(np.stack(vectors), k + 1, excluded=excluded)
+        counts = np.count_nonzero(many >= 0, axis=1).tolist()
+        return [
+            self._nearest(vector, (near[:count], top[:count]), k, excluded, min_score)
+            for vector, near, top, count in zip(vectors, many, final, counts, strict=True)
+        ]
+
+    def _nearest(
+        self,
+        vector: Floats,
+        found: tuple[Ints, Floats] | None,
+        k: int,
+        excluded: Exclusion | None,
+        min_score: float | None,
+    ) -> list[Neighbor]:
+        """The best k of one vector; `found` are its best k + 1 slots and scores, where known."""
+        searcher = self._searcher
+        if searcher is None:
+            return []
+        if found is None and searcher.n <= _FEW_ROWS:
+            query = prepare_one(vector, searcher.metric)
+            top = scores(query, searcher.rows, searcher.metric)
+            if excluded is not None:
+                excluded.blank(top)
+            near = np.flatnonzero(top != -np.inf)
+            near = near[np.argsort(-top[near])]
+            return self._named(near, top[near], min_score)[:k]
         # One more than asked for tells whether rows of equal score are cut apart at k.
-        many, scores = searcher.search(np.stack(vectors), k + 1, excluded=excluded)
-        result = []
-        for vector, slots, found in zip(vectors, many, scores, strict=True):
-            want = k + 1
-            near, top = slots[slots >= 0], found[slots >= 0]
-            while near.shape[0] == want and top[-1] == top[k - 1]:
-                want *= 2
-                near, top = searcher.search_one(vector, want, excluded=excluded)
-            count = (
-                near.shape[0]
-                if min_score is None
-                else np.count_nonzero(top >= np.float64(min_score))
-            )
-            hits = [
-                Neighbor(self._ids[slot], score)
-                for slot, score in zip(near[:count].tolist(), top[:count].tolist(), strict=True)
-            ]
-            hits.sort(key=_order)
-            result.append(hits[:k])
-        return result
+        want = k + 1
+        near, top = found or searcher.search_one(vector, want, excluded=excluded)
+        while near.shape[0] == want and top[-1] == top[k - 1]:
+            want *= 2
+            near, top = searcher.search_one(vector, want, excluded=excluded)
+        return self._named(near, top, min_score)[:k]
+
+    def _named(self, near: Ints, top: Floats, min_score: float | None) -> list[Neighbor]:
+        """Hits of slots (any,) in descending order of their scores; ties by product id."""
+        if min_score is not None:
+            near = near[: np.count_nonzero(top >= np.float64(min_score))]
+        ids = self._ids
+        pairs = zip(near.tolist(), top.tolist(), strict=False)
+        hits = [Neighbor(ids[slot], score) for slot, score in pairs]
+        hits.sort(key=_order)
+        return hits
 
 
 class Buffer:

@@ -25,7 +25,7 @@ _CARRY_IDS: Final = 500
 _POLL_GAP_S: Final = 0.1
 """Between two looks at the shards, however many are asked for."""
 _BACKOFF_FIRST_S: Final = 0.5
-_BACKOFF_MAX_S: Final = 30.0
+_BACKOFF_MAX_S: Final = 10.0
 _BUILD_AGAIN_FIRST_S: Final = 60.0
 _BUILD_AGAIN_MAX_S: Final = 3600.0
 _CLOCKS_S: Final = 2.0

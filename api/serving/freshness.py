@@ -10,12 +10,16 @@ from api import telemetry as metrics
 from api.serving.catalogue import Catalogue
 from api.serving.follower import Follower
 from api.serving.loaded import LoadedIndex
+from core import telemetry
 from core.models import Model
 from core.resources import Resources
 from core.watermarks import Watermark
 
 _SPREAD_S: Final = 1.0
 """Once hints are heard again, all processes look at their shards, within this time."""
+_AGAIN_S: Final = 5.0
+
+_log = telemetry.logger(__name__)
 
 
 class Freshness:
@@ -50,6 +54,14 @@ class Freshness:
 
     async def run(self) -> None:
         """Passes hints on until cancelled."""
+        while True:
+            try:
+                await self._pass_on()
+            except Exception as error:  # noqa: BLE001 - a mistake of ours must not end the hearing
+                _log.error("hearing hints broke", exc_info=error)
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _pass_on(self) -> None:
         async for hint in self._resources.hints.follow():
             if hint is None:
                 metrics.HINTS_BEGUN.inc()

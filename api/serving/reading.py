@@ -93,8 +93,8 @@ class Reading:
         backoff_s = _BACKOFF_FIRST_S
         while True:
             await self._wake.wait()
-            if not self._urgent and len(self._waiting) < _ROUND_IDS:
-                await asyncio.sleep(self._gather_s)
+            if len(self._waiting) < _ROUND_IDS:
+                await self._unless_asked(self._gather_s)
             taken = self._take()
             try:
                 rows = await self._read(list(taken))
@@ -118,10 +118,14 @@ class Reading:
     async def _rest(self, seconds: float) -> None:
         """Waits after a failure; after a short while no longer than nobody waits for an answer."""
         await asyncio.sleep(_BACKOFF_FIRST_S)
+        await self._unless_asked(seconds - _BACKOFF_FIRST_S)
+
+    async def _unless_asked(self, seconds: float) -> None:
+        """Waits, but not while somebody waits for an answer."""
         self._asked.clear()
         if not self._urgent:
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds - _BACKOFF_FIRST_S):
+                async with asyncio.timeout(seconds):
                     await self._asked.wait()
 
     def _take(self) -> dict[str, list[_Ask]]:

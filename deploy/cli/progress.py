@@ -40,12 +40,13 @@ class _Amount(ProgressColumn):
     """`12.3k/100k`, and how many a second."""
 
     def render(self, task: Task) -> Text:
+        if (task.total or task.completed) <= 1:  # done or not: there is nothing to count
+            return Text()
         unit = "B" if task.fields.get("bytes") else ""
         total = "" if task.total is None else f"/{_short(task.total)}{unit}"
         speed = task.finished_speed or task.speed
         rate = "" if not speed else f"  {_short(speed)}{unit}/s"
-        shown = f"{_short(task.completed)}{total}{rate}" if task.completed or task.total else ""
-        return Text(shown, style="progress.data.speed")
+        return Text(f"{_short(task.completed)}{total}{rate}", style="progress.data.speed")
 
 
 class BuildDisplay:

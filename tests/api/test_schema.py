@@ -28,10 +28,10 @@ async def test_the_service_does_what_the_document_says(
 async def test_allow_names_every_method_of_a_path(client: httpx.AsyncClient) -> None:
     """In the answer to OPTIONS, and in a 405."""
     for path, methods in {
-        "/reports": "GET, HEAD, OPTIONS, POST",
-        "/users/me": "DELETE, GET, HEAD, OPTIONS, PATCH",
+        "/reports": {"GET", "OPTIONS", "POST"},
+        "/users/me": {"DELETE", "GET", "OPTIONS", "PATCH"},
     }.items():
-        asked = await client.options(path)
-        assert (asked.status_code, asked.headers["allow"]) == (204, methods)
-        refused = await client.put(path)
-        assert (refused.status_code, refused.headers["allow"]) == (405, methods)
+        for method, status in (("OPTIONS", 204), ("PUT", 405)):
+            reply = await client.request(method, path)
+            assert reply.status_code == status
+            assert set(reply.headers["allow"].split(", ")) == methods

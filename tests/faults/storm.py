@@ -118,8 +118,8 @@ class Storm:
             await self.resources.ingest.store_batch(name, rows)
         return names
 
-    async def request(self, names: list[str], builds: int) -> None:
-        """Requests builds, each of a model that has none open, until there were so many."""
+    async def request(self, names: list[str], builds: int, over_s: float) -> None:
+        """Requests so many builds, of models that have none open, spread over a time."""
         while len(self.requested) < builds:
             name = self.random.choice(names)
             try:
@@ -128,7 +128,7 @@ class Storm:
                 self.injected["request refused"] += 1
                 continue
             self.requested[build.build_id] = name
-            await asyncio.sleep(self.random.uniform(0, 0.02))
+            await asyncio.sleep(self.random.uniform(0, 2 * over_s / builds))
 
     async def kill(self, kills: int, every_s: float) -> None:
         """Kills something at random moments, so many times."""
@@ -266,10 +266,12 @@ async def run(builds: int, models: int, kills: int, seed: int, every_s: float) -
     async with site(seed) as (storm, url, token):
         names = await storm.fill(models)
         searching = asyncio.create_task(storm.search(names, url, token))
-        began = time.monotonic()
         try:
+            await storm.request(names, 1, over_s=0)
+            await storm.settle(timeout_s=120)  # the workers are up, and have something to lose
+            began = time.monotonic()
             async with asyncio.TaskGroup() as group:
-                group.create_task(storm.request(names, builds))
+                group.create_task(storm.request(names, builds, over_s=kills * every_s))
                 group.create_task(storm.kill(kills, every_s))
             ended = await storm.settle(timeout_s=600)
         finally:

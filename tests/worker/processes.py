@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -38,22 +38,36 @@ def environ_of(settings: Settings, **more: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def running(settings: Settings, **more: str) -> AsyncIterator[Process]:
-    """A worker process, which is killed if it is still there at the end."""
+    """A worker process that has started, and is killed if it is still there at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "worker",
         env=environ_of(settings, **more),
         stdout=DEVNULL,
-        stderr=None if os.environ.get("K9_TEST_LOGS") else DEVNULL,
+        stderr=PIPE,
     )
+    started = asyncio.Event()
+    reading = asyncio.create_task(_read(process, started))
     try:
+        async with asyncio.timeout(60):
+            await started.wait()
         yield process
     finally:
+        reading.cancel()
         if process.returncode is None:
             process.send_signal(signal.SIGCONT)
             process.kill()
         await process.wait()
+
+
+async def _read(process: Process, started: asyncio.Event) -> None:
+    assert process.stderr is not None
+    while line := await process.stderr.readline():
+        if b"worker started" in line:
+            started.set()
+        if os.environ.get("K9_TEST_LOGS"):
+            sys.stdout.write(line.decode())
 
 
 async def until(
@@ -80,3 +94,9 @@ def children_of(work_dir: Path) -> list[int]:
             if b"worker.building.child" in command and bytes(work_dir) in command:
                 found.append(int(entry.name))
     return found
+
+
+def parent_of(pid: int) -> int:
+    """The process that started another."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return int(fields[1])

@@ -1,6 +1,8 @@
 """Versions over time: what changed, what is kept, what is pinned, and what can be made again."""
 
 import asyncio
+import re
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -13,6 +15,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import version_prefix
 from tests.worker.work import build, store, work
+from worker.building.child import ChildJob
 
 
 def changed(settings: Settings, **building: object) -> Settings:
@@ -114,6 +117,24 @@ async def test_a_version_that_is_lost_stops_no_build(
     assert second.manifest is not None
     assert second.manifest["changes"] is None
     assert second.manifest["files"] == first.manifest["files"]
+
+
+async def test_a_build_below_its_recall_is_not_published(
+    resources: Resources, model_version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error tells recall and target and what to change; the build before it stays current."""
+    await store(resources, model_version, 400)
+    first = await build(resources, model_version)
+    graph = partial(ChildJob, family="hnsw_flat")  # so small a set would be searched exactly
+    monkeypatch.setattr("worker.building.making.ChildJob", graph)
+    ended = await build(resources, model_version, BuildParameters(target_recall=1.0))
+    assert (ended.status, ended.fence, ended.manifest) == ("failed", 1, None)
+    assert re.search(r"recall@10 that can be promised is 0\.9\d+ ", ended.error or "")
+    for word in ("the target of 1.0", "lower target_recall", "K9_INDEX_BYTES_MAX"):
+        assert word in (ended.error or "")
+    model = await resources.models.get_model(model_version)
+    assert (model.current_build_id, model.open_build_id) == (first.build_id, None)
+    assert await stored_builds(resources, model_version) == {f"{first.build_id}/1"}
 
 
 async def test_cost_is_told(resources: Resources, model_version: str) -> None:

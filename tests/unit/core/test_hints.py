@@ -107,7 +107,7 @@ async def test_a_broken_connection_is_made_anew_and_told(valkey: str) -> None:
     """Hints may have been missed then, so the listener hears of it."""
     settings = _settings(valkey)
     async with open_hints(settings) as hints, _heard(hints) as queue:
-        await hints._redis.execute_command("CLIENT", "KILL", "TYPE", "PUBSUB")  # noqa: SLF001
+        await hints._redis.client_kill_filter(_type="pubsub")  # noqa: SLF001
         assert await _next(queue) is None
         hints.changed("m", ["after"])
         hint = await _next(queue)
