@@ -4,10 +4,17 @@ import os
 from collections.abc import Iterator
 
 import msgspec
+import hypothesis
 import pytest
 
 from core.settings import Settings
 from tests.emulators import CREDENTIALS, create_tables, running, running_valkey, settings_for
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile(
+    "k9", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("k9")
 
 # Tests never see the credentials, profiles or addresses of whoever runs them.
 # K9_OPERATIONS alone is for the tests: how long those that act at random go on.

@@ -31,14 +31,13 @@ BINARY: Final[Schema] = {
     "description": "float32 little-endian",
 }
 _WATERMARK_TEXT: Final[Schema] = {
-    "minLength": 1,
     "maxLength": TOKEN_CHARACTERS_MAX,
-    "pattern": "^[A-Za-z0-9_-]+$",
+    "pattern": "^[A-Za-z0-9_-]*$",
 }
 _WATERMARK: Final[Schema] = {
     "description": "Opaque; send it as `min_watermark` of a search that must reflect this write.",
     "required": True,
-    "schema": {"type": "string", **_WATERMARK_TEXT},
+    "schema": {"type": "string", "minLength": 1, **_WATERMARK_TEXT},
 }
 
 
@@ -201,7 +200,7 @@ def _search(limits: Limits, vector: Schema) -> Schema:
             "min_watermark": {
                 "type": ["string", "null"],
                 **_WATERMARK_TEXT,
-                "description": "The `X-Watermark` of a write that the answer must reflect.",
+                "description": "The `X-Watermark` of a write that the answer must reflect; empty: none.",
             },
         },
         description="Exactly one of `vector`, `product_id` and `vectors`.",

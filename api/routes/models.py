@@ -13,7 +13,8 @@ from api.context import Context
 from api.idempotency import Once, once
 from api.pages import Paging
 from api.paths import unescape
-from api.problems import Reply
+from api.problems import Reply, invalid
+from api.routes.builds import BUILD_ID_CHARACTERS_MAX
 from api.schemas import (
     CurrentBuild,
     LoadedVersion,
@@ -91,6 +92,8 @@ class ModelController(Controller):
             body = _body.decode(await call.body(), msgpack=call.msgpack_in)
             name = unescape(model_version)
             validate_model_version(name)
+            if not 1 <= len(body.build_id) <= BUILD_ID_CHARACTERS_MAX:
+                raise invalid("build_id", f"takes 1 to {BUILD_ID_CHARACTERS_MAX} characters")
             promotions = call.context.resources.promotions
             build, model = await promotions.promotable(name, body.build_id)
             versions = call.context.resources.versions

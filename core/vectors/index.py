@@ -4,6 +4,7 @@ By counts, bytes and measured recall, never by time: the same rows get the same 
 machine. Recall is measured on rows held out of the index, which are added last.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -189,8 +190,14 @@ def _advice(plans: list[Plan], nearest: float, target: float, limits: IndexLimit
             f"{target}: raise K9_INDEX_BYTES_MAX, or lower target_recall"
         )
     tried = ", ".join(planned.family for planned in plans)
+    promised = math.floor(nearest * 10_000) / 10_000  # rounded up it might not be below the target
+    if nearest >= target:
+        return (
+            f"the recall@{RECALL_AT} of {promised:.4f} ({tried}) that was measured is too close to "
+            f"the target of {target} to promise it to other queries: lower target_recall"
+        )
     return (
-        f"the best recall@{RECALL_AT} that can be promised is {nearest:.4f} ({tried}), "
+        f"the best recall@{RECALL_AT} that can be promised is {promised:.4f} ({tried}), "
         f"below the target of {target}: lower target_recall, or raise K9_INDEX_BYTES_MAX"
     )
 

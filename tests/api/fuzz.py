@@ -18,6 +18,7 @@ CASES_MIN = 10_000
 
 
 @pytest.mark.timeout(7200)
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 async def test_ten_thousand_requests(api_settings: Settings, pool: Pool, tmp_path: Path) -> None:
     """Every route: no server error, no undocumented answer, and half of the cases succeed."""
     seed = int(os.environ.get("FUZZ_SEED", "1"))

@@ -31,6 +31,7 @@ DIMENSION: Final = 3
 _FILL: Final = (0.5, -0.25)
 _K_OF_MANY: Final = 30
 _KEY_MAX: Final = 200
+_INT_MAX: Final = 2**63 - 1
 
 
 def _as_text(data: bytes) -> str:
@@ -72,6 +73,8 @@ def _with_bytes(value: Any, name: str = "") -> Any:
         return [_with_bytes(item, name) for item in value]
     if isinstance(value, str) and name in {"vector", "vectors"}:
         return value.encode("latin-1", "replace")
+    if isinstance(value, int) and not -_INT_MAX <= value <= _INT_MAX:
+        return float(value)  # msgpack has no larger whole numbers
     return value
 
 

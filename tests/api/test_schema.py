@@ -16,6 +16,7 @@ SPARE = 12
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 async def test_the_service_does_what_the_document_says(
     api_settings: Settings, pool: Pool, tmp_path: Path
 ) -> None:
