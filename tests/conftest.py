@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator
 
-import msgspec
 import hypothesis
+import msgspec
 import pytest
 
 from core.settings import Settings
