@@ -200,7 +200,7 @@ def _search(limits: Limits, vector: Schema) -> Schema:
             "min_watermark": {
                 "type": ["string", "null"],
                 **_WATERMARK_TEXT,
-                "description": "The `X-Watermark` of a write that the answer must reflect; empty: none.",
+                "description": "The `X-Watermark` of a write to reflect; an empty one is none.",
             },
         },
         description="Exactly one of `vector`, `product_id` and `vectors`.",

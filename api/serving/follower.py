@@ -17,7 +17,7 @@ from api.serving.view import View
 from core import telemetry
 from core.errors import Conflict, K9Error, NotFound
 from core.hints import Hint
-from core.models import BuildParameters, Model, now, parse_timestamp, timestamp
+from core.models import Model, now, parse_timestamp, timestamp
 from core.resources import Resources
 from core.watermarks import Watermark
 
@@ -305,7 +305,7 @@ class Follower:
             model = await self._resources.models.get_model(self.name)
             if model.pinned or model.open_build_id is not None:
                 return
-            build = await self._resources.build_requests.request(self.name, BuildParameters())
+            build = await self._resources.build_requests.request_again(self.name)
         except (Conflict, NotFound) as error:
             _log.info("no build requested", model_version=self.name, reason=str(error))
         except K9Error as error:

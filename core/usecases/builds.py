@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from core.errors import BuildConflict, EmptyModel, FieldError, Invalid
 from core.models import Build, BuildParameters
 from core.queue import BuildQueue
@@ -63,6 +65,23 @@ class BuildRequests:
             )
         await self._queue.enqueue(build.build_id, build.fence)
         return build
+
+    async def request_again(self, model_version: str) -> Build:
+        """An automatic build, with what the current one was asked for.
+
+        Raises:
+            NotFound: there is no such model version.
+            EmptyModel: it has no embedding.
+            BuildConflict: a build with other parameters is open.
+            Pinned: the current build is pinned.
+        """
+        model = await self._models.get_model(model_version)
+        parameters = BuildParameters()
+        if model.current_build_id is not None:
+            current = await self._builds.get_build(model.current_build_id)
+            # To replace whatever there is was asked for once, not for ever.
+            parameters = msgspec.structs.replace(current.parameters, force=False)
+        return await self.request(model_version, parameters, automatic=True)
 
 
 def validate_parameters(parameters: BuildParameters) -> None:

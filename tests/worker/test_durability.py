@@ -5,6 +5,7 @@ import signal
 import sys
 import tempfile
 import time
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,15 +79,22 @@ def is_heavy(build: Build) -> bool:
     return build.progress.stage in {"matrix", "files"}
 
 
+async def owner_of(
+    resources: Resources, build_id: str, settings: Settings, *workers: Process
+) -> Process:
+    """The worker whose child is at work on a build."""
+    await until(resources, build_id, is_heavy)
+    (child,) = children_of(settings.building.work_dir)
+    return next(worker for worker in workers if worker.pid == parent_of(child))
+
+
 async def test_a_killed_workers_build_runs_again_and_is_published_once(
     resources: Resources, model_version: str, settings: Settings
 ) -> None:
     """After SIGKILL another worker has it within the lease and 10 s; what was left is swept."""
     async with running(settings) as first, running(settings) as second:
         build_id = await requested(resources, model_version, slow=True)
-        await until(resources, build_id, is_heavy)
-        (child,) = children_of(settings.building.work_dir)
-        owner = next(each for each in (first, second) if each.pid == parent_of(child))
+        owner = await owner_of(resources, build_id, settings, first, second)
         owner.kill()
         killed = time.monotonic()
         taken = await until(resources, build_id, lambda build: build.fence == 2)
@@ -102,16 +110,15 @@ async def test_a_stalled_worker_cannot_publish(
     resources: Resources, model_version: str, settings: Settings
 ) -> None:
     """One that slept through its lease wakes to find its build another's, and changes nothing."""
-    async with running(settings) as first:
+    async with running(settings) as first, running(settings) as second:
         build_id = await requested(resources, model_version, slow=True)
-        await until(resources, build_id, is_heavy)
-        first.send_signal(signal.SIGSTOP)
-        async with running(settings):
-            ended = await until(resources, build_id, has_ended)
-            assert ended.fence == 2
-            first.send_signal(signal.SIGCONT)
-            await asyncio.sleep(2)
-            assert first.returncode is None
+        owner = await owner_of(resources, build_id, settings, first, second)
+        owner.send_signal(signal.SIGSTOP)
+        ended = await until(resources, build_id, has_ended)
+        assert ended.fence == 2
+        owner.send_signal(signal.SIGCONT)
+        await asyncio.sleep(2)
+        assert owner.returncode is None
     assert await published_once(resources, model_version, build_id) == ended
 
 
@@ -119,15 +126,15 @@ async def test_a_stopped_worker_gives_its_build_back(
     resources: Resources, model_version: str, settings: Settings
 ) -> None:
     """After SIGTERM another worker takes it at once, and it counts as no failure."""
-    async with running(settings, K9_LEASE_S="60") as first:
+    long = {"K9_LEASE_S": "60"}
+    async with running(settings, **long) as first, running(settings, **long) as second:
         build_id = await requested(resources, model_version, slow=True)
-        await until(resources, build_id, is_heavy)
-        async with running(settings, K9_LEASE_S="60"):
-            first.terminate()
-            assert await asyncio.wait_for(first.wait(), 20) == 0
-            taken = await until(resources, build_id, lambda b: b.fence == 2, seconds=20)
-            assert (taken.faults, taken.unreturned) == (0, 1)
-            await until(resources, build_id, has_ended)
+        owner = await owner_of(resources, build_id, settings, first, second)
+        owner.terminate()
+        assert await asyncio.wait_for(owner.wait(), 20) == 0
+        taken = await until(resources, build_id, lambda build: build.fence == 2, seconds=20)
+        assert (taken.faults, taken.unreturned) == (0, 1)
+        await until(resources, build_id, has_ended)
     await published_once(resources, model_version, build_id)
 
 

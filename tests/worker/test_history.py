@@ -177,6 +177,35 @@ async def test_the_last_versions_are_kept_and_the_current_one(
         assert await stored_builds(resources, model_version) == set(names[2:])
 
 
+async def test_what_no_try_will_publish_goes_and_no_more(
+    resources: Resources, model_version: str
+) -> None:
+    """Of a failed build all goes, of one under way what lost claims left; unknown ones stay."""
+    await store(resources, model_version, 5)
+
+    async def leave(build_id: str, fence: int) -> str:
+        await resources.objects.put(version_prefix(model_version, build_id, fence) + "ids", b"x")
+        return f"{build_id}/{fence}"
+
+    opened = await resources.builds.open_build(model_version, BuildParameters())
+    failed = await resources.builds.claim(opened.build_id, 0)
+    await leave(failed.build_id, 1)
+    await resources.builds.end(failed, "failed", "on purpose")
+    opened = await resources.builds.open_build(model_version, BuildParameters())
+    for fence in (0, 1):
+        await leave(opened.build_id, fence + 1)
+        await resources.builds.claim(opened.build_id, fence, lease_s=0.001)
+        await asyncio.sleep(0.01)
+    unknown = await leave("of-another-table", 1)
+    kept = await resources.retention.apply(model_version)
+    assert (kept.removed, kept.retired, kept.watermark) == (0, False, None)
+    stays = {f"{opened.build_id}/2", unknown}
+    assert await stored_builds(resources, model_version) == stays
+    await resources.builds.cancel(opened.build_id)
+    await resources.retention.apply(model_version)
+    assert await stored_builds(resources, model_version) == {unknown}
+
+
 async def test_a_version_is_retired_before_it_goes(settings: Settings, model_version: str) -> None:
     """Within its grace time it can still be loaded, and promoted, which takes it back."""
     async with open_resources(changed(settings, versions_kept=1, version_grace_s=0.8)) as resources:
@@ -222,15 +251,16 @@ async def test_an_automatic_build_leaves_a_promoted_one(
     """It is refused while one is pinned, and one under way ends as failed and says why."""
     await store(resources, model_version, 20)
     first = await build(resources, model_version)
-    await build(resources, model_version)
-    asked = await resources.build_requests.request(model_version, BuildParameters(), automatic=True)
+    await build(resources, model_version, BuildParameters(matrix_k=4, force=True))
+    asked = await resources.build_requests.request_again(model_version)
+    assert (asked.automatic, asked.parameters) == (True, BuildParameters(matrix_k=4))
     await resources.promotions.promote(model_version, first.build_id)
     await work(resources.settings)
     ended = await resources.builds.get_build(asked.build_id)
     assert ended.status == "failed"
     assert "pinned" in (ended.error or "")
     with pytest.raises(Pinned):
-        await resources.build_requests.request(model_version, BuildParameters(), automatic=True)
+        await resources.build_requests.request_again(model_version)
     model = await resources.models.get_model(model_version)
     assert (model.current_build_id, model.pinned) == (first.build_id, True)
     theirs = await build(resources, model_version)
