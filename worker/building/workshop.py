@@ -8,6 +8,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 from core import telemetry
@@ -18,6 +19,8 @@ from worker.background import Background
 from worker.building.making import CACHE
 from worker.building.pipeline import BuildRun, claim_build
 from worker.building.tidying import tidy
+
+_HALF_REMOVED_S = 60.0
 
 _log = telemetry.logger(__name__)
 
@@ -93,6 +96,13 @@ class Workshop:
         )
 
 
+def _age_s(directory: Path) -> float:
+    try:
+        return time.time() - directory.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def sweep(work_dir: Path) -> int:
     """Removes what builds of killed workers left on this disk; how many directories that were."""
     swept = 0
@@ -101,8 +111,12 @@ def sweep(work_dir: Path) -> int:
             continue
         try:
             handle = os.open(directory / LEASE, os.O_RDONLY)
-        except OSError:
-            continue  # another worker has just made it, or just removed it
+        except FileNotFoundError:
+            # Just made, or half removed by a worker that died over it.
+            if _age_s(directory) > _HALF_REMOVED_S:
+                shutil.rmtree(directory, ignore_errors=True)
+                swept += 1
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
