@@ -2,10 +2,8 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -16,6 +14,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
 from core import files
+from core.counting import count_one
 from core.dynamo.client import client_config, new_session, open_client, unreachable
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.settings import Settings
@@ -40,27 +39,6 @@ _CONFLICT: Final = "ConditionalRequestConflict"
 
 class _BrokenOff(Exception):
     """The body of a reply ended too early."""
-
-
-@dataclass(slots=True)
-class Counted:
-    """Requests made for one purpose."""
-
-    requests: int = 0
-
-
-_COUNTED: ContextVar[Counted | None] = ContextVar("counted", default=None)
-
-
-@contextmanager
-def counted() -> Iterator[Counted]:
-    """Counts the requests that this task makes, and the tasks that it starts, in the block."""
-    count = Counted()
-    token = _COUNTED.set(count)
-    try:
-        yield count
-    finally:
-        _COUNTED.reset(token)
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -332,9 +310,7 @@ class Objects:
 
     def _count(self) -> None:
         self.requests += 1
-        count = _COUNTED.get()
-        if count is not None:
-            count.requests += 1
+        count_one()
 
     async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
         self._count()

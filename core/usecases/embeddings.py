@@ -113,7 +113,7 @@ class Ingest:
             if completed is None:
                 done = await self._embeddings.store_embedding(model, product_id, data)
             else:
-                done = await self._embeddings.store_embedding_with(
+                done = await self._embeddings.keyed.store_embedding(
                     model, product_id, data, lambda made, new: completed(_stored(made, created=new))
                 )
         telemetry.ROWS_WRITTEN.inc()
@@ -151,7 +151,7 @@ class Ingest:
             if noting is None:
                 unprocessed = await self._embeddings.store_batch(model, packed)
             else:
-                unprocessed = await self._embeddings.store_batch_with(
+                unprocessed = await self._embeddings.keyed.store_batch(
                     model, packed, noting.note, noting.noted
                 )
         telemetry.ROWS_WRITTEN.inc(len(rows) - len(unprocessed))
@@ -180,7 +180,7 @@ class Ingest:
             if completed is None:
                 tombstone = await self._embeddings.delete_embedding(model, product_id)
             else:
-                tombstone = await self._embeddings.delete_embedding_with(
+                tombstone = await self._embeddings.keyed.delete_embedding(
                     model,
                     product_id,
                     lambda made: completed(Watermark(made.updated_at, product_id)),

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from core import telemetry
+from core.counting import counted
 from core.errors import BuildFailed, K9Error, LeaseLost, Pinned, Unavailable
 from core.models import Build, Progress, Stage
-from core.objects import counted
 from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
