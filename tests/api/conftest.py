@@ -13,8 +13,11 @@ from core.resources import Resources, open_resources
 from core.settings import Auth, Http, Serving, Settings
 from tests.api.pool import CLIENT_ID, Pool, running_pool
 from tests.api.serving import IDS, build_here, client_of, eventually, path_of, started, vector
+from tests.api.shop import shop
 from tests.emulators import create_tables, settings_for
 
+__all__ = ["shop"]
+"""A fixture, by being named here."""
 MODEL = "m-1"
 ROWS = 60
 

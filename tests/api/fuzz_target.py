@@ -12,7 +12,8 @@ import httpx
 import msgspec
 
 from core.settings import Settings
-from tests.api.fuzzing import DIMENSION, Known
+from tests.api.fuzz_msgpack import DIMENSION
+from tests.api.fuzzing import Known
 from tests.api.pool import Pool
 from tests.api.serving import IDS, vector
 from tests.api.test_process import client_at, environ_of

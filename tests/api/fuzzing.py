@@ -10,10 +10,7 @@ from random import Random
 from typing import Any, Final
 from uuid import uuid4
 
-import msgspec
-import numpy as np
 import schemathesis
-from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
 from schemathesis.core.failures import Failure
 from schemathesis.core.transport import Response
@@ -22,60 +19,14 @@ from schemathesis.generation.case import Case
 
 from api.reference.operations import operations
 from core.settings import Settings
+from tests.api.fuzz_msgpack import DIMENSION
 from tests.api.fuzz_waivers import ACCEPTABLE, reason_for
 
 _REAL: Final = 0.9
 """How many of the ids in paths are of something that is there."""
-DIMENSION: Final = 3
-"""Of the model version that the document's examples name, so that its vectors fit."""
 _FILL: Final = (0.5, -0.25)
 _K_OF_MANY: Final = 30
 _KEY_MAX: Final = 200
-_INT_MAX: Final = 2**63 - 1
-
-
-def _as_text(data: bytes) -> str:
-    """Bytes as text that `_to_msgpack` turns back: schemathesis' own binary it cannot validate."""
-    return data.decode("latin-1")
-
-
-_numbers: Final = st.lists(
-    st.floats(-10, 10, width=32), min_size=DIMENSION, max_size=DIMENSION
-).filter(any)
-_packed: Final = _numbers.map(lambda numbers: np.array(numbers, dtype="<f4").tobytes())
-schemathesis.openapi.format("binary", st.one_of(_packed, _packed, st.binary()).map(_as_text))
-
-
-@schemathesis.serializer("application/msgpack")
-def _to_msgpack(_context: Any, value: Any) -> bytes:
-    return msgspec.msgpack.encode(_with_bytes(value))
-
-
-@schemathesis.deserializer("application/msgpack")
-def _of_msgpack(_context: Any, response: Response) -> Any:
-    return _with_text(msgspec.msgpack.decode(response.content))
-
-
-def _with_text(value: Any) -> Any:
-    """The same, bytes as text: what `format: binary` is to a validator."""
-    if isinstance(value, dict):
-        return {name: _with_text(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_with_text(item) for item in value]
-    return _as_text(value) if isinstance(value, bytes) else value
-
-
-def _with_bytes(value: Any, name: str = "") -> Any:
-    """The same, the texts in the place of vectors as bytes."""
-    if isinstance(value, dict):
-        return {name: _with_bytes(item, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_with_bytes(item, name) for item in value]
-    if isinstance(value, str) and name in {"vector", "vectors"}:
-        return value.encode("latin-1", "replace")
-    if isinstance(value, int) and not -_INT_MAX <= value <= _INT_MAX:
-        return float(value)  # msgpack has no larger whole numbers
-    return value
 
 
 @dataclass(frozen=True)
