@@ -50,6 +50,11 @@ class Storm:
         self.nearest: dict[str, list[tuple[str, float]]] = {}
         """Model version → the neighbours of its product `-p3`, and their cosines."""
 
+    @property
+    def killed(self) -> int:
+        """SIGKILLs so far."""
+        return sum(self.injected[way] for way in _WAYS)
+
     async def fill(self, models: int) -> list[str]:
         """Stores the rows of every model."""
         names = [f"storm-{number:03d}" for number in range(models)]
@@ -63,21 +68,21 @@ class Storm:
             self.nearest[name] = [(f"{name}-p{i}", float(scores[i])) for i in order]
         return names
 
-    async def request(self, names: list[str], builds: int, over_s: float) -> None:
-        """Requests so many builds, of models that have none open, spread over a time."""
-        while len(self.requested) < builds:
+    async def request(self, names: list[str], builds: int, over_s: float, kills: int = 0) -> None:
+        """Requests so many builds, spread over a time, and more while there is killing to do."""
+        while len(self.requested) < builds or self.killed < kills:
             name = self.random.choice(names)
             try:
                 build = await self.resources.build_requests.request(name, BuildParameters())
             except (BuildConflict, EmptyModel, Unavailable):
                 self.injected["request refused"] += 1
-                continue
-            self.requested[build.build_id] = name
+            else:
+                self.requested[build.build_id] = name
             await asyncio.sleep(self.random.uniform(0, 2 * over_s / builds))
 
     async def kill(self, kills: int, every_s: float) -> None:
         """Kills something at random moments, so many times."""
-        while sum(self.injected[way] for way in _WAYS) < kills:
+        while self.killed < kills:
             await asyncio.sleep(self.random.uniform(0, 2 * every_s))
             way = self.random.choices(list(_WAYS), weights=list(_WAYS.values()))[0]
             kind, _, number = way.partition("-")
@@ -107,9 +112,9 @@ class Storm:
         """Prints how far it is, for as long as it is let."""
         while True:
             await asyncio.sleep(every_s)
-            killed = sum(self.injected[way] for way in _WAYS)
             served = self.answers["200"]
-            print(f"{len(self.requested)} requested, {killed} killed, {served} answers", flush=True)
+            requested = len(self.requested)
+            print(f"{requested} requested, {self.killed} killed, {served} answers", flush=True)
 
     def _check(self, name: str, status: int, answer: Any) -> None:
         self.answers[str(status)] += 1
@@ -199,7 +204,7 @@ async def run(builds: int, models: int, kills: int, seed: int, every_s: float) -
             await storm.settle(timeout_s=120)  # the workers are up, and have something to lose
             began = time.monotonic()
             async with asyncio.TaskGroup() as group:
-                group.create_task(storm.request(names, builds, over_s=kills * every_s))
+                group.create_task(storm.request(names, builds, kills * every_s, kills))
                 group.create_task(storm.kill(kills, every_s))
             ended = await storm.settle(timeout_s=600)
         finally:
