@@ -35,6 +35,8 @@ from core.dynamo.cursors import Cursors
 from core.queue import redis_settings
 from core.resources import Resources, open_resources
 from core.settings import Settings
+from core.stalls import watched_loop
+from core.telemetry import metrics_server
 from core.vectors.families import set_threads
 
 CONTROLLERS: Final[Sequence[type[Controller]]] = (
@@ -124,6 +126,7 @@ async def _open_context(
     settings: Settings, given: Resources | None, keys: KeyStore | None, health: Health
 ) -> AsyncIterator[Context]:
     async with AsyncExitStack() as stack:
+        stack.enter_context(watched_loop(settings.loop_probe_s, settings.loop_stall_s))
         resources = (
             await stack.enter_async_context(open_resources(settings)) if given is None else given
         )
@@ -140,7 +143,7 @@ async def _open_context(
         refresher = Refresher(resources, catalogue, health, freshness)
         await stack.enter_async_context(following(refresher))
         metrics.IN_FLIGHT.set_function(lambda: admission.requests)
-        stack.enter_context(metrics.metrics_server(settings.http.host, settings.http.metrics_port))
+        stack.enter_context(metrics_server(settings.http.host, settings.http.metrics_port))
         yield Context(
             settings=settings,
             resources=resources,

@@ -15,6 +15,9 @@ from core.usecases.embeddings import Noting
 
 KEY_CHARACTERS_MAX: Final = 255
 _SERVER_ERRORS: Final = 500
+_FREE_S: Final = 0.5
+_FREEING: Final[set[asyncio.Task[None]]] = set()
+"""Held until they are done: the loop itself does not hold its tasks."""
 
 _log = telemetry.logger(__name__)
 
@@ -60,12 +63,21 @@ class Once:
                 await self.records.finish(self.claim, _kept(reply))
 
     async def abandon(self) -> None:
-        """Gives the key free: what failed here is not kept."""
+        """Gives the key free: what failed here is not kept.
+
+        The answer waits for that a short while only: what failed may be DynamoDB itself.
+        """
         if self.claim is not None:
-            try:
-                await self.records.abandon(self.claim)
-            except K9Error as error:  # its lease ends by itself
-                _log.warning("idempotency key not freed", error=str(error))
+            freeing = asyncio.create_task(self._free(self.claim))
+            _FREEING.add(freeing)
+            freeing.add_done_callback(_FREEING.discard)
+            await asyncio.wait({freeing}, timeout=_FREE_S)
+
+    async def _free(self, claim: Claim) -> None:
+        try:
+            await self.records.abandon(claim)
+        except K9Error as error:  # its lease ends by itself
+            _log.warning("idempotency key not freed", error=str(error))
 
 
 async def once(call: Call, act: Callable[[Once], Awaitable[Reply]]) -> Reply:

@@ -28,6 +28,8 @@ _RSA_BITS_MIN: Final = 2048
 _RSA_BITS_MAX: Final = 8192
 """A huge key makes each verification slow."""
 _FETCH_TIMEOUT_S: Final = 5.0
+_PATIENCE_S: Final = 1.5
+"""How long a request waits for a fetch; the fetch itself goes on."""
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_MAX_S: Final = 60.0
 _FILE: Final = "auth-keys.json"
@@ -100,6 +102,8 @@ class KeyStore:
         self._keys: dict[str, RSAPublicKey] = {}
         self._fetched_at = 0.0
         self._fetching: asyncio.Task[bool] | None = None
+        self._away = False
+        """The last fetch brought nothing, or the one under way is late."""
         self._asked_at = float("-inf")
         self.generation = 0
         """Grows when a key is withdrawn: what was verified by it has to be verified again."""
@@ -109,20 +113,26 @@ class KeyStore:
         """The key of that id; None when the pool has none.
 
         Raises:
-            Unavailable: there are no keys at all, so nothing can be said of any token.
+            Unavailable: there are no keys at all, or this one may have come since they were
+                fetched and the pool does not answer: nothing can be said of the token.
         """
         key = self._current().get(kid)
         if key is not None:
             return key
-        if self._fetching is not None:
-            await self._fetch()
-        elif self._monotonic() - self._asked_at >= self._settings.auth_unknown_key_fetch_s:
-            self._asked_at = self._monotonic()
-            await self._fetch()
+        due = self._monotonic() - self._asked_at >= self._settings.auth_unknown_key_fetch_s
+        if self._fetching is not None or due:
+            if self._fetching is None:
+                self._asked_at = self._monotonic()
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self._fetch()
+            except TimeoutError:
+                self._away = True
         keys = self._current()
-        if not keys:
+        key = keys.get(kid)
+        if key is None and (not keys or self._away):
             raise Unavailable("the token keys cannot be fetched", retry_after_s=5)
-        return keys.get(kid)
+        return key
 
     async def refresh(self) -> None:
         """Keeps the keys fresh, until cancelled; what fails is tried again with backoff."""
@@ -171,9 +181,11 @@ class KeyStore:
         try:
             jwks = await self._read()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
+            self._away = True
             self._health.failing("cognito", type(error).__name__)
             _log.warning("token keys not fetched", error=type(error).__name__)
             return False
+        self._away = False
         self._health.ok("cognito")
         self._take(jwks, self._clock())
         kept = msgspec.json.encode(_Kept(self._url, self._fetched_at, jwks.keys))

@@ -137,7 +137,9 @@ class IndexUsed(msgspec.Struct, frozen=True):
     watermark: str
     """RFC 3339, UTC: every change made before it is in the index."""
     fresh: int | None
-    """Rows changed since that were searched too; null where changes are not applied."""
+    """Rows changed since that were searched too, or null where not all of them are: they are too
+    many, or were not looked for yet, or not for a while. What was deleted stays hidden, as far as
+    it was read."""
 
 
 class Found(_Answer):
@@ -357,3 +359,5 @@ class Readiness(_Answer):
     dependencies: dict[str, DependencyItem]
     loaded: dict[str, str]
     """Model version → build in memory."""
+    troubles: dict[str, str]
+    """Model version → why its current build is not in use; an earlier one may answer."""

@@ -1,12 +1,9 @@
 """Metrics of the HTTP side. Labels are route templates, never ids."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
-
-from core import telemetry
+from prometheus_client import Counter, Gauge, Histogram
 
 REQUESTS: Final = Counter("k9_http_requests_total", "Answers.", ["method", "route", "status"])
 SECONDS: Final = Histogram(
@@ -42,7 +39,6 @@ HINTS_BEGUN: Final = Counter(
 )
 
 UNMATCHED: Final = "unmatched"
-_log = telemetry.logger(__name__)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -63,29 +59,6 @@ class Meter:
                 self._known[key] = known
         known[0].inc()
         known[1].observe(seconds)
-
-
-@contextmanager
-def metrics_server(host: str, port: int) -> Iterator[None]:
-    """Serves `/metrics` on a port of its own until the end of the block.
-
-    A port that is taken is a warning: metrics are not worth refusing requests for.
-    """
-    if port == 0:
-        yield
-        return
-    try:
-        server, thread = start_http_server(port, host)
-    except OSError as error:
-        _log.warning("no metrics", port=port, error=str(error))
-        yield
-        return
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def forget_fresh(model_version: str) -> None:

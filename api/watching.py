@@ -15,6 +15,7 @@ import msgspec
 from litestar.types import Receive, Scope, Send
 
 from api.schemas import BuildItem
+from core import telemetry
 from core.errors import NotFound, Overloaded, Unavailable
 from core.models import Build
 from core.repositories.builds import BuildRepository
@@ -23,6 +24,8 @@ from core.settings import Http
 EVENT_STREAM: Final = "text/event-stream"
 _RETRY_AFTER_S: Final = 5
 _KEEP_ALIVE: Final = b": the build goes on\n\n"
+
+_log = telemetry.logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -129,29 +132,42 @@ class Watches:
         if watched is None:
             watched = _Watched(build.build_id, self._text(build), over=not build.open)
             self._watched[build.build_id] = watched
+        else:
+            self._take(watched, build)
+        if watched.looking is None or (watched.looking.done() and not watched.over):
             watched.looking = asyncio.create_task(self._look(watched))
         watched.listeners += 1
         return watched
+
+    def _take(self, watched: _Watched, build: Build) -> None:
+        """Tells the listeners of a state that was read, unless they know it, or know the end."""
+        text = self._text(build)
+        if not watched.over and (text != watched.text or not build.open):
+            watched.tell(text, over=not build.open)
 
     def _text(self, build: Build) -> bytes:
         return b"event: build\ndata: " + msgspec.json.encode(self._shown(build)) + b"\n\n"
 
     async def _look(self, watched: _Watched) -> None:
+        broken = False
         while not watched.over:
             await asyncio.sleep(self._http.event_poll_s)
             if self._stopping():
                 watched.tell(watched.text, over=True)
                 return
             try:
-                build = await self._builds.get_build(watched.build_id)
+                self._take(watched, await self._builds.get_build(watched.build_id))
             except Unavailable:
                 continue  # comments go on, and so will the events
             except NotFound:
                 watched.tell(watched.text, over=True)
                 return
-            text = self._text(build)
-            if text != watched.text or not build.open:
-                watched.tell(text, over=not build.open)
+            except Exception:  # noqa: BLE001 - others listen, and the next look may be better
+                if not broken:
+                    _log.exception("a build cannot be looked at", build_id=watched.build_id)
+                broken = True
+            else:
+                broken = False
 
     async def _wait(
         self, changed: asyncio.Event, gone: "asyncio.Task[None]", wait_s: float

@@ -120,6 +120,10 @@ class Unavailable(K9Error):
         self.retry_after_s = retry_after_s
 
 
+class Busy(Unavailable):
+    """A dependency is there, and had no room for this just now."""
+
+
 class Overloaded(Unavailable):
     """This process has more work than it can finish."""
 
@@ -172,6 +176,11 @@ class NumberOutOfRange(K9Error):
 
 class Corrupt(K9Error):
     """Stored bytes are not what they should be: a wrong checksum, size, or layout."""
+
+    def __init__(self, detail: str, file: str | None = None) -> None:
+        super().__init__(detail)
+        self.file = file
+        """Which file of an index version it is; None where it is none, or not known."""
 
 
 # --- builds -------------------------------------------------------------------------------------

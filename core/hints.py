@@ -53,10 +53,13 @@ _FAILURES: Final = (RedisError, OSError, TimeoutError)
 class Hints:
     """Leaves hints, and follows those of all processes of the environment."""
 
-    def __init__(self, redis: Redis, channel: str, timeout_s: float) -> None:
+    def __init__(
+        self, redis: Redis, channel: str, *, timeout_s: float, product_id_bytes_max: int
+    ) -> None:
         self._redis = redis
         self._channel = channel
         self._timeout_s = timeout_s
+        self._bytes_max = product_id_bytes_max
         self._waiting: dict[str, dict[str, None]] = {}
         self._count = 0
         self._sending: asyncio.Task[None] | None = None
@@ -91,7 +94,7 @@ class Hints:
                 _heed_cancellation()
                 async for hint in _listen(pubsub):
                     backoff_s = _BACKOFF_FIRST_S
-                    yield hint
+                    yield hint and self._sound(hint)
             except _FAILURES as error:
                 wait_s = random.uniform(backoff_s / 2, backoff_s)  # noqa: S311 - jitter
                 _log.warning("hints not heard", error=type(error).__name__, again_in_s=wait_s)
@@ -99,6 +102,17 @@ class Hints:
             finally:
                 await _closed(pubsub)
             await asyncio.sleep(wait_s)
+
+    def _sound(self, hint: Hint) -> Hint:
+        """The hint without ids that no product has: DynamoDB refuses to look for some of them."""
+        ids = tuple(
+            product_id
+            for product_id in hint.product_ids[:IDS_MAX]
+            if 0 < len(product_id.encode()) <= self._bytes_max
+        )
+        if len(ids) < len(hint.product_ids):
+            telemetry.HINTS_LOST.labels("not understood").inc(len(hint.product_ids) - len(ids))
+        return Hint(hint.model_version, ids, hint.sent_ms)
 
     async def aclose(self) -> None:
         """Sends what waits, for a short time."""
@@ -141,7 +155,7 @@ async def _listen(pubsub: Any) -> AsyncIterator[Hint | None]:
         elif message["type"] == "message":
             try:
                 hint = _DECODER.decode(message["data"])
-            except (msgspec.DecodeError, RecursionError):
+            except (ValueError, RecursionError):  # msgspec's errors, and bytes that are no text
                 telemetry.HINTS_LOST.labels("not understood").inc()
             else:
                 yield hint
@@ -173,7 +187,12 @@ async def open_hints(settings: Settings) -> AsyncIterator[Hints]:
         **tls,
     )
     # The version is that of the message: old processes leave new hints alone.
-    hints = Hints(redis, f"k9:{settings.environment}:changes:v1", settings.hint_timeout_s)
+    hints = Hints(
+        redis,
+        f"k9:{settings.environment}:changes:v1",
+        timeout_s=settings.hint_timeout_s,
+        product_id_bytes_max=settings.limits.product_id_bytes_max,
+    )
     try:
         yield hints
     finally:

@@ -72,9 +72,10 @@ def redis_settings(settings: Settings) -> RedisSettings:
 class BuildQueue:
     """Tells the workers of what waits."""
 
-    def __init__(self, redis: ArqRedis, timeout_s: float) -> None:
+    def __init__(self, redis: ArqRedis, *, hint_timeout_s: float, ping_timeout_s: float) -> None:
         self.redis = redis
-        self._timeout_s = timeout_s
+        self._hint_timeout_s = hint_timeout_s
+        self._ping_timeout_s = ping_timeout_s
 
     async def enqueue(self, build_id: str, fence: int) -> bool:
         """Hints that a build waits. False when Redis did not take it: the reconciler will.
@@ -94,7 +95,7 @@ class BuildQueue:
 
     async def _hint(self, job: str, payload: msgspec.Struct, job_id: str) -> bool:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._hint_timeout_s):
                 await self.redis.enqueue_job(job, payload, _job_id=job_id, _queue_name=QUEUE)
         except (RedisError, OSError, TimeoutError) as error:
             telemetry.ENQUEUE_FAILED.inc()
@@ -105,7 +106,7 @@ class BuildQueue:
     async def ping(self) -> bool:
         """Whether Redis answers in time."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._ping_timeout_s):
                 return bool(await self.redis.ping())
         except (RedisError, OSError, TimeoutError):
             return False
@@ -132,6 +133,10 @@ async def open_queue(settings: Settings) -> AsyncIterator[BuildQueue]:
         default_queue_name=QUEUE,
     )
     try:
-        yield BuildQueue(redis, settings.redis_timeout_s)
+        yield BuildQueue(
+            redis,
+            hint_timeout_s=settings.hint_timeout_s,
+            ping_timeout_s=settings.redis_timeout_s,
+        )
     finally:
         await redis.aclose()

@@ -54,6 +54,9 @@ class Aws(msgspec.Struct, frozen=True):
     """Over all tries of one DynamoDB call, where a caller waits for its answer."""
     patient_deadline_s: _Seconds = 60.0
     """The same where nobody waits: in workers and imports, which read and write in bulk."""
+    waits_out_throttling: bool = False
+    """Whether a call that DynamoDB turns away is sent again, with backoff, until its deadline;
+    otherwise botocore's tries are all it has."""
     object_deadline_s: _Seconds = 60.0
     """Over one S3 request, a part of a multipart transfer at the most."""
 
@@ -176,6 +179,8 @@ class Building(msgspec.Struct, frozen=True):
     jobs_max: _Positive = 2
     """Builds one worker runs side by side."""
     reconcile_s: _Seconds = 5.0
+    worker_metrics_port: _Port = 3003
+    """On the same `host` as the API's; 0 opens none."""
     work_dir: Path = Path(".k9/work")
     index_bytes_max: _Positive = 4 * 1024**3
     """Memory that one index may take: over it the next smaller family is chosen."""
@@ -212,7 +217,7 @@ class Serving(msgspec.Struct, frozen=True):
     delta_rows_soft: _Positive = 5000
     """Rows changed since a build from which on the next one is requested."""
     delta_rows_hard: _Positive = 20_000
-    """Rows changed since a build from which on changes are not applied until the next one."""
+    """Rows changed since a build from which on only deletions are applied until the next one."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -231,11 +236,15 @@ class Settings(msgspec.Struct, frozen=True):
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_timeout_s: _Seconds = 2.0
     hint_timeout_s: _Seconds = 0.5
-    """For one hint that rows changed; no write waits for it."""
+    """For one hint: that rows changed, for which no write waits, or that a build was opened."""
     cursor_keys: tuple[str, ...] = ()
     """AES-256 keys in base64 that seal cursors: the first seals, all of them open."""
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
     log_json: bool = True
+    loop_probe_s: _Seconds = 0.05
+    """How often the event loop is looked at: a stall shows as its length less up to so much."""
+    loop_stall_s: _Seconds = 0.5
+    """An event loop that is later than this is a warning in the log."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -252,7 +261,10 @@ class Settings(msgspec.Struct, frozen=True):
         """These settings for a process in which nobody waits for one call to be answered."""
         patience_s = self.aws.patient_deadline_s
         aws = msgspec.structs.replace(
-            self.aws, deadline_s=patience_s, read_timeout_s=patience_s / self.aws.attempts_max
+            self.aws,
+            deadline_s=patience_s,
+            read_timeout_s=patience_s / self.aws.attempts_max,
+            waits_out_throttling=True,
         )
         return msgspec.structs.replace(self, aws=aws)
 

@@ -2,9 +2,11 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 _QUIET = ("aiobotocore", "botocore", "urllib3", "asyncio")
 
@@ -50,12 +52,38 @@ def logger(name: str) -> structlog.stdlib.BoundLogger:
     return bound
 
 
+@contextmanager
+def metrics_server(host: str, port: int) -> Iterator[None]:
+    """Serves `/metrics` on a port of its own until the end of the block; none where it is 0.
+
+    A port that is taken is a warning: metrics are not worth refusing work for.
+    """
+    if port == 0:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, host)
+    except OSError as error:
+        logger(__name__).warning("no metrics", port=port, error=str(error))
+        yield
+        return
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 BUILDS_ENDED = Counter("k9_builds_ended_total", "Builds that ended, by how.", ["status"])
 BUILD_SECONDS = Histogram(
     "k9_build_stage_seconds",
     "Seconds a stage of a build took.",
     ["stage"],
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600),
+)
+BUILDS_UNREADABLE = Counter(
+    "k9_build_rows_unreadable_total", "Rows of the builds table passed over as unreadable."
 )
 ROWS_WRITTEN = Counter("k9_embeddings_written_total", "Embeddings stored, tombstones included.")
 ROWS_UNPROCESSED = Counter(
@@ -72,3 +100,11 @@ HINTS_LOST = Counter(
 )
 RECONCILED = Counter("k9_builds_reconciled_total", "Open builds that were enqueued again.")
 LOADED_ROWS = Gauge("k9_loaded_rows", "Rows of the version in memory.", ["model_version"])
+LOOP_DELAY = Histogram(
+    "k9_event_loop_delay_seconds",
+    "How late the event loop came to a callback that was due.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+LOOP_DELAY_LONGEST = Gauge(
+    "k9_event_loop_delay_longest_seconds", "The longest such delay of the last 15 seconds."
+)

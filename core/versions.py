@@ -11,15 +11,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+import msgspec
 
 from core import telemetry
 from core.errors import Corrupt, NotFound
 from core.models import Model
 from core.objects import Objects
-from core.vectors.manifest import MANIFEST, Manifest, decode_manifest
+from core.vectors.manifest import MANIFEST, FileInfo, Manifest, decode_manifest
 from core.vectors.version import mapped_files, verify_files
 
 _ABANDONED_S = 3600.0
@@ -43,11 +45,16 @@ class VersionStore:
         objects: Objects,
         cache_dir: Path,
         names: Callable[[Manifest], tuple[str, ...]] = mapped_files,
+        spares: int = 1,
     ) -> None:
-        """A store whose local copies have the files that `names` tells of a version."""
+        """A store whose local copies have the files that `names` tells of a version.
+
+        Beside the current version of a model version so many earlier ones stay on the disk.
+        """
         self._objects = objects
         self._cache_dir = cache_dir
         self._names = names
+        self._spares = spares
 
     async def upload(
         self,
@@ -95,25 +102,57 @@ class VersionStore:
             NotFound: it is not in S3.
             Unavailable: S3 did not answer in time.
         """
-        if model.current_build_id is None:
-            raise ValueError("the model version has no current build")
+        return await self.cached(model) or await self.download(model)
+
+    async def cached(self, model: Model) -> tuple[Path, Manifest] | None:
+        """The local copy of the current build; None where there is none that holds.
+
+        One that does not hold is removed.
+        """
         directory = self.directory(model)
-        if directory.exists():
-            try:
-                return directory, await asyncio.to_thread(_verified, directory, self._names)
-            except (Corrupt, OSError) as error:
-                telemetry.VERSIONS_REFUSED.labels("cache").inc()
-                _log.warning("cached version refused", path=directory.name, reason=str(error))
-                await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        if not directory.exists():
+            return None
+        try:
+            return directory, await asyncio.to_thread(self._verified, directory, model)
+        except (Corrupt, OSError) as error:
+            _refused(model, "cache", error)
+            await asyncio.to_thread(_remove, directory)
+            return None
+
+    async def download(self, model: Model) -> tuple[Path, Manifest]:
+        """A new local copy of the current build.
+
+        Raises:
+            Corrupt: the version in S3 is not what its manifest says.
+            NotFound: it is not in S3.
+            Unavailable: S3 did not answer in time.
+        """
+        directory = self.directory(model)
         try:
             return directory, await self._download(model, directory)
         except Corrupt as error:
-            telemetry.VERSIONS_REFUSED.labels("s3").inc()
-            _log.error("version refused", path=directory.name, reason=str(error))
+            _refused(model, "s3", error)
             raise
+
+    async def spare(self, model: Model) -> tuple[Model, Path, Manifest] | None:
+        """The latest other version on this disk that holds, and the model as it was with it.
+
+        It is of the same data, but may be of a build that is not kept any more.
+        """
+        for directory in await asyncio.to_thread(_others, self.directory(model)):
+            build_id, _, fence = directory.name.rpartition(".")
+            then = msgspec.structs.replace(
+                model, current_build_id=build_id, current_fence=int(fence)
+            )
+            found = await self.cached(then)
+            if found is not None and found[1].epoch == model.epoch:
+                return then, *found
+        return None
 
     def directory(self, model: Model) -> Path:
         """Where the current build's copy is, or will be."""
+        if model.current_build_id is None:
+            raise ValueError("the model version has no current build")
         name = f"{model.current_build_id}.{model.current_fence}"
         return self._cache_dir / "versions" / model.model_version / name
 
@@ -124,34 +163,25 @@ class VersionStore:
         return await self._objects.presign(prefix + name, expires_s)
 
     async def prune(self, model: Model) -> None:
-        """Removes cached versions of a model version, but the current one and what is leased."""
-        current = self.directory(model)
-        await asyncio.to_thread(_prune, current)
+        """Removes cached versions but the current one, the spare ones, and what is leased."""
+        await asyncio.to_thread(_prune, self.directory(model), self._spares)
 
     async def _download(self, model: Model, directory: Path) -> Manifest:
         prefix = version_prefix(
             model.model_version, model.current_build_id or "", model.current_fence
         )
-        raw = await self._objects.get_bytes(prefix + MANIFEST, _MANIFEST_BYTES_MAX)
-        manifest = decode_manifest(raw)
-        if (manifest.model_version, manifest.build_id) != (
-            model.model_version,
-            model.current_build_id,
-        ):
-            raise Corrupt(f"the manifest under {prefix} is another version's")
+        try:
+            raw = await self._objects.get_bytes(prefix + MANIFEST, _MANIFEST_BYTES_MAX)
+        except Corrupt as error:
+            raise Corrupt(str(error), MANIFEST) from error
+        manifest = _manifest_of(model, raw)
         incoming = directory.with_name(f".{directory.name}.{uuid4().hex}")
         incoming.mkdir(parents=True)
         try:
             async with asyncio.TaskGroup() as group:
                 for name in self._names(manifest):
-                    entry = manifest.files[name]
                     group.create_task(
-                        self._objects.get_to_file(
-                            prefix + name,
-                            incoming / name,
-                            sha256_hex=entry.sha256,
-                            size=entry.bytes,
-                        )
+                        self._fetch(prefix + name, incoming / name, manifest.files[name])
                     )
             (incoming / MANIFEST).write_bytes(raw)
             _settle(incoming, directory)
@@ -160,6 +190,17 @@ class VersionStore:
         finally:
             await asyncio.to_thread(shutil.rmtree, incoming, ignore_errors=True)
         return manifest
+
+    def _verified(self, directory: Path, model: Model) -> Manifest:
+        manifest = _manifest_of(model, (directory / MANIFEST).read_bytes())
+        verify_files(directory, manifest, self._names(manifest))
+        return manifest
+
+    async def _fetch(self, key: str, path: Path, entry: FileInfo) -> None:
+        try:
+            await self._objects.get_to_file(key, path, sha256_hex=entry.sha256, size=entry.bytes)
+        except Corrupt as error:
+            raise Corrupt(str(error), path.name) from error
 
 
 @contextmanager
@@ -173,9 +214,24 @@ def leased(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _verified(directory: Path, names: Callable[[Manifest], tuple[str, ...]]) -> Manifest:
-    manifest = decode_manifest((directory / MANIFEST).read_bytes())
-    verify_files(directory, manifest, names(manifest))
+def _refused(model: Model, where: str, error: Exception) -> None:
+    telemetry.VERSIONS_REFUSED.labels(where).inc()
+    _log.error(
+        "index version refused",
+        model_version=model.model_version,
+        build_id=model.current_build_id,
+        fence=model.current_fence,
+        where=where,
+        file=getattr(error, "file", None),
+        reason=str(error),
+    )
+
+
+def _manifest_of(model: Model, raw: bytes) -> Manifest:
+    manifest = decode_manifest(raw)
+    named = manifest.model_version, manifest.build_id
+    if named != (model.model_version, model.current_build_id):
+        raise Corrupt(f"{MANIFEST} is that of another version", MANIFEST)
     return manifest
 
 
@@ -188,23 +244,52 @@ def _settle(incoming: Path, directory: Path) -> None:
             raise
 
 
-def _prune(current: Path) -> None:
+def _remove(directory: Path) -> None:
+    """Takes a version away at once, so that no half of it is met under its name."""
+    leaving = directory.with_name(f".{directory.name}.{uuid4().hex}")
+    with suppress(FileNotFoundError):  # another process was faster
+        directory.rename(leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
+def _others(current: Path) -> list[Path]:
+    """The versions beside the current one, the one that came last first."""
+    if not current.parent.exists():
+        return []
+    found = [
+        directory
+        for directory in current.parent.glob("[!.]*.*")
+        if directory != current and directory.name.rpartition(".")[2].isdecimal()
+    ]
+    return sorted(found, key=_came_at, reverse=True)
+
+
+def _came_at(directory: Path) -> float:
+    try:
+        return (directory / MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _prune(current: Path, spares: int) -> None:
     if not current.parent.exists():
         return
-    for directory in current.parent.iterdir():
-        if directory == current:
-            continue
-        if directory.name.startswith("."):  # a download, perhaps of a process that died in it
+    for directory in current.parent.glob(".*"):  # a download, perhaps of a process that died in it
+        with suppress(FileNotFoundError):
             if time.time() - directory.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(directory, ignore_errors=True)
-            continue
-        lease = directory / LEASE
-        handle = os.open(lease, os.O_CREAT | os.O_RDONLY, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # some process has it mapped
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-        finally:
-            os.close(handle)
+    for directory in _others(current)[spares:]:
+        with suppress(FileNotFoundError):
+            _remove_unless_leased(directory)
+
+
+def _remove_unless_leased(directory: Path) -> None:
+    handle = os.open(directory / LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # some process has it mapped
+    else:
+        _remove(directory)
+    finally:
+        os.close(handle)

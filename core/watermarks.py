@@ -8,6 +8,7 @@ import msgspec
 
 from core.errors import Unreadable
 from core.models import parse_timestamp
+from core.usecases.identifiers import product_id_problem
 
 TOKEN_CHARACTERS_MAX: Final = 1024
 """Longer texts are refused unread; a product id of 512 bytes makes a token of about 750."""
@@ -32,11 +33,11 @@ def encode(moment: str, product_id: str | None = None) -> str:
     return urlsafe_b64encode(plain).rstrip(b"=").decode()
 
 
-def decode(token: str) -> Watermark:
+def decode(token: str, product_id_bytes_max: int) -> Watermark:
     """The inverse of `encode`. A token is no secret, and is trusted with nothing but a wait.
 
     Raises:
-        Unreadable: it is no token of ours.
+        Unreadable: it is no token of ours: no product has an id like its.
     """
     if not 0 < len(token) <= TOKEN_CHARACTERS_MAX:
         raise Unreadable(_REFUSED)
@@ -44,6 +45,9 @@ def decode(token: str) -> Watermark:
         plain = urlsafe_b64decode(token + "=" * (-len(token) % 4))
         watermark = _DECODER.decode(plain)
         parse_timestamp(watermark.moment)
-    except (Base64Error, ValueError, RecursionError):  # msgspec's errors are ValueErrors
+    except (Base64Error, ValueError, OverflowError, RecursionError):  # msgspec's are ValueErrors
         raise Unreadable(_REFUSED) from None
+    product_id = watermark.product_id
+    if product_id is not None and product_id_problem(product_id, product_id_bytes_max):
+        raise Unreadable(_REFUSED)
     return watermark

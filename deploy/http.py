@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
@@ -44,7 +44,7 @@ class Api:
         method: str,
         path: str,
         *,
-        query: Mapping[str, int] | None = None,
+        query: Mapping[str, int | str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Any:
         """The decoded answer. `path` is encoded already.
@@ -53,7 +53,7 @@ class Api:
             ProblemError: for any answer that is not a success.
             CommandError: when there is no answer.
         """
-        text = "&".join(f"{name}={value}" for name, value in (query or {}).items())
+        text = urlencode(query or {})
         url = URL(f"{self._base}{path}{'?' if text else ''}{text}", encoded=True)
         try:
             async with self._session.request(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from core.dynamo.bulk import patiently
 from core.errors import PartlyStored, Unavailable
 from core.models import Metric
 from core.usecases.embeddings import Ingest
@@ -102,7 +103,7 @@ def _without_repeats(batch: Batch, seen: set[int]) -> Batch:
 
 
 async def _store(ingest: Ingest, model_version: str, batch: Batch, metric: Metric | None) -> Moved:
-    model = await ingest.plan(model_version)
+    model = await patiently(lambda: ingest.plan(model_version))
     rows = [(row.product_id, row.vector) for row in batch.rows]
     bad = list(batch.bad)
     faults: dict[int, list[str]] = {}

@@ -4,13 +4,14 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from core import telemetry
 from core.resources import Resources, open_resources
 from core.settings import Settings
+from core.stalls import watched_loop
 from worker.background import Background
 from worker.building.workshop import Workshop, sweep
 from worker.reconcile import reconcile_forever
@@ -41,7 +42,9 @@ async def open_context(
     settings: Settings, *, reconcile: bool = True
 ) -> AsyncIterator[WorkerContext]:
     """Resources, slots and the reconciler; at the end builds under way are given back."""
-    async with open_resources(settings) as resources:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(watched_loop(settings.loop_probe_s, settings.loop_stall_s))
+        resources = await stack.enter_async_context(open_resources(settings.patient()))
         background = Background()
         workshop = Workshop(resources, background)
         name = f"{socket.gethostname()}:{os.getpid()}"
@@ -55,6 +58,6 @@ async def open_context(
         finally:
             rounds.cancel()
             await asyncio.gather(rounds, return_exceptions=True)
-            await background.close()
             await workshop.close()
+            await background.close()  # last: a build that ended just now has it tidy up
             _log.info("worker stopped", worker=name)

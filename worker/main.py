@@ -33,7 +33,7 @@ class Listener(Worker):
         if self.burst:
             context = context_of(self.ctx)
             await context.workshop.drain()
-            await context.background.drain("delete/")
+            await context.background.drain()
 
     async def _poll_iteration(self) -> None:
         free = context_of(self.ctx).workshop.free
@@ -91,7 +91,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
     The listener ends with its connection to Redis, and another takes its place; builds go on.
     """
-    async with open_context(settings) as context:
+    async with AsyncExitStack() as stack:
+        port = settings.building.worker_metrics_port
+        stack.enter_context(telemetry.metrics_server(settings.http.host, port))
+        context = await stack.enter_async_context(open_context(settings))
         stopping = asyncio.create_task(stop.wait())
         backoff_s = _BACKOFF_FIRST_S
         while not stop.is_set():

@@ -34,12 +34,15 @@ async def reconcile(
     waiting = [build for build in await resources.builds.list_open() if _waits(build)]
     hinted = True
     for build in waiting:
-        hinted = hinted and await resources.queue.enqueue(build.build_id, build.fence)
-        # A worker that died between a hint and its claim leaves the hint's id taken for as long
-        # as the longest job: who waits long is taken without one.
-        unheard = not hinted or _waits_s(build) > _UNHEARD_ROUNDS * every_s
-        if unheard and workshop is not None and workshop.free:
-            await workshop.take(BuildJob(build.build_id, build.fence))
+        try:
+            hinted = hinted and await resources.queue.enqueue(build.build_id, build.fence)
+            # A worker that died between a hint and its claim leaves the hint's id taken for as
+            # long as the longest job: who waits long is taken without one.
+            unheard = not hinted or _waits_s(build) > _UNHEARD_ROUNDS * every_s
+            if unheard and workshop is not None and workshop.free:
+                await workshop.take(BuildJob(build.build_id, build.fence))
+        except Exception:  # noqa: BLE001 - one build must not keep the others from being seen to
+            _log.exception("an open build is passed over", build_id=build.build_id)
     telemetry.RECONCILED.inc(len(waiting))
     marked = await resources.users.list_marked()
     for user_id in marked:

@@ -31,5 +31,6 @@ class HealthController(Controller):
                 health.dependencies, dict[str, DependencyItem], from_attributes=True
             ),
             loaded={name: index.build_id for name, index in call.context.catalogue.loaded.items()},
+            troubles=dict(call.context.catalogue.troubles),
         )
         return response(call.reply(readiness, 200 if health.ready else 503))

@@ -47,10 +47,9 @@ async def search(call: Call, model_version: str) -> Reply:
     data = await call.body()
     limits = call.context.settings.limits
     if len(data) > LARGE_BYTES:
-        body, vectors = await _in_thread(call, _read, data, limits, call.msgpack_in)
+        body, vectors, after = await _in_thread(call, _read, data, limits, call.msgpack_in)
     else:
-        body, vectors = _read(data, limits, call.msgpack_in)
-    after = watermarks.decode(body.min_watermark) if body.min_watermark else None
+        body, vectors, after = _read(data, limits, call.msgpack_in)
     many = body.vectors is not UNSET
     names = [f"vectors[{i}]" if many else "vector" for i in range(len(vectors))]
     try:
@@ -124,14 +123,19 @@ def place_of(view: View, product_id: str, limits: Limits) -> int:
     return place
 
 
-def _read(data: bytes, limits: Limits, msgpack: bool) -> tuple[_Body, list[Floats]]:  # noqa: FBT001
-    """The body, checked as far as it can be without an index, and its vectors."""
+def _read(
+    data: bytes,
+    limits: Limits,
+    msgpack: bool,  # noqa: FBT001 - called in a thread, by position
+) -> tuple[_Body, list[Floats], watermarks.Watermark | None]:
+    """The body, checked as far as it can be without an index, its vectors and its watermark."""
     if len(data) > LARGE_BYTES and not msgpack:
         ids_bytes = limits.exclude_max * limits.product_id_bytes_max
         count_parts(data, limits.vectors_max * limits.dimension_max + ids_bytes)
     body = (_large if len(data) > LARGE_BYTES else _small).decode(data, msgpack=msgpack)
-    if body.min_watermark:
-        watermarks.decode(body.min_watermark)  # what cannot be read goes before what does not hold
+    after = None
+    if body.min_watermark is not None:  # what cannot be read goes before what does not hold
+        after = watermarks.decode(body.min_watermark, limits.product_id_bytes_max)
     given = [
         name for name in ("vector", "product_id", "vectors") if getattr(body, name) is not UNSET
     ]
@@ -146,7 +150,7 @@ def _read(data: bytes, limits: Limits, msgpack: bool) -> tuple[_Body, list[Float
         wires.append(("vector", body.vector))
     elif body.vectors is not UNSET:
         wires += ((f"vectors[{i}]", raw) for i, raw in enumerate(body.vectors))
-    return body, [floats(wire, limits, at, msgpack=msgpack) for at, wire in wires]
+    return body, [floats(wire, limits, at, msgpack=msgpack) for at, wire in wires], after
 
 
 def _check_options(body: _Body, limits: Limits) -> None:

@@ -35,6 +35,8 @@ class Catalogue:
         self._swapped = asyncio.Event()
         self.known: dict[str, Model] = {}
         """Model versions as DynamoDB last listed them, or as the cache has them."""
+        self.troubles: dict[str, str] = {}
+        """Model version → why its current build is not in use; empty where all are."""
 
     @property
     def loaded(self) -> dict[str, LoadedIndex]:
@@ -147,4 +149,5 @@ class Catalogue:
         model = self.known.get(model_version) or await self._models.get_model(model_version)
         if model.current_build_id is None:
             return NoIndex(f"{model_version} has no published build yet; POST one to its builds")
-        return Unavailable(f"the index of {model_version} is being loaded")
+        trouble = self.troubles.get(model_version, "it is being loaded")
+        return Unavailable(f"the index of {model_version} is not in use yet: {trouble}")

@@ -158,6 +158,8 @@ class Buffer:
         """Replaced at each change, never changed in place."""
         self.changed = 0
         """Products whose form in the index is not the present one."""
+        self.full = False
+        """Nothing is kept any more but which rows of the index were deleted."""
         self._ids: list[str] = []
         self._matrix = np.empty((0, index.dimension), dtype=np.float32)
         self._dead = np.zeros(0, dtype=np.bool_)
@@ -172,10 +174,11 @@ class Buffer:
     def differing(self, page: Sequence[Embedding]) -> list[str]:
         """The ids of rows, as the table's index shows them, that are not known here yet.
 
+        Of a full buffer, those that were deleted, or are back.
         A row whose vector is the one in the index changes nothing, and most rows of a build that
         followed a large import are such. For use in any thread.
         """
-        entries = self.entries
+        entries, full = self.entries, self.full
         unknown = [
             row
             for row in page
@@ -184,8 +187,14 @@ class Buffer:
         vectors = self._prepared(unknown)
         found = []
         for row in unknown:
-            vector = vectors.get(row.product_id)
-            if row.product_id in entries or vector is None or not self._has(row, vector):
+            at = self.index.row_of(row.product_id)
+            slot = self._slot(at, vectors.get(row.product_id))
+            if full:
+                differs = at is not None and bool(self._hidden[at]) != (slot == HIDDEN)
+            else:
+                # One that was deleted, and that the index never had, is as it was.
+                differs = row.product_id in entries or slot not in {SAME, GONE}
+            if differs:
                 found.append(row.product_id)
         return found
 
@@ -212,6 +221,26 @@ class Buffer:
                 continue
             self._place(entries, product_id, entry.updated_at, older.vector(product_id))
         self._finish(entries)
+
+    def give_up(self) -> None:
+        """Drops all but a byte a row of the index: what was deleted stays hidden.
+
+        What was overwritten is found in its old form again: a catalogue that is written anew would
+        otherwise be gone from the answers until its build is done.
+        """
+        deleted = [
+            row
+            for product_id, entry in self.entries.items()
+            if entry.slot == HIDDEN and (row := self.index.row_of(product_id)) is not None
+        ]
+        self._hidden = np.zeros(self.index.rows, dtype=np.bool_)
+        self._hidden[deleted] = True
+        self.full = True
+        self.entries = {}
+        self.changed = 0
+        self._ids = []
+        self._matrix = np.empty((0, self.index.dimension), dtype=np.float32)
+        self._dead = np.zeros(0, dtype=np.bool_)
 
     def forget(self, before: str) -> None:
         """Drops entries of earlier changes that have no effect: the table's index shows them."""
@@ -264,23 +293,21 @@ class Buffer:
         ids = [row.product_id for row, fine in zip(fitting, good.tolist(), strict=True) if fine]
         return dict(zip(ids, vectors, strict=True))
 
-    def _has(self, row: Embedding, vector: Floats) -> bool:
-        at = self.index.row_of(row.product_id)
-        return at is not None and np.array_equal(self.index.vector(at), vector)
-
     def _place(
         self, entries: dict[str, Entry], product_id: str, moment: str, vector: Floats | None
     ) -> None:
+        row = self.index.row_of(product_id)
+        slot = self._slot(row, vector)
+        if row is not None:
+            self._hidden[row] = slot == HIDDEN if self.full else slot != SAME
+        if self.full:
+            return
         before = entries.pop(product_id, None)
         if before is not None and before.slot >= 0:
             self._dead[before.slot] = True
         self.changed -= before is not None and before.slot not in {SAME, GONE}
-        row = self.index.row_of(product_id)
-        slot = self._slot(row, vector)
         if slot >= 0 and vector is not None:
             self._append(product_id, vector)
-        if row is not None:
-            self._hidden[row] = slot != SAME
         effect = slot not in {SAME, GONE}
         self.changed += effect
         # What the index has from before its watermark needs no remembering.

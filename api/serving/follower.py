@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from time import time
@@ -15,21 +15,22 @@ from api.serving.loaded import LoadedIndex
 from api.serving.reading import Found, Reading
 from api.serving.view import View
 from core import telemetry
-from core.errors import Conflict, K9Error, NotFound
+from core.errors import Conflict, K9Error, NotFound, Unavailable
 from core.hints import Hint
 from core.models import Model, now, parse_timestamp, timestamp
 from core.resources import Resources
+from core.settings import Serving
 from core.watermarks import Watermark
 
 _CARRY_IDS: Final = 500
-_POLL_GAP_S: Final = 0.1
-"""Between two looks at the shards, however many are asked for."""
+_POLL_GAP_S: Final = 0.5
+"""From one look at the shards to the next, however many are asked for."""
+_STALE_POLLS: Final = 3
+"""After so many intervals without a whole look nobody knows what changed: some have failed."""
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 10.0
 _BUILD_AGAIN_FIRST_S: Final = 60.0
 _BUILD_AGAIN_MAX_S: Final = 3600.0
-_CLOCKS_S: Final = 2.0
-"""What two clocks may differ by: a look at the shards counts as made so much earlier."""
 _FUTURE_S: Final = 60.0
 """A watermark from further ahead is nobody's clock."""
 
@@ -39,30 +40,38 @@ _log = telemetry.logger(__name__)
 class _Stage:
     """One loaded version with its buffer."""
 
-    def __init__(self, index: LoadedIndex) -> None:
+    def __init__(self, index: LoadedIndex, settings: Serving) -> None:
         self.index = index
         self.buffer = Buffer(index)
         self.polled_at = ""
         """When the last whole look at the shards began; empty before the first one."""
-        self.over = False
-        """Too much changed: nothing is applied until the next version."""
+        self.known_until = 0.0
+        """By the event loop's clock: from then on that look is too old to tell what changed."""
+        self._settings = settings
 
-    def give_up(self) -> None:
-        """Drops the buffer."""
-        self.over = True
-        self.buffer = Buffer(self.index)
+    @property
+    def over(self) -> bool:
+        """Too much changed: until the next version it is applied only that something is deleted."""
+        return self.buffer.full
+
+    def polled(self, moment: str, since_s: float) -> None:
+        """Notes a whole look at the shards that began then; `since_s` is the loop's clock."""
+        self.polled_at = moment
+        self.known_until = since_s + _STALE_POLLS * max(_POLL_GAP_S, self._settings.poll_s)
 
     def view(self) -> View:
         """What answers now."""
-        if self.over:
-            return View(self.index)
-        buffer, polled = self.buffer, self.polled_at
+        buffer = self.buffer
+        if buffer.full:
+            return View(self.index, buffer.delta())
+        known = asyncio.get_running_loop().time() < self.known_until
         return View(
             self.index,
             buffer.delta(),
             buffer.entries,
-            fresh=buffer.changed if polled else None,
-            polled_at=_earlier(polled, _CLOCKS_S) if polled else "",
+            fresh=buffer.changed if known else None,
+            # The clocks of writers may be behind by as much as a look reaches back.
+            polled_at=_earlier(self.polled_at, self._settings.poll_overlap_s),
         )
 
 
@@ -92,6 +101,9 @@ class Follower:
         self._build_at = 0.0
         self._build_wait_s = _BUILD_AGAIN_FIRST_S
         self._requesting: asyncio.Task[None] | None = None
+        self._ageing: asyncio.TimerHandle | None = None
+        """Shows the present stage again once its last look is too old."""
+        self._closed = False
         self._tasks = [
             asyncio.create_task(self._lasting(self._reading.run)),
             asyncio.create_task(self._lasting(self._poll_on)),
@@ -104,18 +116,19 @@ class Follower:
         A first version answers at once, and its changes follow.
 
         Raises:
-            Unavailable: it does not fit the memory budget.
+            Unavailable: it does not fit the memory budget, or following ended meanwhile.
         """
-        stage = self._next = _Stage(index)
+        stage = self._next = _Stage(index, self._settings)
         try:
             before = self._stage
-            if before is not None and not before.over:
+            if before is not None:
                 ids = list(before.buffer.entries)
                 for start in range(0, len(ids), _CARRY_IDS):
                     stage.buffer.carry(before.buffer, ids[start : start + _CARRY_IDS])
                     await asyncio.sleep(0)
-                if before.polled_at:
-                    await self._caught_up(stage, before)
+                if before.polled_at or before.over:
+                    await self._caught_up(stage)
+            self._check_open()
             self._catalogue.swap(index, stage.view())
             self._stage = stage
         finally:
@@ -126,11 +139,15 @@ class Follower:
 
     def hinted(self, hint: Hint) -> None:
         """Takes a hint that rows changed."""
-        stage = self._next or self._stage
-        if stage is None or stage.over:
+        stages = [stage for stage in (self._stage, self._next) if stage is not None]
+        ids: Sequence[str] = hint.product_ids
+        if all(stage.over for stage in stages):  # new products are of no use to any of them
+            rows = [stage.index.row_of for stage in stages]
+            ids = [name for name in ids if any(row_of(name) is not None for row_of in rows)]
+        if not ids:
             return
         self._hinted_ms = self._hinted_ms or hint.sent_ms
-        lost = self._reading.hint(hint.product_ids)
+        lost = self._reading.hint(ids)
         if lost:
             telemetry.HINTS_LOST.labels("no room").inc(lost)
             self.look_soon()
@@ -149,7 +166,10 @@ class Follower:
         if stage is None or stage.over or after.moment > ahead:
             return False
         if after.product_id is not None:
-            await self._reading.now([after.product_id], urgent=True)
+            try:
+                await self._reading.now([after.product_id], urgent=True)
+            except Unavailable:  # it was closed; a version of the data as restored may yet come
+                return False
         else:
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._awaiting.append(waiting)
@@ -157,17 +177,33 @@ class Follower:
             await waiting
         return self._stage is not None and not self._stage.over
 
-    async def aclose(self) -> None:
-        """Stops following."""
-        tasks = [*self._tasks, *([self._requesting] if self._requesting else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def close(self) -> None:
+        """Ends following at once: whoever waits for it is told, and no version is put to use."""
+        if self._closed:
+            return
+        self._closed = True
+        for task in (*self._tasks, self._requesting):
+            if task is not None:
+                task.cancel()
+        self._reading.close()
+        if self._ageing is not None:
+            self._ageing.cancel()
         metrics.forget_fresh(self.name)
+
+    async def aclose(self) -> None:
+        """Closes it, and waits for its tasks to end."""
+        self.close()
+        tasks = [*self._tasks, *([self._requesting] if self._requesting else [])]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check_open(self) -> None:
+        """Raises Unavailable once closed: the data may have been restored to another state."""
+        if self._closed:
+            raise Unavailable(f"{self.name} was dropped while its changes were read")
 
     def _apply(self, found: Found) -> None:
         for stage in (self._stage, self._next):
-            if stage is not None and not stage.over:
+            if stage is not None:
                 stage.buffer.apply(found)
                 self._hold_limits(stage)
         if self._hinted_ms:
@@ -179,6 +215,8 @@ class Follower:
     def _hold_limits(self, stage: _Stage, coming: int = 0) -> None:
         """Gives a buffer up that is, or with `coming` more rows would be, over a limit."""
         buffer = stage.buffer
+        if buffer.full:
+            return
         idle = len(buffer.entries) - buffer.changed
         if idle > self._settings.delta_rows_hard:
             buffer.forget("9")  # they are kept for the sake of a lagging index alone
@@ -188,9 +226,9 @@ class Follower:
             reason = "memory"
         else:
             return
-        stage.give_up()
+        buffer.give_up()
         _log.warning(
-            "too much changed: searches go on from the index alone until the next build",
+            "too much changed: until the next build only deletions are applied",
             model_version=self.name,
             build_id=stage.index.build_id,
             limit=reason,
@@ -201,6 +239,11 @@ class Follower:
         metrics.FRESH_ROWS.labels(self.name).set(stage.buffer.changed)
         metrics.FRESH_BYTES.labels(self.name).set(stage.buffer.resident_bytes)
         self._consider_build(stage)
+        loop = asyncio.get_running_loop()
+        if self._ageing is not None:
+            self._ageing.cancel()
+        if loop.time() < stage.known_until:
+            self._ageing = loop.call_at(stage.known_until, self._show, stage)
 
     # --- looking at the shards ------------------------------------------------------------------
 
@@ -210,33 +253,37 @@ class Follower:
         Raises:
             K9Error: it could not be read to its end.
         """
-        began = timestamp(now())
+        began, began_s = timestamp(now()), asyncio.get_running_loop().time()
         since = stage.buffer.watermark
         if stage.polled_at:
             since = max(since, _earlier(stage.polled_at, self._settings.poll_overlap_s))
         wanted: dict[str, None] = {}
-        coming = 0
+        deleted: set[str] = set()
         async with aclosing(self._resources.embeddings.changed_since(self._model, since)) as pages:
             async for page in pages:
+                over = stage.over
                 differing = await asyncio.to_thread(stage.buffer.differing, page)
-                known = stage.buffer.entries
-                coming += sum(i not in wanted and i not in known for i in differing)
                 wanted.update(dict.fromkeys(differing))
-                self._hold_limits(stage, coming)
-                if stage.over:
-                    return
+                deleted.update(row.product_id for row in page if row.deleted_at is not None)
+                # Some may have been read meanwhile, for a hint.
+                known = stage.buffer.entries
+                self._hold_limits(stage, sum(name not in known for name in wanted))
+                if stage.over and not over:  # new forms, however many they are, need not be read
+                    wanted = {name: None for name in wanted if name in deleted}
         await self._reading.now(wanted)
-        stage.polled_at = began
+        stage.polled(began, began_s)
         stage.buffer.forget(since)
         metrics.FRESH_POLLED.labels(self.name).set(parse_timestamp(began).timestamp())
 
-    async def _caught_up(self, stage: _Stage, before: _Stage) -> None:
+    async def _caught_up(self, stage: _Stage) -> None:
         """Looks until all is read since the version's watermark, however long it takes.
 
-        It is of no more use where the version that answers has given up too.
+        Raises:
+            Unavailable: following ended meanwhile.
         """
         backoff_s = _BACKOFF_FIRST_S
-        while not (stage.polled_at or stage.over or before.over):
+        while not stage.polled_at:
+            self._check_open()
             try:
                 await self._poll(stage)
             except K9Error as error:
@@ -247,12 +294,15 @@ class Follower:
     async def _poll_on(self) -> None:
         """Looks now and then, and when asked to, until cancelled."""
         backoff_s = _BACKOFF_FIRST_S
+        loop = asyncio.get_running_loop()
         while True:
             awaiting, self._awaiting = self._awaiting, []
+            self._poked.clear()
+            soonest = loop.time() + _POLL_GAP_S
             wait_s = self._settings.poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
             stage = self._stage
             try:
-                if stage is not None and not stage.over:
+                if stage is not None:
                     await self._poll(stage)
                     backoff_s = _BACKOFF_FIRST_S
             except K9Error as error:
@@ -266,14 +316,10 @@ class Follower:
                         future.set_result(None)
             if stage is not None and stage is self._stage:
                 self._show(stage)
-            await self._pause(wait_s)
-
-    async def _pause(self, wait_s: float) -> None:
-        await asyncio.sleep(_POLL_GAP_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await self._poked.wait()
-        self._poked.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._poked.wait()
+            await asyncio.sleep(max(0.0, soonest - loop.time()))
 
     async def _lasting(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs what never ends; a mistake of ours in it is logged, and it begins again."""
@@ -319,4 +365,7 @@ class Follower:
 
 
 def _earlier(moment: str, seconds: float) -> str:
+    """A moment less so many seconds; no moment stays none."""
+    if not moment:
+        return ""
     return timestamp(parse_timestamp(moment) - timedelta(seconds=seconds))

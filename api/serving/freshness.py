@@ -43,6 +43,7 @@ class Freshness:
         """Stops following a model version, whose index was dropped."""
         follower = self._followers.pop(model_version, None)
         if follower is not None:
+            follower.close()
             task = asyncio.create_task(follower.aclose())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)

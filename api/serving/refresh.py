@@ -6,6 +6,7 @@ A version that cannot be put to use changes nothing: the one before it serves on
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -17,9 +18,10 @@ from api.serving.catalogue import Catalogue
 from api.serving.freshness import Freshness
 from api.serving.loaded import LoadedIndex
 from core import telemetry
-from core.errors import Corrupt, Unavailable
+from core.errors import Corrupt, NotFound, Unavailable
 from core.models import Model
 from core.resources import Resources
+from core.vectors.manifest import Manifest
 
 _FIRST_LIST_S: Final = 1.5
 """How long a start waits for DynamoDB before it serves what the cache has."""
@@ -60,6 +62,8 @@ class Refresher:
         self._refresh_s = resources.settings.serving.refresh_s
         self._file = resources.settings.serving.cache_dir / _FILE
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._downloading: set[str] = set()
+        """Of those, the ones for which S3 is waited for."""
         self._backoff: dict[str, _Backoff] = {}
         self._kept = b""
 
@@ -112,6 +116,9 @@ class Refresher:
                 self._catalogue.drop(name)
                 if self._freshness is not None:
                     self._freshness.forget(name)
+        troubles = self._catalogue.troubles
+        for name in [name for name in troubles if self._in_use(self._catalogue.known.get(name))]:
+            del troubles[name]
         for model in models:
             if self._wants(model):
                 task = asyncio.create_task(self._load(model))
@@ -122,35 +129,94 @@ class Refresher:
         name = model.model_version
         if model.current_build_id is None or name in self._loading:
             return False
-        version = _version(model)
-        loaded = self._catalogue.loaded.get(name)
-        if loaded is not None and loaded.version == version:
+        if self._in_use(model):
             return False
         backoff = self._backoff.get(name)
         now = asyncio.get_running_loop().time()
-        return backoff is None or backoff.version != version or now >= backoff.until
+        return backoff is None or backoff.version != _version(model) or now >= backoff.until
+
+    def _in_use(self, model: Model | None) -> bool:
+        """Whether its current build answers; of a model version that is gone, none is missing."""
+        if model is None:
+            return True
+        loaded = self._catalogue.loaded.get(model.model_version)
+        return loaded is not None and loaded.version == _version(model)
 
     async def _load(self, model: Model) -> None:
         name = model.model_version
-        had_it = self._resources.versions.directory(model).exists()
         try:
-            directory, manifest = await self._resources.versions.ensure(model)
-            if not had_it:
-                self._health.ok("s3")
-            loaded = await asyncio.to_thread(LoadedIndex.open, directory, manifest, model)
-            if self._freshness is None:
-                self._catalogue.swap(loaded)
-            else:
-                await self._freshness.adopt(model, loaded)
+            found = await self._resources.versions.cached(model)
+            if found is None:
+                if name not in self._catalogue.loaded:
+                    await self._stand_in(model)
+                found = await self._download(model)
+            await self._use(model, *found)
         except Exception as error:  # noqa: BLE001 - the version before serves on
             self._note_failure(model, error)
         else:
             self._backoff.pop(name, None)
-            _log.info("index in use", model_version=name, build_id=loaded.build_id)
+            self._catalogue.troubles.pop(name, None)
+            _log.info("index in use", model_version=name, build_id=model.current_build_id)
             await self._prune(model)
         finally:
             del self._loading[name]
             self._settle()
+
+    async def _download(self, model: Model) -> tuple[Path, Manifest]:
+        self._downloading.add(model.model_version)
+        self._settle()
+        try:
+            found = await self._resources.versions.download(model)
+        except Unavailable as error:
+            self._health.failing("s3", type(error).__name__)
+            raise
+        finally:
+            self._downloading.discard(model.model_version)
+        self._health.ok("s3")
+        return found
+
+    async def _use(self, model: Model, directory: Path, manifest: Manifest) -> None:
+        loaded = await asyncio.to_thread(LoadedIndex.open, directory, manifest, model)
+        known = self._catalogue.known.get(model.model_version)
+        if known is None or known.epoch != model.epoch:
+            raise Unavailable("the data was restored to another state while it was loaded")
+        if self._freshness is None:
+            self._catalogue.swap(loaded)
+        else:
+            await self._freshness.adopt(model, loaded)
+
+    async def _stand_in(self, model: Model) -> None:
+        """Answers from an earlier version that is on this disk, until the current one is here.
+
+        Not from one that was removed: tombstones that it needs may be gone, and what was deleted
+        would be back.
+        """
+        try:
+            spare = await self._resources.versions.spare(model)
+            if spare is None or await self._is_removed(spare[0]):
+                return
+            await self._use(*spare)
+        except Exception as error:  # noqa: BLE001 - the current version is what matters
+            _log.warning(
+                "no earlier index put to use", model_version=model.model_version, reason=str(error)
+            )
+        else:
+            _log.warning(
+                "an earlier index answers until the current one is here",
+                model_version=model.model_version,
+                build_id=spare[0].current_build_id,
+                current_build_id=model.current_build_id,
+            )
+            self._settle()
+
+    async def _is_removed(self, model: Model) -> bool:
+        try:
+            build = await self._resources.builds.get_build(model.current_build_id or "")
+        except NotFound:
+            return True
+        except Unavailable:  # nothing that changed can be read either, and the answer says so
+            return False
+        return build.removed_at is not None
 
     def _note_failure(self, model: Model, error: Exception) -> None:
         name, version = model.model_version, _version(model)
@@ -160,9 +226,8 @@ class Refresher:
         refused = isinstance(error, Corrupt)
         until = asyncio.get_running_loop().time() + wait_s
         self._backoff[name] = _Backoff(version, wait_s, until, refused)
+        self._catalogue.troubles[name] = _trouble(model, error)
         metrics.LOAD_FAILED.labels(type(error).__name__).inc()
-        if isinstance(error, Unavailable):
-            self._health.failing("s3", type(error).__name__)
         _log.error(
             "index not put to use",
             model_version=name,
@@ -179,17 +244,22 @@ class Refresher:
             _log.warning("old versions not removed", error=str(error))
 
     def _settle(self) -> None:
-        """Ready once nothing is being loaded, and something answers or nothing is there to."""
-        if self._loading or self._health.answering:
+        """Ready once all that is on this disk answers, and something does, or need not.
+
+        Downloads are waited for only while nothing answers: S3 may hang.
+        """
+        loaded = self._catalogue.loaded
+        pending = [name for name in self._loading if name not in loaded]
+        if self._health.answering or not self._downloading.issuperset(pending):
             return
         waiting = [
             model
             for name, model in self._catalogue.known.items()
             if model.current_build_id is not None
-            and name not in self._catalogue.loaded
+            and name not in loaded
             and not (name in self._backoff and self._backoff[name].refused)
         ]
-        self._health.answering = bool(self._catalogue.loaded) or not waiting
+        self._health.answering = bool(loaded) or not waiting
 
     async def _keep(self, models: list[Model]) -> None:
         """Writes down what is current, for a start without DynamoDB."""
@@ -211,14 +281,28 @@ class Refresher:
             return
         if self._catalogue.known:  # DynamoDB was faster after all
             return
-        here = [
-            model
-            for model in models
-            if model.current_build_id and self._resources.versions.directory(model).exists()
-        ]
+        here = [model for model in models if self._is_here(model)]
         if here:
             _log.warning("DynamoDB does not answer: serving what the cache has")
             self._apply(here)
+
+    def _is_here(self, model: Model) -> bool:
+        """Whether this disk has any version of it."""
+        return (
+            model.current_build_id is not None
+            and self._resources.versions.directory(model).parent.exists()
+        )
+
+
+def _trouble(model: Model, error: Exception) -> str:
+    """Why a version is not in use, and what to do about it, for people."""
+    name, build_id = model.model_version, model.current_build_id
+    if isinstance(error, Corrupt):
+        return f"build {build_id} is damaged ({error}): `k9 rebuild {name}` makes it again"
+    if isinstance(error, NotFound):
+        return f"files of build {build_id} are gone from S3: `k9 rebuild {name}` makes them again"
+    what = str(error) if isinstance(error, Unavailable) else type(error).__name__
+    return f"build {build_id} could not be loaded: {what}"
 
 
 def _version(model: Model) -> Version:

@@ -1,6 +1,7 @@
 """What answers for a model version: one index, and what changed since, at one moment."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -9,6 +10,9 @@ from api.serving.delta import SAME, Delta, Entries, merged
 from api.serving.loaded import LoadedIndex
 from core.vectors.arrays import Floats
 from core.watermarks import Watermark
+
+_SCAN_RATIO: Final = 4
+"""With more than a fourth of its rows hidden, an index may find too few, and scan all of them."""
 
 
 class View:
@@ -47,7 +51,8 @@ class View:
             index: What was built.
             delta: What changed since; None where nothing did, or where it is not applied.
             entries: The rows that were read since, by product id.
-            fresh: What answers say of it; None where changes are not applied, or not all.
+            fresh: What answers say of it; None where changes are not applied, or not all, or not
+                known to be.
             polled_at: When the shards were last looked through, less what clocks differ by.
         """
         self.index = index
@@ -81,12 +86,13 @@ class View:
 
     def place_of(self, product_id: str) -> int | None:
         """Where a product is; None where it is not, or no longer."""
-        if self._delta is None:
-            return self.index.row_of(product_id)
         entry = self._entries.get(product_id)
-        if entry is None or entry.slot == SAME:
-            return self.index.row_of(product_id)
-        return ~entry.slot if entry.slot >= 0 else None
+        if entry is not None and entry.slot != SAME:
+            return ~entry.slot if entry.slot >= 0 else None
+        row = self.index.row_of(product_id)
+        if row is not None and self._hidden is not None and self._hidden.has(row):
+            return None  # past the hard limit, where nothing else is known of it
+        return row
 
     def vector(self, place: int) -> Floats:
         """float32 (d,) of a product, as it is searched: a unit row under cosine."""
@@ -153,9 +159,10 @@ class View:
         """Whether a search would hold up the event loop, by an estimate of its cost."""
         if self._delta is None:
             return self.index.takes_long(vectors, k, exact=exact, excluded=excluded)
-        return self.index.takes_long(
-            vectors, k, exact=exact, excluded=excluded, beside=self._delta.numbers
-        )
+        beside = self._delta.numbers
+        if self._hidden is not None and self._hidden.count * _SCAN_RATIO > self.index.rows:
+            beside += self.index.rows * self.index.dimension
+        return self.index.takes_long(vectors, k, exact=exact, excluded=excluded, beside=beside)
 
 
 def _with(used: IndexUsed, fresh: int | None) -> IndexUsed:

@@ -1,6 +1,7 @@
 """The one DynamoDB client of a process. All of DynamoDB's I/O goes through `Dynamo.call`."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +21,14 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as ConnectionFailed
 
 from core.dynamo.wire import UNREADABLE, Item, WireParserFactory, WireSerializer, item_of
-from core.errors import ConditionFailed, K9Error, TableMissing, TransactionFailed, Unavailable
+from core.errors import (
+    Busy,
+    ConditionFailed,
+    K9Error,
+    TableMissing,
+    TransactionFailed,
+    Unavailable,
+)
 from core.settings import Settings
 
 _BUSY = frozenset(
@@ -55,14 +63,20 @@ _NO_CREDENTIALS = (
 )
 _OPEN_DEADLINE_S = 20.0
 """For creating a client: reading botocore's models, and asking for a role's credentials."""
+_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.1, 5.0
 
 
 class Dynamo:
     """A client that is open. Made by `open_dynamo`; a test's fake has the one method `call`."""
 
-    def __init__(self, client: Any, *, deadline_s: float) -> None:
+    def __init__(
+        self, client: Any, *, deadline_s: float, waits_out_throttling: bool = False
+    ) -> None:
         self._client = client
         self._deadline_s = deadline_s
+        self._patience_s = deadline_s if waits_out_throttling else 0.0
+        self._answered = float("-inf")
+        """When DynamoDB last answered any call, by the loop's clock."""
 
     async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """One operation with its retries, within the deadline.
@@ -79,16 +93,45 @@ class Dynamo:
             ConditionFailed: the condition of a write did not hold; with the row, if asked for.
             TransactionFailed: with one reason an operation.
             TableMissing: the table or index is not there.
-            Unavailable: throttled, unreachable, too slow, or without credentials.
+            Busy: throttled, or too slow while other calls of this process were answered.
+            Unavailable: unreachable, too slow, or without credentials.
         """
+        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._deadline_s):
-                reply: dict[str, Any] = await getattr(self._client, operation)(**parameters)
+                return await self._until_taken(operation, parameters, began + self._patience_s)
         except TimeoutError:
-            raise Unavailable(
+            kind = Busy if self._answered > began else Unavailable
+            raise kind(
                 f"DynamoDB did not answer {operation} within {self._deadline_s:g} s"
             ) from None
+
+    async def _until_taken(
+        self, operation: str, parameters: dict[str, Any], until: float
+    ) -> dict[str, Any]:
+        """The call, and again with backoff where DynamoDB turns it away, up to a moment.
+
+        botocore's own tries end early where very many calls are turned away: its quota of retries
+        is the process's, and empties.
+        """
+        loop = asyncio.get_running_loop()
+        backoff_s = _BACKOFF_FIRST_S
+        while True:
+            try:
+                return await self._once(operation, parameters)
+            except Busy:
+                wait_s = random.uniform(0, backoff_s)  # noqa: S311 - jitter, not a secret
+                if loop.time() + wait_s >= until:
+                    raise
+                await asyncio.sleep(wait_s)
+                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+
+    async def _once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The call with botocore's tries."""
+        try:
+            reply: dict[str, Any] = await getattr(self._client, operation)(**parameters)
         except ClientError as error:
+            self._answered = asyncio.get_running_loop().time()
             raised = _translate(error, operation, parameters)
             if raised is None:
                 raise
@@ -98,6 +141,7 @@ class Dynamo:
             if raised is None:
                 raise
             raise raised from error
+        self._answered = asyncio.get_running_loop().time()
         if "Error" in reply:
             raise Unavailable(f"DynamoDB's answer to {operation} could not be read")
         return reply
@@ -121,7 +165,7 @@ def _translate(error: ClientError, operation: str, parameters: dict[str, Any]) -
             f"DynamoDB has no {_tables(parameters)}: `k9 tables create` makes the tables"
         )
     if code in _BUSY or status >= 500:  # noqa: PLR2004 - HTTP's own
-        return Unavailable(f"DynamoDB did not take {operation}: {code}")
+        return Busy(f"DynamoDB did not take {operation}: {code}")
     if code in _REFUSED:
         return Unavailable(f"DynamoDB refused K9's AWS credentials for {operation}: {code}")
     return None
@@ -231,4 +275,8 @@ async def open_dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
         # A session takes a parser of ours, but no serializer: this is the one place where K9
         # reaches into a client. A test holds its requests against the stock serializer's.
         client._serializer = WireSerializer(client._serializer)  # noqa: SLF001
-        yield Dynamo(client, deadline_s=aws.deadline_s)
+        yield Dynamo(
+            client,
+            deadline_s=aws.deadline_s,
+            waits_out_throttling=aws.waits_out_throttling,
+        )

@@ -7,19 +7,24 @@ that lists a model version's builds.
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from core import telemetry
 from core.dynamo import tables
 from core.dynamo.expressions import Condition, equals, one_of
 from core.dynamo.items import Codec
-from core.dynamo.wire import AttributeValue, RequestItem
+from core.dynamo.wire import AttributeValue, Item, RequestItem
+from core.errors import Corrupt
 from core.models import Build
 
 BUILD_CODEC = Codec(Build)
 
 _VERIFIED_MODEL = "verified_model"
+_PROGRESS = "progress"
 OPEN_STATUSES = ("queued", "running")
+
+_log = telemetry.logger(__name__)
 
 
 def new_build_id() -> str:
@@ -41,10 +46,32 @@ def open_row(build: Build) -> RequestItem:
 
 
 def decode(item: Mapping[str, AttributeValue]) -> Build:
-    """The inverse of `open_row`, also of builds that have ended."""
+    """The inverse of `open_row`, also of builds that have ended.
+
+    A newer K9 may have stages that this one does not know: such progress is left out.
+
+    Raises:
+        Corrupt: it cannot be read.
+    """
     if _VERIFIED_MODEL in item:
         item = {**item, "model_version": item[_VERIFIED_MODEL]}
-    return BUILD_CODEC.decode(item)
+    try:
+        return BUILD_CODEC.decode(item)
+    except Corrupt:
+        rest = {name: value for name, value in item.items() if name != _PROGRESS}
+        return BUILD_CODEC.decode(rest)
+
+
+def decode_all(items: Iterable[Item]) -> list[Build]:
+    """The builds of those rows that can be read: a bad one must not hide the others."""
+    builds = []
+    for item in items:
+        try:
+            builds.append(decode(item))
+        except Corrupt as error:
+            telemetry.BUILDS_UNREADABLE.inc()
+            _log.error("a build cannot be read", build_id=item["build_id"].S, reason=str(error))
+    return builds
 
 
 def ours(build: Build) -> Condition:

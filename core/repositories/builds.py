@@ -33,6 +33,7 @@ from core.models import Build, BuildParameters, Model, Progress, now, timestamp
 from core.repositories import transactions
 from core.repositories.build_rows import (
     decode,
+    decode_all,
     milliseconds,
     new_build_id,
     open_row,
@@ -88,7 +89,10 @@ class BuildRepository:
     async def list_builds(
         self, model_version: str, *, limit: int, position: Position | None = None
     ) -> tuple[list[Build], Position | None]:
-        """Up to `limit` builds of a model version, newest first, and where to go on."""
+        """Up to `limit` builds of a model version, newest first, and where to go on.
+
+        A row that cannot be read is passed over.
+        """
         start: dict[str, Any] = {}
         if position:
             start["ExclusiveStartKey"] = key(
@@ -105,14 +109,17 @@ class BuildRepository:
             **start,
             **expressions(key=equals("model_version", model_version)),
         )
-        builds = [decode(item) for item in reply["Items"]]
+        builds = decode_all(reply["Items"])
         last: Item | None = reply.get("LastEvaluatedKey")
         if last is None:
             return builds, None
         return builds, Position(last["build_id"].S or "", last["requested_at"].S or "")
 
     async def list_open(self) -> list[Build]:
-        """Every build and verification that has not ended, oldest first; eventually consistent."""
+        """Every build and verification that has not ended, oldest first; eventually consistent.
+
+        A row that cannot be read is passed over.
+        """
         builds: list[Build] = []
         start: dict[str, Any] = {}
         while True:
@@ -123,7 +130,7 @@ class BuildRepository:
                 **start,
                 **expressions(key=equals(tables.OPEN, tables.OPEN_VALUE)),
             )
-            builds += [decode(item) for item in reply["Items"]]
+            builds += decode_all(reply["Items"])
             if "LastEvaluatedKey" not in reply:
                 return builds
             start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
@@ -269,10 +276,13 @@ class BuildRepository:
             InFlight: the idempotency claim among the further parts was lost.
             Unavailable: it kept changing.
         """
+        cancelled: Build | None = None
         for _ in range(_TRIES):
             build = await self.get_build(build_id)
             if build.verifies is not None:
                 raise NotFound(f"there is no build {build_id!r}")
+            if cancelled is not None and _same_end(build, cancelled):
+                return cancelled  # the answer to that was lost, and the try after it refused
             if not build.open:
                 raise BuildEnded(f"build {build_id} has ended: it is {build.status}")
             cancelled = msgspec.structs.replace(
@@ -383,3 +393,7 @@ class BuildRepository:
         return transactions.update(
             self._models, key(model_version=model_version), change, condition
         )
+
+
+def _same_end(one: Build, other: Build) -> bool:
+    return (one.status, one.fence, one.ended_at) == (other.status, other.fence, other.ended_at)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from core.dynamo.client import Dynamo
 from core.errors import Unavailable
 from core.models import Embedding
-from core.repositories.embedding_rows import decode, row_key
+from core.repositories.embedding_rows import decode_any, row_key
 
 _IDS_MAX: Final = 100
 """DynamoDB's, of one BatchGetItem."""
@@ -57,7 +57,7 @@ async def _read(
     backoff_s = _BACKOFF_FIRST_S
     for _ in range(_TRIES):
         reply = await dynamo.call("batch_get_item", RequestItems={table: keys})
-        found += [decode(item) for item in reply.get("Responses", {}).get(table, ())]
+        found += [decode_any(item) for item in reply.get("Responses", {}).get(table, ())]
         left = reply.get("UnprocessedKeys", {}).get(table)
         if not left:
             return found

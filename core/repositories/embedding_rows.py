@@ -1,14 +1,17 @@
 """How an embedding lies in its table: rows, tombstones, and the shard that each is in."""
 
+from core import telemetry
 from core.dynamo import tables
 from core.dynamo.expressions import Condition, Update, equals, exists, key, missing
 from core.dynamo.items import float32_bytes
 from core.dynamo.wire import Item, RequestItem
-from core.errors import NotFound
+from core.errors import Corrupt, NotFound
 from core.models import Embedding, Model
 
 SMALL = ("product_id", "model_version", "updated_at", "deleted_at", "vector_dimension")
 """All of a row but its vector."""
+
+_log = telemetry.logger(__name__)
 
 
 def shard_key(model: Model, product_id: str) -> str:
@@ -78,23 +81,47 @@ def unchanged(there: Item | None) -> Condition:
 
 
 def decode(item: Item) -> Embedding:
-    """The embedding or tombstone of an item, whichever attributes were asked for."""
+    """The embedding or tombstone of an item, whichever attributes were asked for.
+
+    Raises:
+        Corrupt: its vector is none that could have been stored by K9.
+    """
     stored = item.get("embedding_vector")
-    vector = None if stored is None else float32_bytes(stored)
-    deleted = item.get("deleted_at")
-    return Embedding(
-        product_id=item["product_id"].S or "",
-        model_version=item["model_version"].S or "",
-        vector=vector,
-        dimension=_dimension(item, vector),
-        updated_at=item["updated_at"].S or "",
-        deleted_at=None if deleted is None else deleted.S,
-    )
+    return _embedding(item, None if stored is None else float32_bytes(stored))
+
+
+def decode_any(item: Item) -> Embedding:
+    """The same of one among many: a vector that cannot be read is left out, and stops no other.
+
+    Whoever takes the rows finds a live one without a vector, as one of a wrong dimension.
+    """
+    try:
+        return decode(item)
+    except Corrupt as error:
+        _log.warning("a row cannot be read", product_id=_text(item, "product_id"), why=str(error))
+        return _embedding(item, None)
 
 
 def unknown(model_version: str, product_id: str) -> NotFound:
     """The error for a row that is not there, or is a tombstone."""
     return NotFound(f"{model_version} has no embedding of {product_id!r}")
+
+
+def _embedding(item: Item, vector: bytes | None) -> Embedding:
+    deleted = item.get("deleted_at")
+    return Embedding(
+        product_id=_text(item, "product_id"),
+        model_version=_text(item, "model_version"),
+        vector=vector,
+        dimension=_dimension(item, vector),
+        updated_at=_text(item, "updated_at"),
+        deleted_at=None if deleted is None else deleted.S,
+    )
+
+
+def _text(item: Item, name: str) -> str:
+    value = item.get(name)
+    return value.S or "" if value is not None else ""
 
 
 def _dimension(item: Item, vector: bytes | None) -> int:

@@ -17,6 +17,7 @@ from core.dynamo.expressions import (
 )
 from core.dynamo.wire import Item, RequestItem, request_item
 from core.errors import (
+    Busy,
     ConditionFailed,
     K9Error,
     TableMissing,
@@ -28,6 +29,7 @@ from core.repositories.embedding_rows import (
     SMALL,
     burial,
     decode,
+    decode_any,
     embedding_of,
     live_row,
     row_key,
@@ -96,11 +98,12 @@ class EmbeddingRepository:
             requests[start : start + _BATCH_WRITE_ROWS]
             for start in range(0, len(requests), _BATCH_WRITE_ROWS)
         ]
+        now_s = asyncio.get_running_loop().time()
+        batch = _Batch(now_s + self._ingest.batch_deadline_s, now_s, self._patience_s)
         gate = asyncio.Semaphore(self._ingest.batch_concurrency)
-        until = asyncio.get_running_loop().time() + self._ingest.batch_deadline_s
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._write(chunk, gate, until)) for chunk in chunks]
+                tasks = [group.create_task(self._write(chunk, gate, batch)) for chunk in chunks]
         except* K9Error as failed:
             raise failed.exceptions[0] from None
         return [product_id for task in tasks for product_id in task.result()]
@@ -161,7 +164,7 @@ class EmbeddingRepository:
                 vectors=vectors,
             )
             for item in reply["Items"]:
-                found.append(decode(item))
+                found.append(decode_any(item))
                 at = Position(at.shard, found[-1].updated_at, found[-1].product_id)
                 if len(found) == limit:
                     return found, at
@@ -226,7 +229,7 @@ class EmbeddingRepository:
         try:
             while True:
                 reply = await self._query(model, shard, start=start, since=since)
-                await pages.put([decode(item) for item in reply["Items"]])
+                await pages.put([decode_any(item) for item in reply["Items"]])
                 if "LastEvaluatedKey" not in reply:
                     break
                 start = request_item(reply["LastEvaluatedKey"])
@@ -261,34 +264,62 @@ class EmbeddingRepository:
         )
 
     async def _write(
-        self, requests: list[dict[str, Any]], gate: asyncio.Semaphore, until: float
+        self, requests: list[dict[str, Any]], gate: asyncio.Semaphore, batch: "_Batch"
     ) -> list[str]:
         """One BatchWriteItem, and what it left undone again with backoff; the ids still left."""
         loop = asyncio.get_running_loop()
         backoff_s = _BACKOFF_FIRST_S
         async with gate:
-            answered = loop.time()
-            while loop.time() < until:
+            while loop.time() < batch.until and not batch.gone:
+                began = loop.time()
                 try:
-                    async with asyncio.timeout_at(until):
+                    async with asyncio.timeout_at(batch.limit(began)):
                         reply = await self._dynamo.call(
                             "batch_write_item", RequestItems={self._table: requests}
                         )
                     requests = reply.get("UnprocessedItems", {}).get(self._table, [])
-                    answered = loop.time()
+                    batch.heard()
                 except TableMissing:
                     raise
+                except Busy:
+                    batch.heard()
                 except (Unavailable, TimeoutError):
-                    # Nothing is known to be stored: all of it stays to be sent again, unless
-                    # DynamoDB is gone and not just busy.
-                    if loop.time() - answered > self._patience_s:
-                        break
+                    # Nothing is known to be stored: all of it stays to be sent again.
+                    batch.failed(began, loop.time())
                 if not requests:
                     return []
                 wait_s = random.uniform(0, backoff_s)  # noqa: S311 - jitter, not a secret
-                await asyncio.sleep(min(wait_s, max(0.0, until - loop.time())))
+                left_s = batch.limit(loop.time()) - loop.time()
+                await asyncio.sleep(max(0.0, min(wait_s, left_s)))
                 backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
         return [request["PutRequest"]["Item"]["product_id"]["S"] for request in requests]
+
+
+class _Batch(msgspec.Struct):
+    """What the calls of one batch share; moments are the loop's."""
+
+    until: float
+    silent_since: float | None
+    """Since when DynamoDB answers nothing; at first when the batch began."""
+    patience_s: float
+    gone: bool = False
+    """DynamoDB is away, and not just busy: no further call is begun."""
+
+    def limit(self, moment: float) -> float:
+        """Up to when a call that begins now may take."""
+        since = moment if self.silent_since is None else self.silent_since
+        return min(self.until, since + self.patience_s)
+
+    def heard(self) -> None:
+        """It answered, be it that it is busy."""
+        self.silent_since = None
+        self.gone = False
+
+    def failed(self, began: float, moment: float) -> None:
+        """It did not answer a call that began then."""
+        if self.silent_since is None:
+            self.silent_since = began
+        self.gone = moment - self.silent_since >= self.patience_s
 
 
 def _start(model: Model, at: Position) -> RequestItem | None:

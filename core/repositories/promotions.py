@@ -27,6 +27,7 @@ from core.errors import (
     NotPromotable,
     Pinned,
     TransactionFailed,
+    Unavailable,
 )
 from core.models import Build, Model, Progress, now, timestamp
 from core.repositories import transactions
@@ -38,6 +39,7 @@ from core.repositories.transactions import Part, refused
 from core.settings import Settings
 
 _TRIES = 5
+_OPEN = "open_build_id"
 _BUILD, _MODEL = 0, 1
 """Where the two rows stand in the transactions."""
 
@@ -76,12 +78,12 @@ class PromotionRepository:
                 "current_fence": build.fence,
                 "pinned": False,
             },
-            remove=("open_build_id",),
+            remove=(_OPEN,),
         )
         for _ in range(_TRIES):
             # An operator may have made an automatic build their own since it was claimed.
             there = await self._builds.get_build(build.build_id)
-            holds = equals("open_build_id", build.build_id) & equals("epoch", model.epoch)
+            holds = equals(_OPEN, build.build_id) & equals("epoch", model.epoch)
             if there.automatic:
                 holds &= differs("pinned", True)
             mine = ours(build) & differs("automatic", not there.automatic)
@@ -107,26 +109,43 @@ class PromotionRepository:
             NotFound: there is no such build of this model version.
             NotPromotable: it was not published, was removed, or is of another epoch.
             InFlight: the idempotency claim among the further parts was lost.
+            Unavailable: builds kept being opened and ended meanwhile.
         """
-        build, model = await self.promotable(model_version, build_id)
-        moved = Update(
-            set={"current_build_id": build_id, "current_fence": build.fence, "pinned": True}
-        )
-        kept = equals("status", "published") & missing("removed_at")
-        try:
-            await transactions.transact(
-                self._dynamo,
-                self._on_build(build_id, Update(remove=("retired_at",)), kept),
-                self._on_model(model_version, moved, equals("epoch", model.epoch)),
-                *completed,
+        for _ in range(_TRIES):
+            build, model = await self.promotable(model_version, build_id)
+            moved = Update(
+                set={"current_build_id": build_id, "current_fence": build.fence, "pinned": True}
             )
-        except TransactionFailed as failed:
-            if refused(failed, _BUILD) or refused(failed, _MODEL):
-                raise NotPromotable(
-                    f"build {build_id} cannot be made current: it was removed just now, or the "
-                    "data was restored"
-                ) from None
-            raise lost() from None
+            under_way = model.open_build_id
+            same = missing(_OPEN) if under_way is None else equals(_OPEN, under_way)
+            kept = equals("status", "published") & missing("removed_at")
+            try:
+                await transactions.transact(
+                    self._dynamo,
+                    self._on_build(build_id, Update(remove=("retired_at",)), kept),
+                    self._on_model(model_version, moved, equals("epoch", model.epoch) & same),
+                    *completed,
+                    *self._held_to_the_pin(under_way),
+                )
+            except TransactionFailed as failed:
+                if refused(failed, _BUILD):
+                    raise NotPromotable(
+                        f"build {build_id} cannot be made current: it was removed just now"
+                    ) from None
+                if not refused(failed, _MODEL):
+                    raise lost() from None
+            else:
+                return
+        raise Unavailable(f"builds of {model_version} keep coming and going; try again")
+
+    def _held_to_the_pin(self, build_id: str | None) -> list[Part]:
+        """What was asked for before a promotion does not take it back when it is done.
+
+        An operator who asks for it again makes it their own again.
+        """
+        if build_id is None:
+            return []
+        return [self._on_build(build_id, Update(set={"automatic": True}), exists("build_id"))]
 
     async def promotable(self, model_version: str, build_id: str) -> tuple[Build, Model]:
         """The build and its model version, where the one can be made current.
@@ -150,15 +169,34 @@ class PromotionRepository:
         return build, model
 
     async def retire(self, build: Build) -> None:
-        """Notes that no rule keeps a version any more; promoting it takes the note back."""
-        change = Update(set_if_missing={"retired_at": timestamp(now())})
-        await self._if_it_holds(build.build_id, change, retired=None)
+        """Notes that no rule keeps a version any more; promoting it takes the note back.
+
+        The current version, which may have been promoted just now, is not noted.
+        """
+        kept = equals("status", "published") & missing("removed_at") & missing("retired_at")
+        try:
+            await transactions.transact(
+                self._dynamo,
+                self._on_build(build.build_id, Update(set={"retired_at": timestamp(now())}), kept),
+                self._not_current(build),
+            )
+        except TransactionFailed:
+            return  # another worker was first, or it is in use again
 
     async def keep(self, build: Build) -> None:
         """Takes the note back: a rule keeps the version again."""
-        if build.retired_at is not None:
-            change = Update(remove=("retired_at",))
-            await self._if_it_holds(build.build_id, change, retired=build.retired_at)
+        if build.retired_at is None:
+            return
+        holds = missing("removed_at") & equals("retired_at", build.retired_at)
+        try:
+            await self._dynamo.call(
+                "update_item",
+                TableName=self._builds_table,
+                Key=key(build_id=build.build_id),
+                **expressions(update=Update(remove=("retired_at",)), condition=holds),
+            )
+        except ConditionFailed:
+            return  # another worker was first, or it was promoted
 
     async def remove(self, build: Build) -> bool:
         """Marks a retired version as removed, before its files go; False where it is in use."""
@@ -170,11 +208,7 @@ class PromotionRepository:
                     Update(set={"removed_at": timestamp(now())}),
                     equals("retired_at", build.retired_at) & missing("removed_at"),
                 ),
-                transactions.check(
-                    self._models_table,
-                    key(model_version=build.model_version),
-                    differs("current_build_id", build.build_id),
-                ),
+                self._not_current(build),
             )
         except TransactionFailed:
             return False
@@ -195,23 +229,17 @@ class PromotionRepository:
         model = await self._models.get_model(build.model_version)
         if there.automatic and model.pinned:
             raise Pinned(
-                f"build {model.current_build_id} is pinned, and an automatic build does not "
-                "replace it"
+                f"build {model.current_build_id} is pinned: only a build that an operator asks for "
+                "after that replaces it"
             )
         raise LeaseLost(f"the data of {build.model_version} was restored since the build began")
 
-    async def _if_it_holds(self, build_id: str, change: Update, *, retired: str | None) -> None:
-        known = missing("retired_at") if retired is None else equals("retired_at", retired)
-        holds = equals("status", "published") & missing("removed_at") & known
-        try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._builds_table,
-                Key=key(build_id=build_id),
-                **expressions(update=change, condition=holds),
-            )
-        except ConditionFailed:
-            return  # another worker was first, or it was promoted
+    def _not_current(self, build: Build) -> Part:
+        return transactions.check(
+            self._models_table,
+            key(model_version=build.model_version),
+            differs("current_build_id", build.build_id),
+        )
 
     def _on_build(self, build_id: str, change: Update, holds: Any) -> Part:
         return transactions.update(self._builds_table, key(build_id=build_id), change, holds)

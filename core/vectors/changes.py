@@ -47,6 +47,17 @@ class Changes(msgspec.Struct, frozen=True):
     """The first 20 by id."""
     removed_ids: tuple[str, ...] = ()
 
+    @property
+    def kept(self) -> float:
+        """Share of the version before that is still answered, 0 to 1: a product gone keeps none.
+
+        `overlap` alone would pass a version of a few products that happen to be alike. Where no
+        neighbours can be compared, the products that are left speak for themselves.
+        """
+        before = self.common + self.removed
+        left = self.common / before if before else 1.0
+        return left if self.overlap is None else left * self.overlap
+
 
 def changes(
     before: tuple[str, Sequence[bytes], NDArray[np.int32]],

@@ -1,5 +1,6 @@
 """What a version says of itself. The manifest is the last file of a version to be written."""
 
+import hashlib
 from typing import Any, Final, Literal
 
 import msgspec
@@ -12,6 +13,8 @@ from core.vectors.parameters import IndexInfo, Recall
 FORMAT: Final = 1
 """Raised when older readers could no longer serve a version."""
 MANIFEST: Final = "manifest.json"
+_CHECKSUM: Final = b',\n "checksum": "'
+"""Where the last line of a manifest begins: the SHA-256 of all that stands before it."""
 
 
 class FileInfo(msgspec.Struct, frozen=True):
@@ -51,6 +54,16 @@ class Software(msgspec.Struct, frozen=True):
     threads: int
 
 
+class RecentRows(msgspec.Struct, frozen=True):
+    """The rows of a pull that had changed shortly before it: enough to know them again."""
+
+    since: str
+    """From this moment on."""
+    rows: int
+    digest: str
+    """Of their ids and times, in hex; the same in any order."""
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """All of a version in one JSON object. Readers pass over fields they do not know."""
 
@@ -78,22 +91,32 @@ class Manifest(msgspec.Struct, frozen=True):
     """What the pull read and the publishing wrote, filled in by the worker."""
     pulled_at: str = ""
     """When the pull began: rows changed later may be missing, whatever the clocks."""
+    recent: RecentRows | None = None
+    """Those that changed between the watermark and the pull; None in earlier releases' versions."""
     changes: Changes | None = None
     """Against the version that was current then; None where there was none to compare with."""
     format: Literal[1] = FORMAT
 
     def encode(self) -> bytes:
-        """As JSON, on lines, for people too."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+        """As JSON, on lines, for people too. The last line is a checksum of the others."""
+        text = msgspec.json.format(msgspec.json.encode(self), indent=1).removesuffix(b"\n}")
+        return text + _CHECKSUM + _end(text)
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """The inverse of `Manifest.encode`.
+    """The inverse of `Manifest.encode`. One that some other program wrote may have no checksum.
 
     Raises:
-        Corrupt: when it is no manifest, or of a format that is not known.
+        Corrupt: when it is no manifest, is not what was written, or is of a format not known.
     """
+    text, mark, end = data.rpartition(_CHECKSUM)
+    if mark and end != _end(text):
+        raise Corrupt(f"{MANIFEST} does not have the checksum that stands in it", MANIFEST)
     try:
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
-        raise Corrupt(f"{MANIFEST} does not hold: {error}") from None
+        raise Corrupt(f"{MANIFEST} does not hold: {error}", MANIFEST) from None
+
+
+def _end(text: bytes) -> bytes:
+    return f'{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode()

@@ -66,6 +66,10 @@ class Exclusion:
             dropped |= np.isin(rows, self._extra)
         return dropped
 
+    def has(self, row: int) -> bool:
+        """Whether one row is left out."""
+        return bool(self._mask[row]) or (self._extra is not None and row in self._extra)
+
     def blank(self, found: Floats) -> None:
         """Sets the scores (n,) of the rows left out to -inf."""
         found[self._mask] = -np.inf

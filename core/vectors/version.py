@@ -189,7 +189,7 @@ def verify_files(directory: Path, manifest: Manifest, names: Iterable[str] | Non
     for name in manifest.files if names is None else names:
         _check_size(directory, name, manifest)
         if file_info(directory / name) != manifest.files[name]:
-            raise Corrupt(f"{name} does not have the checksum that the manifest has")
+            raise Corrupt(f"{name} does not have the checksum that the manifest has", name)
 
 
 def _check_size(directory: Path, name: str, manifest: Manifest) -> None:
@@ -198,10 +198,10 @@ def _check_size(directory: Path, name: str, manifest: Manifest) -> None:
     try:
         size = (directory / name).stat().st_size
     except FileNotFoundError:
-        raise Corrupt(f"{name} is missing") from None
+        raise Corrupt(f"{name} is missing", name) from None
     expected = manifest.files[name].bytes
     if size != expected:
-        raise Corrupt(f"{name} has {size} bytes, the manifest has {expected}")
+        raise Corrupt(f"{name} has {size} bytes, the manifest has {expected}", name)
 
 
 def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -8,15 +8,8 @@ from typing import Any
 import click
 
 from deploy.cli import environment
-from deploy.cli.progress import build_display
-from deploy.errors import CommandError
-from deploy.http import Api, ProblemError, open_api, path_of
-
-_POLL_S = 0.5
-_POLLS = 10
-"""Times that the build is asked for before its events are tried again."""
-_FAILURES_MAX = 20
-_OPEN = {"queued", "running"}
+from deploy.cli.watching import must_be_published, watch
+from deploy.http import open_api, path_of
 
 
 @click.command("build")
@@ -64,45 +57,12 @@ async def _build(model: str, body: dict[str, Any], *, wait: bool) -> None:
             click.echo(build_id)
             return
         try:
-            build = await _watch(api, build)
+            build = await watch(api, build)
         except asyncio.CancelledError:
             click.echo(f"build {build_id} goes on without this command", err=True)
             raise
-    if build["status"] == "cancelled":
-        raise CommandError(f"build {build_id} was cancelled")
-    if build["status"] != "published":
-        raise CommandError(
-            f"build {build_id} {build['status']}: {build.get('error') or 'no reason was given'}"
-        )
+    must_be_published(build)
     click.echo(_summary(build))
-
-
-async def _watch(api: Api, build: dict[str, Any]) -> dict[str, Any]:
-    """Follows the build's events until it ends; asks now and then where they cannot be had."""
-    path = path_of("builds", build["build_id"])
-    failures = 0
-    with build_display() as display:
-        while True:
-            try:
-                async for event in api.events(f"{path}/events"):
-                    build, failures = event, 0
-                    display.show(build)
-            except CommandError:
-                failures += 1  # the build itself tells whether it is worth going on
-            for _ in range(_POLLS if build["status"] in _OPEN else 0):
-                try:
-                    build = await api.call("GET", path)
-                except CommandError as error:
-                    refused = isinstance(error, ProblemError) and error.status < 500  # noqa: PLR2004
-                    if refused or failures >= _FAILURES_MAX:
-                        raise
-                    failures += 1
-                display.show(build)
-                if build["status"] not in _OPEN:
-                    break
-                await asyncio.sleep(_POLL_S)
-            if build["status"] not in _OPEN:
-                return build
 
 
 def _summary(build: dict[str, Any]) -> str:

@@ -51,7 +51,9 @@ def command(port: int, data: Path, *, empty: bool) -> None:
         directories = DataDir(data)
         directories.create()
         settings = Settings.from_env(os.environ)
-        ports, lines = choose_ports(port, settings.http.metrics_port)
+        ports, lines = choose_ports(
+            port, settings.http.metrics_port, settings.building.worker_metrics_port
+        )
         console = standard_output()
         for line in lines:
             console.print(f"k9 dev: {line}", markup=False, highlight=False, soft_wrap=True)

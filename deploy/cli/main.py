@@ -15,6 +15,7 @@ _COMMANDS = {
     "import": "deploy.cli.imports",
     "migrate": "deploy.cli.migrate",
     "neighbors": "deploy.cli.neighbors",
+    "rebuild": "deploy.cli.rebuild",
     "restore": "deploy.cli.restore",
     "tables": "deploy.cli.tables",
     "token": "deploy.cli.token",
@@ -27,12 +28,14 @@ _SHORT = {
     "import": "Loads a file of embeddings.",
     "migrate": "Loads existing users, reports or embeddings.",
     "neighbors": "Shows a product's nearest neighbours.",
+    "rebuild": "Makes lost or damaged index files again.",
     "restore": "Brings tables back, from files or as of a time.",
     "tables": "Creates, describes and counts the tables.",
     "token": "Prints an access token of the embedded stack.",
     "verify-build": "Makes a build's files again and compares them.",
 }
-_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_FAILED, _USAGE, _INTERRUPTED = 1, 64, 130
+"""Wrong usage is the EX_USAGE of sysexits.h: 2 has a meaning of its own for some commands."""
 
 
 class _Commands(click.Group):
@@ -59,7 +62,7 @@ def k9() -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs one command; its exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    """Runs one command; its exit status: 0, 1 for a failure, 64 for wrong usage, 130 for Ctrl-C."""
     try:
         result: Any = k9.main(args=arguments, prog_name="k9", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -88,7 +91,7 @@ def _failed(error: Exception) -> int:
     if isinstance(error, SettingsError):
         return _say(str(error), _USAGE)
     if isinstance(error, (CommandError, K9Error)):
-        return _say(str(error), _FAILED)
+        return _say(str(error), getattr(error, "status", _FAILED))
     return _say(f"{type(error).__name__}: {error} (K9_TRACE=1 shows where)", _FAILED)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from core.errors import NotFound
+from core.errors import K9Error, NotFound
 from core.models import Build
 from core.repositories.verifications import Verification, found_in
 from core.resources import Resources, open_resources
@@ -14,7 +14,7 @@ from deploy.cli.progress import BuildDisplay, build_display
 from deploy.errors import CommandError
 
 _POLL_S = 0.5
-_EQUAL, _DIFFERENT, _CHANGED = 0, 1, 2
+_EQUAL, _DIFFERENT, _CHANGED, _NOT_VERIFIED = 0, 1, 2, 3
 
 
 @click.command("verify-build")
@@ -25,20 +25,32 @@ def command(build_or_model: str | None) -> int:
     Of a MODEL it takes the current build, and without an argument that of every model version. The
     index is compared where the build was deterministic. A worker does it; nothing is published.
 
-    Exits 0 when all is equal, 1 on a difference, and 2 when rows have changed since the build, so
-    that nothing can be said.
+    Exits 0 when all is equal, 1 on a difference, 2 when rows have changed since the build, so that
+    nothing can be said, and 3 when a build could not be made again. With Ctrl-C the worker's part
+    goes on, and changes nothing.
     """
-    return asyncio.run(_verify(build_or_model))
+    try:
+        return asyncio.run(_verify(build_or_model))
+    except (K9Error, CommandError) as error:
+        raise CommandError(str(error), _NOT_VERIFIED) from error
 
 
 async def _verify(build_or_model: str | None) -> int:
     settings, _ = environment.enter()
     async with open_resources(settings) as resources:
         statuses = [
-            await _verify_one(resources, build)
-            for build in await _chosen(resources, build_or_model)
+            await _status_of(resources, build) for build in await _chosen(resources, build_or_model)
         ]
-    return next((s for s in (_DIFFERENT, _CHANGED) if s in statuses), _EQUAL)
+    return next((s for s in (_DIFFERENT, _NOT_VERIFIED, _CHANGED) if s in statuses), _EQUAL)
+
+
+async def _status_of(resources: Resources, build: Build) -> int:
+    """One that cannot be made again is said, and does not keep the others from being verified."""
+    try:
+        return await _verify_one(resources, build)
+    except CommandError as error:
+        click.echo(f"k9: {error}", err=True)
+        return _NOT_VERIFIED
 
 
 async def _chosen(resources: Resources, build_or_model: str | None) -> Sequence[Build]:

@@ -39,11 +39,12 @@ class Ports(msgspec.Struct, frozen=True):
 
     api: int
     metrics: int
+    worker_metrics: int
     aws: int
     valkey: int
 
 
-def choose_ports(api: int, metrics: int) -> tuple[Ports, list[str]]:
+def choose_ports(api: int, metrics: int, worker_metrics: int) -> tuple[Ports, list[str]]:
     """Ports for all parts, and a line for each that is not where it usually is.
 
     `api` 0 takes free ports for everything.
@@ -53,7 +54,7 @@ def choose_ports(api: int, metrics: int) -> tuple[Ports, list[str]]:
     """
     taken: set[int] = set()
     if api == 0:
-        return Ports(*(_free(taken) for _ in range(4))), []
+        return Ports(*(_free(taken) for _ in range(5))), []
     if not is_free(api):
         raise CommandError(
             f"port {api} is taken: stop what listens there, or start with --port PORT"
@@ -61,7 +62,13 @@ def choose_ports(api: int, metrics: int) -> tuple[Ports, list[str]]:
     taken.add(api)
     lines = []
     chosen = []
-    for name, wanted in (("metrics", metrics), ("aws", AWS_PORT), ("valkey", VALKEY_PORT)):
+    usual = {
+        "metrics": metrics,
+        "worker metrics": worker_metrics,
+        "aws": AWS_PORT,
+        "valkey": VALKEY_PORT,
+    }
+    for name, wanted in usual.items():
         port = wanted
         # 0 is a wish of its own for the metrics: open none.
         if wanted and (wanted in taken or not is_free(wanted)):
@@ -140,6 +147,7 @@ def service_environ(
         "K9_HOST": HOST,
         "K9_PORT": str(ports.api),
         "K9_METRICS_PORT": str(ports.metrics),
+        "K9_WORKER_METRICS_PORT": str(ports.worker_metrics),
         "K9_CACHE_DIR": str(data.cache),
         "K9_WORK_DIR": str(data.work),
         # Nobody's requests wait behind a load balancer here.

@@ -1,8 +1,9 @@
 """A process that dies at a chosen moment of a write."""
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from core.errors import Unavailable
@@ -20,9 +21,7 @@ class Dying:
         self._left = 0
         self._done = False
         self._stays_dead = True
-        records = service.resources.idempotency._records  # noqa: SLF001 - a lease that ends soon
-        brief = msgspec.structs.replace(records, idempotency_lease_s=0.4)
-        monkeypatch.setattr(service.resources.idempotency, "_records", brief)
+        self._lease_s = service.settings.records.idempotency_lease_s
 
     def at(self, transaction: int, *, done: bool, for_good: bool = True) -> None:
         """Dies at this transaction (from 1), before it happens or with it `done`.
@@ -36,6 +35,12 @@ class Dying:
         """From here on the process is a new one."""
         self._dead = False
         self._patch.setattr(self._dynamo, "call", self._call)
+
+    def lease_ends(self) -> None:
+        """From here on it is so much later for whoever looks at a key that its lease has ended."""
+        later_s = self._lease_s + 1
+        clock = SimpleNamespace(time=lambda: time.time() + later_s)
+        self._patch.setattr("core.repositories.idempotency.time", clock)
 
     async def _through(self, operation: str, **parameters: Any) -> dict[str, Any]:
         if self._dead:

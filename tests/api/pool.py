@@ -1,5 +1,6 @@
 """A user pool of our own: its keys over real HTTP, and tokens of every kind."""
 
+import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
@@ -47,6 +48,9 @@ class Pool:
         self.status = 200
         self.requests = 0
         self.url = ""
+        self.held = asyncio.Event()
+        """Answers wait until it is set."""
+        self.held.set()
 
     @property
     def issuer(self) -> str:
@@ -85,6 +89,7 @@ class Pool:
     async def answer(self, _request: web.Request) -> web.Response:
         """Serves the keys."""
         self.requests += 1
+        await self.held.wait()
         if self.body is not None:
             return web.Response(body=self.body, status=self.status)
         return web.json_response({"keys": self.keys}, status=self.status)

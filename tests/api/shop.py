@@ -108,10 +108,10 @@ class Shop:
         found: int | None = (await self.search(vector=vector(0).tolist()))["index"]["fresh"]
         return found
 
-    async def build(self) -> str:
+    async def build(self, **asked: Any) -> str:
         """A build of the rows as they are, put to use."""
         path = path_of(self.model, "builds")
-        build_id: str = (await self.client.post(path, json={})).json()["build_id"]
+        build_id: str = (await self.client.post(path, json=asked)).json()["build_id"]
         await build_here(self.resources, build_id)
 
         async def used() -> bool:

@@ -8,14 +8,15 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import httpx
 import pytest
 
+from core.repositories.embedding_rows import row_key
 from tests.api.conftest import Service
-from tests.api.serving import path_of, vector
+from tests.api.serving import DIMENSION, path_of, vector
 from tests.api.test_process import client_at, environ_of, running
 from tests.emulators import free_port
 from tests.worker import processes
@@ -24,7 +25,9 @@ _ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
-async def machine(service: Service, tmp_path: Path) -> AsyncIterator[dict[str, str]]:
+async def machine(
+    service: Service, tmp_path: Path, *, worker: bool = True
+) -> AsyncIterator[dict[str, str]]:
     """An API and a worker; the environment of commands that speak to them."""
     port = free_port()
     environ = environ_of(
@@ -43,7 +46,7 @@ async def machine(service: Service, tmp_path: Path) -> AsyncIterator[dict[str, s
     async with (
         running(environ) as api,
         client_at(port, service.pool.token()),
-        processes.running(service.settings, **work_dir),
+        processes.running(service.settings, **work_dir) if worker else nullcontext(),
     ):
         yield commands
         api.send_signal(signal.SIGTERM)
@@ -65,6 +68,52 @@ async def k9(environ: dict[str, str], *arguments: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), error.decode()
 
 
+async def damage(
+    service: Service, model: str, product_id: str, data: bytes = b"\0\0\x80\x3f" * DIMENSION
+) -> bytes:
+    """Writes another vector into a row, behind K9's back; the one that was there."""
+    resources = service.resources
+    before = (await resources.embeddings.get_embedding(model, product_id)).vector
+    await resources.dynamo.call(
+        "update_item",
+        TableName=service.settings.table("embeddings"),
+        Key=row_key(model, product_id),
+        UpdateExpression="SET embedding_vector = :vector",
+        ExpressionAttributeValues={":vector": {"B": data}},
+    )
+    assert before is not None
+    return before
+
+
+@pytest.mark.timeout(200)
+async def test_a_build_that_is_not_published_is_no_success(
+    service: Service, tmp_path: Path
+) -> None:
+    """The command says why, in a line, and its status tells."""
+    client, model = service.client, "m-unsuccessful"
+    entries = [{"product_id": f"p{n}", "vector": vector(n).tolist()} for n in range(60)]
+    await client.post(f"/models/{model}/embeddings:batch", json={"embeddings": entries})
+    async with machine(service, tmp_path) as environ:
+        few = "--matrix-k", "4"
+        assert (await k9(environ, "build", model, *few))[0] == 0
+        for number, entry in enumerate(entries):
+            entry["vector"] = vector(1000 + number).tolist()
+        await client.post(f"/models/{model}/embeddings:batch", json={"embeddings": entries})
+        status, out, error = await k9(environ, "build", model, *few)
+        assert (status, out, error.count("\n")) == (1, "", 1)
+        assert "K9_OVERLAP_MIN" in error
+    async with machine(service, tmp_path, worker=False) as environ:
+        watching = asyncio.create_task(k9(environ, "build", model, "--force"))
+        async with asyncio.timeout(60):
+            models = service.resources.models
+            while not (known := await models.get_model(model)).open_build_id:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert (await client.delete(f"/builds/{known.open_build_id}")).status_code == 202
+        status, out, error = await watching
+        assert (status, out, error.count("\n")) == (1, "", 1)
+        assert f"build {known.open_build_id} was cancelled" in error
+
+
 @pytest.mark.timeout(200)
 async def test_builds_are_followed_and_verified(service: Service, tmp_path: Path) -> None:
     """A build is watched to its end; its files can be made again; changes and damage are told."""
@@ -79,12 +128,18 @@ async def test_builds_are_followed_and_verified(service: Service, tmp_path: Path
         status, out, error = await k9(environ, "verify-build", model)
         assert (status, error) == (0, "")
         assert "files are equal" in out
+        before = await damage(service, model, "p7")
+        status, out, error = await k9(environ, "verify-build", model)
+        assert (status, error) == (1, "")
+        assert "vectors.npy: " in out
+        assert "files differ; no row changed" in out
+        await damage(service, model, "p7", before)
         await client.put(path_of(model, "embeddings", "p7"), json={"vector": vector(77).tolist()})
         status, out, error = await k9(environ, "verify-build", found[1])
         assert (status, error) == (2, "")
         assert "1 rows changed" in out
         status, _, error = await k9(environ, "verify-build", "nothing")
-        assert (status, error.count("\n")) == (1, 1)
+        assert (status, error.count("\n")) == (3, 1)
         assert "neither" in error
 
 

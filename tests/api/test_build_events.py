@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 
 from api.app import Application, create_app
-from core.models import Progress
+from core.errors import Corrupt, Unavailable
+from core.models import Build, Progress
 from core.settings import Http
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import assert_problem, build_here, client_of, path_of, started, vector
@@ -163,6 +165,7 @@ async def test_events_tell_each_change_and_end_with_the_build(service: Service) 
         for stream in streams:
             assert (await stream.event())["status"] == "queued"
         assert (streams[0].status, streams[0].headers["content-type"]) == (200, "text/event-stream")
+        assert streams[0].headers["x-accel-buffering"] == "no"  # no proxy gathers them
         assert app.holder.context is not None
         assert app.holder.context.admission.requests == 0
         while await streams[0].chunk() != b": the build goes on\n\n":
@@ -225,3 +228,117 @@ async def test_streams_are_bounded_and_end_with_the_process(service: Service) ->
         with contextlib.suppress(StopAsyncIteration):
             assert [build async for build in streams[1].events()] == []
         await streams[1].task
+
+
+class Looks:
+    """The look-ups of builds, which can be made to fail."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made = 0
+        self.errors: list[Exception] = []
+        """Raised by the next ones, one each."""
+        repository = type(service.resources.builds)
+        get_build = repository.get_build
+
+        async def look(builds: Any, build_id: str) -> Build:
+            self.made += 1
+            if self.errors:
+                raise self.errors.pop()
+            return await get_build(builds, build_id)
+
+        monkeypatch.setattr(repository, "get_build", look)
+
+    async def come(self, number: int = 1) -> None:
+        """Waits for some more."""
+        wanted = self.made + number
+        async with asyncio.timeout(10):
+            while self.made < wanted:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), Corrupt("a row"), RuntimeError("a bug")])
+async def test_a_look_that_fails_ends_no_stream(
+    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever it was, the next look tells what is new, and the end of the build."""
+    build_id = await opened(service, f"m-events-{type(error).__name__}")
+    async with quick(service) as app:
+        stream = Stream(app, build_id, service.pool.token("readers"))
+        assert (await stream.event())["status"] == "queued"
+        looks = Looks(service, monkeypatch)
+        looks.errors = [error, error]
+        async with asyncio.timeout(10):
+            while looks.errors:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+        await looks.come()
+        assert not stream.task.done()
+        await service.resources.builds.cancel(build_id)
+        assert [build["status"] async for build in stream.events()] == ["cancelled"]
+        await stream.task
+
+
+async def test_who_joins_is_told_what_is_so_by_now(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what the others were told last; and they are told as well, without another look."""
+    build_id = await opened(service, "m-events-join")
+    async with quick(service, event_poll_s=3600.0) as app:
+        token = service.pool.token("readers")
+        first = Stream(app, build_id, token)
+        assert (await first.event())["status"] == "queued"
+        await service.resources.builds.claim(build_id, 0)
+        second = Stream(app, build_id, token)
+        assert (await second.event())["status"] == "running"
+        assert (await first.event())["status"] == "running"
+        await service.resources.builds.cancel(build_id)
+        third = Stream(app, build_id, token)
+        for stream in (first, second, third):
+            assert [build["status"] async for build in stream.events()] == ["cancelled"]
+            await stream.task
+
+
+async def test_looks_that_ended_begin_again_for_who_joins(service: Service) -> None:
+    """A task that was lost, however that came, is replaced."""
+    build_id = await opened(service, "m-events-again")
+    async with quick(service) as app:
+        assert app.holder.context is not None
+        first = Stream(app, build_id, service.pool.token("readers"))
+        await first.event()
+        (watched,) = app.holder.context.watches._watched.values()  # noqa: SLF001 - to break it
+        assert watched.looking is not None
+        watched.looking.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.wait({watched.looking})
+        second = Stream(app, build_id, service.pool.token("readers"))
+        await second.event()
+        await service.resources.builds.cancel(build_id)
+        for stream in (first, second):
+            assert [build["status"] async for build in stream.events()] == ["cancelled"]
+            await stream.task
+
+
+async def test_nobody_listens_nobody_looks(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one of two is there the looks go on; with the last one they end, and are made anew."""
+    build_id = await opened(service, "m-events-none")
+    async with quick(service) as app:
+        token = service.pool.token("readers")
+        streams = [Stream(app, build_id, token) for _ in range(2)]
+        for stream in streams:
+            await stream.event()
+        looks = Looks(service, monkeypatch)
+        await looks.come()
+        streams[0].leave()
+        await streams[0].task
+        await looks.come(2)
+        streams[1].leave()
+        await streams[1].task
+        made = looks.made
+        await asyncio.sleep(0.3)
+        assert looks.made <= made + 1  # one may have been under way
+        late = Stream(app, build_id, token)
+        await late.event()
+        await looks.come(2)
+        late.leave()
+        await late.task

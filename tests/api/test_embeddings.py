@@ -28,7 +28,7 @@ async def test_an_id_of_any_characters_makes_the_round_trip(
         "dimension": 8,
         "updated_at": reply.json()["updated_at"],
     }
-    assert watermarks.decode(reply.headers["x-watermark"]).product_id == product_id
+    assert watermarks.decode(reply.headers["x-watermark"], 512).product_id == product_id
     assert (await client.put(path, json={"vector": sent})).status_code == 200
     got = (await client.get(path)).json()
     assert got["product_id"] == product_id

@@ -114,12 +114,24 @@ async def test_a_batch_is_reflected_once_its_shards_show_it(shop: Opened) -> Non
         assert found["index"]["fresh"] == 3
 
 
+async def test_a_watermark_that_no_write_gave_is_refused(shop: Opened) -> None:
+    """And leaves no trace: rows that change afterwards are followed as before."""
+    async with shop() as here:
+        for token in ("", "x", encode("2026-01-01T00:00:00.000000Z", "")):
+            body = {"vector": vector(1).tolist(), "min_watermark": token}
+            reply = await here.client.post(path_of(here.model, "search"), json=body)
+            assert_problem(reply, 400)
+        token = await here.put("new", vector(800))
+        assert (await here.ids(vector(800), min_watermark=token))[0] == "new"
+
+
 async def test_what_cannot_be_reflected_is_a_conflict(shop: Opened) -> None:
-    """Away: after a short wait. A watermark of nobody's clock: too."""
+    """A watermark of nobody's clock; with DynamoDB away any: after a short wait."""
     async with shop(deaf=True) as here:
         token = await here.put("new", vector(800))
-        here.rows.away = True
-        for asked in (token, encode("2999-01-01T00:00:00.000000Z", "p00")):
+        future = "2999-01-01T00:00:00.000000Z"
+        for asked in (encode(future, "p00"), encode(future), token):
+            here.rows.away = asked == token
             began = asyncio.get_running_loop().time()
             body = {"vector": vector(1).tolist(), "min_watermark": asked}
             reply = await here.client.post(path_of(here.model, "search"), json=body)
@@ -174,9 +186,9 @@ async def test_a_swap_never_brings_a_deleted_product_back(shop: Opened) -> None:
 
         here.rows.blind = True
         watching, writing = asyncio.create_task(watch()), asyncio.create_task(write())
-        builds = [await here.build() for _ in range(3)]
+        builds = [await here.build(force=True) for _ in range(3)]
         await writing
-        builds.append(await here.build())
+        builds.append(await here.build(force=True))
         stop = True
         assert await watching > 50
         assert len(set(builds)) == 4

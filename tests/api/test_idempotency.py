@@ -240,7 +240,7 @@ async def test_a_crash_after_the_claim(
     assert await state(ada, model) == before
     assert_problem(await send(ada, write), 409, "in-flight")
     assert_problem(await send(ada, ("PUT", "/models/m/embeddings/x", {})), 422, "key-reused")
-    await asyncio.sleep(0.45)
+    dying.lease_ends()
     first = await send(ada, write)
     assert first.status_code == status, first.text
     after = await state(ada, model)
@@ -259,7 +259,7 @@ async def test_a_crash_after_the_effect(
     dying.risen()
     after = await state(ada, model)
     if "batch" in write[1]:  # of many transactions, of which only the answer was missing
-        await asyncio.sleep(0.45)
+        dying.lease_ends()
     first = await send(ada, write)
     assert first.status_code == status, first.text
     assert await state(ada, model) == after
@@ -370,19 +370,23 @@ async def test_a_slow_request_loses_its_key_and_has_no_effect(
     """Another one took over after the lease; the first then finds that, and is not the second."""
     call = service.resources.dynamo.call
     slow = [True]
+    stalls, goes_on = asyncio.Event(), asyncio.Event()
 
     async def stalling(operation: str, **parameters: Any) -> dict[str, Any]:
         if operation == "transact_write_items" and slow:
             slow.pop()
-            await asyncio.sleep(0.8)
+            stalls.set()
+            await goes_on.wait()
         return await call(operation, **parameters)
 
     monkeypatch.setattr(service.resources.dynamo, "call", stalling)
     write = ("POST", "/reports", {"title": "once"})
     stalled = asyncio.create_task(send(ada, write))
-    await asyncio.sleep(0.5)
+    await stalls.wait()
+    dying.lease_ends()
     quick = await send(ada, write)
     assert quick.status_code == 201
+    goes_on.set()
     assert_problem(await stalled, 409, "in-flight")
     same(quick, await send(ada, write))
     assert len((await ada.client.get("/reports")).json()["items"]) == 1

@@ -90,6 +90,7 @@ async def test_a_process_serves_searches_and_drains(service: Service) -> None:
         assert (head.status_code, head.content) == (200, b"")
         metrics = (await client.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
         assert "k9_http_requests_total" in metrics
+        assert "k9_event_loop_delay_longest_seconds" in metrics
 
         async def slow() -> AsyncIterator[bytes]:
             yield b'{"product_id": '

@@ -1,13 +1,13 @@
 """The builds table's promises, on every emulator: one open build, one owner, one publish."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import msgspec
 import pytest
 
-from core.dynamo.client import Dynamo, open_dynamo
+from core.dynamo.client import Dynamo
+from core.dynamo.expressions import Update, expressions, key
 from core.errors import BuildEnded, LeaseLost, NotFound, NotPromotable, Pinned
 from core.models import Build, BuildParameters, Model, Progress
 from core.repositories.builds import BuildRepository
@@ -15,39 +15,6 @@ from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
 from core.repositories.verifications import Verification, VerificationRepository, found_in
 from core.settings import Settings
-
-
-@pytest.fixture
-async def dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
-    """An open client."""
-    async with open_dynamo(settings) as client:
-        yield client
-
-
-@pytest.fixture
-def models(dynamo: Dynamo, settings: Settings) -> ModelRepository:
-    """The repository under test."""
-    return ModelRepository(dynamo, settings)
-
-
-@pytest.fixture
-def builds(dynamo: Dynamo, settings: Settings) -> BuildRepository:
-    """The repository under test."""
-    return BuildRepository(dynamo, settings)
-
-
-@pytest.fixture
-def promotions(
-    dynamo: Dynamo, builds: BuildRepository, models: ModelRepository, settings: Settings
-) -> PromotionRepository:
-    """The repository under test."""
-    return PromotionRepository(dynamo, builds, models, settings)
-
-
-@pytest.fixture
-async def model(models: ModelRepository) -> Model:
-    """A model version of this test's own."""
-    return await models.create_model(f"b-{uuid4().hex[:12]}", 2, "cosine", 4)
 
 
 async def running(builds: BuildRepository, model: Model, lease_s: float | None = None) -> Build:
@@ -335,14 +302,48 @@ async def test_what_is_current_or_was_promoted_is_not_removed(
 ) -> None:
     """Promoting takes a build back that was about to be removed."""
     first = await published_build(builds, promotions, model)
+    await published_build(builds, promotions, model)
     await promotions.retire(first)
     retired = await builds.get_build(first.build_id)
-    assert not await promotions.remove(retired)
-    await published_build(builds, promotions, model)
+    assert retired.retired_at is not None
     await promotions.promote(model.model_version, first.build_id)
     await published_build(builds, promotions, model)
     assert not await promotions.remove(retired)
-    assert (await builds.get_build(first.build_id)).removed_at is None
+    there = await builds.get_build(first.build_id)
+    assert (there.retired_at, there.removed_at) == (None, None)
+
+
+async def test_the_current_build_is_neither_retired_nor_removed(
+    builds: BuildRepository,
+    promotions: PromotionRepository,
+    dynamo: Dynamo,
+    settings: Settings,
+    model: Model,
+) -> None:
+    """Also where it was looked at before it became current again; others are noted once."""
+    first = await published_build(builds, promotions, model)
+    second = await published_build(builds, promotions, model)
+    await promotions.promote(model.model_version, first.build_id)
+    await promotions.retire(first)
+    assert (await builds.get_build(first.build_id)).retired_at is None
+    await promotions.retire(second)
+    retired = await builds.get_build(second.build_id)
+    assert retired.retired_at is not None
+    await promotions.retire(second)
+    assert await builds.get_build(second.build_id) == retired
+    # A worker of before would have noted the current one: it is not removed all the same.
+    note = Update(set={"retired_at": retired.retired_at})
+    await dynamo.call(
+        "update_item",
+        TableName=settings.table("builds"),
+        Key=key(build_id=first.build_id),
+        **expressions(update=note),
+    )
+    noted = await builds.get_build(first.build_id)
+    assert not await promotions.remove(noted)
+    await promotions.keep(noted)
+    assert await builds.get_build(first.build_id) == first
+    assert await promotions.remove(retired)
 
 
 async def test_an_automatic_build_leaves_a_pinned_one_alone(

@@ -143,6 +143,9 @@ async def test_the_main_job_from_first_start_to_second(tmp_path: Path) -> None:
         assert "recall@" in out
         status, out, _ = await _until_found(tmp_path, "own", odd)
         assert (status, "p0" in out) == (0, True)
+        status, out, error = await _k9(tmp_path, "rebuild", "own")
+        assert (status, error) == (0, "")
+        assert "own: all 7 files have the SHA-256 that they had" in out
 
         status, out, error = await _k9(tmp_path, "neighbors", "own", "none/such")
         assert (status, out, error.count("\n")) == (1, "", 1)

@@ -10,11 +10,12 @@ from typing import Self
 
 import msgspec
 
+from tests.faults import dynamodb
+from tests.faults.messages import Message, read_reply, read_request
+
 _CHUNK_BYTES = 64 * 1024
-_THROTTLED = (
-    b'{"__type":"com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException",'
-    b'"message":"throttled by the fault kit"}'
-)
+
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,14 +32,22 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     cut_rate: float = 0.0
     """Connections whose first answer ends in the middle."""
     throttle_rate: float = 0.0
-    """HTTP requests that DynamoDB turns away; the request never reaches it."""
+    """Calls of DynamoDB's that are turned away; they never reach it. For its proxy alone."""
+    unprocessed_rate: float = 0.0
+    """BatchWriteItem calls, of those not turned away, of which only a part reaches DynamoDB,
+    sometimes none, and the rest comes back as UnprocessedItems. For its proxy alone."""
 
 
 class Proxy:
-    """Forwards one port to another, with faults that can be changed while it runs."""
+    """Forwards one port to another, with faults that can be changed while it runs.
 
-    def __init__(self, host: str, port: int, seed: int) -> None:
+    Before DynamoDB it passes on whole HTTP messages, and can tell one call from another; before
+    anything else, bytes as they come.
+    """
+
+    def __init__(self, host: str, port: int, seed: int, *, dynamodb: bool) -> None:
         self._target = host, port
+        self._dynamodb = dynamodb
         self._chance = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -46,6 +55,8 @@ class Proxy:
         self.faults = Faults()
         self.injected: Counter[str] = Counter()
         """Fault → how often it was injected."""
+        self.calls: Counter[str] = Counter()
+        """Operation of DynamoDB's → how often it was asked for."""
         self.port = 0
 
     async def start(self) -> Self:
@@ -55,7 +66,13 @@ class Proxy:
         return self
 
     def set(self, faults: Faults) -> None:
-        """Changes what happens from now on; `refuse` also cuts what is open."""
+        """Changes what happens from now on; `refuse` also cuts what is open.
+
+        Raises:
+            ValueError: a fault of DynamoDB's is asked of a proxy that is not before it.
+        """
+        if (faults.throttle_rate or faults.unprocessed_rate) and not self._dynamodb:
+            raise ValueError("only a proxy made with dynamodb=True tells calls apart")
         self.faults = faults
         if faults.refuse:
             for writer in list(self._writers):
@@ -79,8 +96,10 @@ class Proxy:
         self._writers.add(writer)
         try:
             await self._serve(reader, writer)
-        except OSError:
+        except (OSError, asyncio.IncompleteReadError):
             pass  # a peer that went away is what a proxy sees all day
+        except asyncio.CancelledError:
+            pass  # `close`; what called this would take it for an error
         finally:
             self._writers.discard(writer)
             writer.close()
@@ -95,90 +114,116 @@ class Proxy:
             while await reader.read(_CHUNK_BYTES):
                 pass
             return
-        there_reader, there_writer = await asyncio.open_connection(*self._target)
-        self._writers.add(there_writer)
-        up = asyncio.create_task(self._up(reader, writer, there_writer))
-        try:
-            await self._down(there_reader, writer)
-        finally:
-            up.cancel()
-            await asyncio.gather(up, return_exceptions=True)
-            self._writers.discard(there_writer)
-            there_writer.close()
+        if self._dynamodb:
+            await self._exchange(reader, writer)
+        else:
+            await self._pump(reader, writer)
 
-    async def _up(
-        self,
-        reader: asyncio.StreamReader,
-        back: asyncio.StreamWriter,
-        there: asyncio.StreamWriter,
-    ) -> None:
-        while chunk := await reader.read(_CHUNK_BYTES):
-            starts = chunk.startswith((b"POST ", b"GET ", b"PUT "))
-            if starts and self._chance.random() < self.faults.throttle_rate:
-                self.injected["throttled"] += 1
-                await _rest_of_request(chunk, reader)
-                back.write(
-                    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/x-amz-json-1.0\r\n"
-                    b"Content-Length: %d\r\n\r\n%s" % (len(_THROTTLED), _THROTTLED)
-                )
-                await back.drain()
-                continue
-            there.write(chunk)
-            await there.drain()
-        there.write_eof()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Bytes both ways, as they come."""
+        async with self._there() as (there_reader, there_writer):
+            up = asyncio.create_task(_up(reader, there_writer))
+            try:
+                first = True
+                while chunk := await there_reader.read(_CHUNK_BYTES):
+                    if not await self._give(chunk, writer, first=first):
+                        return
+                    first = False
+                with contextlib.suppress(OSError, RuntimeError):
+                    writer.write_eof()
+            finally:
+                up.cancel()
+                await asyncio.gather(up, return_exceptions=True)
 
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Requests one after the other, each read whole before it is decided on."""
         first = True
-        while chunk := await reader.read(_CHUNK_BYTES):
-            if self.faults.latency_s:
-                self.injected["delayed"] += 1
-                await asyncio.sleep(self.faults.latency_s)
-            if first:
+        async with contextlib.AsyncExitStack() as stack:
+            there: _Connection | None = None
+            while (request := await read_request(reader, writer)) is not None:
+                part, split = self._let_through(request)
+                reply = None
+                if part is not None:
+                    if there is None or there[0].at_eof():
+                        there = await stack.enter_async_context(self._there())
+                    there[1].write(part.encoded())
+                    await there[1].drain()
+                    reply = await read_reply(there[0])
+                if split is not None:
+                    reply = split.answer(reply)
+                answer = dynamodb.throttled() if reply is None else reply
+                if not await self._give(answer.encoded(), writer, first=first):
+                    return
+                if request.ends_connection or answer.ends_connection:
+                    return
                 first = False
-                if self._chance.random() < self.faults.reset_rate:
-                    self.injected["reset"] += 1
-                    _reset(writer)
-                    return
-                if self._chance.random() < self.faults.cut_rate:
-                    self.injected["cut"] += 1
-                    writer.write(chunk[: len(chunk) // 2])
-                    await writer.drain()
-                    return
-            writer.write(chunk)
+
+    def _let_through(self, request: Message) -> tuple[Message | None, dynamodb.Split | None]:
+        """What of a request goes on to DynamoDB, and how it was split, if it was."""
+        operation = dynamodb.operation_of(request)
+        if operation is None:
+            return request, None
+        self.calls[operation] += 1
+        if self._chance.random() < self.faults.throttle_rate:
+            self.injected["throttled"] += 1
+            return None, None
+        if (
+            operation == dynamodb.BATCH_WRITE
+            and self._chance.random() < self.faults.unprocessed_rate
+        ):
+            split = dynamodb.split(request, self._chance)
+            self.injected["taken in part"] += 1
+            self.injected["items unprocessed"] += split.items
+            return split.request, split
+        return request, None
+
+    async def _give(self, data: bytes, writer: asyncio.StreamWriter, *, first: bool) -> bool:
+        """Passes on an answer, or a chunk of one; False where that ended the connection."""
+        if self.faults.latency_s:
+            self.injected["delayed"] += 1
+            await asyncio.sleep(self.faults.latency_s)
+        if first and self._chance.random() < self.faults.reset_rate:
+            self.injected["reset"] += 1
+            _reset(writer)
+            return False
+        if first and self._chance.random() < self.faults.cut_rate:
+            self.injected["cut"] += 1
+            writer.write(data[: len(data) // 2])
             await writer.drain()
-        with contextlib.suppress(OSError, RuntimeError):
-            writer.write_eof()
+            return False
+        writer.write(data)
+        await writer.drain()
+        return True
+
+    @asynccontextmanager
+    async def _there(self) -> AsyncIterator[_Connection]:
+        """A connection to the part itself."""
+        reader, writer = await asyncio.open_connection(*self._target)
+        self._writers.add(writer)
+        try:
+            yield reader, writer
+        finally:
+            self._writers.discard(writer)
+            writer.close()
 
 
 @asynccontextmanager
-async def proxied(port: int, *, host: str = "127.0.0.1", seed: int = 0) -> AsyncIterator[Proxy]:
+async def proxied(
+    port: int, *, host: str = "127.0.0.1", seed: int = 0, dynamodb: bool = False
+) -> AsyncIterator[Proxy]:
     """A proxy before a port of this machine."""
-    proxy = await Proxy(host, port, seed).start()
+    proxy = await Proxy(host, port, seed, dynamodb=dynamodb).start()
     try:
         yield proxy
     finally:
         await proxy.close()
 
 
-async def _rest_of_request(start: bytes, reader: asyncio.StreamReader) -> None:
-    """Reads a request to its end, so that the connection can be used for the next."""
-    while b"\r\n\r\n" not in start:
-        more = await reader.read(_CHUNK_BYTES)
-        if not more:
-            return
-        start += more
-    head, _, body = start.partition(b"\r\n\r\n")
-    length = 0
-    for line in head.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            length = int(value)
-    left = length - len(body)
-    while left > 0:
-        more = await reader.read(min(left, _CHUNK_BYTES))
-        if not more:
-            return
-        left -= len(more)
+async def _up(reader: asyncio.StreamReader, there: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(_CHUNK_BYTES):
+        there.write(chunk)
+        await there.drain()
+    there.write_eof()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.api.serving import assert_problem, eventually, path_of, vector
-from tests.faults.conftest import GONE, HUNG, MODEL, PARTS, Site
+from tests.faults.proxied_api import GONE, HUNG, MODEL, PARTS, ProxiedApi
 from tests.faults.proxy import Faults
 
 
@@ -38,7 +38,7 @@ async def told(client: httpx.AsyncClient, part: str, state: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_with_a_part_gone_searches_go_on(site: Site) -> None:
+async def test_with_a_part_gone_searches_go_on(site: ProxiedApi) -> None:
     """One by one, refused and hung: searches answer, readiness stays, and all comes back."""
     async with site.api() as client:
         await eventually(client, MODEL)
@@ -54,7 +54,7 @@ async def test_with_a_part_gone_searches_go_on(site: Site) -> None:
 
 
 @pytest.mark.parametrize("faults", [GONE, HUNG], ids=["gone", "hung"])
-async def test_writes_without_dynamodb_fail_clearly(site: Site, faults: Faults) -> None:
+async def test_writes_without_dynamodb_fail_clearly(site: ProxiedApi, faults: Faults) -> None:
     """A write is a 503 problem that says which part is gone, and works when it is back."""
     async with site.api() as client:
         await eventually(client, MODEL)
@@ -73,7 +73,7 @@ async def test_writes_without_dynamodb_fail_clearly(site: Site, faults: Faults) 
         assert (await wrote(client, "x")).status_code in {200, 201}
 
 
-async def test_without_redis_a_build_is_still_taken(site: Site) -> None:
+async def test_without_redis_a_build_is_still_taken(site: ProxiedApi) -> None:
     """The table is the truth: the build is opened, and waits for the reconciler."""
     async with site.api() as client:
         await eventually(client, MODEL)
@@ -85,7 +85,7 @@ async def test_without_redis_a_build_is_still_taken(site: Site) -> None:
         assert build.status == "queued"
 
 
-async def test_a_start_with_everything_gone_serves_the_cache(site: Site) -> None:
+async def test_a_start_with_everything_gone_serves_the_cache(site: ProxiedApi) -> None:
     """On the same disk an API starts and answers with all four parts gone, and then recovers."""
     site.set(GONE, *PARTS)
     async with site.api() as client:
@@ -101,7 +101,7 @@ async def test_a_start_with_everything_gone_serves_the_cache(site: Site) -> None
             await told(client, "dynamodb", "ok")
 
 
-async def test_a_flaky_dynamodb_loses_nothing(site: Site) -> None:
+async def test_a_flaky_dynamodb_loses_nothing(site: ProxiedApi) -> None:
     """With a third of all calls throttled or cut, every row that was answered for is there."""
     async with site.api() as client:
         await eventually(client, MODEL)

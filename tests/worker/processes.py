@@ -32,6 +32,7 @@ def environ_of(settings: Settings, **more: str) -> dict[str, str]:
         "K9_LEASE_S": f"{LEASE_S:g}",
         "K9_HEARTBEAT_S": "0.5",
         "K9_RECONCILE_S": "0.5",
+        "K9_WORKER_METRICS_PORT": "0",
         **more,
     }
 

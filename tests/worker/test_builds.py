@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.errors import BuildConflict, EmptyModel, NotFound
-from core.models import BuildParameters
+from core.errors import BuildConflict, Corrupt, EmptyModel, NotFound
+from core.models import BuildParameters, now, timestamp
+from core.repositories.embedding_rows import embedding_of, live_row
 from core.resources import Resources
 from core.settings import Settings
 from core.vectors.version import MappedVersion
@@ -82,6 +83,26 @@ async def test_bad_rows_are_quarantined(resources: Resources, model_version: str
     assert ended.manifest is not None
     assert ended.manifest["counts"]["rows"] == 50
     assert sum(ended.manifest["counts"]["quarantined"].values()) == 4
+
+
+async def test_a_row_of_somebody_elses_making_fails_no_build(
+    resources: Resources, model_version: str
+) -> None:
+    """A vector that is no list of numbers is a bad row; those beside it are read."""
+    await store(resources, model_version, 50)
+    model = await resources.models.get_model(model_version)
+    embedding = embedding_of(model, "words", np.ones(8, "<f4").tobytes(), timestamp(now()))
+    row = live_row(embedding, model) | {"embedding_vector": {"L": [{"S": "one"}, {"S": "two"}]}}
+    table = resources.settings.table("embeddings")
+    await resources.dynamo.call("put_item", TableName=table, Item=row)
+    ended = await build(resources, model_version)
+    assert ended.manifest is not None
+    assert ended.manifest["counts"]["rows"] == 50
+    assert sum(ended.manifest["counts"]["quarantined"].values()) == 1
+    found = await resources.embeddings.read_rows(model_version, ["words", "p00001"])
+    assert {row.product_id: row.vector is None for row in found} == {"words": True, "p00001": False}
+    with pytest.raises(Corrupt):
+        await resources.embeddings.get_embedding(model_version, "words")
 
 
 async def test_a_build_of_bad_rows_alone_fails_and_says_so(

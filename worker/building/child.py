@@ -15,6 +15,7 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -87,10 +88,12 @@ class ChildFailure(msgspec.Struct, frozen=True):
     """How a build that cannot succeed ended."""
 
     kind: str
-    """The name of a class of `core.errors`."""
+    """The name of a class of `core.errors`, or of the system's error."""
     detail: str
     recall: float | None = None
     target: float | None = None
+    passing: bool = False
+    """Whether another try may succeed: a full disk, say."""
 
 
 class ChildLine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -144,7 +147,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         run_job(job, report)
-    except (BuildFailed, EmptyModel, Corrupt) as error:
+    except (BuildFailed, EmptyModel, Corrupt, OSError, MemoryError) as error:
         say(ChildLine(failed=_failure(error)))
         return EXIT_FAILED
     from core.vectors.manifest import MANIFEST  # noqa: PLC0415 - see run_job
@@ -156,6 +159,10 @@ def main(arguments: list[str]) -> int:
 
 def _failure(error: Exception) -> ChildFailure:
     kind, detail = type(error).__name__, str(error)
+    if isinstance(error, OSError | MemoryError):
+        what = getattr(error, "strerror", None) or "out of memory"
+        traceback.print_exception(error)  # to standard error, which the worker logs
+        return ChildFailure(kind, f"the system of the build's process says: {what}", passing=True)
     if isinstance(error, RecallBelowTarget):
         return ChildFailure(kind, detail, error.recall, error.target)
     return ChildFailure(kind, detail)

@@ -31,6 +31,8 @@ class Costs:
         self._writes = 1
         """The claim."""
         self._pulled_bytes = 0
+        self._pulled_units = 0
+        """Each page is a query, and rounded up by itself."""
         self.rows = 0
 
     def wrote(self) -> None:
@@ -40,9 +42,9 @@ class Costs:
     def pulled(self, page: list[Embedding]) -> None:
         """A page of the pull was read."""
         self.rows += len(page)
-        self._pulled_bytes += sum(
-            len(row.product_id) + len(row.vector or b"") + _ROW_OVERHEAD_BYTES for row in page
-        )
+        size = sum(_row_bytes(row) for row in page)
+        self._pulled_bytes += size
+        self._pulled_units += math.ceil(size / _READ_UNIT_BYTES)
 
     def summed(self, child: ChildResult, s3_requests: int, manifest: Any) -> dict[str, float]:
         """For the manifest; the transaction that publishes it is counted in."""
@@ -52,12 +54,16 @@ class Costs:
         return {
             "rows_read": self.rows,
             "read_bytes": self._pulled_bytes,
-            "read_units": math.ceil(self._pulled_bytes / _READ_UNIT_BYTES) / 2,
+            "read_units": self._pulled_units / 2,
             "write_units": self._writes * beat + published + _MODEL_UNITS,
             "s3_requests": s3_requests,
             "processor_s": round(child.processor_s, 3),
             "peak_memory_bytes": child.peak_bytes,
         }
+
+
+def _row_bytes(row: Embedding) -> int:
+    return len(row.product_id.encode()) + len(row.vector or b"") + _ROW_OVERHEAD_BYTES
 
 
 def _units(size: int) -> int:

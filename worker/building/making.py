@@ -15,12 +15,13 @@ from core.models import Build, Model, Progress, Stage, now, timestamp
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from core.vectors.files import IDS, NEIGHBORS
-from core.vectors.manifest import MANIFEST, Manifest, decode_manifest
+from core.vectors.manifest import MANIFEST, Manifest, RecentRows, decode_manifest
 from core.vectors.rows import RowWriter
 from core.versions import VersionStore, leased
 from worker.building.child import ChildJob, ChildLimits, ChildResult, Previous
 from worker.building.costs import Costs
 from worker.building.process import run_child
+from worker.building.recent import Recent
 
 CACHE: Final = "previous"
 """Where in the working directory the versions are that new ones are compared with."""
@@ -42,8 +43,9 @@ class Pulled(msgspec.Struct, frozen=True):
     seconds: float
     tombstones: tuple[Tombstone, ...]
     """The first of them."""
-    recent: tuple[str, ...] = ()
-    """When rows changed that did so since the moment asked about."""
+    recent: RecentRows
+    changed: int
+    """Rows of the moment asked about, and later."""
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -67,21 +69,28 @@ class Making:
         self._tell = tell
         self._costs = costs
 
-    async def pull(self, model: Model, since: str | None = None) -> Pulled:
-        """Streams every row to disk; `since` is the moment from which on changes are noted."""
+    async def pull(self, model: Model, earlier: Manifest | None = None) -> Pulled:
+        """Streams every row to disk.
+
+        `recent` notes what changed after the watermark, `changed` counts what did after the pull:
+        of this pull, or of an earlier version that it is to be held against.
+        """
         began = time.perf_counter()
         pulled_at = now()
         watermark = timestamp(pulled_at - timedelta(seconds=self._settings.watermark_lag_s))
         rows_dir = self._directory / "rows"
         tombstones: list[Tombstone] = []
-        recent: list[str] = []
+        recent = (
+            Recent(watermark, timestamp(pulled_at))
+            if earlier is None
+            else Recent(earlier.watermark, earlier.pulled_at)
+        )
         self._tell("pull", 0, 0)
         with RowWriter(rows_dir, model.dimension) as writer:
             async for page in self._resources.embeddings.get_embeddings_by_model(model):
                 await asyncio.to_thread(writer.append, page)
                 self._costs.pulled(page)
-                if since is not None:
-                    recent += [row.updated_at for row in page if row.updated_at >= since]
+                recent.append(page)
                 for row in page:
                     if row.deleted_at is not None and len(tombstones) < _TOMBSTONES_MAX:
                         tombstones.append(Tombstone(row.product_id, row.deleted_at))
@@ -93,7 +102,8 @@ class Making:
             timestamp(pulled_at),
             time.perf_counter() - began,
             tuple(tombstones),
-            tuple(recent),
+            recent.noted(),
+            recent.changed,
         )
 
     async def make(
@@ -131,11 +141,13 @@ class Making:
         result = await run_child(job_file, self._report)
         manifest = decode_manifest((out_dir / MANIFEST).read_bytes())
         stages = {"pull": round(pulled.seconds, 3), **manifest.stages}
-        return Made(out_dir, msgspec.structs.replace(manifest, stages=stages), result)
+        noted = msgspec.structs.replace(manifest, stages=stages, recent=pulled.recent)
+        return Made(out_dir, noted, result)
 
     async def make_beside_current(self, model: Model, pulled: Pulled) -> Made:
         """Has the child make the files, and compare them with those of the current version."""
-        store = VersionStore(self._resources.objects, self._settings.work_dir / CACHE, _compared)
+        cache_dir = self._settings.work_dir / CACHE
+        store = VersionStore(self._resources.objects, cache_dir, _compared, spares=0)
         if model.current_build_id is None:
             return await self.make(model, pulled, None)
         try:

@@ -23,7 +23,6 @@ from core.vectors.manifest import Manifest
 from core.versions import leased
 from worker.building.costs import Costs
 from worker.building.making import Making
-from worker.building.tidying import tidy
 from worker.building.verifying import verify
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 1.0, 60.0
@@ -31,13 +30,11 @@ _PROGRESS_EVERY_S = 1.0
 
 _log = telemetry.logger(__name__)
 
-Later = Callable[[str], None]
-"""Called with a model version that has something left to remove after the grace time."""
+Later = Callable[[str, tuple[Tombstone, ...]], None]
+"""Called with a model version that was published, and the tombstones met: it can be tidied up."""
 
 
-async def run_build(
-    resources: Resources, job: BuildJob, later: Later = lambda _model_version: None
-) -> None:
+async def run_build(resources: Resources, job: BuildJob, later: Later = lambda *_: None) -> None:
     """Claims and runs one build. Whatever happens is written to the build, never raised."""
     build = await claim_build(resources, job)
     if build is not None:
@@ -56,9 +53,7 @@ async def claim_build(resources: Resources, job: BuildJob) -> Build | None:
 class BuildRun:
     """One worker's try at one build, or at one verification."""
 
-    def __init__(
-        self, resources: Resources, build: Build, later: Later = lambda _model_version: None
-    ) -> None:
+    def __init__(self, resources: Resources, build: Build, later: Later = lambda *_: None) -> None:
         self._resources = resources
         self._settings = resources.settings.building
         self._build = build
@@ -84,9 +79,15 @@ class BuildRun:
             async with limit:
                 await self._with_heartbeat(self._work())
         except LeaseLost as error:
-            self._log.warning("build left", reason=str(error))
-        except (BuildFailed, Pinned) as error:
+            # A heartbeat beside the publishing transaction finds the claim ended by that.
+            if await self._is_published():
+                await self._ended_well()
+            else:
+                self._log.warning("build left", reason=str(error))
+        except BuildFailed as error:
             await self._fail(str(error))
+        except Pinned as error:
+            await self._fail(str(error), meant=True)
         except asyncio.CancelledError:
             await self._give_back("the worker was stopped", wait_s=0, fault=False)
             raise
@@ -141,14 +142,16 @@ class BuildRun:
     def _check_overlap(self, manifest: Manifest) -> None:
         """Stops a build that would replace the current one with something else altogether."""
         changes, least = manifest.changes, self._settings.overlap_min
-        if changes is None or changes.overlap is None or self._build.parameters.force:
+        if changes is None or self._build.parameters.force or changes.kept >= least:
             return
-        if changes.overlap < least:
-            raise BuildFailed(
-                f"its products keep {changes.overlap:.3f} of their nearest neighbours in build "
-                f"{changes.build_id}, below the {least:g} of K9_OVERLAP_MIN: check the vectors, or "
-                "ask for the build with force to replace it all the same"
-            )
+        before = changes.common + changes.removed
+        theirs = "" if changes.overlap is None else f", which keep {changes.overlap:.3f} of theirs"
+        raise BuildFailed(
+            f"it keeps {changes.kept:.3f} of the nearest neighbours in build {changes.build_id}, "
+            f"below the {least:g} of K9_OVERLAP_MIN: it has {changes.common} of its {before} "
+            f"products{theirs}. Check the ids and vectors, or ask for the build with force to "
+            "replace it all the same"
+        )
 
     async def _ended_well(self) -> None:
         if self._build.verifies is not None:
@@ -156,8 +159,7 @@ class BuildRun:
             return
         telemetry.BUILDS_ENDED.labels("published").inc()
         self._log.info("build published")
-        if await tidy(self._resources, self._build.model_version, self._tombstones):
-            self._later(self._build.model_version)
+        self._later(self._build.model_version, self._tombstones)
 
     async def _with_heartbeat(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs the work for as long as the lease holds; losing it cancels the work."""
@@ -183,7 +185,8 @@ class BuildRun:
         while True:
             asked, told = loop.time(), self._progress
             try:
-                async with asyncio.timeout_at(until):
+                # A try that hangs gives way to the next: the worker's calls are patient.
+                async with asyncio.timeout_at(min(until, asked + self._settings.heartbeat_s)):
                     await self._resources.builds.beat(self._build, told)
                 written, until = told, asked + self._settings.lease_s
                 self._costs.wrote()
@@ -208,8 +211,9 @@ class BuildRun:
             else:
                 return
 
-    async def _fail(self, error: str) -> None:
-        self._log.error("build failed", reason=error)
+    async def _fail(self, error: str, *, meant: bool = False) -> None:
+        """Ends the build as failed; `meant` where somebody decided so, and nobody need look."""
+        (self._log.info if meant else self._log.error)("build failed", reason=error)
         try:
             await self._resources.builds.end(self._build, "failed", error)
         except K9Error as not_written:
@@ -217,11 +221,22 @@ class BuildRun:
         else:
             telemetry.BUILDS_ENDED.labels("failed").inc()
 
+    async def _is_published(self) -> bool:
+        """Whether this very try was published, though its answer was not heard."""
+        try:
+            build = await self._resources.builds.get_build(self._build.build_id)
+        except K9Error as error:
+            self._log.warning("build's end not read", reason=str(error))
+            return False
+        return (build.status, build.fence) == ("published", self._build.fence)
+
     async def _retry(self, error: Exception) -> None:
         """Gives the build back for a later try, or fails it when it had its tries."""
-        known = isinstance(error, K9Error)
-        reason = str(error) if known else f"an unexpected {type(error).__name__}"
-        if not known:
+        if self._progress.stage == "publish" and await self._is_published():
+            await self._ended_well()
+            return
+        reason = _reason(error)
+        if not isinstance(error, K9Error):
             self._log.exception("build broke", exc_info=error)
         faults = self._build.faults + 1
         if faults >= self._settings.build_attempts_max:
@@ -239,3 +254,12 @@ class BuildRun:
             return
         if not fault:  # another worker may have it at once
             await self._resources.queue.enqueue(self._build.build_id, self._build.fence)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, for whoever asked for the build; without paths, or what a library says."""
+    if isinstance(error, K9Error):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"the worker's system says: {error.strerror}"
+    return f"an unexpected {type(error).__name__}; the worker's log has it"

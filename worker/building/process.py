@@ -27,7 +27,7 @@ _log = telemetry.logger(__name__)
 
 
 class ChildCrashed(K9Error):
-    """The child ended without a result: killed for memory, or a crash. May be worth a retry."""
+    """The child ended without a result: killed for memory, a crash, a full disk. Worth a retry."""
 
 
 async def run_child(job: Path, report: Callable[[Progress], None]) -> ChildResult:
@@ -37,7 +37,7 @@ async def run_child(job: Path, report: Callable[[Progress], None]) -> ChildResul
 
     Raises:
         BuildFailed: the child says that this build cannot succeed as asked.
-        ChildCrashed: it ended without a word.
+        ChildCrashed: it ended without a word, or for want of disk or memory.
     """
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -60,10 +60,11 @@ async def run_child(job: Path, report: Callable[[Progress], None]) -> ChildResul
         tail.cancel()
     if last is not None and last.result is not None and code == 0:
         return last.result
-    if last is not None and last.failed is not None:
+    if last is not None and last.failed is not None and not last.failed.passing:
         raise _failure(last.failed)
     _log.error("child crashed", code=code, stderr=noise)
-    raise ChildCrashed(_crash(code))
+    said = None if last is None else last.failed
+    raise ChildCrashed(_crash(code) if said is None else said.detail)
 
 
 async def _listen(child: Process, report: Callable[[Progress], None]) -> ChildLine | None:

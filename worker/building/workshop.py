@@ -7,20 +7,27 @@ and is made anew, and the builds go on.
 import asyncio
 import fcntl
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 
 from core import telemetry
+from core.errors import K9Error
+from core.models import Build
 from core.queue import BuildJob
 from core.resources import Resources
 from core.versions import LEASE
 from worker.background import Background
-from worker.building.making import CACHE
 from worker.building.pipeline import BuildRun, claim_build
-from worker.building.tidying import tidy
+from worker.building.tidying import Tidying
 
 _HALF_REMOVED_S = 60.0
+_CLAIM_LIMIT_S = 10.0
+"""For the claims under way when the worker stops; one that is not answered by then is left to its
+lease."""
+_OF_A_BUILD = re.compile(r"[0-9a-f]{32}\.[0-9]+")
+"""The name of a build's directory: its id and its fence."""
 
 _log = telemetry.logger(__name__)
 
@@ -30,12 +37,15 @@ class Workshop:
 
     def __init__(self, resources: Resources, background: Background) -> None:
         self._resources = resources
-        self._background = background
+        self._tidying = Tidying(resources, background)
         self._slots = resources.settings.building.jobs_max
         self._taken = 0
+        self._claiming: set[asyncio.Task[bool]] = set()
         self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.freed = asyncio.Event()
-        """Set each time that a slot becomes free; whoever waits for it clears it."""
+        """Set each time that a build has left its slot; whoever waits for it clears it. A claim
+        that failed does not count: the next one is likely to fail as well."""
 
     @property
     def free(self) -> int:
@@ -45,27 +55,46 @@ class Workshop:
     async def take(self, job: BuildJob) -> bool:
         """Claims a build and begins with it; returns as soon as it is claimed.
 
-        False where no slot is free, or the build is another's or has ended.
+        False where no slot is free, or the build is another's or has ended, or the worker stops.
         """
-        if not self.free:
+        if self._closed or not self.free:
             return False
         self._taken += 1
         # A claim that is cancelled halfway may have been made: nobody would work on it.
-        return await asyncio.shield(asyncio.create_task(self._take(job)))
+        claiming = asyncio.create_task(self._take(job))
+        self._claiming.add(claiming)
+        claiming.add_done_callback(self._claiming.discard)
+        return await asyncio.shield(claiming)
 
     async def _take(self, job: BuildJob) -> bool:
+        begun = False
         try:
             build = await claim_build(self._resources, job)
-        except BaseException:
-            self._give_free()
-            raise
-        if build is None:
-            self._give_free()
-            return False
-        task = asyncio.create_task(BuildRun(self._resources, build, self._tidy_later).run())
+            if build is not None and self._closed:
+                await self._give_back(build)
+            elif build is not None:
+                self._begin(build)
+                begun = True
+        finally:
+            if not begun:
+                self._taken -= 1
+        return begun
+
+    def _begin(self, build: Build) -> None:
+        task = asyncio.create_task(BuildRun(self._resources, build, self._tidying.ask).run())
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return True
+
+    async def _give_back(self, build: Build) -> None:
+        """Lets another worker have at once what was claimed while this one stopped."""
+        try:
+            await self._resources.builds.release(
+                build, "the worker was stopped", wait_s=0, fault=False
+            )
+        except K9Error as error:  # its lease runs out by itself
+            _log.warning("claim not released", build_id=build.build_id, reason=str(error))
+        else:
+            await self._resources.queue.enqueue(build.build_id, build.fence)
 
     async def drain(self) -> None:
         """Waits until nothing is under way."""
@@ -73,27 +102,24 @@ class Workshop:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def close(self) -> None:
-        """Gives every build back, for another worker to take."""
+        """Gives every build back, for another worker to take; nothing begins any more."""
+        self._closed = True
+        await asyncio.sleep(0)  # one that is cancelled before its first step gives nothing back
         for task in self._running:
             task.cancel()
+        if self._claiming:
+            _, unanswered = await asyncio.wait(self._claiming, timeout=_CLAIM_LIMIT_S)
+            for claim in unanswered:
+                claim.cancel()
+            await asyncio.gather(*unanswered, return_exceptions=True)
         await self.drain()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        self._give_free()
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("a build's task broke", exc_info=task.exception())
-
-    def _give_free(self) -> None:
         self._taken -= 1
         self.freed.set()
-
-    def _tidy_later(self, model_version: str) -> None:
-        self._background.later(
-            f"tidy/{model_version}",
-            self._resources.settings.building.version_grace_s,
-            lambda: tidy(self._resources, model_version),
-        )
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a build's task broke", exc_info=task.exception())
 
 
 def _age_s(directory: Path) -> float:
@@ -104,10 +130,13 @@ def _age_s(directory: Path) -> float:
 
 
 def sweep(work_dir: Path) -> int:
-    """Removes what builds of killed workers left on this disk; how many directories that were."""
+    """Removes what builds of killed workers left on this disk; how many directories that were.
+
+    What a build did not make is not touched: the directory may be shared with anything.
+    """
     swept = 0
     for directory in work_dir.iterdir() if work_dir.is_dir() else ():
-        if directory.name == CACHE or not directory.is_dir():
+        if not _OF_A_BUILD.fullmatch(directory.name) or not directory.is_dir():
             continue
         try:
             handle = os.open(directory / LEASE, os.O_RDONLY)

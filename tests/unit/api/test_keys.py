@@ -120,7 +120,8 @@ async def test_an_answer_that_is_no_key_set_changes_nothing(tmp_path: Path, body
         await store.find("key-1")
         pool.body = body
         clock.now += 61
-        assert await store.find("key-2") is None
+        with pytest.raises(Unavailable):
+            await store.find("key-2")
         assert pool.requests == 2
         assert await store.find("key-1") is not None
 
@@ -181,3 +182,43 @@ def test_settings_by_which_no_token_could_hold_are_refused(tmp_path: Path) -> No
         check_settings(Settings())
     with pytest.raises(SettingsError, match="K9_AUTH_CLIENT_IDS"):
         check_settings(Settings(auth=Auth(auth_issuer="https://x")))
+
+
+async def test_a_key_that_may_be_new_is_not_said_to_be_none(tmp_path: Path) -> None:
+    """With the pool away nobody knows whether it has a new key: the token is not refused for it."""
+    clock = Clock()
+    async with running_pool() as pool, _store(_settings(pool, tmp_path), clock) as store:
+        assert await store.find("key-1") is not None
+        pool.status = 500
+        clock.now += 61
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await store.find("key-2")
+        assert await store.find("key-1") is not None
+        pool.status = 200
+        clock.now += 61
+        assert await store.find("key-2") is None
+
+
+async def test_a_pool_that_hangs_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request waits a short while for keys; the fetch goes on for those that come later."""
+    monkeypatch.setattr("api.keys._PATIENCE_S", 0.05)
+    async with running_pool() as pool, _store(_settings(pool, tmp_path), Clock()) as store:
+        pool.held.clear()
+        with pytest.raises(Unavailable):
+            await store.find("key-1")
+        pool.held.set()
+        async with asyncio.timeout(5):
+            while not await known(store, "key-1"):  # noqa: ASYNC110 - the fetch has no event
+                await asyncio.sleep(0.01)
+        assert pool.requests == 1
+
+
+async def known(store: KeyStore, kid: str) -> bool:
+    """Whether a key is there."""
+    try:
+        return await store.find(kid) is not None
+    except Unavailable:
+        return False

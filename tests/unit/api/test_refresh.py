@@ -7,13 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from api.health import Health
 from api.serving.catalogue import Catalogue
 from api.serving.loaded import LoadedIndex
 from api.serving.refresh import Refresher
-from core.errors import NoIndex, NotYetVisible, Unavailable
+from core.errors import Corrupt, K9Error, NoIndex, NotFound, NotYetVisible, Unavailable
 from core.settings import Serving, Settings
 from core.watermarks import Watermark
 from tests.unit.api.versions import Listing, Shelf, damaged, model_of
@@ -32,6 +33,7 @@ class Rig:
         self.catalogue = Catalogue(models, bytes_max)
         resources: Any = SimpleNamespace(
             models=self.listing,
+            builds=self.listing,
             versions=self.shelf,
             settings=Settings(serving=Serving(cache_dir=root / "cache", refresh_s=0.01)),
         )
@@ -118,6 +120,76 @@ async def test_readiness_waits_for_what_may_yet_come_and_not_for_what_is_bad(
         await _until(lambda: rig.health.ready)
 
 
+async def test_readiness_does_not_wait_for_a_first_download_where_something_answers(
+    tmp_path: Path,
+) -> None:
+    """S3 may hang; what is on this disk is waited for, and not a download beside it."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.shelf.hanging.add("b-2")
+    rig.listing.models = [msgspec.structs.replace(model_of("b-2"), model_version="other")]
+    async with rig.running():
+        await _until(lambda: "b-2" in rig.shelf.asked)
+        await asyncio.sleep(0.05)
+        assert not rig.health.ready  # a first download is all there is to wait for
+        rig.shelf.here.add("b-1")
+        rig.listing.models = [*rig.listing.models, model_of("b-1")]
+        await _until(lambda: rig.health.ready)
+        assert rig.build_id == "b-1"
+        assert "other" not in rig.catalogue.loaded
+
+
+@pytest.mark.parametrize("failure", [NotFound("gone"), Corrupt("bad"), Unavailable("away")])
+async def test_a_start_without_the_current_version_serves_the_one_before(
+    tmp_path: Path, failure: K9Error
+) -> None:
+    """While it is on this disk; readiness tells, and what is current is taken once it is there."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.shelf.here.add("b-1")
+    rig.shelf.failures["b-2"] = failure
+    rig.listing.models = [model_of("b-2")]
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1" and "m" in rig.catalogue.troubles)
+        assert rig.health.ready
+        assert "b-2" in rig.catalogue.troubles["m"]
+        s3 = rig.health.dependencies["s3"].state
+        assert s3 == ("failing" if isinstance(failure, Unavailable) else "unknown")
+        rig.shelf.add("b-3", TWO)
+        rig.listing.models = [model_of("b-3")]
+        await _until(lambda: rig.build_id == "b-3")
+        assert rig.catalogue.troubles == {}
+
+
+async def test_a_version_that_is_not_kept_any_more_answers_for_none(tmp_path: Path) -> None:
+    """What was deleted since may have left no trace, and would be back."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.shelf.here.add("b-1")
+    rig.shelf.failures["b-2"] = NotFound("gone")
+    rig.listing.models = [model_of("b-2")]
+    rig.listing.removed.add("b-1")
+    async with rig.running():
+        await _until(lambda: "m" in rig.catalogue.troubles)
+        with pytest.raises(Unavailable, match=r"gone from S3.*k9 rebuild m"):
+            await rig.catalogue.wanted("m")
+        assert rig.build_id is None
+        assert not rig.health.ready
+
+
+async def test_going_back_to_what_answers_ends_the_trouble(tmp_path: Path) -> None:
+    """The version that serves on is made current again: nothing is left to tell."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1")
+        rig.listing.models = [model_of("b-9")]
+        await _until(lambda: "damaged" in rig.catalogue.troubles.get("m", ""))
+        rig.listing.models = [model_of("b-1")]
+        await _until(lambda: rig.catalogue.troubles == {})
+
+
 async def test_a_process_without_any_model_is_ready(tmp_path: Path) -> None:
     """There is nothing that it could not answer."""
     rig = Rig(tmp_path)
@@ -186,6 +258,26 @@ async def test_versions_of_another_epoch_are_not_served(tmp_path: Path) -> None:
         rig.shelf.add("b-2", TWO, epoch=1)
         rig.listing.models = [model_of("b-2", epoch=1)]
         await _until(lambda: rig.build_id == "b-2")
+
+
+async def test_a_version_of_another_epoch_is_not_served_though_its_loading_had_begun(
+    tmp_path: Path,
+) -> None:
+    """The data is restored while it is on its way; not for a moment it answers."""
+    rig = Rig(tmp_path)
+    rig.shelf.add("b-1", ONE)
+    rig.shelf.hanging.add("b-1")
+    rig.listing.models = [model_of("b-1")]
+    async with rig.running():
+        await _until(lambda: "b-1" in rig.shelf.asked)
+        rig.listing.models = [model_of("b-1", epoch=1)]
+        looks = rig.listing.looks
+        await _until(lambda: rig.listing.looks > looks + 1)
+        rig.shelf.hanging.clear()
+        rig.shelf.moved.set()
+        await _until(lambda: "m" in rig.catalogue.troubles)
+        assert "restored" in rig.catalogue.troubles["m"]
+        assert rig.build_id is None
 
 
 async def test_memory_has_a_budget(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Small versions on disk, and stand-ins for what publishes them."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import msgspec
 import numpy as np
 
 from core.errors import Corrupt, K9Error
-from core.models import BuildParameters, Embedding, Metric, Model, now, timestamp
+from core.models import Build, BuildParameters, Embedding, Family, Metric, Model, now, timestamp
 from core.vectors.arrays import Floats
 from core.vectors.manifest import Manifest
 from core.vectors.rows import RowWriter
@@ -26,6 +27,7 @@ def make(
     rows: Floats | None = None,
     metric: Metric = "cosine",
     watermark: str | None = None,
+    family: Family | None = None,
 ) -> Manifest:
     """A version of these products in `directory`, as a worker's child makes it."""
     moment = timestamp(now())
@@ -51,6 +53,7 @@ def make(
         dimension=DIMENSION,
         metric=metric,
         parameters=BuildParameters(matrix_k=3),
+        family=family,
         k9_version="test",
     )
     return make_version(job, lambda *_: None)
@@ -78,6 +81,10 @@ class Shelf:
         self.manifests: dict[str, Manifest] = {}
         self.failures: dict[str, K9Error] = {}
         self.asked: list[str] = []
+        self.here: set[str] = set()
+        self.hanging: set[str] = set()
+        """Builds that come only once `moved` is set."""
+        self.moved = asyncio.Event()
 
     def add(self, build_id: str, ids: Sequence[str], *, epoch: int = 0) -> None:
         """Makes a version that can be had."""
@@ -88,27 +95,42 @@ class Shelf:
         """Where the current build's files are."""
         return self.root / str(model.current_build_id) / "out"
 
-    async def ensure(self, model: Model) -> tuple[Path, Manifest]:
+    async def cached(self, model: Model) -> tuple[Path, Manifest] | None:
+        """The current build's files, where they are on this disk already."""
+        build_id = str(model.current_build_id)
+        return (self.directory(model), self.manifests[build_id]) if build_id in self.here else None
+
+    async def download(self, model: Model) -> tuple[Path, Manifest]:
         """The current build's files, or what is wrong with them."""
         build_id = str(model.current_build_id)
         self.asked.append(build_id)
+        if build_id in self.hanging:
+            await self.moved.wait()
         if build_id in self.failures:
             raise self.failures[build_id]
         if build_id not in self.manifests:
             raise Corrupt("no such version")
         return self.directory(model), self.manifests[build_id]
 
+    async def spare(self, model: Model) -> tuple[Model, Path, Manifest] | None:
+        """Another build that is on this disk."""
+        for build_id in self.here - {model.current_build_id}:
+            then = msgspec.structs.replace(model, current_build_id=build_id)
+            return then, self.directory(then), self.manifests[build_id]
+        return None
+
     async def prune(self, model: Model) -> None:
         """Keeps everything."""
 
 
 class Listing:
-    """The models table, as a test says it is."""
+    """The models table, and of the builds table what is removed, as a test says they are."""
 
     def __init__(self, *models: Model) -> None:
         self.models = list(models)
         self.failure: Exception | None = None
         self.looks = 0
+        self.removed: set[str] = set()
 
     async def list_models(self) -> list[Model]:
         """The models, or the failure."""
@@ -116,6 +138,12 @@ class Listing:
         if self.failure is not None:
             raise self.failure
         return self.models
+
+    async def get_build(self, build_id: str) -> Build:
+        """A published build."""
+        moment = timestamp(now())
+        removed_at = moment if build_id in self.removed else None
+        return Build(build_id, "m", "published", moment, BuildParameters(), removed_at=removed_at)
 
     async def get_model(self, _model_version: str) -> Model:
         """The one model there is."""

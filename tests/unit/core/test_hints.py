@@ -94,13 +94,27 @@ async def test_what_is_no_hint_is_passed_over(valkey: str) -> None:
     settings = _settings(valkey)
     async with open_hints(settings) as hints, _heard(hints) as queue:
         channel = f"k9:{settings.environment}:changes:v1"
-        for data in (b"", b"\xc1", msgspec.msgpack.encode(["m"]), b"\x91" * 100_000):
+        no_text = msgspec.msgpack.encode(["m", ["ab"], 1]).replace(b"ab", b"\xff\xfe")
+        for data in (b"", b"\xc1", msgspec.msgpack.encode(["m"]), b"\x91" * 100_000, no_text):
             await hints._redis.publish(channel, data)  # noqa: SLF001
         await hints._redis.publish(  # noqa: SLF001
             channel, msgspec.msgpack.encode(["m", ["later"], 1, "of a newer process"])
         )
         hint = await _next(queue)
         assert hint == Hint("m", ("later",), 1)
+
+
+async def test_ids_that_no_product_has_are_left_out(valkey: str) -> None:
+    """DynamoDB would refuse to look for them, and for all that are asked for beside them."""
+    settings = _settings(valkey)
+    async with open_hints(settings) as hints, _heard(hints) as queue:
+        channel = f"k9:{settings.environment}:changes:v1"
+        ids = ["", "x" * 3000, "good", *(f"p{number}" for number in range(2 * IDS_MAX))]
+        await hints._redis.publish(channel, msgspec.msgpack.encode(Hint("m", tuple(ids), 1)))  # noqa: SLF001
+        hint = await _next(queue)
+        assert hint is not None
+        assert hint.product_ids[0] == "good"
+        assert len(hint.product_ids) == IDS_MAX - 2
 
 
 async def test_a_broken_connection_is_made_anew_and_told(valkey: str) -> None:

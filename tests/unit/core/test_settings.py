@@ -72,3 +72,12 @@ def test_tables_are_named_by_environment_or_override() -> None:
     settings = Settings.from_env({"K9_ENVIRONMENT": "staging", "DYNAMODB_USERS_TABLE": "people"})
     assert settings.table("users") == "people"
     assert settings.table("embeddings") == "k9-embeddings-staging"
+
+
+def test_a_patient_process_waits() -> None:
+    """For one call as long as it takes, through throttling too, with the same tries."""
+    usual = Settings.from_env({"K9_PATIENT_DEADLINE_S": "30", "K9_ATTEMPTS_MAX": "3"})
+    patient = usual.patient()
+    assert (patient.aws.deadline_s, patient.aws.read_timeout_s) == (30.0, 10.0)
+    assert (usual.aws.waits_out_throttling, patient.aws.waits_out_throttling) == (False, True)
+    assert patient.aws.attempts_max == 3

@@ -11,17 +11,17 @@ from deploy.cli.main import run
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["nothing"], 2, "No such command"),
-        (["neighbors", "m", "p", "--k", "x"], 2, "not a valid integer"),
-        (["import", "a.parquet"], 2, "--model"),
+        (["nothing"], 64, "No such command"),
+        (["neighbors", "m", "p", "--k", "x"], 64, "not a valid integer"),
+        (["import", "a.parquet"], 64, "--model"),
         (["import", "none.parquet", "--model", "m"], 1, "there is no such file"),
         (["migrate", "none.json", "--table", "users"], 1, "there is no such file"),
-        (["migrate", "none.json"], 2, "--table"),
-        (["migrate", "a.json", "--table", "users", "--metric", "ip"], 2, "--metric is for"),
-        (["restore"], 2, "either DIRECTORY or --to-time"),
+        (["migrate", "none.json"], 64, "--table"),
+        (["migrate", "a.json", "--table", "users", "--metric", "ip"], 64, "--metric is for"),
+        (["restore"], 64, "either DIRECTORY or --to-time"),
         (["restore", "--to-time", "yesterday"], 1, "RFC 3339"),
         (["token"], 1, "no embedded stack runs in this directory"),
-        (["dev", "--port", "99999"], 2, "--port"),
+        (["dev", "--port", "99999"], 64, "--port"),
     ],
 )
 def test_a_failure_is_one_line_and_a_status(
@@ -32,7 +32,7 @@ def test_a_failure_is_one_line_and_a_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """2 for wrong usage, 1 otherwise, and never a trace."""
+    """64 for wrong usage, 1 otherwise, and never a trace."""
     monkeypatch.chdir(tmp_path)
     assert run(arguments) == status
     captured = capsys.readouterr()
@@ -44,8 +44,8 @@ def test_a_failure_is_one_line_and_a_status(
 @pytest.mark.parametrize(
     "command",
     [
-        *("backup", "build", "dev", "import", "migrate", "neighbors", "restore", "tables"),
-        "token",
+        *("backup", "build", "dev", "import", "migrate", "neighbors", "rebuild"),
+        *("restore", "tables", "token", "verify-build"),
     ],
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +59,7 @@ def test_a_bad_setting_is_wrong_usage(
 ) -> None:
     """The variable is named."""
     monkeypatch.setenv("K9_SHARDS", "many")
-    assert run(["tables", "describe"]) == 2
+    assert run(["tables", "describe"]) == 64
     assert "K9_SHARDS" in capsys.readouterr().err
 
 

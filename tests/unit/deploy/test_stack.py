@@ -15,7 +15,7 @@ def test_a_taken_api_port_is_one_line() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(CommandError, match=f"port {port} is taken"):
-            stack.choose_ports(port, 3002)
+            stack.choose_ports(port, 3002, 3003)
 
 
 def test_a_taken_metrics_port_moves_and_says_so() -> None:
@@ -26,18 +26,18 @@ def test_a_taken_metrics_port_moves_and_says_so() -> None:
         free.bind((stack.HOST, 0))
         api, metrics = free.getsockname()[1], taken.getsockname()[1]
         free.close()
-        ports, lines = stack.choose_ports(api, metrics)
+        ports, lines = stack.choose_ports(api, metrics, 0)
     assert ports.metrics not in {api, metrics}
     assert lines[0] == f"port {metrics} is taken, so metrics listens on {ports.metrics}"
 
 
 def test_port_0_takes_free_ports_for_everything() -> None:
     """As tests do, side by side with a stack that runs."""
-    ports, lines = stack.choose_ports(0, 3002)
-    found = {ports.api, ports.metrics, ports.aws, ports.valkey}
-    assert len(found) == 4
+    ports, lines = stack.choose_ports(0, 3002, 3003)
+    found = {ports.api, ports.metrics, ports.worker_metrics, ports.aws, ports.valkey}
+    assert len(found) == 5
     assert not lines
-    assert not found & {3001, 3002, stack.AWS_PORT, stack.VALKEY_PORT}
+    assert not found & {3001, 3002, 3003, stack.AWS_PORT, stack.VALKEY_PORT}
 
 
 def test_nothing_of_the_callers_account_reaches_the_parts() -> None:
@@ -62,7 +62,7 @@ async def test_a_part_that_ends_while_it_is_waited_for_says_why(tmp_path: Path) 
     """The last line of its log, and where the rest is."""
     data = DataDir(tmp_path)
     data.create()
-    ports, _ = stack.choose_ports(0, 0)
+    ports, _ = stack.choose_ports(0, 0, 0)
     part = stack.api_part(data, {"PYTHONPATH": str(tmp_path)})
     (tmp_path / "api.py").write_text("raise SystemExit('no settings today')")
     part._command = [*part._command[:1], str(tmp_path / "api.py")]  # noqa: SLF001 - a stand-in

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from core.dynamo.client import Dynamo, open_dynamo
 from core.dynamo.wire import AttributeValue
-from core.errors import TableMissing, Unavailable
+from core.errors import Busy, TableMissing, Unavailable
 from core.settings import Aws, Settings
 from tests.scripted import CLOSE, HANG, ScriptedServer, answer
 
@@ -90,9 +90,51 @@ async def test_the_deadline_is_over_all_tries() -> None:
     async with talking_to(server, deadline_s=0.2) as dynamo:
         loop = asyncio.get_running_loop()
         start = loop.time()
-        with pytest.raises(Unavailable, match=r"get_item within 0\.2 s"):
+        with pytest.raises(Unavailable, match=r"get_item within 0\.2 s") as caught:
             await get(dynamo)
         assert loop.time() - start < 2
+    assert not isinstance(caught.value, Busy)
+
+
+THROTTLED = failure(400, "ProvisionedThroughputExceededException")
+
+
+async def test_throttling_is_waited_out_where_nobody_waits() -> None:
+    """Beyond botocore's three tries, with a client that is told to."""
+    server = ScriptedServer(*[THROTTLED] * 7, GOOD)
+    async with talking_to(server, waits_out_throttling=True, deadline_s=20.0) as dynamo:
+        assert (await get(dynamo))["Item"]
+    assert len(server.requests) == 8
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_throttling_that_lasts_is_busy(patient: bool) -> None:  # noqa: FBT001
+    """Not before the deadline for who is told to wait, and it says that it was turned away."""
+    server = ScriptedServer(THROTTLED)
+    async with talking_to(server, waits_out_throttling=patient, deadline_s=1.0) as dynamo:
+        with pytest.raises(Busy, match="get_item"):
+            await get(dynamo)
+    assert (len(server.requests) > 3) is patient
+
+
+async def test_what_is_out_of_reach_is_not_waited_for() -> None:
+    """A client that waits out throttling gives up on a DynamoDB that is gone as any other."""
+    server = ScriptedServer(CLOSE)
+    async with talking_to(server, waits_out_throttling=True, deadline_s=20.0) as dynamo:
+        with pytest.raises(Unavailable, match="could not be reached"):
+            await get(dynamo)
+    assert len(server.requests) == 3
+
+
+async def test_a_call_that_hangs_while_others_are_answered() -> None:
+    """DynamoDB is there, then, and busy."""
+    server = ScriptedServer(HANG, GOOD)
+    async with talking_to(server, deadline_s=0.5) as dynamo:
+        hanging = asyncio.create_task(get(dynamo))
+        await server.asked.wait()
+        assert (await get(dynamo))["Item"]
+        with pytest.raises(Busy, match=r"within 0\.5 s"):
+            await hanging
 
 
 async def test_a_read_timeout_is_tried_again() -> None:

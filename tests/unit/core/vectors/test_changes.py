@@ -103,4 +103,12 @@ def test_nothing_in_common_is_no_overlap() -> None:
     found = compared((names(20), rows(20)), (names(20, 50), rows(20)))
     assert (found.common, found.overlap, found.compared) == (0, 0.0, 0)
     alone = compared((names(1), rows(1)), (names(1), rows(1)))
-    assert (alone.common, alone.overlap) == (1, None)
+    assert (alone.common, alone.overlap, alone.kept) == (1, None, 1.0)
+
+
+def test_what_is_gone_keeps_nothing() -> None:
+    """The share of the version before that is still answered counts the products that went."""
+    found = compared((names(100), rows(100)), (names(80, 20), rows(100)[20:]))
+    assert (found.overlap, found.kept) == (1.0, 0.8)
+    one = compared((names(50), rows(50)), (names(50, 49), rows(50)))
+    assert (one.overlap, one.kept) == (None, 0.02)

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.models import Family, Metric
-from core.vectors.arrays import Floats, scores
+from core.vectors.arrays import Floats, Ints, scores
 from core.vectors.parameters import Effort
 from core.vectors.search import Exclusion, Searcher, effort_for
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, real, truth
@@ -159,6 +160,25 @@ def test_rows_left_out_do_not_come_back(eager: list[Searcher], excluded: int) ->
             assert np.mean(hits) >= 0.93
 
 
+def test_an_index_that_finds_too_few_beside_those_left_out_is_scanned(
+    eager: list[Searcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of a graph may be out of reach, and lists short."""
+    query = catalogue()[1900]
+    order = truth(query[None], eager[0].rows, "cosine", 1900)[0][0]
+    whole = Searcher._ask  # noqa: SLF001 - what the index finds is cut short here
+
+    def ask(self: Searcher, *asked: Any) -> Ints:
+        positions = whole(self, *asked)
+        positions[:, 4:] = -1
+        return positions
+
+    monkeypatch.setattr(Searcher, "_ask", ask)
+    for searcher in eager:
+        near, _ = searcher.search_one(query, 10, excluded=searcher.exclusion(order[:1]))
+        assert near.tolist() == order[1:11].tolist()
+
+
 def test_thousands_of_rows_left_out_at_random(graph: Searcher) -> None:
     """Rows that changed since the build are anywhere."""
     queries = catalogue()[1900:2000]
@@ -179,6 +199,7 @@ def test_a_few_more_rows_left_out(graph: Searcher) -> None:
     base = graph.exclusion(near[:1])
     more = base.plus(near[:3]).plus(near[1:2])
     assert (base.count, more.count) == (1, 3)
+    assert [more.has(row) for row in near.tolist()] == [True, True, True, False]
     for exact in (False, True):
         assert graph.search_one(query, 1, excluded=base, exact=exact)[0][0] == near[1]
         assert graph.search_one(query, 1, excluded=more, exact=exact)[0][0] == near[3]

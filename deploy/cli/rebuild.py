@@ -1,0 +1,187 @@
+"""`k9 rebuild`."""
+
+import asyncio
+import os
+from typing import Any
+
+import click
+
+from deploy.cli import environment
+from deploy.cli.watching import must_be_published, watch
+from deploy.errors import CommandError
+from deploy.http import Api, ProblemError, open_api, path_of
+
+_PAGE = 100
+_POLL_S = 0.5
+_SERVED_S = 90.0
+"""How long the API may take to answer from a build: it tries a version again within 60 s."""
+
+
+@click.command("rebuild")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+def command(models: tuple[str, ...]) -> None:
+    """Makes the current builds again from DynamoDB: each MODEL's, or those of all model versions.
+
+    For when index files were lost or damaged. Each is built with the parameters of the build that
+    it replaces, and stays pinned where that was. Then its files are held against what the other
+    had: where no row has changed they have the same SHA-256 (a graph, where the build was
+    deterministic).
+
+    Exits 0 when the API answers from all of them.
+    """
+    asyncio.run(_rebuild(models))
+
+
+async def _rebuild(names: tuple[str, ...]) -> None:
+    settings, stack = environment.enter()
+    url, token = await environment.api_access(settings, stack, os.environ)
+    problems = []
+    async with open_api(url, token) as api:
+        rebuilds = [_Rebuild(api, name) for name in names or await _built(api)]
+        # All are asked for before any is waited for: several workers share the work.
+        for act in (_Rebuild.begin, _Rebuild.end):
+            for rebuild in list(rebuilds):
+                try:
+                    await act(rebuild)
+                except CommandError as error:
+                    problems.append(f"{rebuild.name}: {error}")
+                    rebuilds.remove(rebuild)
+    if problems:
+        raise CommandError("; ".join(problems))
+
+
+async def _built(api: Api) -> list[str]:
+    """The model versions that have a published build.
+
+    Raises:
+        CommandError: there is none.
+    """
+    names: list[str] = []
+    more: dict[str, int | str] = {}
+    while True:
+        page = await api.call("GET", "/models", query={"limit": _PAGE} | more)
+        names += [model["model_version"] for model in page["items"] if model["current_build"]]
+        if page["next_cursor"] is None:
+            break
+        more = {"cursor": page["next_cursor"]}
+    if not names:
+        raise CommandError("no model version has a published build: `k9 build MODEL` makes one")
+    return names
+
+
+class _Rebuild:
+    """One model version."""
+
+    def __init__(self, api: Api, name: str) -> None:
+        self.name = name
+        self._api = api
+        self._pinned = False
+        self._before: dict[str, Any] = {}
+        """The build that is replaced."""
+        self._build: dict[str, Any] | None = None
+        self._empty = False
+
+    async def begin(self) -> None:
+        """Requests the build, unless another one is under way.
+
+        Raises:
+            CommandError: it cannot be requested.
+        """
+        if (await self._model())["open_build_id"] is None:
+            await self._request()
+
+    async def end(self) -> None:
+        """Waits until the API answers from the build, and tells how it compares.
+
+        Raises:
+            CommandError: it does not, or files differ that should not.
+        """
+        # One that was under way may have lost files already: it is waited for, and not counted on.
+        while self._build is None and not self._empty:
+            under_way = (await self._model())["open_build_id"]
+            if under_way is not None:
+                await watch(self._api, await self._api.call("GET", path_of("builds", under_way)))
+            await self._request()
+        if self._build is None:
+            click.echo(f"{self.name}: it has no rows any more, and so nothing to make again")
+            return
+        build = await watch(self._api, self._build)
+        must_be_published(build)
+        if self._pinned:
+            path = path_of("models", self.name, "promote")
+            await self._api.call("POST", path, body={"build_id": build["build_id"]})
+        await self._served(build["build_id"])
+        self._tell(build)
+
+    async def _model(self) -> dict[str, Any]:
+        model: dict[str, Any] = await self._api.call("GET", path_of("models", self.name))
+        return model
+
+    async def _request(self) -> None:
+        model = await self._model()
+        if model["current_build"] is None:
+            raise CommandError(
+                f"it has no published build to make again: `k9 build {self.name}` makes the first"
+            )
+        self._pinned = model["pinned"]
+        current = path_of("builds", model["current_build"]["build_id"])
+        self._before = await self._api.call("GET", current)
+        # To replace whatever there is was asked for once, not for ever.
+        body = self._before["parameters"] | {"force": False}
+        try:
+            builds = path_of("models", self.name, "builds")
+            self._build = await self._api.call("POST", builds, body=body)
+        except ProblemError as error:
+            self._empty = error.kind == "empty-model"
+            # A conflict: another one was faster, and its end is waited for.
+            if not self._empty and error.kind != "build-conflict":
+                raise
+
+    async def _served(self, build_id: str) -> None:
+        """Waits until the API that was asked answers from this build, or from a later one."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _SERVED_S
+        while clock() < until:
+            loaded = (await self._model())["loaded"]
+            if loaded is not None and loaded["build_id"] >= build_id:
+                return
+            await asyncio.sleep(_POLL_S)
+        raise CommandError(
+            f"build {build_id} is published, and the API does not answer from it after "
+            f"{_SERVED_S:g} s: its /health/ready tells why"
+        )
+
+    def _tell(self, build: dict[str, Any]) -> None:
+        """Tells of each file whether it is the same.
+
+        Raises:
+            CommandError: some are not, for no reason that is known.
+        """
+        # Late: it brings FAISS along, which the others do without.
+        import msgspec  # noqa: PLC0415
+
+        from core.vectors.manifest import Manifest  # noqa: PLC0415
+        from core.vectors.remade import compare  # noqa: PLC0415
+
+        try:
+            before, after = (
+                msgspec.convert(each["manifest"], Manifest) for each in (self._before, build)
+            )
+        except msgspec.ValidationError as error:
+            raise CommandError(f"the manifests cannot be compared: {error}") from None
+        found = compare(before, after)
+        click.echo(
+            f"{self.name}: build {after.build_id} in place of {before.build_id}, "
+            f"{after.counts.rows:,} rows, index {after.index.family}"
+        )
+        for file in found.files:
+            word, was = ("same ", "") if file.same else ("other", f", was {file.before}")
+            click.echo(f"  {word}  {file.name:<18}  {file.after}{was}")
+        differing, total = len(found.differing), len(found.files)
+        if not differing:
+            click.echo(f"{self.name}: all {total} files have the SHA-256 that they had")
+            return
+        names = ", ".join(found.differing)
+        if found.verdict == "unexplained":
+            raise CommandError(f"{names} differ, though no row has changed since then")
+        click.echo(f"{self.name}: {differing} of {total} files differ ({names}): {found.reason}")

@@ -1,0 +1,127 @@
+"""Changed rows are read in rounds, and none of them holds up the others."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+
+from api.serving.reading import Reading
+from core.errors import Unavailable
+from core.models import Embedding
+
+MOMENT = "2026-01-01T00:00:00.000000Z"
+
+
+class Table:
+    """Rows that are all there, but for those that make a read fail."""
+
+    def __init__(self) -> None:
+        self.poison: set[str] = set()
+        self.away = False
+        self.rounds: list[list[str]] = []
+        self.applied: dict[str, Embedding | None] = {}
+        self._read_again = asyncio.Event()
+
+    async def read(self, product_ids: list[str]) -> list[Embedding]:
+        """Rows, each with a vector of one number."""
+        self.rounds.append(product_ids)
+        self._read_again.set()
+        if self.away:
+            raise Unavailable("away")
+        if self.poison & set(product_ids):
+            raise ValueError("DynamoDB does not take this key")
+        return [Embedding(p, "m", b"\0\0\x80\x3f", 1, MOMENT) for p in product_ids]
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Waits for a round after which something holds."""
+        while not holds():
+            self._read_again.clear()
+            await self._read_again.wait()
+
+    def apply(self, found: Mapping[str, Embedding | None]) -> None:
+        """Notes what was found."""
+        self.applied |= found
+
+
+@asynccontextmanager
+async def reading(table: Table, waiting_max: int = 1000) -> AsyncIterator[Reading]:
+    """Reads until the end of the block."""
+    made = Reading(table.read, table.apply, gather_s=0.001, waiting_max=waiting_max)
+    running = asyncio.create_task(made.run())
+    try:
+        async with asyncio.timeout(20):
+            yield made
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_row_that_cannot_be_read_holds_up_no_other() -> None:
+    """It is given up, with all who wait for it; those beside it in the round are applied."""
+    table = Table()
+    table.poison = {"bad"}
+    async with reading(table) as made:
+        made.hint(["a", "bad", "b"])
+        await made.now(["c", "bad"], urgent=True)
+        await made.now(["d"])
+        assert set(table.applied) == {"a", "b", "c", "d"}
+        rounds = len(table.rounds)
+        await made.now(["e"])
+        assert len(table.rounds) == rounds + 1  # the bad one is not tried for ever
+
+
+async def test_what_nobody_waits_for_any_more_is_not_kept() -> None:
+    """Askers that leave while DynamoDB is away take what they asked for with them; hints stay."""
+    table = Table()
+    table.away = True
+    async with reading(table) as made:
+        made.hint(["hinted"])
+        asks = [asyncio.create_task(made.now([f"asked-{n}"], urgent=True)) for n in range(500)]
+        await table.until(lambda: len(table.rounds) > 1)
+        for ask in asks:
+            ask.cancel()
+        await asyncio.gather(*asks, return_exceptions=True)
+        table.away = False
+        await made.now(["last"])
+        await made.now(["one more"])
+        assert set(table.applied) == {"hinted", "last", "one more"}
+
+
+async def test_whoever_wants_an_answer_goes_first_after_a_failure_too() -> None:
+    """A read that failed does not put them behind all that hints say."""
+    table = Table()
+    table.away = True
+    async with reading(table, waiting_max=5000) as made:
+        made.hint([f"hinted-{n}" for n in range(5000)])
+        ask = asyncio.create_task(made.now(["asked"], urgent=True))
+        await table.until(lambda: any("asked" in ids for ids in table.rounds))
+        table.away = False
+        failed = len(table.rounds)
+        await ask
+        assert "asked" in table.rounds[failed]
+
+
+async def test_a_hint_beside_an_asker_outlives_them() -> None:
+    """It came while somebody waited for the same row, and holds when they have gone."""
+    table = Table()
+    table.away = True
+    async with reading(table) as made:
+        ask = asyncio.create_task(made.now(["both"]))
+        await table.until(lambda: bool(table.rounds))
+        made.hint(["both"])
+        ask.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ask
+        table.away = False
+        await made.now(["later"])
+        assert "both" in table.applied
+
+
+async def test_no_more_waits_than_there_is_room_for() -> None:
+    """Hints beyond it are counted as lost; one that waits already needs no room."""
+    table = Table()
+    made = Reading(table.read, table.apply, gather_s=0.001, waiting_max=3)
+    assert made.hint(["a", "b", "c", "d"]) == 1
+    assert made.hint(["a", "c"]) == 0

@@ -1,0 +1,128 @@
+"""A blocked event loop shows in the metrics and in the log."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+import structlog
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from core import stalls
+from core.stalls import Longest, LoopProbe, watched_loop
+
+EVERY_S = 0.02
+STALL_S = 0.2
+SEEN_S = STALL_S - EVERY_S
+"""At the least: the stall may have begun so long before the probe was due."""
+
+
+@pytest.fixture(autouse=True)
+def _logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A logger that another test has made final would not be captured.
+    monkeypatch.setattr(stalls, "_log", structlog.get_logger("stalls"))
+
+
+def sample(name: str, **labels: str) -> float:
+    """A metric, as a scraper reads it now."""
+    value = REGISTRY.get_sample_value(name, labels)
+    assert value is not None
+    return value
+
+
+def longest() -> float:
+    """The gauge."""
+    return sample("k9_event_loop_delay_longest_seconds")
+
+
+def over_a_tenth() -> float:
+    """How many delays were over 0.1 s."""
+    name = "k9_event_loop_delay_seconds"
+    return sample(f"{name}_count") - sample(f"{name}_bucket", le="0.1")
+
+
+def block(seconds: float = STALL_S) -> None:
+    """What must not be done on an event loop."""
+    time.sleep(seconds)
+
+
+async def settle() -> None:
+    """Lets the probe run a few times."""
+    await asyncio.sleep(4 * EVERY_S)
+
+
+async def test_a_stall_shows_in_the_metrics_and_the_log() -> None:
+    """Its length in the gauge, one more in the histogram, one line that says how long it was."""
+    before = over_a_tenth()
+    with capture_logs() as lines, watched_loop(EVERY_S, limit_s=0.1):
+        await settle()
+        block()
+        await settle()
+        assert longest() >= SEEN_S
+        assert over_a_tenth() >= before + 1
+    (line,) = [line for line in lines if line["event"] == "event loop stalled"]
+    assert line["log_level"] == "warning"
+    assert line["longest_s"] >= SEEN_S - 0.001
+    assert line["busy_s"] < line["longest_s"]  # it slept, and did no work
+    assert line["stalls"] == 1
+
+
+async def test_a_loop_that_is_not_blocked_is_not_complained_of() -> None:
+    """A delay under the limit is in the metrics alone."""
+    with capture_logs() as lines, watched_loop(EVERY_S, limit_s=60):
+        await settle()
+        block()
+        await settle()
+        assert longest() >= SEEN_S
+    assert lines == []
+
+
+async def test_a_stall_shows_while_it_lasts() -> None:
+    """A scrape in the middle of it finds it: the metrics are answered by another thread."""
+    found: list[float] = []
+
+    def scrape() -> None:
+        time.sleep(STALL_S / 2)
+        found.append(longest())
+
+    with watched_loop(EVERY_S, limit_s=60):
+        await settle()
+        scraper = threading.Thread(target=scrape)
+        scraper.start()
+        block()
+        scraper.join()
+    assert found[0] >= STALL_S / 2 - EVERY_S
+    assert longest() == 0
+
+
+async def test_many_stalls_are_few_lines() -> None:
+    """The first is told at once, the others together, with their number and the longest."""
+    probe = LoopProbe(EVERY_S, limit_s=0.03, say_every_s=1.0)
+    with capture_logs() as lines:
+        probe.start()
+        for seconds in (0.08, 0.08, STALL_S, 0.08):
+            await settle()
+            block(seconds)
+        async with asyncio.timeout(10):
+            while sum(line["stalls"] for line in lines) < 4:
+                await settle()
+        probe.stop()
+    assert lines[0]["stalls"] == 1
+    assert len(lines) < 4
+    assert max(line["longest_s"] for line in lines) >= SEEN_S - 0.001
+
+
+def test_the_longest_of_the_window_is_kept() -> None:
+    """A smaller one does not hide it; once it is too long ago, the longest since shows."""
+    longest = Longest(window_s=15)
+    for moment, late_s in ((0, 0.5), (5, 0.1), (10, 0.3), (12, 0.2)):
+        longest.note(moment, late_s)
+    assert [longest.at(moment) for moment in (12, 14, 16, 24, 26, 27)] == [
+        0.5,
+        0.5,
+        0.3,
+        0.3,
+        0.2,
+        0.0,
+    ]

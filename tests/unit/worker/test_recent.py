@@ -1,0 +1,51 @@
+"""Rows that changed shortly before a pull are known again."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.models import Embedding
+from worker.building.recent import Recent
+
+TIMES = [f"2026-01-01T00:00:0{second}.000000Z" for second in range(10)]
+SINCE, LATER = TIMES[3], TIMES[6]
+
+rows = st.lists(
+    st.builds(
+        lambda name, at, gone: Embedding(name, "m", None, 0, at, at if gone else None),
+        st.sampled_from(["a", "b", "ü"]),
+        st.sampled_from(TIMES),
+        st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+def noted(*pages: list[Embedding]) -> Recent:
+    """What is left of these pages."""
+    recent = Recent(SINCE, LATER)
+    for page in pages:
+        recent.append(page)
+    return recent
+
+
+@given(rows, rows)
+def test_the_same_rows_are_the_same_in_any_order(
+    first: list[Embedding], then: list[Embedding]
+) -> None:
+    """Pages come as shards give them; rows that changed earlier make no difference."""
+    old = [Embedding("old", "m", None, 0, TIMES[0])]
+    one, other = noted(first, then, old), noted([*then[::-1], *first])
+    assert (one.noted(), one.changed) == (other.noted(), other.changed)
+    changed = [row for row in first + then if row.updated_at >= LATER]
+    assert one.changed == len(changed)
+
+
+@given(rows, rows)
+def test_other_rows_are_others(first: list[Embedding], then: list[Embedding]) -> None:
+    """Another id, another time, a deletion, one more or one less."""
+
+    def key(row: Embedding) -> tuple[str, str, str]:
+        return row.product_id, row.updated_at, row.deleted_at or ""
+
+    late = [sorted(key(row) for row in page if row.updated_at >= SINCE) for page in (first, then)]
+    assert (late[0] == late[1]) == (noted(first).noted() == noted(then).noted())

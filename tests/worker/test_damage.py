@@ -1,0 +1,144 @@
+"""Every file of a version, cut short and with one bit wrong, in S3 and in the cache: refused."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from core.errors import Corrupt
+from core.models import Model
+from core.objects import Objects, open_objects
+from core.settings import Settings
+from core.vectors.manifest import MANIFEST, Manifest
+from core.vectors.version import MAPPED, MappedVersion
+from core.versions import VersionStore, version_prefix
+from tests.faults.damage import DAMAGE
+from tests.unit.api.versions import DIMENSION, make, model_of
+
+FENCE = 1
+ROWS = 400
+
+
+def refused(where: str) -> float:
+    """How many versions were refused so far."""
+    return REGISTRY.get_sample_value("k9_versions_refused_total", {"reason": where}) or 0.0
+
+
+class Published:
+    """A version in S3, and a store with a cache of its own."""
+
+    def __init__(self, objects: Objects, store: VersionStore, model: Model) -> None:
+        self.objects = objects
+        self.store = store
+        self.model = model
+
+    @property
+    def prefix(self) -> str:
+        """Where its files are."""
+        return version_prefix("m", self.model.current_build_id or "", FENCE)
+
+
+@pytest.fixture(scope="module")
+async def objects(stack_settings: Settings) -> AsyncIterator[Objects]:
+    """The bucket."""
+    async with open_objects(stack_settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """One with every file that serving maps: a graph, over rows some of which are copies."""
+    directory = tmp_path_factory.mktemp("version")
+    rows = np.random.default_rng(2).standard_normal((ROWS, DIMENSION)).astype(np.float32)
+    rows[: ROWS // 4] = rows[-(ROWS // 4) :]
+    ids = [f"p{row:03d}" for row in range(ROWS)]
+    manifest = make(directory, "b-1", ids, rows=rows, family="hnsw_flat")
+    assert set(MAPPED) <= set(manifest.files)
+    return directory / "out", manifest
+
+
+@pytest.fixture
+async def published(objects: Objects, version: tuple[Path, Manifest], tmp_path: Path) -> Published:
+    """The version under a name of this test's own."""
+    directory, made = version
+    build_id = uuid4().hex
+    manifest = msgspec.structs.replace(made, build_id=build_id)
+    store = VersionStore(objects, tmp_path / "cache")
+    await store.upload(directory, manifest, FENCE)
+    await store.seal(manifest, FENCE)
+    return Published(objects, store, model_of(build_id, fence=FENCE))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_each_damaged_object_is_refused(published: Published, damage: str) -> None:
+    """And is taken again once it is mended; a count and a line tell each time."""
+    store, model = published.store, published.model
+    for name in (*MAPPED, MANIFEST):
+        key = published.prefix + name
+        whole = await published.objects.get_bytes(key, 1 << 20)
+        await published.objects.put(key, DAMAGE[damage](whole), if_absent=False)
+        before = refused("s3")
+        with capture_logs() as lines, pytest.raises(Corrupt):
+            await store.ensure(model)
+        assert refused("s3") == before + 1
+        (line,) = [line for line in lines if line["event"] == "index version refused"]
+        told = line["model_version"], line["build_id"], line["file"], line["where"]
+        assert told == ("m", model.current_build_id, name, "s3")
+        assert line["reason"]
+        assert list(store.directory(model).parent.iterdir()) == []
+        await published.objects.put(key, whole, if_absent=False)
+    directory, manifest = await store.ensure(model)
+    assert MappedVersion.open(directory, manifest).n == ROWS
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_each_damaged_file_is_fetched_again(published: Published, damage: str) -> None:
+    """The copy on this disk is refused, counted and told of, and the one in S3 taken."""
+    store, model = published.store, published.model
+    directory, manifest = await store.ensure(model)
+    for name in (*MAPPED, MANIFEST):
+        whole = (directory / name).read_bytes()
+        (directory / name).write_bytes(DAMAGE[damage](whole))
+        before = refused("cache")
+        with capture_logs() as lines:
+            assert await store.ensure(model) == (directory, manifest)
+        assert refused("cache") == before + 1
+        (line,) = [line for line in lines if line["event"] == "index version refused"]
+        assert (line["file"], line["where"]) == (name, "cache")
+        assert (directory / name).read_bytes() == whole
+    assert MappedVersion.open(directory, manifest).n == ROWS
+
+
+async def test_a_spare_version_is_one_that_holds(
+    objects: Objects, version: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    """The latest but the current one, and of the same data; a damaged one is passed over."""
+    store = VersionStore(objects, tmp_path / "cache", spares=2)
+    models = []
+    for epoch in (0, 0, 0, 1):
+        build_id = uuid4().hex
+        manifest = msgspec.structs.replace(version[1], build_id=build_id, epoch=epoch)
+        await store.upload(version[0], manifest, FENCE)
+        await store.seal(manifest, FENCE)
+        models.append(model_of(build_id, fence=FENCE, epoch=epoch))
+    for model in models:
+        await store.ensure(model)
+    first, second, third, other = models
+    found = await store.spare(third)
+    assert found is not None
+    assert found[0].current_build_id == second.current_build_id
+    assert found[1] == store.directory(second)
+    index = store.directory(second) / "index.faiss"
+    index.write_bytes(DAMAGE["a flipped bit"](index.read_bytes()))
+    found = await store.spare(third)
+    assert found is not None
+    assert found[1] == store.directory(first)
+    await store.prune(other)
+    assert store.directory(other).exists()
+    assert store.directory(third).exists()
+    assert await store.spare(other) is None

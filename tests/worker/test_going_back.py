@@ -1,0 +1,93 @@
+"""Earlier versions: what they need stays, and they can be made again."""
+
+from functools import partial
+
+import msgspec
+import pytest
+
+from core.models import BuildParameters
+from core.resources import Resources, open_resources
+from core.settings import Settings
+from core.vectors.manifest import Manifest
+from tests.worker.test_history import changed, rows_of, verified
+from tests.worker.work import build, store
+from worker.building.child import ChildJob
+
+
+async def test_a_version_in_its_grace_time_keeps_its_tombstones(
+    settings: Settings, model_version: str
+) -> None:
+    """It can still be promoted, and what was deleted since must not come back with it."""
+    own = changed(settings, versions_kept=1, version_grace_s=600, watermark_lag_s=0.001)
+    async with open_resources(own) as resources:
+        await store(resources, model_version, 20)
+        first = await build(resources, model_version)
+        await resources.ingest.delete_embedding(model_version, "p00003")
+        for _ in range(2):
+            await build(resources, model_version)
+        assert (await resources.builds.get_build(first.build_id)).retired_at is not None
+        rows = {row.product_id: row for row in await rows_of(resources, model_version)}
+        assert rows["p00003"].deleted_at is not None
+        await resources.promotions.promote(model_version, first.build_id)
+    async with open_resources(changed(own, version_grace_s=0)) as resources:
+        await resources.promotions.promote(model_version, first.build_id)
+        await resources.retention.apply(model_version)
+        rows = {row.product_id: row for row in await rows_of(resources, model_version)}
+        assert rows["p00003"].deleted_at is not None
+
+
+async def test_a_removed_version_is_not_verified(settings: Settings, model_version: str) -> None:
+    """With its tombstones gone, a deletion could not be told from damage."""
+    own = changed(settings, versions_kept=1, version_grace_s=0, watermark_lag_s=0.001)
+    async with open_resources(own) as resources:
+        await store(resources, model_version, 20)
+        first = await build(resources, model_version)
+        await resources.ingest.delete_embedding(model_version, "p00003")
+        for _ in range(2):
+            await build(resources, model_version)
+        ended, found = await verified(resources, first)
+        assert (ended.status, found) == ("failed", None)
+        assert "was removed at" in (ended.error or "")
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+async def test_a_graph_can_be_made_again(
+    resources: Resources,
+    model_version: str,
+    monkeypatch: pytest.MonkeyPatch,
+    deterministic: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """The same index where one thread made it; else all but the index is held against it."""
+    graph = partial(ChildJob, family="hnsw_flat")  # so small a set would be searched exactly
+    monkeypatch.setattr("worker.building.making.ChildJob", graph)
+    await store(resources, model_version, 1500)
+    parameters = BuildParameters(deterministic=deterministic)
+    published = await build(resources, model_version, parameters)
+    manifest = msgspec.convert(published.manifest, Manifest)
+    _, found = await verified(resources, published)
+    assert found is not None
+    assert (found.differences, found.rows_changed) == ((), 0)
+    left_out = set(manifest.files) - set(found.compared)
+    assert left_out == (set() if deterministic else {"index.faiss", "report.json"})
+
+
+async def test_the_times_of_rows_are_told_from_their_bytes(
+    resources: Resources, model_version: str
+) -> None:
+    """Rows written just before a build are no reason to say that they changed since."""
+    await store(resources, model_version, 50)
+    published = await build(resources, model_version)
+    manifest = msgspec.convert(published.manifest, Manifest)
+    assert manifest.recent is not None
+    assert manifest.recent.rows == 50
+    await resources.dynamo.call(
+        "update_item",
+        TableName=resources.settings.table("embeddings"),
+        Key={"product_id": {"S": "p00007"}, "model_version": {"S": model_version}},
+        UpdateExpression="SET embedding_vector = :vector",
+        ExpressionAttributeValues={":vector": {"B": b"\0\0\x80\x3f" * 8}},
+    )
+    _, found = await verified(resources, published)
+    assert found is not None
+    assert found.rows_changed == 0
+    assert "vectors.npy" in {difference.name for difference in found.differences}

@@ -1,0 +1,246 @@
+"""The reconciler: what it makes good, what does not stop it, and how a worker ends beside it."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from arq.constants import in_progress_key_prefix, retry_key_prefix
+
+from core.dynamo.expressions import Update, expressions, key
+from core.errors import Corrupt, NotFound, Unavailable
+from core.models import Build, User
+from core.queue import QUEUE, BuildJob
+from core.resources import Resources, open_resources
+from core.settings import Settings
+from tests.worker.processes import until
+from tests.worker.test_durability import has_ended, hurried, published_once, requested, worker
+from tests.worker.work import work
+from worker.background import Background
+from worker.building.workshop import Workshop
+from worker.context import open_context
+from worker.reconcile import reconcile
+
+MOMENT = "2025-01-01T00:00:00.000000Z"
+
+
+async def rewrite(resources: Resources, table: str, row: dict[str, str], **attributes: str) -> None:
+    """Gives a row other attributes, as another K9 would."""
+    await resources.dynamo.call(
+        "update_item",
+        TableName=resources.settings.table(table),
+        Key=key(**row),
+        **expressions(update=Update(set=dict(attributes))),
+    )
+
+
+async def taken_by_the_dead(resources: Resources, build_id: str, fence: int) -> None:
+    """Leaves in Redis what a worker leaves that is killed over a job."""
+    job_id = f"{build_id}:{fence}"
+    redis = resources.queue.redis
+    await redis.zrem(QUEUE, job_id)
+    for prefix in (in_progress_key_prefix, retry_key_prefix):
+        await redis.set(prefix + job_id, b"1")
+
+
+async def marked_user(resources: Resources) -> str:
+    """The id of a user who is to be removed."""
+    user_id = uuid4().hex
+    await resources.users.create_user(User(user_id, MOMENT, MOMENT))
+    await resources.users.mark_user(user_id, MOMENT)
+    return user_id
+
+
+async def test_a_reclaimed_build_has_a_job_of_its_own(
+    resources: Resources, model_version: str, settings: Settings
+) -> None:
+    """The job that its killed worker took is still noted in Redis, for longer than anyone waits."""
+    build_id = await requested(resources, model_version)
+    await taken_by_the_dead(resources, build_id, 0)
+    await resources.builds.claim(build_id, 0, lease_s=0.001)
+    await asyncio.sleep(0.05)
+    await reconcile(resources)
+    await work(settings)
+    assert (await published_once(resources, model_version, build_id)).fence == 2
+
+
+async def test_who_is_never_heard_is_taken_without_a_hint(
+    settings: Settings, model_version: str
+) -> None:
+    """A worker that died between a hint and its claim keeps the hint's id; Redis is well."""
+    async with open_resources(hurried(settings, reconcile_s=0.2)) as resources:
+        build_id = await requested(resources, model_version)
+        await taken_by_the_dead(resources, build_id, 0)
+        workshop = Workshop(resources, Background())
+        asked = time.monotonic()
+        fence = 0
+        async with asyncio.timeout(30):
+            while not fence:
+                await reconcile(resources, workshop)
+                fence = (await resources.builds.get_build(build_id)).fence
+                await asyncio.sleep(0.05)
+        assert time.monotonic() - asked > 0.2
+        await workshop.drain()
+        await published_once(resources, model_version, build_id)
+        await workshop.close()
+
+
+async def test_a_build_that_waits_is_hinted_first(resources: Resources, model_version: str) -> None:
+    """While there is Redis any worker may have it; the one that looks does not take it all."""
+    build_id = await requested(resources, model_version)
+    await resources.queue.redis.flushall()
+    workshop = Workshop(resources, Background())
+    await reconcile(resources, workshop)
+    assert f"{build_id}:0".encode() in await resources.queue.redis.zrange(QUEUE, 0, -1)
+    assert (await resources.builds.get_build(build_id)).status == "queued"
+    await workshop.close()
+
+
+async def test_claims_that_fail_are_not_made_in_a_hurry(
+    resources: Resources, model_version: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Redis, and with DynamoDB that takes no claim, each round waits for its time."""
+    claims = []
+
+    async def refused(_self: object, build_id: str, _fence: int) -> Build:
+        claims.append(build_id)
+        raise Unavailable("throttled")
+
+    monkeypatch.setattr(type(resources.builds), "claim", refused)
+    build_id = await requested(resources, model_version)
+    async with worker(settings, reconcile_s=0.5):
+        await asyncio.sleep(2)
+    assert 1 <= claims.count(build_id) <= 10
+
+
+async def test_without_redis_a_slot_that_becomes_free_is_filled_at_once(
+    resources: Resources, model_version: str, settings: Settings
+) -> None:
+    """The next round is an hour away: it comes when the build before it has ended."""
+    ids = [await requested(resources, f"{model_version}-{number}") for number in range(3)]
+    async with worker(settings, jobs_max=1, reconcile_s=3600.0):
+        for build_id in ids:
+            await until(resources, build_id, has_ended)
+
+
+async def test_a_build_that_cannot_be_reckoned_with_stops_no_hint(
+    resources: Resources, model_version: str
+) -> None:
+    """Its time makes no sense, or its status: those after it are told of all the same."""
+    bad = [await requested(resources, f"{model_version}-bad-{number}") for number in range(2)]
+    good = await requested(resources, model_version)
+    await rewrite(resources, "builds", {"build_id": bad[0]}, requested_at="0 is no time")
+    await rewrite(resources, "builds", {"build_id": bad[1]}, status="paused")
+    await resources.queue.redis.flushall()
+    await reconcile(resources)
+    assert f"{good}:0".encode() in await resources.queue.redis.zrange(QUEUE, 0, -1)
+
+
+async def test_one_bad_row_stops_nobody_else(
+    resources: Resources, model_version: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds that cannot be read or claimed, and a user who cannot be read, are passed over."""
+    bad = [await requested(resources, f"{model_version}-bad-{number}") for number in range(2)]
+    good = await requested(resources, model_version)
+    await rewrite(resources, "builds", {"build_id": bad[0]}, status="paused")
+    claim = type(resources.builds).claim
+
+    async def corrupt(self: Any, build_id: str, fence: int) -> Build:
+        if build_id == bad[1]:
+            raise Corrupt("what came back cannot be read")
+        return await claim(self, build_id, fence)
+
+    monkeypatch.setattr(type(resources.builds), "claim", corrupt)
+    users = [await marked_user(resources) for _ in range(2)]
+    await rewrite(resources, "users", {"user_id": users[0]}, version="two")
+    async with worker(settings, jobs_max=1):
+        await until(resources, good, has_ended)
+        async with asyncio.timeout(30):
+            while users[1] in await resources.users.list_marked():  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.05)
+    with pytest.raises(NotFound):
+        await resources.users.get_user(users[1])
+    assert users[0] in await resources.users.list_marked()
+
+
+async def test_a_claim_under_way_when_the_worker_stops_is_given_back(
+    resources: Resources, model_version: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker may have the build at once, and the one that stopped begins nothing."""
+    claim = type(resources.builds).claim
+    claimed = asyncio.Event()
+
+    async def slow(self: Any, build_id: str, fence: int) -> Build:
+        build = await claim(self, build_id, fence)
+        claimed.set()
+        await asyncio.sleep(0.5)  # the answer is on its way
+        return build
+
+    monkeypatch.setattr(type(resources.builds), "claim", slow)
+    build_id = await requested(resources, model_version)
+    patient = hurried(settings, lease_s=600.0)
+    async with open_context(patient, reconcile=False) as context:
+        taking = asyncio.create_task(context.workshop.take(BuildJob(build_id, 0)))
+        async with asyncio.timeout(30):
+            await claimed.wait()
+    free = context.workshop.free
+    assert not await taking
+    given = await resources.builds.get_build(build_id)
+    assert (given.status, given.fence, given.unreturned, given.faults) == ("running", 1, 0, 0)
+    assert given.lease_until_ms <= time.time() * 1000
+    assert free == settings.building.jobs_max
+    assert not await context.workshop.take(BuildJob(build_id, 1))
+    await asyncio.sleep(0.5)
+    assert await resources.builds.get_build(build_id) == given
+    monkeypatch.undo()
+    await resources.queue.redis.flushall()
+    await reconcile(resources)
+    await work(settings)
+    assert (await published_once(resources, model_version, build_id)).fence == 2
+
+
+async def test_a_claim_that_is_not_answered_holds_up_no_stop(
+    resources: Resources, model_version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left after a while; should it have been made, its lease runs out."""
+    monkeypatch.setattr("worker.building.workshop._CLAIM_LIMIT_S", 0.2)
+    asked = asyncio.Event()
+
+    async def hanging(_self: object, _build_id: str, _fence: int) -> Build:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it has no end")
+
+    monkeypatch.setattr(type(resources.builds), "claim", hanging)
+    build_id = await requested(resources, model_version)
+    workshop = Workshop(resources, Background())
+    taking = asyncio.create_task(workshop.take(BuildJob(build_id, 0)))
+    await asked.wait()
+    async with asyncio.timeout(10):
+        await workshop.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await taking
+    assert workshop.free == resources.settings.building.jobs_max
+
+
+async def test_a_build_that_has_just_begun_is_given_back(
+    resources: Resources, model_version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between its claim and its first step it is given back like any other."""
+    build_id = await requested(resources, model_version)
+    workshop = Workshop(resources, Background())
+    claim = type(resources.builds).claim
+    closing: list[asyncio.Task[None]] = []
+
+    async def last(self: Any, build_id: str, fence: int) -> Build:
+        build = await claim(self, build_id, fence)
+        closing.append(asyncio.create_task(workshop.close()))  # it runs as soon as nothing else
+        return build
+
+    monkeypatch.setattr(type(resources.builds), "claim", last)
+    assert await workshop.take(BuildJob(build_id, 0))
+    await closing[0]
+    given = await resources.builds.get_build(build_id)
+    assert (given.unreturned, given.error) == (0, "the worker was stopped")
