@@ -41,7 +41,7 @@ class _Backoff(msgspec.Struct):
     wait_s: float
     until: float
     refused: bool
-    """Its bytes are bad: waiting mends nothing, and readiness does not wait for it."""
+    """Its files are bad, or gone: waiting mends nothing, and readiness does not wait for it."""
 
 
 class Refresher:
@@ -223,7 +223,7 @@ class Refresher:
         before = self._backoff.get(name)
         again = before is not None and before.version == version
         wait_s = min(2 * before.wait_s, _BACKOFF_MAX_S) if before and again else _BACKOFF_FIRST_S
-        refused = isinstance(error, Corrupt)
+        refused = isinstance(error, (Corrupt, NotFound))
         until = asyncio.get_running_loop().time() + wait_s
         self._backoff[name] = _Backoff(version, wait_s, until, refused)
         self._catalogue.troubles[name] = _trouble(model, error)

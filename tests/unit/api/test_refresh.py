@@ -106,12 +106,14 @@ async def test_a_bad_version_is_refused_and_the_old_one_serves_on(tmp_path: Path
         await _until(lambda: rig.build_id == "b-3")
 
 
+@pytest.mark.parametrize("lasting", [Corrupt("another digest"), NotFound("gone")])
 async def test_readiness_waits_for_what_may_yet_come_and_not_for_what_is_bad(
-    tmp_path: Path,
+    tmp_path: Path, lasting: K9Error
 ) -> None:
-    """S3 away: not ready. A version whose bytes are bad: nothing to wait for."""
+    """S3 away: not ready. A version that is bad, or gone: a rebuild needs a way in."""
     rig = Rig(tmp_path)
     rig.shelf.failures["b-1"] = Unavailable("S3 does not answer")
+    rig.shelf.failures["b-9"] = lasting
     rig.listing.models = [model_of("b-1")]
     async with rig.running():
         await _until(lambda: rig.health.dependencies["s3"].state == "failing")
@@ -174,7 +176,6 @@ async def test_a_version_that_is_not_kept_any_more_answers_for_none(tmp_path: Pa
         with pytest.raises(Unavailable, match=r"gone from S3.*k9 rebuild m"):
             await rig.catalogue.wanted("m")
         assert rig.build_id is None
-        assert not rig.health.ready
 
 
 async def test_going_back_to_what_answers_ends_the_trouble(tmp_path: Path) -> None:
