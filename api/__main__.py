@@ -21,6 +21,7 @@ from api.app import create_app
 from core import telemetry
 from core.errors import SettingsError
 from core.settings import Http, Settings
+from core.stalls import settle_memory
 
 if TYPE_CHECKING:
     from api.app import Application
@@ -35,7 +36,7 @@ def main() -> int:
     """Runs the API; the exit status."""
     try:
         settings = Settings.from_env(os.environ)
-        app = create_app(settings)
+        app = create_app(settings, started=settle_memory)
         check_port(settings.http)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,6 +1,6 @@
 """The application: routes, lifespan, and the front before them. No I/O at import."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -77,6 +77,7 @@ def create_app(
     *,
     keys: KeyStore | None = None,
     fast_lane: bool = True,
+    started: Callable[[], None] = lambda: None,
 ) -> Application:
     """The application.
 
@@ -85,6 +86,7 @@ def create_app(
         resources: Opened by someone else, who closes them; None: opened and closed here.
         keys: The token keys, likewise.
         fast_lane: Whether searches skip the router. False only to test that it changes nothing.
+        started: Called when all is open, before the first request.
 
     Raises:
         SettingsError: naming a setting with which no request could be answered.
@@ -101,6 +103,7 @@ def create_app(
         try:
             async with _open_context(settings, resources, keys, holder.health) as context:
                 holder.context = context
+                started()
                 yield
         except BaseException as error:
             holder.failure = error

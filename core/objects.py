@@ -362,31 +362,32 @@ def _condition(*, if_absent: bool) -> dict[str, str]:
     return {"IfNoneMatch": "*"} if if_absent else {}
 
 
-def _s3_config(settings: Settings) -> AioConfig:
-    aws = settings.aws
-    local = (aws.endpoint_url_s3 or aws.endpoint_url) is not None
-    return AioConfig(
-        # Presigned addresses would still be signed by version 2, which newer regions refuse.
-        signature_version="s3v4",
-        # Every transfer carries a SHA-256 of ours; botocore would add a CRC-32 to each.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        # An emulator's address has no name for each bucket below it.
-        s3={"addressing_style": "path" if local else "auto"},
-    )
-
-
 @asynccontextmanager
 async def open_objects(settings: Settings) -> AsyncIterator[Objects]:
     """The process's S3 client, open until the end of the block. Opening needs no S3."""
     aws = settings.aws
     session = new_session()
+    endpoint_url = aws.endpoint_url_s3 or aws.endpoint_url
     config = client_config(
         settings,
         # A part of 16 MiB may take its time to be taken in; a connection that is silent for a
         # third of the deadline is given up, and tried again.
         read_timeout_s=max(aws.read_timeout_s, aws.object_deadline_s / aws.attempts_max),
-    ).merge(_s3_config(settings))
+    ).merge(
+        AioConfig(
+            # Presigned addresses would still be signed by version 2, which newer regions refuse.
+            signature_version="s3v4",
+            # Every transfer carries a SHA-256 of ours; botocore would add a CRC-32 to each.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={
+                # An emulator's address has no name for each bucket below it.
+                "addressing_style": "path" if endpoint_url else "auto",
+                # That SHA-256 is signed; to sign the body too would hash it on the event loop.
+                "payload_signing_enabled": False,
+            },
+        )
+    )
 
     async def bucket() -> str:
         if aws.bucket is not None:
@@ -395,6 +396,5 @@ async def open_objects(settings: Settings) -> AsyncIterator[Objects]:
             account = (await sts.get_caller_identity())["Account"]
         return f"k9-indexes-{settings.environment}-{account}"
 
-    endpoint_url = aws.endpoint_url_s3 or aws.endpoint_url
     async with open_client(session, "s3", config, endpoint_url) as client:
         yield Objects(client, bucket, deadline_s=aws.object_deadline_s, attempts=aws.attempts_max)

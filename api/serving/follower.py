@@ -282,6 +282,12 @@ class Follower:
             Unavailable: following ended meanwhile.
         """
         backoff_s = _BACKOFF_FIRST_S
+        _log.info(
+            "reading what changed before a version is put to use",
+            model_version=self.name,
+            build_id=stage.index.build_id,
+            since=stage.buffer.watermark,
+        )
         while not stage.polled_at:
             self._check_open()
             try:

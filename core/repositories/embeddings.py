@@ -44,6 +44,8 @@ _LIST_ROWS = 100
 """Keys looked at a query of a listing, tombstones among them."""
 _LIST_QUERIES = 10
 """Queries a page, beyond one a shard."""
+_CHANGED_SHARDS = 2
+"""Shards that are read side by side for what changed."""
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 2.0
 
 _Pages = asyncio.Queue[list[Embedding] | Exception | None]
@@ -198,14 +200,15 @@ class EmbeddingRepository:
     ) -> AsyncGenerator[list[Embedding], None]:
         """Every row of a model version, tombstones too, a page at a time.
 
-        All shards are read side by side; within one, rows come in the order of their last
-        change, so of two readings of a product the later one is newer. At most one page a shard
-        waits in memory, whatever the number of rows.
+        All shards are read side by side, for changes a few at a time; within one, rows come in the
+        order of their last change, so of two readings of a product the later one is newer. At most
+        one page a shard waits in memory, whatever the number of rows.
         """
         pages: _Pages = asyncio.Queue(maxsize=1)
-
+        # Who looks for changes answers requests meanwhile: a few pages a moment are enough.
+        gate = asyncio.Semaphore(model.shards if since is None else _CHANGED_SHARDS)
         readers = [
-            asyncio.create_task(self._read(model, shard, pages, since))
+            asyncio.create_task(self._read(model, shard, pages, gate, since))
             for shard in range(model.shards)
         ]
         try:
@@ -223,12 +226,15 @@ class EmbeddingRepository:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
 
-    async def _read(self, model: Model, shard: int, pages: _Pages, since: str | None) -> None:
+    async def _read(
+        self, model: Model, shard: int, pages: _Pages, gate: asyncio.Semaphore, since: str | None
+    ) -> None:
         """Puts the pages of one shard, then None; or the error that ended it."""
         start: RequestItem | None = None
         try:
             while True:
-                reply = await self._query(model, shard, start=start, since=since)
+                async with gate:
+                    reply = await self._query(model, shard, start=start, since=since)
                 await pages.put([decode_any(item) for item in reply["Items"]])
                 if "LastEvaluatedKey" not in reply:
                     break

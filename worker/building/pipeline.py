@@ -185,8 +185,9 @@ class BuildRun:
         while True:
             asked, told = loop.time(), self._progress
             try:
-                # A try that hangs gives way to the next: the worker's calls are patient.
-                async with asyncio.timeout_at(min(until, asked + self._settings.heartbeat_s)):
+                # A try that hangs gives way to another: the worker's calls are patient. One that is
+                # slow, behind the pages of a pull, is given its time.
+                async with asyncio.timeout_at(min(until, asked + self._settings.lease_s / 2)):
                     await self._resources.builds.beat(self._build, told)
                 written, until = told, asked + self._settings.lease_s
                 self._costs.wrote()
