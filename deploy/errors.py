@@ -4,7 +4,6 @@
 class CommandError(Exception):
     """A command could not do its part. `str(error)` is the one line that says why."""
 
-    def __init__(self, line: str, status: int = 1) -> None:
+    def __init__(self, line: str, exit_status: int = 1) -> None:
         super().__init__(line)
-        self.status = status
-        """The exit status."""
+        self.exit_status = exit_status

@@ -90,8 +90,10 @@ def _failed(error: Exception) -> int:
         return _FAILED
     if isinstance(error, SettingsError):
         return _say(str(error), _USAGE)
-    if isinstance(error, (CommandError, K9Error)):
-        return _say(str(error), getattr(error, "status", _FAILED))
+    if isinstance(error, CommandError):
+        return _say(str(error), error.exit_status)
+    if isinstance(error, K9Error):
+        return _say(str(error), _FAILED)
     return _say(f"{type(error).__name__}: {error} (K9_TRACE=1 shows where)", _FAILED)
 
 
