@@ -1,4 +1,4 @@
-"""Each family of index, forced, on real rows: `python tests/benchmarks/families.py`.
+"""Each index family, forced, on real rows: `python -m tests.benchmarks.families --catalogue FILE`.
 
 Recall@10 is measured on queries that are in no build at all. Searches run one by one on one thread,
 raw FAISS and `Searcher.search_one` in turns on the same mapped index, with the same parameters.
@@ -27,7 +27,6 @@ from core.vectors.search import Searcher
 from worker.building.child import thread_count
 
 faiss: Final[Any] = _faiss
-_CATALOGUE: Final = Path(__file__).parents[3] / "shared/data/catalogue-100k.parquet"
 _QUERIES: Final = 1000
 _K: Final = 10
 _TURNS: Final = 5
@@ -146,7 +145,7 @@ def main() -> int:
     """Prints the table; exits 1 where there is no catalogue."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000])
-    parser.add_argument("--catalogue", type=Path, default=_CATALOGUE)
+    parser.add_argument("--catalogue", type=Path, required=True)
     parser.add_argument("--metric", choices=get_args(Metric), default="cosine")
     parser.add_argument("--target", type=float, default=0.95)
     parser.add_argument("--families", choices=get_args(Family), nargs="+", default=get_args(Family))

@@ -1,11 +1,12 @@
 """What a running K9 has published, held against exact search by numpy.
 
-    python -m tests.benchmarks.published [--model minilm-l6-v2] [--catalogue FILE] [--queries 1000]
+    python -m tests.benchmarks.published [--model minilm-l6-v2] [--catalogue FILE] [--unseen FILE]
+        [--queries 1000]
 
 Over HTTP, from the directory of a running `make dev`: recall@10 of searches whose queries are no
 rows, and the similarity matrix against the exact top-k of every row. The catalogue is the file
-that the model version was imported from. Queries are rows of ../shared/data/catalogue-100k.parquet
-that the catalogue does not have; where that leaves none, halfway points between random rows.
+that the model version was imported from. Queries are rows of `--unseen` that the catalogue does not
+have; without it, halfway points between random rows, which are harder than queries like the rows.
 """
 
 import argparse
@@ -27,7 +28,6 @@ K = 10
 MATRIX_ROWS = 5_000
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "deploy/local/catalogue-5k.parquet"
-LARGE = ROOT.parent / "shared/data/catalogue-100k.parquet"
 Floats = NDArray[np.float32]
 
 
@@ -46,21 +46,24 @@ def unit(rows: Floats) -> NDArray[np.float64]:
     return exact
 
 
-def queries_for(catalogue: dict[str, Floats], count: int) -> tuple[Floats, str]:
+def queries_for(
+    catalogue: dict[str, Floats], unseen: Path | None, count: int
+) -> tuple[Floats, str]:
     """Queries (count, d) that are no rows, and where they are from."""
     generator = np.random.default_rng(7)
-    if LARGE.exists():
-        fresh = [vector for name, vector in read(LARGE).items() if name not in catalogue]
-        if len(fresh) >= count:
-            chosen = generator.choice(len(fresh), count, replace=False)
-            return np.stack([fresh[i] for i in chosen]), f"rows of {LARGE.name} not in it"
+    if unseen is not None:
+        fresh = [vector for name, vector in read(unseen).items() if name not in catalogue]
+        if len(fresh) < count:
+            sys.exit(f"{unseen} has {len(fresh)} rows that the catalogue does not have")
+        chosen = generator.choice(len(fresh), count, replace=False)
+        return np.stack([fresh[i] for i in chosen]), f"rows of {unseen.name} not in it"
     rows = np.stack(list(catalogue.values()))
     pairs = generator.integers(0, len(rows), (count, 2))
     halfway: Floats = (rows[pairs[:, 0]] + rows[pairs[:, 1]]) / np.float32(2)
     return halfway, "halfway points between random rows"
 
 
-async def check(model: str, catalogue: dict[str, Floats], count: int) -> None:
+async def check(model: str, catalogue: dict[str, Floats], unseen: Path | None, count: int) -> None:
     """Asks the running API, and prints what it found."""
     ids = sorted(catalogue, key=str.encode)
     rows = unit(np.stack([catalogue[name] for name in ids]))
@@ -68,7 +71,7 @@ async def check(model: str, catalogue: dict[str, Floats], count: int) -> None:
     url, token = await api_access(settings, stack, os.environ)
     headers = {"Authorization": f"Bearer {token}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
-        queries, source = queries_for(catalogue, count)
+        queries, source = queries_for(catalogue, unseen, count)
         found, index = await search(session, model, queries)
         exact = unit(queries) @ rows.T
         kth = np.partition(exact, -K, axis=1)[:, -K]
@@ -138,11 +141,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="minilm-l6-v2")
     parser.add_argument("--catalogue", type=Path, default=SAMPLE)
+    parser.add_argument("--unseen", type=Path, help="a catalogue with other rows of the same kind")
     parser.add_argument("--queries", type=int, default=1000)
     asked = parser.parse_args()
-    if not asked.catalogue.exists():
-        sys.exit(f"{asked.catalogue} is not there")
-    asyncio.run(check(asked.model, read(asked.catalogue), asked.queries))
+    for path in (asked.catalogue, asked.unseen):
+        if path is not None and not path.exists():
+            sys.exit(f"{path} is not there")
+    asyncio.run(check(asked.model, read(asked.catalogue), asked.unseen, asked.queries))
 
 
 if __name__ == "__main__":
