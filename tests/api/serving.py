@@ -72,7 +72,7 @@ async def client_of(app: Application, token: str | None = None) -> AsyncIterator
         yield client
 
 
-async def eventually(client: httpx.AsyncClient, *models: str, seconds: float = 10) -> None:
+async def eventually(client: httpx.AsyncClient, *models: str, seconds: float = 30) -> None:
     """Waits until the application is ready, and has these model versions loaded."""
     async with asyncio.timeout(seconds):
         for _ in iter(int, 1):
@@ -83,7 +83,7 @@ async def eventually(client: httpx.AsyncClient, *models: str, seconds: float = 1
 
 
 async def caught_up(
-    client: httpx.AsyncClient, model: str, product_id: str, seconds: float = 10
+    client: httpx.AsyncClient, model: str, product_id: str, seconds: float = 30
 ) -> int:
     """Waits until what changed since the build is read; how many rows that is."""
     async with asyncio.timeout(seconds):

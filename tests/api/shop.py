@@ -123,7 +123,7 @@ class Shop:
         return build_id
 
 
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 5) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
     """Waits for it."""
     async with asyncio.timeout(seconds):
         for _ in iter(int, 1):

@@ -201,7 +201,7 @@ async def test_a_stream_ends_with_its_token_and_with_its_client(service: Service
         await leaving.event()
         assert watches.streams == 1
         leaving.leave()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await leaving.task
         assert watches.streams == 0
 
@@ -307,7 +307,7 @@ async def test_looks_that_ended_begin_again_for_who_joins(service: Service) -> N
         (watched,) = app.holder.context.watches._watched.values()  # noqa: SLF001 - to break it
         assert watched.looking is not None
         watched.looking.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.wait({watched.looking})
         second = Stream(app, build_id, service.pool.token("readers"))
         await second.event()

@@ -190,7 +190,7 @@ class Rig:
         await until(over)
 
 
-async def until(holds: Callable[[], Any], seconds: float = 5) -> None:
+async def until(holds: Callable[[], Any], seconds: float = 20) -> None:
     """Waits for it."""
     async with asyncio.timeout(seconds):
         for _ in iter(int, 1):

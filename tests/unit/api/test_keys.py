@@ -210,7 +210,7 @@ async def test_a_pool_that_hangs_is_not_waited_for(
         with pytest.raises(Unavailable):
             await store.find("key-1")
         pool.held.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not await known(store, "key-1"):  # noqa: ASYNC110 - the fetch has no event
                 await asyncio.sleep(0.01)
         assert pool.requests == 1

@@ -61,7 +61,7 @@ class Rig:
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         for _ in iter(int, 1):
             if holds():
                 return

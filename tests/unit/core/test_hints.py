@@ -29,7 +29,7 @@ async def _heard(hints: Hints) -> AsyncIterator["asyncio.Queue[Hint | None]"]:
 
     task = asyncio.create_task(follow())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert await queue.get() is None
         yield queue
     finally:

@@ -53,7 +53,7 @@ async def test_what_is_for_later_comes_when_there_is_room() -> None:
     await asyncio.sleep(0.05)
     assert work.begun == 0
     busy.end.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not work.begun:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.01)
     await background.close()

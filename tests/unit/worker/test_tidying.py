@@ -40,7 +40,7 @@ class Rig:
 
     async def until(self, rounds: int) -> None:
         """Waits for that many rounds in all, and then whether more would come."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while self.rounds < rounds:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.01)
         await asyncio.sleep(3 * GRACE_S)
