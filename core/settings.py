@@ -83,7 +83,8 @@ class Auth(msgspec.Struct, frozen=True):
     auth_client_ids: tuple[str, ...] = ()
     """App clients whose tokens are taken, separated by commas."""
     auth_leeway_s: _NotNegative = 5
-    auth_keys_refresh_s: _Seconds = 3600.0
+    auth_keys_refresh_s: _Seconds = 60.0
+    """A withdrawn key is good for no longer than this; by then a pool that is away is missed."""
     auth_keys_keep_s: _Seconds = 86400.0
     """How long keys fetched earlier are good while no new ones can be had."""
     auth_unknown_key_fetch_s: _Seconds = 60.0

@@ -27,7 +27,9 @@ _FIRST_LIST_S: Final = 1.5
 """How long a start waits for DynamoDB before it serves what the cache has."""
 _BACKOFF_FIRST_S: Final = 1.0
 _BACKOFF_MAX_S: Final = 60.0
-_REDIS_S: Final = 10.0
+_WATCH_S: Final = 10.0
+"""How often the parts are asked that searches can do without."""
+_ASK_S: Final = 5.0
 _FILE: Final = "current.json"
 
 _log = telemetry.logger(__name__)
@@ -85,14 +87,34 @@ class Refresher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def watch_redis(self) -> None:
-        """Notes whether Redis answers, now and then, until cancelled. Nothing here needs it."""
+    async def watch_parts(self) -> None:
+        """Notes whether Redis and S3 answer, now and then, until cancelled.
+
+        Neither is used until there is something to do, which should not be how they are missed.
+        """
         while True:
-            if await self._resources.queue.ping():
-                self._health.ok("redis")
-            else:
-                self._health.failing("redis", "no answer")
-            await asyncio.sleep(_REDIS_S)
+            await asyncio.gather(self._ask_redis(), self._ask_s3())
+            await asyncio.sleep(_WATCH_S)
+
+    async def _ask_redis(self) -> None:
+        if await self._resources.queue.ping():
+            self._health.ok("redis")
+        else:
+            self._health.failing("redis", "no answer")
+
+    async def _ask_s3(self) -> None:
+        """By the manifest of a version that is loaded, whether or not it is there still."""
+        loaded = next(iter(self._catalogue.loaded.values()), None)
+        if loaded is None:
+            return
+        build_id, fence = loaded.version
+        try:
+            async with asyncio.timeout(_ASK_S):
+                await self._resources.versions.is_there(loaded.model_version, build_id, fence)
+        except Exception as error:  # noqa: BLE001 - whatever it is, S3 did not do its part
+            self._health.failing("s3", type(error).__name__)
+        else:
+            self._health.ok("s3")
 
     async def _look(self) -> bool:
         """Looks once; whether DynamoDB answered."""
@@ -312,7 +334,7 @@ def _version(model: Model) -> Version:
 @asynccontextmanager
 async def following(refresher: Refresher) -> AsyncIterator[None]:
     """Runs the refresher until the end of the block."""
-    tasks = [asyncio.create_task(refresher.run()), asyncio.create_task(refresher.watch_redis())]
+    tasks = [asyncio.create_task(refresher.run()), asyncio.create_task(refresher.watch_parts())]
     try:
         yield
     finally:

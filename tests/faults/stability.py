@@ -42,6 +42,8 @@ class Seen(msgspec.Struct):
     ready: int = 0
     told: tuple[str, ...] = ()
     """Parts that readiness called failing."""
+    told_s: float = 0.0
+    """How long after the searches and writes it did."""
     write_s: dict[str, float] = {}
     written: dict[str, int] = {}
     back_s: float = 0.0
@@ -88,11 +90,20 @@ async def trial(client: httpx.AsyncClient, searches: int) -> Seen:
     await wrote(client, seen)
     for number in range(searches):
         await searched(client, number, seen)
-    ready = await client.get("/health/ready")
-    seen.ready = ready.status_code
-    parts = ready.json()["dependencies"]
-    seen.told = tuple(name for name, part in parts.items() if part["state"] == "failing")
     return seen
+
+
+async def missed(client: httpx.AsyncClient, parts: tuple[str, ...], seen: Seen) -> None:
+    """Waits until readiness tells of these parts that they are missing, and notes what it says."""
+    began = perf_counter()
+    async with asyncio.timeout(90):
+        while not set(parts) <= set(seen.told):
+            ready = await client.get("/health/ready")
+            seen.ready = max(seen.ready, ready.status_code)
+            states = ready.json()["dependencies"]
+            seen.told = tuple(name for name, part in states.items() if part["state"] == "failing")
+            await asyncio.sleep(0.05)
+    seen.told_s = perf_counter() - began
 
 
 async def recovered(client: httpx.AsyncClient) -> float:
@@ -119,7 +130,8 @@ def told(name: str, seen: Seen) -> bool:
     failing = ", ".join(seen.told) or "nothing"
     print(
         f"{name:<28} {len(ordered) - seen.failed} of {len(ordered)} searches, p50 {p50:.1f} ms, "
-        f"p99 {p99:.1f} ms; ready {seen.ready}, failing: {failing}; {writes}; "
+        f"p99 {p99:.1f} ms; ready {seen.ready}, failing after {seen.told_s:.0f} s: {failing}; "
+        f"{writes}; "
         f"back after {seen.back_s:.1f} s",
         flush=True,
     )
@@ -137,6 +149,7 @@ async def run(site: ProxiedApi, searches: int) -> bool:
             for how, faults in HOW.items():
                 site.set(faults, *parts)
                 seen = await trial(client, searches)
+                await missed(client, parts, seen)
                 site.set(Faults(), *parts)
                 seen.back_s = await recovered(client)
                 well &= told(f"{'all' if parts is PARTS else parts[0]} {how}", seen)
@@ -147,6 +160,7 @@ async def run(site: ProxiedApi, searches: int) -> bool:
             await eventually(client, MODEL, seconds=60)
             start_s = perf_counter() - began
             seen = await trial(client, searches)
+            await missed(client, PARTS, seen)
             site.set(Faults(), *PARTS)
             seen.back_s = await recovered(client)
             well &= told(f"all {how} at a start ({start_s:.1f} s)", seen)

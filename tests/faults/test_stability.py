@@ -3,6 +3,7 @@
 import asyncio
 
 import httpx
+import msgspec
 import pytest
 
 from tests.api.serving import assert_problem, eventually, path_of, vector
@@ -51,6 +52,21 @@ async def test_with_a_part_gone_searches_go_on(site: ProxiedApi) -> None:
         async with asyncio.timeout(20):
             while (await wrote(client, "back")).status_code not in {200, 201}:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
+
+
+async def test_every_part_that_is_gone_is_missed(
+    site: ProxiedApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readiness tells of each though nothing is asked of it, and that it is back."""
+    monkeypatch.setattr("api.serving.refresh._WATCH_S", 0.2)
+    auth = msgspec.structs.replace(site.settings.auth, auth_keys_refresh_s=0.2)
+    site.settings = msgspec.structs.replace(site.settings, auth=auth)
+    async with site.api() as client:
+        await eventually(client, MODEL)
+        for faults, state in ((Faults(), "ok"), (GONE, "failing"), (Faults(), "ok")):
+            site.set(faults, *PARTS)
+            for part in PARTS:
+                await told(client, part, state)
 
 
 @pytest.mark.parametrize("faults", [GONE, HUNG], ids=["gone", "hung"])
