@@ -259,6 +259,7 @@ class Follower:
             since = max(since, _earlier(stage.polled_at, self._settings.poll_overlap_s))
         wanted: dict[str, None] = {}
         deleted: set[str] = set()
+        gave_up = False
         async with aclosing(self._resources.embeddings.changed_since(self._model, since)) as pages:
             async for page in pages:
                 over = stage.over
@@ -270,7 +271,11 @@ class Follower:
                 self._hold_limits(stage, sum(name not in known for name in wanted))
                 if stage.over and not over:  # new forms, however many they are, need not be read
                     wanted = {name: None for name in wanted if name in deleted}
+                    gave_up = True
         await self._reading.now(wanted)
+        if gave_up:  # of what came before, the next look tells what is not deleted any more
+            self.look_soon()
+            return
         stage.polled(began, began_s)
         stage.buffer.forget(since)
         metrics.FRESH_POLLED.labels(self.name).set(parse_timestamp(began).timestamp())

@@ -135,9 +135,7 @@ class Refresher:
         for name, loaded in list(self._catalogue.loaded.items()):
             model = self._catalogue.known.get(name)
             if model is None or model.epoch != loaded.epoch:
-                self._catalogue.drop(name)
-                if self._freshness is not None:
-                    self._freshness.forget(name)
+                self._drop(name)
         troubles = self._catalogue.troubles
         for name in [name for name in troubles if self._in_use(self._catalogue.known.get(name))]:
             del troubles[name]
@@ -169,8 +167,12 @@ class Refresher:
         try:
             found = await self._resources.versions.cached(model)
             if found is None:
-                if name not in self._catalogue.loaded:
+                loaded = self._catalogue.loaded.get(name)
+                if loaded is None:
                     await self._stand_in(model)
+                elif await self._is_removed(_with_version(model, loaded.version)):
+                    # Since a start without DynamoDB, say: what was deleted is in it for good.
+                    self._drop(name)
                 found = await self._download(model)
             await self._use(model, *found)
         except Exception as error:  # noqa: BLE001 - the version before serves on
@@ -183,6 +185,11 @@ class Refresher:
         finally:
             del self._loading[name]
             self._settle()
+
+    def _drop(self, name: str) -> None:
+        self._catalogue.drop(name)
+        if self._freshness is not None:
+            self._freshness.forget(name)
 
     async def _download(self, model: Model) -> tuple[Path, Manifest]:
         self._downloading.add(model.model_version)
@@ -325,6 +332,12 @@ def _trouble(model: Model, error: Exception) -> str:
         return f"files of build {build_id} are gone from S3: `k9 rebuild {name}` makes them again"
     what = str(error) if isinstance(error, Unavailable) else type(error).__name__
     return f"build {build_id} could not be loaded: {what}"
+
+
+def _with_version(model: Model, version: Version) -> Model:
+    """The model version as it was when that version was its current one."""
+    build_id, fence = version
+    return msgspec.structs.replace(model, current_build_id=build_id, current_fence=fence)
 
 
 def _version(model: Model) -> Version:

@@ -284,11 +284,11 @@ class EmbeddingRepository:
                             "batch_write_item", RequestItems={self._table: requests}
                         )
                     requests = reply.get("UnprocessedItems", {}).get(self._table, [])
-                    batch.heard()
+                    batch.heard(loop.time())
                 except TableMissing:
                     raise
                 except Busy:
-                    batch.heard()
+                    batch.heard(loop.time())
                 except (Unavailable, TimeoutError):
                     # Nothing is known to be stored: all of it stays to be sent again.
                     batch.failed(began, loop.time())
@@ -308,6 +308,8 @@ class _Batch(msgspec.Struct):
     silent_since: float | None
     """Since when DynamoDB answers nothing; at first when the batch began."""
     patience_s: float
+    heard_at: float = 0.0
+    """When it last answered any of them."""
     gone: bool = False
     """DynamoDB is away, and not just busy: no further call is begun."""
 
@@ -316,15 +318,16 @@ class _Batch(msgspec.Struct):
         since = moment if self.silent_since is None else self.silent_since
         return min(self.until, since + self.patience_s)
 
-    def heard(self) -> None:
+    def heard(self, moment: float) -> None:
         """It answered, be it that it is busy."""
+        self.heard_at = moment
         self.silent_since = None
         self.gone = False
 
     def failed(self, began: float, moment: float) -> None:
         """It did not answer a call that began then."""
         if self.silent_since is None:
-            self.silent_since = began
+            self.silent_since = max(began, self.heard_at)
         self.gone = moment - self.silent_since >= self.patience_s
 
 

@@ -83,7 +83,7 @@ class Making:
         recent = (
             Recent(watermark, timestamp(pulled_at))
             if earlier is None
-            else Recent(earlier.watermark, earlier.pulled_at)
+            else Recent(earlier.watermark, earlier.pulled_at or earlier.watermark)
         )
         self._tell("pull", 0, 0)
         with RowWriter(rows_dir, model.dimension) as writer:

@@ -27,6 +27,8 @@ from worker.building.verifying import verify
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 1.0, 60.0
 _PROGRESS_EVERY_S = 1.0
+_RELEASE_S = 10.0
+"""A worker that stops waits no longer for a DynamoDB that is away."""
 
 _log = telemetry.logger(__name__)
 
@@ -249,8 +251,11 @@ class BuildRun:
     async def _give_back(self, reason: str, *, wait_s: float, fault: bool) -> None:
         self._log.warning("build given back", reason=reason, wait_s=round(wait_s, 1))
         try:
-            await self._resources.builds.release(self._build, reason, wait_s=wait_s, fault=fault)
-        except K9Error as not_written:  # its lease runs out by itself
+            async with asyncio.timeout(_RELEASE_S):
+                await self._resources.builds.release(
+                    self._build, reason, wait_s=wait_s, fault=fault
+                )
+        except (K9Error, TimeoutError) as not_written:  # its lease runs out by itself
             self._log.warning("claim not released", reason=str(not_written))
             return
         if not fault:  # another worker may have it at once

@@ -30,8 +30,9 @@ async def verify(
     )
     changed = pulled.changed
     if differences and not changed and pulled.recent != manifest.recent:
-        # What changed bears an earlier time than that at which the build could see it.
-        changed = max(1, pulled.recent.rows)
+        # What changed bears an earlier time than that at which the build could see it. Builds of
+        # earlier releases did not note what they saw.
+        changed = max(manifest.recent is not None, pulled.recent.rows)
     return Verification(
         build_id=manifest.build_id,
         model_version=manifest.model_version,

@@ -80,6 +80,29 @@ async def test_no_call_is_begun_once_dynamodb_is_known_to_be_gone() -> None:
     assert dynamo.calls == Ingest().batch_concurrency
 
 
+class OneHangs(Dynamo):
+    """Answers all calls but the first."""
+
+    def __init__(self) -> None:
+        super().__init__(None, deadline_s=1)
+        self.calls = 0
+
+    async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        """A batch of writes."""
+        self.calls += 1
+        if self.calls == 1:
+            await asyncio.sleep(PATIENCE_S)
+            raise Unavailable("no answer")
+        await asyncio.sleep(PATIENCE_S / 8)
+        return {"UnprocessedItems": {}}
+
+
+async def test_one_call_that_hangs_does_not_speak_for_all() -> None:
+    """While the others are answered, nothing is given up, that one's rows included."""
+    rows = [(f"p{number}", ROWS[0][1]) for number in range(2000)]
+    assert await repository(OneHangs()).store_batch(MODEL, rows) == []
+
+
 @pytest.mark.parametrize("trouble", [Busy("throttled"), Unavailable("gone")])
 async def test_a_short_trouble_is_none(trouble: Unavailable) -> None:
     """Either kind, when it passes at once."""
