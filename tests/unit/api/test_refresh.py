@@ -234,6 +234,26 @@ async def test_a_start_without_dynamodb_serves_what_was_current(tmp_path: Path) 
         await _until(lambda: rig.build_id == "b-2")
 
 
+async def test_what_answered_without_dynamodb_is_dropped_if_it_was_removed(tmp_path: Path) -> None:
+    """Once that can be known: with its tombstones gone, deleted products would answer for good."""
+    before = Rig(tmp_path)
+    before.shelf.add("b-1", ONE)
+    before.listing.models = [model_of("b-1")]
+    async with before.running():
+        await _until(lambda: before.build_id == "b-1")
+    rig = Rig(tmp_path)
+    rig.shelf.manifests = before.shelf.manifests
+    rig.listing.failure = Unavailable("away")
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-1")
+        rig.shelf.failures["b-2"] = Unavailable("S3 is away still")
+        rig.listing.removed.add("b-1")
+        rig.listing.models, rig.listing.failure = [model_of("b-2")], None
+        await _until(lambda: rig.build_id is None)
+        with pytest.raises(Unavailable):
+            await rig.catalogue.wanted("m")
+
+
 async def test_a_broken_note_of_what_was_current_is_passed_over(tmp_path: Path) -> None:
     """The start goes on without it."""
     (tmp_path / "cache").mkdir()
