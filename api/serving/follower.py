@@ -258,24 +258,20 @@ class Follower:
         if stage.polled_at:
             since = max(since, _earlier(stage.polled_at, self._settings.poll_overlap_s))
         wanted: dict[str, None] = {}
-        deleted: set[str] = set()
-        gave_up = False
+        over = stage.over
         async with aclosing(self._resources.embeddings.changed_since(self._model, since)) as pages:
             async for page in pages:
-                over = stage.over
                 differing = await asyncio.to_thread(stage.buffer.differing, page)
                 wanted.update(dict.fromkeys(differing))
-                deleted.update(row.product_id for row in page if row.deleted_at is not None)
                 # Some may have been read meanwhile, for a hint.
                 known = stage.buffer.entries
                 self._hold_limits(stage, sum(name not in known for name in wanted))
-                if stage.over and not over:  # new forms, however many they are, need not be read
-                    wanted = {name: None for name in wanted if name in deleted}
-                    gave_up = True
-        await self._reading.now(wanted)
-        if gave_up:  # of what came before, the next look tells what is not deleted any more
-            self.look_soon()
+                if stage.over != over:
+                    break
+        if stage.over != over:  # a full buffer, which stays so, takes other rows from each page
+            await self._poll(stage)
             return
+        await self._reading.now(wanted)
         stage.polled(began, began_s)
         stage.buffer.forget(since)
         metrics.FRESH_POLLED.labels(self.name).set(parse_timestamp(began).timestamp())

@@ -132,9 +132,6 @@ class Reading:
                 await self._rest(backoff_s)
                 backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
                 continue
-            except asyncio.CancelledError:
-                self._put_back(taken)
-                raise
             except Exception as error:  # noqa: BLE001 - one row must not hold up all others for ever
                 _log.error("a changed row is amiss", rows=len(taken), exc_info=error)
                 await self._one_by_one(taken)

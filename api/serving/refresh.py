@@ -103,14 +103,14 @@ class Refresher:
             self._health.failing("redis", "no answer")
 
     async def _ask_s3(self) -> None:
-        """By the manifest of a version that is loaded, whether or not it is there still."""
-        loaded = next(iter(self._catalogue.loaded.values()), None)
-        if loaded is None:
+        """By the manifest of a current build, whether or not it is there."""
+        models = self._catalogue.known.values()
+        model = next((model for model in models if model.current_build_id is not None), None)
+        if model is None:
             return
-        build_id, fence = loaded.version
         try:
             async with asyncio.timeout(_ASK_S):
-                await self._resources.versions.is_there(loaded.model_version, build_id, fence)
+                await self._resources.versions.is_there(model.model_version, *_version(model))
         except Exception as error:  # noqa: BLE001 - whatever it is, S3 did not do its part
             self._health.failing("s3", type(error).__name__)
         else:
@@ -198,6 +198,9 @@ class Refresher:
             found = await self._resources.versions.download(model)
         except Unavailable as error:
             self._health.failing("s3", type(error).__name__)
+            raise
+        except (Corrupt, NotFound):  # S3 did answer
+            self._health.ok("s3")
             raise
         finally:
             self._downloading.discard(model.model_version)

@@ -9,6 +9,7 @@ import httpx
 from core.resources import Resources
 from tests.api.late_index import LATE_S
 from tests.api.people import same
+from tests.merge_patch import merged
 from worker.deletion import delete_user
 
 NOWHERE = "0" * 32
@@ -380,16 +381,3 @@ def shown(fields: dict[str, Any]) -> dict[str, Any]:
     if "favorites" not in fields:
         return fields
     return {**fields, "favorites": list(dict.fromkeys(fields["favorites"] or ()))}
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """RFC 7396, on values."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = merged(result.get(name), value)
-    return result

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from core.errors import Unreadable
 from core.usecases.documents import check_text, is_null, is_object, levels, merge_patch
+from tests.merge_patch import merged
 
 RFC_7396 = [
     ('{"a":"b"}', '{"a":"c"}', '{"a":"c"}'),
@@ -83,19 +84,6 @@ def parsed(text: bytes) -> Any:
     return json.loads(text, parse_int=Number, parse_float=Number)
 
 
-def patched(target: Any, patch: Any) -> Any:
-    """The RFC's own pseudo code."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = patched(result.get(name), value)
-    return result
-
-
 @pytest.mark.parametrize(("target", "patch", "result"), RFC_7396)
 def test_the_cases_of_the_rfc(target: str, patch: str, result: str) -> None:
     """Appendix A of RFC 7396, line by line."""
@@ -106,7 +94,7 @@ def test_the_cases_of_the_rfc(target: str, patch: str, result: str) -> None:
 def test_any_patch_of_any_object(target: str, patch: str) -> None:
     """What comes out is what the RFC's pseudo code makes, each number with its own characters."""
     made = merge_patch(target.encode(), patch.encode())
-    assert parsed(made) == patched(parsed(target.encode()), parsed(patch.encode()))
+    assert parsed(made) == merged(parsed(target.encode()), parsed(patch.encode()))
 
 
 @pytest.mark.parametrize("number", NUMBERS)
