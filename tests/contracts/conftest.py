@@ -1,4 +1,4 @@
-"""The repositories of builds, and a model version for each test of them."""
+"""A client, repositories, and a model version for each test of builds."""
 
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -10,6 +10,7 @@ from core.models import Model
 from core.repositories.builds import BuildRepository
 from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
+from core.repositories.users import UserRepository
 from core.settings import Settings
 
 
@@ -18,6 +19,12 @@ async def dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
     """An open client."""
     async with open_dynamo(settings) as client:
         yield client
+
+
+@pytest.fixture
+def users(dynamo: Dynamo, settings: Settings) -> UserRepository:
+    """The repository under test, or the users that reports belong to."""
+    return UserRepository(dynamo, settings)
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """The embeddings table's promises, on every emulator."""
 
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
 from core.dynamo import tables
-from core.dynamo.client import Dynamo, open_dynamo
+from core.dynamo.client import Dynamo
 from core.errors import NotFound
 from core.models import Embedding, Model
 from core.repositories.embeddings import EmbeddingRepository, Position
@@ -20,13 +19,6 @@ IDS = ("plain", "with/slash", "with space", "100%", "grüße-日本", "é" * 256
 def vector(*numbers: float) -> bytes:
     """float32 little-endian bytes."""
     return np.array(numbers, "<f4").tobytes()
-
-
-@pytest.fixture
-async def dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
-    """An open client."""
-    async with open_dynamo(settings) as client:
-        yield client
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Idempotency keys' promises, on every emulator: one effect and one answer, whoever dies."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +8,7 @@ import msgspec
 import pytest
 
 from core.dynamo import tables
-from core.dynamo.client import Dynamo, open_dynamo
+from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Update, exists, expressions, key, missing
 from core.errors import ConditionFailed, InFlight, KeyReused, TransactionFailed, Unavailable
 from core.models import User
@@ -42,13 +41,6 @@ class Cut(Dynamo):
                 raise Unavailable("the answer was lost")
             return await self.dynamo.call(operation, **parameters)
         return reply
-
-
-@pytest.fixture
-async def dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
-    """An open client."""
-    async with open_dynamo(settings) as client:
-        yield client
 
 
 @pytest.fixture

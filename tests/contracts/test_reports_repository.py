@@ -1,14 +1,13 @@
 """The reports table's promises, on every emulator: each is its user's alone."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 import pytest
 
-from core.dynamo.client import Dynamo, open_dynamo
+from core.dynamo.client import Dynamo
 from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale
 from core.models import Report, User
 from core.repositories.reports import Position, ReportRepository
@@ -16,19 +15,6 @@ from core.repositories.users import UserRepository
 from core.settings import Settings
 
 MOMENT = "2025-01-01T00:00:00.000000Z"
-
-
-@pytest.fixture
-async def dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
-    """An open client."""
-    async with open_dynamo(settings) as client:
-        yield client
-
-
-@pytest.fixture
-def users(dynamo: Dynamo, settings: Settings) -> UserRepository:
-    """The users that reports belong to."""
-    return UserRepository(dynamo, settings)
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """The users table's promises, on every emulator."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import msgspec
 import pytest
 
-from core.dynamo.client import Dynamo, open_dynamo
+from core.dynamo.client import Dynamo
 from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale
 from core.models import Report, User
 from core.repositories.reports import ReportRepository
@@ -15,19 +14,6 @@ from core.repositories.users import UserRepository
 from core.settings import Settings
 
 MOMENT = "2025-01-01T00:00:00.000000Z"
-
-
-@pytest.fixture
-async def dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
-    """An open client."""
-    async with open_dynamo(settings) as client:
-        yield client
-
-
-@pytest.fixture
-def users(dynamo: Dynamo, settings: Settings) -> UserRepository:
-    """The repository under test."""
-    return UserRepository(dynamo, settings)
 
 
 @pytest.fixture
