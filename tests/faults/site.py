@@ -23,11 +23,19 @@ WORKERS = ("worker-0", "worker-1")
 class Part:
     """A program that is started again whenever it dies, and writes a log."""
 
-    def __init__(self, name: str, directory: Path, environ: dict[str, str], *command: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        environ: dict[str, str],
+        *command: str,
+        cwd: Path | None = None,
+    ) -> None:
         self.log = directory / f"{name}.log"
         self.starts = 0
         self._command = command
         self._environ = os.environ | environ
+        self._cwd = cwd
         self._running: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -39,7 +47,7 @@ class Part:
         while True:
             with self.log.open("ab") as log:
                 self._running = await asyncio.create_subprocess_exec(
-                    *self._command, env=self._environ, stdout=log, stderr=log
+                    *self._command, env=self._environ, cwd=self._cwd, stdout=log, stderr=log
                 )
             self.starts += 1
             await self._running.wait()
@@ -87,9 +95,19 @@ class Site:
     """What runs, and the ways in."""
 
     def __init__(
-        self, resources: Resources, parts: dict[str, Part], api_url: str, pool: Pool
+        self,
+        resources: Resources,
+        parts: dict[str, Part],
+        api_url: str,
+        pool: Pool,
+        directory: Path,
+        environ: dict[str, str],
     ) -> None:
         self.resources = resources
+        self.directory = directory
+        """Logs, caches and work directories; removed at the end."""
+        self.environ = environ
+        """The variables that its programs are started with."""
         self.parts = parts
         self.api_url = api_url
         self.pool = pool
@@ -126,7 +144,7 @@ async def open_site(**environ: str) -> AsyncIterator[Site]:
             part.start()
             stack.push_async_callback(part.stop)
         resources = await stack.enter_async_context(open_resources(settings))
-        yield Site(resources, parts, f"http://127.0.0.1:{api_port}", pool)
+        yield Site(resources, parts, f"http://127.0.0.1:{api_port}", pool, directory, said)
 
 
 def _valkey(directory: Path, port: int) -> tuple[str, ...]:
