@@ -12,7 +12,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Scope
 
 from api.keys import KeyStore
-from core.errors import Forbidden, SettingsError, Unauthenticated
+from core.errors import Forbidden, SettingsError, Unauthenticated, Unavailable
 from core.models import Caller
 from core.settings import Settings
 
@@ -28,7 +28,7 @@ _OPTIONS: Final[Any] = {
     "verify_iat": True,
     "verify_nbf": True,
     "verify_iss": True,
-    "verify_aud": False,  # Cognito's access tokens have `client_id` in its place
+    "verify_aud": False,  # Cognito's access tokens have `client_id` in its place; see `_audience`
 }
 _HEADER_PARAMETERS: Final = frozenset({"alg", "kid", "typ"})
 """All that a header may hold: no `crit`, and no key brought along (`jwk`, `jku`, `x5u`, `x5c`)."""
@@ -50,6 +50,7 @@ class Authenticator:
         """
         check_settings(settings)
         self._settings = settings.auth
+        self._audiences = {*self._settings.auth_client_ids, *self._settings.auth_resource_servers}
         self._keys = keys
         self._clock = clock
         self._seen: dict[bytes, Caller] = {}
@@ -62,7 +63,7 @@ class Authenticator:
             return None
         return caller if caller.expires_at > self._clock() else None
 
-    async def caller(self, authorization: bytes | None) -> Caller:
+    def caller(self, authorization: bytes | None) -> Caller:
         """The caller of an `Authorization` header.
 
         Raises:
@@ -77,11 +78,18 @@ class Authenticator:
         if caller is None:
             if not authorization.lower().startswith(_SCHEME):
                 raise Unauthenticated(_MISSING)
-            caller = await self._verify(authorization[len(_SCHEME) :].strip())
+            caller = self._verify(authorization[len(_SCHEME) :].strip())
             self._remember(authorization, caller)
         return caller
 
-    async def _verify(self, token: bytes) -> Caller:
+    def caller_or_stranger(self, authorization: bytes | None) -> Caller | None:
+        """The caller of an `Authorization` header; None where it holds no valid token."""
+        try:
+            return self.caller(authorization)
+        except (Unauthenticated, Unavailable):
+            return None
+
+    def _verify(self, token: bytes) -> Caller:
         try:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError, RecursionError):
@@ -93,7 +101,7 @@ class Authenticator:
             or not _HEADER_PARAMETERS.issuperset(header)
         ):
             raise Unauthenticated(_REFUSED)
-        key = await self._keys.find(kid)
+        key = self._keys.find(kid)
         if key is None:
             raise Unauthenticated(_REFUSED)
         return self._checked(token, key)
@@ -115,9 +123,18 @@ class Authenticator:
             claims.get("token_use") != "access"
             or claims.get("client_id") not in settings.auth_client_ids
             or not claims["sub"]
+            or not self._audience(claims)
         ):
             raise Unauthenticated(_REFUSED)
         return caller_of(claims, settings.auth_leeway_s)
+
+    def _audience(self, claims: Mapping[str, Any]) -> bool:
+        """Whether the token is meant for K9: it has no `aud`, or one that settings name."""
+        if "aud" not in claims:
+            return True
+        aud = claims["aud"]
+        names = _words([aud] if isinstance(aud, str) else aud)
+        return not names.isdisjoint(self._audiences)
 
     def _remember(self, authorization: bytes, caller: Caller) -> None:
         if self._generation != self._keys.generation:

@@ -91,14 +91,16 @@ class Front:
     async def _answer(self, scope: HTTPScope, call: Call, exchange: "_Exchange") -> None:
         path = routed_path(scope.get("raw_path") or scope["path"].encode())
         scope["path"] = call.path = path
-        if path not in EXEMPT:
-            call.context.admission.enter()
-            call.counted = True
         if call.asked_method and (allowed := self._cors.preflight(call)):
             await exchange.send_reply(allowed)
             return
-        if path not in OPEN:
-            call.known_caller = await call.context.authenticator.caller(call.authorization)
+        if path not in OPEN:  # before a slot is taken: a stranger must not hold one
+            call.known_caller = call.context.authenticator.caller(call.authorization)
+        if path in EXEMPT:
+            call.known_caller = call.context.authenticator.caller_or_stranger(call.authorization)
+        else:
+            call.context.admission.enter()
+            call.counted = True
         if self._fast_lane and (reply := await _fast(path, call, exchange)):
             await exchange.send_reply(reply)
             return

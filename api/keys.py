@@ -28,8 +28,6 @@ _RSA_BITS_MIN: Final = 2048
 _RSA_BITS_MAX: Final = 8192
 """A huge key makes each verification slow."""
 _FETCH_TIMEOUT_S: Final = 5.0
-_PATIENCE_S: Final = 1.5
-"""How long a request waits for a fetch; the fetch itself goes on."""
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_MAX_S: Final = 60.0
 _FILE: Final = "auth-keys.json"
@@ -103,36 +101,43 @@ class KeyStore:
         self._fetched_at = 0.0
         self._fetching: asyncio.Task[bool] | None = None
         self._away = False
-        """The last fetch brought nothing, or the one under way is late."""
+        """The last fetch brought nothing."""
         self._asked_at = float("-inf")
         self.generation = 0
         """Grows when a key is withdrawn: what was verified by it has to be verified again."""
         self.fetches = 0
 
-    async def find(self, kid: str) -> RSAPublicKey | None:
-        """The key of that id; None when the pool has none.
+    def find(self, kid: str) -> RSAPublicKey | None:
+        """The key of that id; None when the pool has none. Waits for nothing.
+
+        An id that is not known starts a fetch in the background, unless one is under way or was
+        started for such an id within `auth_unknown_key_fetch_s`.
 
         Raises:
-            Unavailable: there are no keys at all, or this one may have come since they were
-                fetched and the pool does not answer: nothing can be said of the token.
+            Unavailable: the keys are stale: there are none, the last fetch failed, or they are
+                older than `auth_unknown_key_fetch_s`. The pool may have a key of that id by now.
         """
-        key = self._current().get(kid)
-        if key is not None:
-            return key
-        due = self._monotonic() - self._asked_at >= self._settings.auth_unknown_key_fetch_s
-        if self._fetching is not None or due:
-            if self._fetching is None:
-                self._asked_at = self._monotonic()
-            try:
-                async with asyncio.timeout(_PATIENCE_S):
-                    await self._fetch()
-            except TimeoutError:
-                self._away = True
         keys = self._current()
         key = keys.get(kid)
-        if key is None and (not keys or self._away):
+        if key is not None:
+            return key
+        refetch_s = self._settings.auth_unknown_key_fetch_s
+        if self._fetching is None and self._monotonic() - self._asked_at >= refetch_s:
+            self._asked_at = self._monotonic()
+            self._begin_fetch()
+        if not keys or self._away or self._clock() - self._fetched_at > refetch_s:
             raise Unavailable("the token keys cannot be fetched", retry_after_s=5)
-        return key
+        return None
+
+    @property
+    def fetching(self) -> bool:
+        """Whether a fetch is under way."""
+        return self._fetching is not None
+
+    async def first_fetch(self) -> None:
+        """Waits for one fetch where there are no keys: for a start, before any request."""
+        if not self._current():
+            await self._fetch()
 
     async def refresh(self) -> None:
         """Keeps the keys fresh, until cancelled; what fails is tried again with backoff."""
@@ -167,11 +172,13 @@ class KeyStore:
         return self._keys
 
     async def _fetch(self) -> bool:
-        """One fetch, shared by all who want one meanwhile; whether it brought keys."""
-        if self._fetching is None:
-            self._fetching = asyncio.create_task(self._fetch_once())
-            self._fetching.add_done_callback(self._fetched)
-        return await asyncio.shield(self._fetching)
+        """One fetch, shared by all who need one meanwhile; whether it brought keys."""
+        return await asyncio.shield(self._fetching or self._begin_fetch())
+
+    def _begin_fetch(self) -> asyncio.Task[bool]:
+        self._fetching = asyncio.create_task(self._fetch_once())
+        self._fetching.add_done_callback(self._fetched)
+        return self._fetching
 
     def _fetched(self, _task: asyncio.Task[bool]) -> None:
         self._fetching = None
@@ -247,6 +254,7 @@ async def open_keys(settings: Settings, health: Health) -> AsyncIterator[KeyStor
         await asyncio.to_thread(store.restore)
         refreshing = asyncio.create_task(store.refresh())
         try:
+            await store.first_fetch()
             yield store
         finally:
             refreshing.cancel()

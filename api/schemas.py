@@ -349,15 +349,19 @@ class DependencyItem(_Answer):
 
     state: Literal["unknown", "ok", "failing"]
     since: str | None
-    detail: str | None
+    detail: str | UnsetType | None = UNSET
+    """What kind of failure it was; only with a valid token."""
 
 
 class Readiness(_Answer):
-    """Whether searches can be answered, and the state of each dependency."""
+    """Whether searches can be answered, and the state of each dependency.
+
+    Names of model versions and builds are given only with a valid token.
+    """
 
     status: Literal["ready", "starting", "draining"]
     dependencies: dict[str, DependencyItem]
-    loaded: dict[str, str]
+    loaded: dict[str, str] | UnsetType = UNSET
     """Model version → build in memory."""
-    troubles: dict[str, str]
+    troubles: dict[str, str] | UnsetType = UNSET
     """Model version → why its current build is not in use; an earlier one may answer."""

@@ -82,6 +82,8 @@ class Auth(msgspec.Struct, frozen=True):
     auth_jwks_url: str | None = None
     auth_client_ids: tuple[str, ...] = ()
     """App clients whose tokens are taken, separated by commas."""
+    auth_resource_servers: tuple[str, ...] = ()
+    """What else the `aud` of a token may name, where it has one: resource servers of the pool."""
     auth_leeway_s: _NotNegative = 5
     auth_keys_refresh_s: _Seconds = 60.0
     """A withdrawn key is good for no longer than this; by then a pool that is away is missed."""

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import msgspec
 from litestar import Controller, Request, Response, get
+from msgspec import UNSET
 
 from api.calls import call_in, response
 from api.schemas import Alive, DependencyItem, Readiness
@@ -22,15 +22,25 @@ class HealthController(Controller):
 
     @get("/ready", summary="Readiness")
     async def ready(self, request: Request[Any, Any, Any]) -> Response[Readiness]:
-        """200 once searches can be answered, from the cache too; else 503."""
+        """200 once searches can be answered, from the cache too; else 503.
+
+        A caller with a valid token also gets the model versions and what is wrong with them.
+        """
         call = call_in(request)
-        health = call.context.health
+        health, catalogue = call.context.health, call.context.catalogue
+        known = call.known_caller is not None
         readiness = Readiness(
             status="ready" if health.ready else "draining" if health.draining else "starting",
-            dependencies=msgspec.convert(
-                health.dependencies, dict[str, DependencyItem], from_attributes=True
-            ),
-            loaded={name: index.build_id for name, index in call.context.catalogue.loaded.items()},
-            troubles=dict(call.context.catalogue.troubles),
+            dependencies={
+                name: DependencyItem(
+                    state=dependency.state,
+                    since=dependency.since,
+                    detail=dependency.detail if known else UNSET,
+                )
+                for name, dependency in health.dependencies.items()
+            },
         )
+        if known:
+            readiness.loaded = {name: i.build_id for name, i in catalogue.loaded.items()}
+            readiness.troubles = dict(catalogue.troubles)
         return response(call.reply(readiness, 200 if health.ready else 503))

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,9 +13,10 @@ import msgspec
 import pytest
 from jwt.utils import base64url_encode
 
+from api.app import create_app
 from tests.api.conftest import MODEL, Service
 from tests.api.pool import Pool, new_key
-from tests.api.serving import assert_problem, client_of, path_of
+from tests.api.serving import assert_problem, client_of, path_of, started
 
 SEARCH = f"/models/{MODEL}/search"
 GOOD = {"product_id": "plain"}
@@ -83,6 +85,8 @@ BAD: dict[str, Callable[[Pool], str]] = {
     "another pool": _with(iss="https://cognito-idp.us-east-1.amazonaws.com/us-east-1_other"),
     "no issuer": _with(iss=None),
     "an ID token": _with(token_use="id", client_id=None, aud="k9-client"),
+    "another audience": _with(aud="another-client"),
+    "an empty audience": _with(aud=[]),
     "no use": _with(token_use=None),
     "another app client": _with(client_id="stranger"),
     "no app client": _with(client_id=None),
@@ -180,3 +184,55 @@ async def test_open_routes_take_no_token(service: Service) -> None:
             assert (await client.get(path)).status_code == 200
         for path in ("/models", "/metrics", "/schema", "/builds/x", "/"):
             assert (await client.get(path)).status_code == httpx.codes.UNAUTHORIZED
+
+
+async def test_readiness_gives_names_to_callers_alone(service: Service) -> None:
+    """A stranger, or one with a bad token, gets the states; a caller gets what is loaded too."""
+    async with client_of(service.app) as stranger, client_of(service.app, "x") as bad:
+        for client in (stranger, bad):
+            reply = await client.get("/health/ready")
+            assert reply.status_code == 200
+            assert set(reply.json()) == {"status", "dependencies"}
+            assert MODEL not in reply.text
+            for dependency in reply.json()["dependencies"].values():
+                assert set(dependency) == {"state", "since"}
+    async with client_of(service.app, service.pool.token()) as caller:
+        body = (await caller.get("/health/ready")).json()
+    assert MODEL in body["loaded"]
+    assert set(body) == {"status", "dependencies", "loaded", "troubles"}
+
+
+async def test_a_stranger_takes_no_slot(service: Service) -> None:
+    """With all slots taken a request without a token is 401, and a good one 503."""
+    http = msgspec.structs.replace(service.settings.http, concurrent_requests_max=1)
+    app = create_app(msgspec.structs.replace(service.settings, http=http), service.resources)
+    async with started(app), client_of(app) as client:
+        context = app.holder.context
+        assert context is not None
+        context.admission.enter()
+        try:
+            assert_problem(await client.get("/models"), 401, "unauthenticated")
+            headers = {"authorization": f"Bearer {service.pool.token()}"}
+            assert_problem(await client.get("/models", headers=headers), 503, "overloaded")
+        finally:
+            context.admission.leave()
+
+
+async def test_an_unknown_key_id_waits_for_nothing(service: Service, tmp_path: Path) -> None:
+    """While the pool hangs a made-up key id costs one fetch, and good tokens hold."""
+    serving = msgspec.structs.replace(service.settings.serving, cache_dir=tmp_path)
+    app = create_app(msgspec.structs.replace(service.settings, serving=serving), service.resources)
+    async with started(app), client_of(app) as client:
+        good = {"authorization": f"Bearer {service.pool.token()}"}
+        assert (await client.get("/models", headers=good)).status_code == 200
+        before = service.pool.requests
+        service.pool.held.clear()
+        try:
+            for number in range(50):
+                token = service.pool.sign(service.pool.claims(), kid=f"made-up-{number}")
+                reply = await client.get("/models", headers={"authorization": f"Bearer {token}"})
+                assert reply.status_code in {401, 503}
+            assert (await client.get("/models", headers=good)).status_code == 200
+            assert service.pool.requests <= before + 1
+        finally:
+            service.pool.held.set()

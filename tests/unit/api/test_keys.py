@@ -1,9 +1,10 @@
 """Token keys and tokens remembered: what is fetched, how often, and what is forgotten."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -43,25 +44,41 @@ async def _store(settings: Settings, clock: Clock) -> AsyncIterator[KeyStore]:
 
 
 async def test_a_flood_of_unknown_keys_is_one_fetch_a_minute(tmp_path: Path) -> None:
-    """Whoever sends them; and a new key is found once a minute has passed."""
+    """Whoever sends them; and a new key is found once it has been fetched."""
     clock = Clock()
     async with running_pool() as pool, _store(_settings(pool, tmp_path), clock) as store:
-        assert await store.find("key-1") is not None
+        await store.first_fetch()
         for number in range(200):
-            assert await store.find(f"made-up-{number}") is None
-        assert pool.requests == 1
+            assert store.find(f"made-up-{number}") is None
+        await until(lambda: pool.requests == 2 and not store.fetching)
         pool.keys.append(jwk(new_key(), "key-2"))
-        assert await store.find("key-2") is None
+        for _ in range(200):
+            assert store.find("key-2") is None
+        assert not store.fetching
         clock.now += 61
-        assert await store.find("key-2") is not None
+        for number in range(200):
+            with pytest.raises(Unavailable):
+                store.find(f"made-up-{number}")
+        await until(lambda: known(store, "key-2"))
+        assert pool.requests == 3
+
+
+async def test_a_key_that_is_new_is_found_after_its_first_token(tmp_path: Path) -> None:
+    """The keys are fetched for it in the background, though they are fresh."""
+    async with running_pool() as pool, _store(_settings(pool, tmp_path), Clock()) as store:
+        await store.first_fetch()
+        pool.keys.append(jwk(new_key(), "key-2"))
+        assert store.find("key-2") is None
+        await until(lambda: known(store, "key-2"))
         assert pool.requests == 2
 
 
-async def test_callers_at_the_start_share_one_fetch(tmp_path: Path) -> None:
-    """Fifty of them at once."""
+async def test_a_start_waits_for_one_fetch(tmp_path: Path) -> None:
+    """Which callers share, and which is none where keys are there."""
     async with running_pool() as pool, _store(_settings(pool, tmp_path), Clock()) as store:
-        found = await asyncio.gather(*(store.find("key-1") for _ in range(50)))
-        assert all(key is not None for key in found)
+        await asyncio.gather(*(store.first_fetch() for _ in range(50)))
+        assert store.find("key-1") is not None
+        await store.first_fetch()
         assert pool.requests == 1
 
 
@@ -70,7 +87,7 @@ async def test_without_any_keys_nothing_can_be_said(tmp_path: Path) -> None:
     async with running_pool() as pool, _store(_settings(pool, tmp_path), Clock()) as store:
         pool.status = 500
         with pytest.raises(Unavailable):
-            await store.find("key-1")
+            store.find("key-1")
 
 
 async def test_kept_keys_are_good_for_a_day(tmp_path: Path) -> None:
@@ -79,35 +96,36 @@ async def test_kept_keys_are_good_for_a_day(tmp_path: Path) -> None:
     async with running_pool() as pool:
         settings = _settings(pool, tmp_path)
         async with _store(settings, clock) as store:
-            await store.find("key-1")
+            await store.first_fetch()
         pool.status = 500
         clock.now += 86_000
         async with _store(settings, clock) as store:
             store.restore()
-            assert await store.find("key-1") is not None
+            assert store.find("key-1") is not None
             clock.now += 1_000
             with pytest.raises(Unavailable):
-                await store.find("key-1")
+                store.find("key-1")
         async with _store(settings, clock) as store:
             store.restore()
             with pytest.raises(Unavailable):
-                await store.find("key-1")
+                store.find("key-1")
 
 
 async def test_kept_keys_of_another_pool_or_broken_ones_are_not_taken(tmp_path: Path) -> None:
     """The file is read as if anyone had written it."""
     async with running_pool() as pool, running_pool() as other:
         async with _store(_settings(pool, tmp_path), Clock()) as store:
-            await store.find("key-1")
+            await store.first_fetch()
         other.status = 500
         async with _store(_settings(other, tmp_path), Clock()) as store:
             store.restore()
             with pytest.raises(Unavailable):
-                await store.find("key-1")
+                store.find("key-1")
         (tmp_path / "auth-keys.json").write_bytes(b"[" * 100_000)
         async with _store(_settings(pool, tmp_path), Clock()) as store:
             store.restore()
-            assert await store.find("key-1") is not None
+            with pytest.raises(Unavailable):
+                store.find("key-1")
 
 
 @pytest.mark.parametrize(
@@ -117,13 +135,15 @@ async def test_an_answer_that_is_no_key_set_changes_nothing(tmp_path: Path, body
     """The keys that were there stay good."""
     clock = Clock()
     async with running_pool() as pool, _store(_settings(pool, tmp_path), clock) as store:
-        await store.find("key-1")
+        await store.first_fetch()
         pool.body = body
         clock.now += 61
         with pytest.raises(Unavailable):
-            await store.find("key-2")
-        assert pool.requests == 2
-        assert await store.find("key-1") is not None
+            store.find("key-2")
+        await until(lambda: pool.requests == 2 and not store.fetching)
+        with pytest.raises(Unavailable):
+            store.find("key-2")
+        assert store.find("key-1") is not None
 
 
 def test_only_keys_that_may_verify_are_taken() -> None:
@@ -148,14 +168,15 @@ async def test_a_token_is_remembered_until_it_ends(tmp_path: Path) -> None:
     async with running_pool() as pool:
         settings = _settings(pool, tmp_path, auth_cache_tokens=2)
         async with _store(settings, clock) as store:
+            await store.first_fetch()
             auth = Authenticator(settings, store)
             tokens = [f"Bearer {pool.token(sub=name)}".encode() for name in "abc"]
             for token in tokens:
-                assert await auth.caller(token) == auth.remembered(token)
+                assert auth.caller(token) == auth.remembered(token)
             assert auth.remembered(tokens[0]) is None
             assert auth.remembered(tokens[2]) is not None
             late = Authenticator(settings, store, clock=clock)
-            kept = await late.caller(tokens[0])
+            kept = late.caller(tokens[0])
             clock.now = kept.expires_at + 1
             assert late.remembered(tokens[0]) is None
 
@@ -166,14 +187,15 @@ async def test_a_withdrawn_key_takes_its_tokens_with_it(tmp_path: Path) -> None:
     async with running_pool() as pool:
         settings = _settings(pool, tmp_path)
         async with _store(settings, clock) as store:
+            await store.first_fetch()
             auth = Authenticator(settings, store)
             token = f"Bearer {pool.token()}".encode()
-            await auth.caller(token)
+            auth.caller(token)
             pool.keys = [jwk(new_key(), "key-2")]
             clock.now += 61
-            await store.find("key-2")
+            await until(lambda: known(store, "key-2"))
             with pytest.raises(Unauthenticated):
-                await auth.caller(token)
+                auth.caller(token)
 
 
 def test_settings_by_which_no_token_could_hold_are_refused(tmp_path: Path) -> None:
@@ -188,37 +210,62 @@ async def test_a_key_that_may_be_new_is_not_said_to_be_none(tmp_path: Path) -> N
     """With the pool away nobody knows whether it has a new key: the token is not refused for it."""
     clock = Clock()
     async with running_pool() as pool, _store(_settings(pool, tmp_path), clock) as store:
-        assert await store.find("key-1") is not None
+        await store.first_fetch()
         pool.status = 500
         clock.now += 61
         for _ in range(2):
             with pytest.raises(Unavailable):
-                await store.find("key-2")
-        assert await store.find("key-1") is not None
+                store.find("key-2")
+            await until(lambda: not store.fetching)
+        assert store.find("key-1") is not None
         pool.status = 200
         clock.now += 61
-        assert await store.find("key-2") is None
+        with pytest.raises(Unavailable):
+            store.find("key-2")
+        await until(lambda: not store.fetching)
+        assert store.find("key-2") is None
 
 
-async def test_a_pool_that_hangs_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A request waits a short while for keys; the fetch goes on for those that come later."""
-    monkeypatch.setattr("api.keys._PATIENCE_S", 0.05)
+async def test_a_pool_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    """No request waits for it; the fetch goes on for those that come later."""
     async with running_pool() as pool, _store(_settings(pool, tmp_path), Clock()) as store:
         pool.held.clear()
-        with pytest.raises(Unavailable):
-            await store.find("key-1")
+        for _ in range(100):
+            with pytest.raises(Unavailable):
+                store.find("key-1")
         pool.held.set()
-        async with asyncio.timeout(20):
-            while not await known(store, "key-1"):  # noqa: ASYNC110 - the fetch has no event
-                await asyncio.sleep(0.01)
+        await until(lambda: known(store, "key-1"))
         assert pool.requests == 1
 
 
-async def known(store: KeyStore, kid: str) -> bool:
+def known(store: KeyStore, kid: str) -> bool:
     """Whether a key is there."""
     try:
-        return await store.find(kid) is not None
+        return store.find(kid) is not None
     except Unavailable:
         return False
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Waits for it."""
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - a fetch has no event
+            await asyncio.sleep(0.005)
+
+
+async def test_an_audience_is_one_that_settings_name(tmp_path: Path) -> None:
+    """A token without an `aud` is good, one that carries another is not."""
+    async with running_pool() as pool:
+        settings = _settings(pool, tmp_path)
+        auth = msgspec.structs.replace(settings.auth, auth_resource_servers=("https://api.test",))
+        settings = msgspec.structs.replace(settings, auth=auth)
+        async with _store(settings, Clock()) as store:
+            await store.first_fetch()
+            checked = Authenticator(settings, store)
+            for aud in (None, CLIENT_ID, "https://api.test", ["x", "https://api.test"]):
+                token = f"Bearer {pool.token(aud=aud)}".encode()
+                assert checked.caller(token).user_id == "user-1"
+            bad: list[Any] = ["other", "", [], ["other"], 5, [CLIENT_ID + "x"], {CLIENT_ID: 1}]
+            for aud in bad:
+                with pytest.raises(Unauthenticated):
+                    checked.caller(f"Bearer {pool.token(aud=aud)}".encode())
