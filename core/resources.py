@@ -25,6 +25,7 @@ from core.usecases.reports import Reports
 from core.usecases.retention import Retention
 from core.usecases.users import Profiles
 from core.versions import VersionStore
+from core.watermarks import Watermarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Resources:
     idempotency: IdempotencyRepository
     versions: VersionStore
     cursors: Cursors
+    watermarks: Watermarks
     ingest: Ingest
     build_requests: BuildRequests
     retention: Retention
@@ -85,6 +87,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             idempotency=IdempotencyRepository(dynamo, settings),
             versions=VersionStore(objects, settings.serving.cache_dir),
             cursors=Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s),
+            watermarks=Watermarks(settings.cursor_keys),
             ingest=Ingest(models, embeddings, hints, settings),
             build_requests=BuildRequests(models, embeddings, builds, queue),
             retention=Retention(models, builds, promotions, objects, settings.building),

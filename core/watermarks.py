@@ -1,21 +1,34 @@
-"""Watermarks: what a write answers with, so that a later search can ask to reflect it."""
+"""Watermarks: what a write answers with, so that a later search can ask to reflect it.
 
+A search waits for a watermark that it does not reflect yet, so a made-up one must not cost a wait:
+tokens carry an authentication code by the cursor keys. The code stands inside the array, where the
+versions before it skip what they do not know: during a rolling upgrade each reads the other's.
+"""
+
+import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from collections.abc import Sequence
+from secrets import token_bytes
 from typing import Final
 
 import msgspec
 
+from core.dynamo.cursors import cipher_key
 from core.errors import Unreadable
 from core.models import parse_timestamp
 from core.usecases.identifiers import product_id_problem
 
 TOKEN_CHARACTERS_MAX: Final = 1024
-"""Longer texts are refused unread; a product id of 512 bytes makes a token of about 750."""
-_REFUSED: Final = "the watermark does not hold; send X-Watermark as a write answered it"
+"""Longer texts are refused unread; a product id of 512 bytes makes a token of about 780."""
+_REFUSED: Final = "the watermark is not valid; send X-Watermark as a write answered it"
+_KEY_BYTES: Final = 32
+_CODE_BYTES: Final = 16
+_PURPOSE: Final = b"k9 watermark 1"
+"""Derives the keys of codes, so that no key serves two algorithms."""
 
 
-class Watermark(msgspec.Struct, frozen=True, array_like=True):
+class Watermark(msgspec.Struct, frozen=True):
     """The moment of a write, and which product it was for."""
 
     moment: str
@@ -24,30 +37,71 @@ class Watermark(msgspec.Struct, frozen=True, array_like=True):
     """None for a batch: whatever its shards showed after the moment."""
 
 
-_DECODER = msgspec.msgpack.Decoder(Watermark)
+class Presented(msgspec.Struct, frozen=True):
+    """A watermark as a caller sent it."""
+
+    watermark: Watermark
+    authentic: bool
+    """Whether a write answered it. One that is made up, from before tokens had a code, or by a key
+    that is not known here, is compared with what is visible, and never waited for."""
 
 
-def encode(moment: str, product_id: str | None = None) -> str:
-    """A token of characters that need no escaping in a header, a URL or JSON."""
-    plain = msgspec.msgpack.encode(Watermark(moment, product_id))
-    return urlsafe_b64encode(plain).rstrip(b"=").decode()
+class _Token(msgspec.Struct, array_like=True):
+    """What is encoded. New fields are added at the end, and the code is over all of them."""
+
+    moment: str
+    product_id: str | None = None
+    code: bytes = b""
+    """HMAC-SHA-256 over the token without it, cut to 16 bytes; empty until 23e14f8."""
 
 
-def decode(token: str, product_id_bytes_max: int) -> Watermark:
-    """The inverse of `encode`. A token is no secret, and is trusted with nothing but a wait.
+_DECODER = msgspec.msgpack.Decoder(_Token)
 
-    Raises:
-        Unreadable: it is no token of ours: no product has an id like its.
-    """
-    if not 0 < len(token) <= TOKEN_CHARACTERS_MAX:
-        raise Unreadable(_REFUSED)
-    try:
-        plain = urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        watermark = _DECODER.decode(plain)
-        parse_timestamp(watermark.moment)
-    except (Base64Error, ValueError, OverflowError, RecursionError):  # msgspec's are ValueErrors
-        raise Unreadable(_REFUSED) from None
-    product_id = watermark.product_id
-    if product_id is not None and product_id_problem(product_id, product_id_bytes_max):
-        raise Unreadable(_REFUSED)
-    return watermark
+
+class Watermarks:
+    """Makes tokens and reads them. The first key signs, all of them verify."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        """Takes the keys of `settings.cursor_keys`; with none, one is made for this process.
+
+        Raises:
+            SettingsError: a key is not 32 bytes of base64.
+        """
+        self._keys = [
+            hmac.digest(key, _PURPOSE, "sha256")
+            for key in [cipher_key(text) for text in keys] or [token_bytes(_KEY_BYTES)]
+        ]
+
+    def encode(self, watermark: Watermark) -> str:
+        """A token of characters that need no escaping in a header, a URL or JSON.
+
+        The same watermark makes the same token, so that a kept answer is the answer.
+        """
+        token = _Token(watermark.moment, watermark.product_id)
+        token.code = _code(self._keys[0], token)
+        return urlsafe_b64encode(msgspec.msgpack.encode(token)).rstrip(b"=").decode()
+
+    def decode(self, text: str, product_id_bytes_max: int) -> Presented:
+        """The inverse of `encode`.
+
+        Raises:
+            Unreadable: it is no token of ours: no product has an id like its.
+        """
+        if not 0 < len(text) <= TOKEN_CHARACTERS_MAX:
+            raise Unreadable(_REFUSED)
+        try:
+            plain = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            token = _DECODER.decode(plain)
+            parse_timestamp(token.moment)
+        except (Base64Error, ValueError, OverflowError, RecursionError):  # msgspec's: ValueErrors
+            raise Unreadable(_REFUSED) from None
+        product_id = token.product_id
+        if product_id is not None and product_id_problem(product_id, product_id_bytes_max):
+            raise Unreadable(_REFUSED)
+        authentic = any(hmac.compare_digest(token.code, _code(key, token)) for key in self._keys)
+        return Presented(Watermark(token.moment, product_id), authentic)
+
+
+def _code(key: bytes, token: _Token) -> bytes:
+    bare = msgspec.structs.replace(token, code=b"")
+    return hmac.digest(key, msgspec.msgpack.encode(bare), "sha256")[:_CODE_BYTES]

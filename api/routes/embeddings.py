@@ -23,7 +23,6 @@ from api.schemas import (
     VectorBody,
 )
 from api.vectors import LARGE_BYTES, floats
-from core import watermarks
 from core.models import Embedding, Metric
 from core.repositories.embeddings import Position
 from core.settings import Limits
@@ -85,7 +84,7 @@ class EmbeddingController(Controller):
                 call, unescape(model_version), batch, metric, running.noting
             )
             answer = BatchStored(stored=len(batch.rows))
-            return call.reply(answer, headers=_watermark(watermark))
+            return call.reply(answer, headers=_watermark(call, watermark))
 
         return response(await once(call, act))
 
@@ -125,9 +124,9 @@ class EmbeddingController(Controller):
             watermark = await call.context.resources.ingest.delete_embedding(
                 name,
                 unescape(product_id),
-                (lambda made: running.parts(_gone(made))) if running.claim else None,
+                (lambda made: running.parts(_gone(call, made))) if running.claim else None,
             )
-            return _gone(watermark)
+            return _gone(call, watermark)
 
         return response(await once(call, act))
 
@@ -159,11 +158,11 @@ def _kept(call: Call, stored: Stored) -> Reply:
         dimension=stored.embedding.dimension,
         updated_at=stored.embedding.updated_at,
     )
-    return call.reply(answer, 201 if stored.created else 200, _watermark(stored.watermark))
+    return call.reply(answer, 201 if stored.created else 200, _watermark(call, stored.watermark))
 
 
-def _gone(watermark: Watermark) -> Reply:
-    return Reply(204, b"", "text/plain", _watermark(watermark))
+def _gone(call: Call, watermark: Watermark) -> Reply:
+    return Reply(204, b"", "text/plain", _watermark(call, watermark))
 
 
 async def _read_vector(call: Call) -> Floats:
@@ -193,6 +192,6 @@ def _item(embedding: Embedding, *, msgpack: bool) -> EmbeddingItem:
     )
 
 
-def _watermark(watermark: Watermark) -> tuple[tuple[bytes, bytes], ...]:
-    token = watermarks.encode(watermark.moment, watermark.product_id)
+def _watermark(call: Call, watermark: Watermark) -> tuple[tuple[bytes, bytes], ...]:
+    token = call.context.resources.watermarks.encode(watermark)
     return ((b"x-watermark", token.encode()),)

@@ -20,11 +20,11 @@ from api.queries import Query
 from api.schemas import Found, FoundMany, LargeSearchBody, Neighbor, PackedSearchBody, SearchBody
 from api.serving.view import View
 from api.vectors import LARGE_BYTES, Wire, check_all, count_parts, floats
-from core import watermarks
-from core.errors import Invalid, NoIndex, NotFound
+from core.errors import Invalid, NoIndex, NotFound, NotYetVisible
 from core.settings import Limits
 from core.usecases.identifiers import validate_product_id
 from core.vectors.arrays import Floats
+from core.watermarks import Presented
 
 SEARCH_ROUTE: Final = "/models/{model_version}/search"
 NEIGHBORS_ROUTE: Final = "/models/{model_version}/products/{product_id}/neighbors"
@@ -47,13 +47,13 @@ async def search(call: Call, model_version: str) -> Reply:
     data = await call.body()
     limits = call.context.settings.limits
     if len(data) > LARGE_BYTES:
-        body, vectors, after = await _in_thread(call, _read, data, limits, call.msgpack_in)
+        body, vectors, after = await _in_thread(call, _read, call, data)
     else:
-        body, vectors, after = _read(data, limits, call.msgpack_in)
+        body, vectors, after = _read(call, data)
     many = body.vectors is not UNSET
     names = [f"vectors[{i}]" if many else "vector" for i in range(len(vectors))]
     try:
-        view = await call.context.catalogue.wanted(model_version, after)
+        view = await call.context.catalogue.wanted(model_version)
     except (NotFound, NoIndex) as absent:
         # What the body itself lacks is said first, as the contract has it.
         if isinstance(body.product_id, str):
@@ -64,12 +64,14 @@ async def search(call: Call, model_version: str) -> Reply:
         else:
             check_all(vectors, names, "ip", None, limits)
         raise
+    if body.product_id is UNSET:
+        check_all(vectors, names, view.metric, view.dimension, limits)
+    if after is not None and not view.reflects(after.watermark):
+        view = await _reflecting(call, model_version, after)
     place: int | None = None
     if isinstance(body.product_id, str):
         place = place_of(view, body.product_id, limits)
         vectors = [view.vector(place)]
-    else:
-        check_all(vectors, names, view.metric, view.dimension, limits)
     if view.takes_long(len(vectors), body.k, exact=body.exact, excluded=len(body.exclude)):
         lists = await _in_thread(call, _find, view, vectors, body, place)
     else:
@@ -109,6 +111,17 @@ async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
     return call.reply(Found(neighbors=found, index=view.used_matrix))
 
 
+async def _reflecting(call: Call, model_version: str, after: Presented) -> View:
+    """What answers once it reflects a write. Only a watermark that a write answered is waited for.
+
+    Raises:
+        NotYetVisible: it did not in time, or the watermark is not authentic.
+    """
+    if not after.authentic:
+        raise NotYetVisible(f"the index of {model_version} does not reflect this write")
+    return await call.context.catalogue.wanted(model_version, after.watermark)
+
+
 def place_of(view: View, product_id: str, limits: Limits) -> int:
     """Where the product is, for the view's own methods.
 
@@ -123,18 +136,16 @@ def place_of(view: View, product_id: str, limits: Limits) -> int:
     return place
 
 
-def _read(
-    data: bytes,
-    limits: Limits,
-    msgpack: bool,  # noqa: FBT001 - called in a thread, by position
-) -> tuple[_Body, list[Floats], watermarks.Watermark | None]:
+def _read(call: Call, data: bytes) -> tuple[_Body, list[Floats], Presented | None]:
     """The body, checked as far as it can be without an index, its vectors and its watermark."""
+    limits, msgpack = call.context.settings.limits, call.msgpack_in
     if len(data) > LARGE_BYTES and not msgpack:
         ids_bytes = limits.exclude_max * limits.product_id_bytes_max
         count_parts(data, limits.vectors_max * limits.dimension_max + ids_bytes)
     body = (_large if len(data) > LARGE_BYTES else _small).decode(data, msgpack=msgpack)
     after = None
     if body.min_watermark is not None:  # what cannot be read goes before what does not hold
+        watermarks = call.context.resources.watermarks
         after = watermarks.decode(body.min_watermark, limits.product_id_bytes_max)
     given = [
         name for name in ("vector", "product_id", "vectors") if getattr(body, name) is not UNSET

@@ -53,7 +53,7 @@ class Cursors:
         Raises:
             SettingsError: a key is not 32 bytes of base64.
         """
-        self._ciphers = [AESGCM(key) for key in map(_key, keys)] or [
+        self._ciphers = [AESGCM(key) for key in map(cipher_key, keys)] or [
             AESGCM(token_bytes(_KEY_BYTES))
         ]
         self._ttl_s = ttl_s
@@ -95,7 +95,12 @@ class Cursors:
         raise Unreadable(_REFUSED)
 
 
-def _key(text: str) -> bytes:
+def cipher_key(text: str) -> bytes:
+    """The AES-256 key that a setting holds in base64.
+
+    Raises:
+        SettingsError: it is not 32 bytes of base64.
+    """
     try:
         key = urlsafe_b64decode(text.replace("+", "-").replace("/", "_"))
     except (Base64Error, ValueError):

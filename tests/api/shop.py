@@ -40,6 +40,8 @@ class Rows(EmbeddingRepository):
 
     blind = False
     away = False
+    reads = 0
+    """Reads of single rows so far."""
 
     async def get_embeddings_by_model(
         self, model: Model, since: str | None = None
@@ -53,6 +55,7 @@ class Rows(EmbeddingRepository):
     async def read_rows(self, model_version: str, product_ids: Sequence[str]) -> list[Embedding]:
         """Rows as they are."""
         self._check()
+        self.reads += 1
         return await super().read_rows(model_version, product_ids)
 
     def _check(self) -> None:

@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from core import watermarks
 from tests.api.conftest import MODEL, ROWS, Service
 from tests.api.serving import IDS, assert_problem, client_of, path_of, vector
 
@@ -16,7 +15,7 @@ OTHER = "m-rows"
 
 @pytest.mark.parametrize("product_id", IDS)
 async def test_an_id_of_any_characters_makes_the_round_trip(
-    client: httpx.AsyncClient, product_id: str
+    service: Service, client: httpx.AsyncClient, product_id: str
 ) -> None:
     """It is stored, read, listed and deleted under the name it was given."""
     path = path_of(OTHER, "embeddings", product_id)
@@ -28,7 +27,8 @@ async def test_an_id_of_any_characters_makes_the_round_trip(
         "dimension": 8,
         "updated_at": reply.json()["updated_at"],
     }
-    assert watermarks.decode(reply.headers["x-watermark"], 512).product_id == product_id
+    presented = service.resources.watermarks.decode(reply.headers["x-watermark"], 512)
+    assert presented.watermark.product_id == product_id
     assert (await client.put(path, json={"vector": sent})).status_code == 200
     got = (await client.get(path)).json()
     assert got["product_id"] == product_id

@@ -1,11 +1,13 @@
 """Changes since the build: found, hidden, and never stale, over the application as a whole."""
 
 import asyncio
+from base64 import urlsafe_b64encode
 
+import msgspec
 import numpy as np
 import pytest
 
-from core.watermarks import encode
+from core.watermarks import Watermark, Watermarks
 from tests.api.serving import assert_problem, path_of, vector
 from tests.api.shop import ROWS, Opened, until
 
@@ -117,7 +119,8 @@ async def test_a_batch_is_reflected_once_its_shards_show_it(shop: Opened) -> Non
 async def test_a_watermark_that_no_write_gave_is_refused(shop: Opened) -> None:
     """And leaves no trace: rows that change afterwards are followed as before."""
     async with shop() as here:
-        for token in ("", "x", encode("2026-01-01T00:00:00.000000Z", "")):
+        nobody = Watermark("2026-01-01T00:00:00.000000Z", "")
+        for token in ("", "x", here.resources.watermarks.encode(nobody)):
             body = {"vector": vector(1).tolist(), "min_watermark": token}
             reply = await here.client.post(path_of(here.model, "search"), json=body)
             assert_problem(reply, 400)
@@ -126,11 +129,12 @@ async def test_a_watermark_that_no_write_gave_is_refused(shop: Opened) -> None:
 
 
 async def test_what_cannot_be_reflected_is_a_conflict(shop: Opened) -> None:
-    """A watermark of nobody's clock; with DynamoDB away any: after a short wait."""
+    """A watermark from the future; with DynamoDB away any: after a short wait."""
     async with shop(deaf=True) as here:
         token = await here.put("new", vector(800))
         future = "2999-01-01T00:00:00.000000Z"
-        for asked in (encode(future, "p00"), encode(future), token):
+        encode = here.resources.watermarks.encode
+        for asked in (encode(Watermark(future, "p00")), encode(Watermark(future)), token):
             here.rows.away = asked == token
             began = asyncio.get_running_loop().time()
             body = {"vector": vector(1).tolist(), "min_watermark": asked}
@@ -139,6 +143,25 @@ async def test_what_cannot_be_reflected_is_a_conflict(shop: Opened) -> None:
             assert asyncio.get_running_loop().time() - began < 2
         here.rows.away = False
         assert (await here.ids(vector(800), min_watermark=token))[0] == "new"
+
+
+async def test_only_a_watermark_that_a_write_answered_is_waited_for(shop: Opened) -> None:
+    """Others, and those of the releases before tokens had a code, are compared with what shows."""
+    async with shop(deaf=True, poll_s=60) as here:
+        here.rows.blind = True
+        token = await here.put("new", vector(800))
+        moment = here.resources.watermarks.decode(token, 512).watermark.moment
+        earlier = urlsafe_b64encode(msgspec.msgpack.encode([moment, "new"])).rstrip(b"=").decode()
+        other_key = Watermarks(()).encode(Watermark(moment, "new"))
+        for unsigned in (earlier, other_key):
+            reads = here.rows.reads
+            body = {"vector": vector(1).tolist(), "min_watermark": unsigned}
+            reply = await here.client.post(path_of(here.model, "search"), json=body)
+            assert_problem(reply, 409, "not-yet-visible")
+            assert here.rows.reads == reads  # nothing was looked for
+        assert (await here.ids(vector(800), min_watermark=token))[0] == "new"
+        for visible in (earlier, other_key):
+            assert (await here.ids(vector(800), min_watermark=visible))[0] == "new"
 
 
 async def test_searches_go_on_without_dynamodb_and_changes_follow_once_it_is_back(

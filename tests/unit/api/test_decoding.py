@@ -1,4 +1,4 @@
-"""Paths, queries, bodies and watermarks: what is read, and what is refused."""
+"""Paths, queries and bodies: what is read, and what is refused."""
 
 import contextlib
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from api.bodies import Shape
 from api.paths import routed_path, unescape
 from api.queries import Query
 from api.vectors import LARGE_BYTES, floats
-from core import watermarks
 from core.errors import Invalid, Unreadable
 from core.settings import Limits
 
@@ -133,34 +132,3 @@ def test_a_batch_of_the_largest_kind_is_read_exactly() -> None:
         batch = decode_batch(data, Limits(), msgpack=msgpack)
         assert not batch.errors
         assert np.array_equal(np.stack([vector for _, vector in batch.rows]), rows)
-
-
-def test_a_watermark_is_what_it_was() -> None:
-    """For a product and for a batch, in characters that need no escaping."""
-    moment = "2026-01-02T03:04:05.000006Z"
-    for product_id in (None, "ü" * 256, "a/b"):
-        token = watermarks.encode(moment, product_id)
-        assert quote(token, safe="") == token
-        assert watermarks.decode(token, 512) == watermarks.Watermark(moment, product_id)
-
-
-@given(st.text(max_size=60))
-def test_no_watermark_does_worse_than_being_refused(token: str) -> None:
-    """Any text is a watermark or `Unreadable`."""
-    with contextlib.suppress(Unreadable):
-        watermarks.decode(token, 512)
-
-
-def test_a_watermark_without_a_moment_is_refused() -> None:
-    """Text in the moment's place would compare as anything."""
-    for moment in ("zzz", "", "9999", "0001-01-01T00:00:00+14:00"):
-        with pytest.raises(Unreadable):
-            watermarks.decode(watermarks.encode(moment), 512)
-
-
-def test_a_watermark_of_no_product_is_refused() -> None:
-    """DynamoDB would not look for it, and would say so for every other row of the same call."""
-    moment = "2026-01-02T03:04:05.000006Z"
-    for product_id in ("", " ", "..", "x" * 513, "a\nb"):
-        with pytest.raises(Unreadable):
-            watermarks.decode(watermarks.encode(moment, product_id), 512)
