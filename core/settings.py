@@ -223,6 +223,18 @@ class Serving(msgspec.Struct, frozen=True):
     """Rows changed since a build from which on only deletions are applied until the next one."""
 
 
+class Files(msgspec.Struct, frozen=True):
+    """Files that the commands read, against those made to fill memory or a disk."""
+
+    file_expansion_max: _Positive = 200
+    """How many times its compressed size a file, a member of an npz or a Parquet column may decode
+    to, from 64 MiB on."""
+    file_decoded_bytes_max: _Positive = 1024**4
+    """Bytes that one compressed file may decode to."""
+    file_spool_bytes_max: _Positive = 8 * 1024**3
+    """Bytes of a temporary file: for Parquet and npz from a pipe or within gzip."""
+
+
 class Settings(msgspec.Struct, frozen=True):
     """All of them. `from_env` is the only reader of the environment."""
 
@@ -236,6 +248,7 @@ class Settings(msgspec.Struct, frozen=True):
     ingest: Ingest = Ingest()
     building: Building = Building()
     serving: Serving = Serving()
+    files: Files = Files()
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_timeout_s: _Seconds = 2.0
     hint_timeout_s: _Seconds = 0.5

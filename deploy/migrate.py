@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
@@ -13,9 +12,10 @@ from core.models import Metric, Report, User
 from core.resources import Resources
 from core.usecases.migration import Migration
 from deploy.errors import CommandError
+from deploy.file_input import FileInput
 from deploy.ingest import pauses
 from deploy.json_rows import entries
-from deploy.old_rows import BadEntry, OldRow, RowReader
+from deploy.old_rows import BadEntry, Deletion, OldRow, RowReader
 
 Table = Literal["users", "reports", "embeddings"]
 
@@ -26,7 +26,7 @@ _ENTRIES_A_STEP: Final = 100
 class Told(msgspec.Struct, frozen=True):
     """What became of one entry."""
 
-    outcome: Literal["stored", "there", "bad"]
+    outcome: Literal["stored", "there", "bad", "deletions"]
     line: int
     entry: int
     id: str | None
@@ -42,11 +42,13 @@ class Migrated(msgspec.Struct, frozen=True):
     stored: int
     there: int
     bad: int
+    deletions: int = 0
+    """Entries which say that a row was deleted. They are left out."""
 
 
 async def migrate_file(
     resources: Resources,
-    path: Path,
+    file: FileInput,
     table: Table,
     *,
     metric: Metric | None = None,
@@ -57,7 +59,7 @@ async def migrate_file(
 
     Args:
         resources: With the tables to write to.
-        path: The file.
+        file: The opened file.
         table: Which table's rows it has.
         metric: Of model versions that are made by this; cosine where it is None.
         told: Is given each entry's outcome, in no order.
@@ -68,7 +70,7 @@ async def migrate_file(
         MetricConflict: a model version has another metric.
         Unavailable: DynamoDB still did not take a row after all tries.
     """
-    return await _Run(resources, table, metric, told).run(path, read)
+    return await _Run(resources, table, metric, told).run(file, read)
 
 
 class _Run:
@@ -89,12 +91,12 @@ class _Run:
         self._reader = RowReader(table, resources.settings, resources.reporting)
         self._metric = metric
         self._told = told
-        self._counts = {"stored": 0, "there": 0, "bad": 0}
+        self._counts = {"stored": 0, "there": 0, "bad": 0, "deletions": 0}
         self._gate = asyncio.Semaphore(ROWS_IN_FLIGHT)
 
-    async def run(self, path: Path, read: Callable[[int], None]) -> Migrated:
+    async def run(self, file: FileInput, read: Callable[[int], None]) -> Migrated:
         stopped: CommandError | None = None
-        steps = self._steps(path)
+        steps = self._steps(file)
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
@@ -109,6 +111,9 @@ class _Run:
                         if isinstance(row, BadEntry):
                             self._bad(row)
                             continue
+                        if isinstance(row, Deletion):
+                            self._tell(Told("deletions", row.entry.line, row.entry.number, row.id))
+                            continue
                         await self._gate.acquire()
                         group.create_task(self._store(row))
                     read(step[-1].entry.end)
@@ -118,11 +123,11 @@ class _Run:
             raise CommandError(f"{stopped} (before that: {self._so_far()})") from stopped
         return Migrated(**self._counts)
 
-    def _steps(self, path: Path) -> Iterator[list[OldRow | BadEntry]]:
+    def _steps(self, file: FileInput) -> Iterator[list[OldRow | BadEntry | Deletion]]:
         """The file's rows, some at a time; what stops the file comes after what was before it."""
-        rows = map(self._reader.read, entries(path))
+        rows = map(self._reader.read, entries(file))
         while True:
-            step: list[OldRow | BadEntry] = []
+            step: list[OldRow | BadEntry | Deletion] = []
             try:
                 step.extend(islice(rows, _ENTRIES_A_STEP))
             except CommandError:

@@ -22,6 +22,7 @@ from core.usecases.migration import OldEmbedding
 from core.usecases.moments import full_date, read_moment
 from core.usecases.reports import Reports
 from core.usecases.users import preferences_problem, profile_problems
+from deploy.item_forms import MEMBERS, surrounded, without_key
 from deploy.json_rows import Entry
 
 T = TypeVar("T")
@@ -31,7 +32,6 @@ _USER_ID_BYTES_MAX: Final = 1024
 _SHOWN: Final = 80
 """Characters of an id in a report of what is bad."""
 
-_MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
 _ITEM: Final = msgspec.json.Decoder(dict[str, AttributeValue])
 _TEXT: Final = msgspec.json.Decoder(str | None)
 _TEXTS: Final = msgspec.json.Decoder(list[str] | None)
@@ -39,6 +39,8 @@ _NUMBERS: Final = msgspec.json.Decoder(list[float])
 _WHOLE: Final = msgspec.json.Decoder(int)
 _TIME: Final = msgspec.json.Decoder(str | float | None)
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
+
+_NUMBER_TYPES: Final = {"<f4": 4, "<f8": 8, "<f2": 2}
 
 _KEYS: Final = {"users": "user_id", "reports": "id", "embeddings": "product_id"}
 _KNOWN: Final = {
@@ -77,6 +79,13 @@ class BadEntry(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Deletion(msgspec.Struct, frozen=True):
+    """An entry which says that a row was deleted."""
+
+    entry: Entry
+    id: str
+
+
 class _Vector(msgspec.Struct, frozen=True):
     """A vector that DynamoDB has as Binary."""
 
@@ -103,14 +112,16 @@ class RowReader:
         }
         self._read = readers[table]
 
-    def read(self, entry: Entry) -> OldRow | BadEntry:
+    def read(self, entry: Entry) -> "OldRow | BadEntry | Deletion":
         """The row of an entry, or what is wrong with it."""
         if entry.problem is not None:
             return BadEntry(entry, None, entry.problem)
         row_id: str | None = None
         try:
-            members = _members(entry.text, self._table)
+            members, deleted = _members(entry.text, self._table)
             row_id = _identifier(members, _KEYS[self._table])
+            if deleted:
+                return Deletion(entry, row_id)
             record, changed_at = self._read(members)
             self._once(record, row_id)
         except (Invalid, Unreadable, Corrupt) as error:
@@ -173,13 +184,10 @@ def _embedding(members: _Members) -> tuple[OldEmbedding, str | None]:
     if model_version is None:
         raise Invalid("model_version is missing")
     validate_model_version(model_version)
-    vector = _vector(members)
-    if "vector_dimension" in members:
-        dimension = _decoded(members, "vector_dimension", _WHOLE)
-        if dimension != len(vector):
-            raise Invalid(
-                f"embedding_vector has {len(vector)} numbers, vector_dimension {dimension}"
-            )
+    dimension = _decoded(members, "vector_dimension", _WHOLE)
+    vector = _vector(members, dimension)
+    if dimension not in {None, len(vector)}:
+        raise Invalid(f"embedding_vector has {len(vector)} numbers, vector_dimension {dimension}")
     product_id = _identifier(members, "product_id")
     return OldEmbedding(product_id, model_version, vector), _time(members, "created_at")
 
@@ -187,8 +195,8 @@ def _embedding(members: _Members) -> tuple[OldEmbedding, str | None]:
 # --- members --------------------------------------------------------------------------------------
 
 
-def _members(text: bytes, table: str) -> _Members:
-    """The members of an entry, those in DynamoDB's JSON as plain JSON.
+def _members(text: bytes, table: str) -> tuple[_Members, bool]:
+    """The members of an entry, those in DynamoDB's JSON as plain JSON; whether it is a deletion.
 
     Raises:
         Unreadable: it is no JSON object.
@@ -196,18 +204,27 @@ def _members(text: bytes, table: str) -> _Members:
     """
     key, known = _KEYS[table], _KNOWN[table]
     try:
-        members = _MEMBERS.decode(text)
-        if members.keys() == {"Item"} and is_object(bytes(members["Item"])):
-            text = bytes(members["Item"])  # as an export to S3 has it
-            members = _MEMBERS.decode(text)
+        found = surrounded(text, key)
+        members = found.members
         if key in members and is_object(bytes(members[key])):
-            item = _ITEM.decode(text)
-            return {n: _plain(n, value) if n in known else b"null" for n, value in item.items()}
+            _refuse_lower_case(members[key])
+            item = _ITEM.decode(found.text)
+            plain = {n: _plain(n, value) if n in known else b"null" for n, value in item.items()}
+            return plain, found.deleted
     except msgspec.MsgspecError as error:
         raise Unreadable(_one_line(error)) from None
     except UnicodeDecodeError:
         raise Unreadable("is not UTF-8") from None
-    return {name: bytes(value) for name, value in members.items()}
+    return {name: bytes(value) for name, value in members.items()}, found.deleted
+
+
+def _refuse_lower_case(value: Raw) -> None:
+    """Raises: Unreadable: the types are in lower case, as AWS Data Pipeline wrote them."""
+    names = MEMBERS.decode(value).keys()
+    if len(names) == 1 and not names.isdisjoint({"s", "n", "b"}):
+        raise Unreadable(
+            "has types in lower case, as AWS Data Pipeline exported them; export it to S3 anew"
+        )
 
 
 def _plain(name: str, value: AttributeValue) -> "bytes | _Vector":
@@ -270,7 +287,7 @@ def _decoded(members: Mapping[str, Any], name: str, decoder: "msgspec.json.Decod
 def _identifier(members: Mapping[str, Any], key: str) -> str:
     text: str | None = _decoded(members, key, _TEXT)
     if text is None:
-        raise Invalid(f"{key} is missing")
+        raise Invalid(without_key(members, key))
     return text
 
 
@@ -302,17 +319,41 @@ def _preferences(members: Mapping[str, Any]) -> bytes:
     return bytes(value)
 
 
-def _vector(members: Mapping[str, Any]) -> NDArray[np.float32]:
+def _vector(members: Mapping[str, Any], dimension: int | None) -> NDArray[np.float32]:
     value = members.get("embedding_vector")
     if value is None:
         raise Invalid("embedding_vector is missing")
+    numbers: Any
     if isinstance(value, _Vector):
-        if len(value.data) % 4:
-            raise Invalid("embedding_vector is binary, and no whole number of float32")
-        return np.frombuffer(value.data, dtype="<f4").astype(np.float32)
-    numbers = _decoded(members, "embedding_vector", _NUMBERS)
-    with np.errstate(over="ignore"):  # infinite is what the check then finds
-        return np.array(numbers, dtype=np.float64).astype(np.float32)
+        own = "model_shard" in members  # K9's own row: always float32
+        numbers = np.frombuffer(value.data, dtype=_number_type(value.data, dimension, own=own))
+    else:
+        numbers = np.array(_decoded(members, "embedding_vector", _NUMBERS), dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is what the check then finds
+        vector: NDArray[np.float32] = numbers.astype(np.float32)
+    return vector
+
+
+def _number_type(data: bytes, dimension: int | None, *, own: bool) -> str:
+    """The type of the numbers in a Binary, which does not say it itself.
+
+    Raises:
+        Invalid: the bytes are of no such number, or could be of two.
+    """
+    size = len(data)
+    if dimension is not None and not own:
+        for number_type, width in _NUMBER_TYPES.items():
+            if size == dimension * width:
+                return number_type
+        raise Invalid(f"embedding_vector has {size} bytes, vector_dimension is {dimension}")
+    if size % 4:
+        raise Invalid("embedding_vector is binary, and no whole number of float32")
+    if size % 8 == 0 and not own:
+        raise Invalid(
+            f"embedding_vector has {size} bytes: {size // 4} numbers of float32, or {size // 8} of "
+            "float64; add vector_dimension to say which"
+        )
+    return "<f4"
 
 
 def _time(members: Mapping[str, Any], name: str) -> str | None:

@@ -49,7 +49,10 @@ def command(
     report: Path | None,
     metric: Metric | None,
 ) -> None:
-    """Stores existing data: a JSON array, an object a line, or what `aws dynamodb scan` printed.
+    """Stores existing data: JSON rows as arrays, lines or documents, or in a form of DynamoDB's.
+
+    Those are what scan, query, get-item and batch-write-item take or print, and exports to S3. The
+    file may be UTF-16, or gzip; `-` is standard input.
 
     Vectors that are lists of numbers become binary. Bad rows are named on standard error, and all
     others are stored. A row that is there already, as new or newer, is left as it is: running it
@@ -64,11 +67,12 @@ def command(
 class _Teller:
     """Says what is bad: the first on standard error, all of it in the report."""
 
-    def __init__(self, file: Path, report: BinaryIO | None) -> None:
-        self._name = file.name
+    def __init__(self, name: str, report: BinaryIO | None) -> None:
+        self._name = name
         self._report = report
         self.done = 0
         self.bad = 0
+        self.deletions = 0
         self.left_out: Counter[str] = Counter()
 
     def tell(self, told: "Told") -> None:
@@ -78,13 +82,20 @@ class _Teller:
             self.bad += 1
             if self.bad <= BAD_SHOWN:
                 sys.stderr.write(f"{self._name}:{told.line}{_name(told)}: {_reason(told)}\n")
-        if self._report is not None and (told.outcome == "bad" or told.left_out):
+        if told.outcome == "deletions":
+            self.deletions += 1
+        if self._report is not None and (told.outcome in {"bad", "deletions"} or told.left_out):
             line = {name: value for name, value in msgspec.to_builtins(told).items() if value}
             self._report.write(msgspec.json.encode(line) + b"\n")
 
     def close(self) -> None:
         if self.bad > BAD_SHOWN:
             sys.stderr.write(f"… and {self.bad - BAD_SHOWN:,} more\n")
+        if self.deletions:
+            sys.stderr.write(
+                f"left out: {self.deletions:,} deletions, which migrate does not carry out "
+                "(--report names them)\n"
+            )
         for name, rows in sorted(self.left_out.items()):
             sys.stderr.write(f"left out: {name[:80]!r} of {rows:,} rows, which K9 does not keep\n")
 
@@ -107,9 +118,9 @@ async def _migrate(
 ) -> None:
     # Late, so that `k9 migrate --help` and a wrong option answer at once.
     from core.resources import open_resources  # noqa: PLC0415
+    from deploy.file_input import open_input  # noqa: PLC0415
     from deploy.migrate import migrate_file, words  # noqa: PLC0415
 
-    size = _size(file)
     console = Console(stderr=True)
     began = monotonic()
     columns: tuple[Any, ...] = (
@@ -120,37 +131,29 @@ async def _migrate(
         TimeRemainingColumn(),
     )
     with ExitStack() as stack:
-        teller = _Teller(file, _opened(stack, file, report))
+        source = stack.enter_context(open_input(file, settings.files))
+        teller = _Teller(source.short_name, _opened(stack, file, report))
         stack.callback(teller.close)
         progress = stack.enter_context(
             Progress(*columns, console=console, disable=not console.is_terminal)
         )
-        bar = progress.add_task(f"migrating {file.name}", total=size, rows=0)
+        bar = progress.add_task(f"migrating {source.short_name}", total=source.size, rows=0)
         environment.quiet_logs()
         async with open_resources(settings.patient()) as resources:
             done = await migrate_file(
                 resources,
-                file,
+                source,
                 table,
                 metric=metric,
                 told=teller.tell,
                 read=lambda to: progress.update(bar, completed=to, rows=teller.done),
             )
-        progress.update(bar, completed=size, rows=teller.done)
+        progress.update(bar, completed=source.position, rows=teller.done)
     if done.bad:
         raise CommandError(f"{table}: {words(done)}")
     click.echo(f"{table}: {words(done)}, in {monotonic() - began:.1f} s")
     if table == "embeddings" and done.stored:
         click.echo("`k9 build MODEL` makes the index anew")
-
-
-def _size(file: Path) -> int:
-    if not file.is_file():
-        raise CommandError(f"{file}: there is no such file")
-    size = file.stat().st_size
-    if not size:
-        raise CommandError(f"{file}: is empty")
-    return size
 
 
 def _opened(stack: ExitStack, file: Path, report: Path | None) -> BinaryIO | None:

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from deploy.file_input import open_input
 from deploy.migrate import migrate_file
 from tests.api.conftest import Service
 from tests.api.people import person, same
@@ -22,7 +23,8 @@ async def test_a_migrated_report_is_its_owners_over_http(
     async with person(service) as ada, person(service) as bob:
         row = {"id": report_id, "user_id": ada.sub, "title": "Old", "created_at": "2024-05-01"}
         (tmp_path / "r.json").write_text(json.dumps([row]))
-        done = await migrate_file(service.resources, tmp_path / "r.json", "reports")
+        with open_input(tmp_path / "r.json", service.resources.settings.files) as file:
+            done = await migrate_file(service.resources, file, "reports")
         assert done.stored == 1
         path = f"/reports/{report_id}"
         reply = await ada.client.get(path)

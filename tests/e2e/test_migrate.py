@@ -17,6 +17,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from deploy.aws.tables import count_items
 from deploy.errors import CommandError
+from deploy.file_input import open_input
 from deploy.migrate import Migrated, Told, migrate_file
 from tests.e2e.commands import kill, run_k9, start_k9
 from tests.emulators import create_tables, settings_for
@@ -106,7 +107,8 @@ async def _migrate(
     resources: Resources, path: Path, table: Any, **more: Any
 ) -> tuple[Migrated, list[Told]]:
     told: list[Told] = []
-    done = await migrate_file(resources, path, table, told=told.append, **more)
+    with open_input(path, resources.settings.files) as file:
+        done = await migrate_file(resources, file, table, told=told.append, **more)
     return done, told
 
 

@@ -11,7 +11,7 @@ from core.settings import Settings
 from core.usecases.migration import OldEmbedding
 from core.usecases.reports import Reports
 from deploy.json_rows import Entry
-from deploy.old_rows import BadEntry, OldRow, RowReader
+from deploy.old_rows import BadEntry, Deletion, OldRow, RowReader
 
 _AT = "2025-09-30T10:00:00Z"
 _KEPT_AT = "2025-09-30T10:00:00.000000Z"
@@ -20,7 +20,7 @@ _REPORT = {"id": "report_1", "user_id": "u1", "title": "T", "created_at": _AT}
 _EMBEDDING = {"product_id": "p/1", "model_version": "m", "embedding_vector": [1, 0.5]}
 
 
-def _read(table: str, *rows: Any) -> list[OldRow | BadEntry]:
+def _read(table: str, *rows: Any) -> list[OldRow | BadEntry | Deletion]:
     settings = Settings()
     reports = Reports(cast("ReportRepository", None), settings)  # reading asks no table
     reader = RowReader(table, settings, reports)

@@ -1,0 +1,304 @@
+"""Files as people bring them: a path, a pipe or standard input, with gzip and UTF-16 decoded.
+
+The first bytes decide what a file is, its name does not. A compressed file is read as a stream, and
+is refused once it expands further than the settings allow.
+"""
+
+import codecs
+import gzip
+import io
+import os
+import stat
+import tempfile
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+from core.settings import Files
+from deploy.errors import CommandError
+
+STANDARD_INPUT: Final = Path("/dev/stdin")
+BLOCK_BYTES: Final = 1024 * 1024
+FREE_BYTES: Final = 64 * 1024 * 1024
+"""Up to here a file may expand at any ratio: so much is safe to decode."""
+_HEAD_BYTES: Final = 4096
+_GZIP: Final = b"\x1f\x8b"
+
+PARQUET, ZIP, TEXT = "a Parquet file", "a zip archive", "text"
+_FORMATS: Final = (
+    (b"PAR1", PARQUET),
+    (b"PARE", "an encrypted Parquet file"),
+    (b"PK\x03\x04", ZIP),
+    (b"PK\x05\x06", ZIP),
+    (b"\x93NUMPY", "an .npy file"),
+    (b"ARROW1", "an Arrow (Feather) file"),
+    (b"\xff\xff\xff\xff", "an Arrow stream"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"SQLite format 3\x00", "an SQLite database"),
+    (b"Obj\x01", "an Avro file"),
+    (b"ORC", "an ORC file"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd (gzip is read)"),
+    (b"BZh", "compressed with bzip2 (gzip is read)"),
+    (b"\xfd7zXZ\x00", "compressed with xz (gzip is read)"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4 (gzip is read)"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"\xe0\x01\x00\xea", "Amazon Ion (export it as DYNAMODB_JSON)"),
+    (b"$ion_1_0", "Amazon Ion (export it as DYNAMODB_JSON)"),
+    (b"\xd0\xcf\x11\xe0", "an Excel file"),
+    (b"%PDF", "a PDF file"),
+    (b"GGUF", "a GGUF file"),
+    (b"MATLAB 5.0", "a MATLAB file"),
+    *((b"\x80" + bytes([version]), "a Python pickle, which is never read") for version in (2, 3)),
+    *((b"\x80" + bytes([version]), "a Python pickle, which is never read") for version in (4, 5)),
+    *((mark, "a FAISS index") for mark in (b"IxF2", b"IxFI", b"IxFl", b"IHNf", b"IwFl", b"IxMp")),
+)
+_TAR_AT, _TAR = 257, b"ustar"
+_ENCODINGS: Final = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+class _Counted(io.RawIOBase):
+    """The bytes of a file as it lies there, counted; a slow pipe fills each buffer whole."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self._file = file
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # any buffer
+        view = memoryview(buffer)
+        filled = 0
+        while filled < len(view) and (size := self._file.readinto(view[filled:])):
+            filled += size
+        self.position += filled
+        return filled
+
+
+class _Expanded(io.RawIOBase):
+    """A gzip stream decoded, within the limits."""
+
+    def __init__(self, source: BinaryIO, counted: _Counted, name: str, limits: Files) -> None:
+        self._decoder = gzip.GzipFile(fileobj=source, mode="rb")
+        self._counted = counted
+        self._name = name
+        self._limits = limits
+        self._decoded = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # any buffer
+        try:
+            size = self._decoder.readinto(buffer)
+        except (EOFError, OSError, zlib.error) as error:
+            raise CommandError(f"{self._name}: its gzip data is damaged or cut short") from error
+        self._decoded += size
+        problem = expansion_problem(self._counted.position, self._decoded, self._limits)
+        if problem:
+            raise CommandError(f"{self._name}: {problem}")
+        return size
+
+
+class _Transcoded(io.RawIOBase):
+    """Text of another encoding as UTF-8."""
+
+    def __init__(self, source: BinaryIO, encoding: str, name: str) -> None:
+        # A lone surrogate becomes bytes that are no UTF-8, which is for its own row to be told.
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+        self._source = source
+        self._encoding = encoding.upper()[:6]
+        self._name = name
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # any buffer
+        while not self._ready:
+            block = self._source.read(BLOCK_BYTES)
+            try:
+                text = self._decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise CommandError(f"{self._name}: is {self._encoding} and does not decode") from (
+                    error
+                )
+            self._ready = text.encode("utf-8", "surrogatepass")
+            if not block and not self._ready:
+                return 0
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+
+class FileInput:
+    """An opened file. `stream` gives its bytes: decompressed, and text as UTF-8 without a mark."""
+
+    def __init__(self, path: Path, limits: Files) -> None:
+        self.path = path
+        self.name = str(path)
+        """For messages."""
+        self.short_name = path.name
+        """The same without directories."""
+        if str(path) in {"-", str(STANDARD_INPUT)}:
+            self.name = self.short_name = "standard input"
+        self._limits = limits
+        self._stack = ExitStack()
+        try:
+            self._open()
+        except OSError as error:
+            self.close()
+            raise CommandError(f"{self.name}: {error.strerror or error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        raw = self._stack.enter_context(_system_path(self.path).open("rb", buffering=0))
+        if os.isatty(raw.fileno()):
+            raise CommandError(f"{self.name}: is a terminal; redirect a file or a pipe to it")
+        status = os.fstat(raw.fileno())
+        regular = stat.S_ISREG(status.st_mode)
+        self.size = status.st_size if regular else None
+        """Bytes of the file as it lies there; None for a pipe."""
+        self._counted = _Counted(raw)
+        stream = self._buffered(self._counted)
+        self.compressed = stream.peek(2)[:2] == _GZIP
+        if self.compressed:
+            expanded = _Expanded(stream, self._counted, self.name, self._limits)
+            stream = self._buffered(expanded)
+        self.seekable = regular and not self.compressed
+        """Whether another opening of `path` can be read at any place."""
+        head = stream.peek(_HEAD_BYTES)
+        self.format = _format(head)
+        """One of PARQUET, ZIP, TEXT, or the words for what is never read; empty without bytes."""
+        if self.format == TEXT:
+            mark, encoding = _encoding(head)
+            stream.read(len(mark))
+            if encoding != "utf-8":
+                stream = self._buffered(_Transcoded(stream, encoding, self.name))
+        self.stream = stream
+
+    def _buffered(self, raw: io.RawIOBase) -> io.BufferedReader:
+        return self._stack.enter_context(io.BufferedReader(raw, BLOCK_BYTES))
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file, as it lies there, that have been read."""
+        return self._counted.position
+
+    def spooled(self) -> BinaryIO:
+        """A temporary file of all that `stream` gives, for formats that are read at any place.
+
+        Raises:
+            CommandError: it is over the limit, or the disk is full.
+        """
+        try:
+            with ExitStack() as stack:
+                # The caller closes it, and the system removes it then.
+                spool = stack.enter_context(tempfile.TemporaryFile(prefix="k9-"))
+                self._spool(spool)
+                spool.seek(0)
+                stack.pop_all()
+                return spool
+        except OSError as error:
+            problem = f"cannot be spooled to a temporary file: {error.strerror}"
+            raise CommandError(f"{self.name}: {problem}") from error
+
+    def _spool(self, spool: BinaryIO) -> None:
+        bytes_max, size = self._limits.file_spool_bytes_max, 0
+        while block := self.stream.read(BLOCK_BYTES):
+            size += len(block)
+            if size > bytes_max:
+                raise CommandError(
+                    f"{self.name}: has more than {bytes_max:,} bytes, the most that is spooled to "
+                    "a temporary file: name an uncompressed file, or set K9_FILE_SPOOL_BYTES_MAX"
+                )
+            spool.write(block)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_input(path: Path, limits: Files) -> FileInput:
+    """Opens a file or pipe, `-` being standard input.
+
+    Raises:
+        CommandError: it is not there, is empty, or is nothing that can be read.
+    """
+    file = FileInput(path, limits)
+    if not file.format:
+        file.close()
+        raise CommandError(f"{file.name}: is empty")
+    return file
+
+
+def _system_path(path: Path) -> Path:
+    if str(path) == "-":
+        return STANDARD_INPUT
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise CommandError(f"{path}: there is no such file") from None
+    if stat.S_ISDIR(mode):
+        raise CommandError(
+            f"{path}: is a directory; name one file in it, or join gzip files and JSON lines by "
+            f"`cat {path}/* | k9 … -`"
+        )
+    return path
+
+
+def expansion_problem(compressed: int, decoded: int, limits: Files) -> str | None:
+    """Why data that expands so far is refused; None where it is not."""
+    if decoded > limits.file_decoded_bytes_max:
+        return (
+            f"decodes to more than {limits.file_decoded_bytes_max:,} bytes "
+            "(K9_FILE_DECODED_BYTES_MAX)"
+        )
+    if decoded > FREE_BYTES and decoded > limits.file_expansion_max * compressed:
+        return (
+            f"expands to more than {limits.file_expansion_max:,} times its compressed size, as "
+            "no file of rows does (K9_FILE_EXPANSION_MAX)"
+        )
+    return None
+
+
+def _format(head: bytes) -> str:
+    if not head:
+        return ""
+    for magic, words in _FORMATS:
+        if head.startswith(magic):
+            return words
+    if head[_TAR_AT:].startswith(_TAR):
+        return "a tar archive"
+    if head.startswith(_GZIP):
+        return "gzip within gzip (decompress it once)"
+    return TEXT
+
+
+def _encoding(head: bytes) -> tuple[bytes, str]:
+    """The byte order mark and the encoding of text that begins so."""
+    for mark, encoding in _ENCODINGS:
+        if head.startswith(mark):
+            return mark, encoding
+    # JSON begins with two characters of ASCII.
+    if head[1:2] == b"\0" and head[:1] != b"\0":
+        return b"", "utf-32-le" if head[2:4] == b"\0\0" else "utf-16-le"
+    if head[:1] == b"\0":
+        return b"", "utf-32-be" if head[1:2] == b"\0" else "utf-16-be"
+    return b"", "utf-8"
