@@ -13,6 +13,12 @@ CLIENT = "k9-cli"
 GROUPS = ("readers", "operators")
 TOKEN_HOURS = 24
 """As long as Cognito allows for an access token."""
+_ACCESS = {
+    # Signed by the pool's owner, unlike ALLOW_USER_PASSWORD_AUTH, which anyone may try.
+    "ExplicitAuthFlows": ["ALLOW_ADMIN_USER_PASSWORD_AUTH", "ALLOW_REFRESH_TOKEN_AUTH"],
+    "AccessTokenValidity": TOKEN_HOURS,
+    "TokenValidityUnits": {"AccessToken": "hours"},
+}
 
 
 class UserPool(msgspec.Struct, frozen=True):
@@ -38,13 +44,13 @@ async def ensure_pool(settings: Settings) -> UserPool:
         client_id = await _find_client(client, pool_id)
         if client_id is None:
             made = await client.create_user_pool_client(
-                UserPoolId=pool_id,
-                ClientName=CLIENT,
-                ExplicitAuthFlows=["ALLOW_USER_PASSWORD_AUTH", "ALLOW_REFRESH_TOKEN_AUTH"],
-                AccessTokenValidity=TOKEN_HOURS,
-                TokenValidityUnits={"AccessToken": "hours"},
+                UserPoolId=pool_id, ClientName=CLIENT, **_ACCESS
             )
             client_id = made["UserPoolClient"]["ClientId"]
+        else:  # of an earlier release, perhaps
+            await client.update_user_pool_client(
+                UserPoolId=pool_id, ClientId=client_id, ClientName=CLIENT, **_ACCESS
+            )
         for group in GROUPS:
             try:
                 await client.create_group(UserPoolId=pool_id, GroupName=group)
@@ -79,9 +85,10 @@ async def fetch_token(
             await _create_user(client, pool_id, user, password)
         move = client.admin_add_user_to_group if operator else client.admin_remove_user_from_group
         await move(UserPoolId=pool_id, Username=user, GroupName="operators")
-        reply = await client.initiate_auth(
+        reply = await client.admin_initiate_auth(
+            UserPoolId=pool_id,
             ClientId=client_id,
-            AuthFlow="USER_PASSWORD_AUTH",
+            AuthFlow="ADMIN_USER_PASSWORD_AUTH",
             AuthParameters={"USERNAME": user, "PASSWORD": password},
         )
     return str(reply["AuthenticationResult"]["AccessToken"])

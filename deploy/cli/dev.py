@@ -43,6 +43,8 @@ def command(port: int, data: Path, *, empty: bool) -> None:
             f"{error.name} is not installed: `make dev` installs what the embedded stack needs"
         ) from error
 
+    # Whatever a part writes is for its owner alone, in a directory that was wide open too.
+    os.umask(0o077)
     home = Path.cwd() / DEFAULT_DIR
     with ExitStack() as stack:
         # One in this directory, since the commands look here; one on the data, wherever it is.

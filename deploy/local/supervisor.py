@@ -52,8 +52,8 @@ class Supervisor:
         base = stack.base_environ(environ)
         self._services = dict(base)
         """What API and worker start with; filled in once the pool is known."""
-        self._aws = stack.aws_part(data, ports, base)
-        self._valkey = stack.valkey_part(data, ports, base)
+        self._aws = stack.aws_part(data, ports, self._secrets, base)
+        self._valkey = stack.valkey_part(data, ports, self._secrets, base)
         self._api = stack.api_part(data, self._services)
         self._worker = stack.worker_part(data, self._services)
         self._parts = (self._aws, self._valkey, self._api, self._worker)
@@ -112,7 +112,7 @@ class Supervisor:
 
     async def _up(self, part: Part) -> None:
         await part.start()
-        await stack.wait_ready(part, self._ports)
+        await stack.wait_ready(part, self._ports, self._secrets)
 
     async def _stop(self) -> None:
         """API and worker first, since they use the rest; then AWS, which writes, and Valkey."""
@@ -171,7 +171,7 @@ class Supervisor:
         from deploy.aws.cognito import ensure_pool  # noqa: PLC0415
         from deploy.aws.stack import create_tables  # noqa: PLC0415
 
-        reach = stack.aws_environ(self._ports)
+        reach = stack.aws_environ(self._ports, self._secrets)
         for name in os.environ.keys() - self._services.keys():
             del os.environ[name]  # the caller's own profile would be looked for too
         os.environ.update(reach)
@@ -224,7 +224,7 @@ class Supervisor:
 
     async def _recover(self) -> None:
         """After the emulator died: it has what it wrote at the last clean stop, and no more."""
-        await stack.wait_ready(self._aws, self._ports)
+        await stack.wait_ready(self._aws, self._ports, self._secrets)
         self._tell_of_loss()
         if await self._prepare():
             self._announce()
@@ -250,7 +250,7 @@ class Supervisor:
         await self._stopping.wait()
 
     async def _api_ready(self) -> None:
-        await stack.wait_ready(self._api, self._ports)
+        await stack.wait_ready(self._api, self._ports, self._secrets)
         self._announce()
         reach = self._services
         self._say(f"api on {reach['K9_URL']}, aws on {reach['AWS_ENDPOINT_URL']}")

@@ -1,10 +1,11 @@
 import base64
+import os
 from pathlib import Path
 
 import pytest
 
 from deploy.errors import CommandError
-from deploy.local.files import DataDir, locked
+from deploy.local.files import DataDir, locked, make_private, read_stack
 
 
 def test_secrets_are_made_once(tmp_path: Path) -> None:
@@ -40,3 +41,62 @@ def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(CommandError, match="cannot be used"):
         DataDir(tmp_path / "data").create()
+
+
+def test_secrets_of_an_earlier_release_are_completed(tmp_path: Path) -> None:
+    """Cursors and users of then go on, and what is new is made and stays."""
+    data = DataDir(tmp_path / "data")
+    data.create()
+    (data.root / "secrets.json").write_text('{"cursor_key": "of then", "password": "too"}')
+    made = data.secrets()
+    assert (made.cursor_key, made.password) == ("of then", "too")
+    assert made.access_key_id
+    assert made.secret_access_key
+    assert made.valkey_password
+    assert data.secrets() == made
+    assert (data.root / "secrets.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("left", [[], ["secrets.json", "aws"], ["lock"]])
+def test_an_open_data_directory_is_made_private(tmp_path: Path, left: list[str]) -> None:
+    """One that is empty, and one of an earlier run."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o755)
+    for name in left:
+        (tmp_path / "data" / name).write_text("{}")
+    make_private(tmp_path / "data")
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_of_other_files_is_left_as_it_is(tmp_path: Path) -> None:
+    """It may be a project's or a home that others read; one that is private already will do."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home").chmod(0o755)
+    (tmp_path / "home" / "letter").write_text("")
+    with pytest.raises(CommandError, match="holds other files"), locked(tmp_path / "home"):
+        pass
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter"]
+    (tmp_path / "home").chmod(0o700)
+    make_private(tmp_path / "home")
+
+
+def test_another_users_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns it could read all of it and put files of theirs in the place of ours."""
+    (tmp_path / "data").mkdir()
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(CommandError, match="another user's"), locked(tmp_path / "data"):
+        pass
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_another_users_stack_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a directory of theirs the commands would send rows and passwords where they say."""
+    (tmp_path / "stack.json").write_text("{}")
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(CommandError, match="another user's"):
+        read_stack(tmp_path)

@@ -68,4 +68,4 @@ async def test_a_part_that_ends_while_it_is_waited_for_says_why(tmp_path: Path) 
     part._command = [*part._command[:1], str(tmp_path / "api.py")]  # noqa: SLF001 - a stand-in
     await part.start()
     with pytest.raises(CommandError, match="api does not start: no settings today"):
-        await stack.wait_ready(part, ports)
+        await stack.wait_ready(part, ports, data.secrets())
