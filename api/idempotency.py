@@ -35,12 +35,16 @@ class Once:
         """The answer that went into the last transaction that was tried."""
         self._body_bytes_max = body_bytes_max
 
-    def parts(self, reply: Reply) -> tuple[Part, ...]:
-        """What goes into the transaction of the effect, so that both happen or neither."""
+    def parts(self, reply: Reply, *, lasting: bool = False) -> tuple[Part, ...]:
+        """What goes into the transaction of the effect, so that both happen or neither.
+
+        A lasting answer outlives the caller's profile: sent again, the request that deleted it
+        must not delete the one that was made since.
+        """
         if self.claim is None or len(reply.body) > self._body_bytes_max:
             return ()
         self._handed = reply
-        return (self.records.completion(self.claim, _kept(reply)),)
+        return (self.records.completion(self.claim, _kept(reply), lasting=lasting),)
 
     @property
     def noting(self) -> Noting | None:

@@ -200,7 +200,7 @@ class RecallBelowTarget(BuildFailed):
 
 
 class LeaseLost(K9Error):
-    """Another worker holds this build now, or it was cancelled: stop, and change nothing."""
+    """Another worker has this build or deletion, or it has ended: stop, and change nothing."""
 
 
 class SettingsError(K9Error):

@@ -23,7 +23,8 @@ QUEUE = "k9:builds:v1"
 """Carries the payload's version, so that old workers leave new jobs alone."""
 
 BUILD_JOB = "run_build"
-DELETION_JOB = "delete_user"
+DELETION_JOB = "remove_user"
+"""Workers that delete without a lease know it as `delete_user`; they leave this one alone."""
 
 _log = telemetry.logger(__name__)
 

@@ -10,6 +10,7 @@ from core.hints import Hints, open_hints
 from core.objects import Objects, open_objects
 from core.queue import BuildQueue, open_queue
 from core.repositories.builds import BuildRepository
+from core.repositories.deletions import DeletionRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import IdempotencyRepository
 from core.repositories.models import ModelRepository
@@ -44,6 +45,7 @@ class Resources:
     verifications: VerificationRepository
     tombstones: TombstoneRepository
     users: UserRepository
+    deletions: DeletionRepository
     reports: ReportRepository
     idempotency: IdempotencyRepository
     versions: VersionStore
@@ -83,6 +85,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             verifications=VerificationRepository(dynamo, settings),
             tombstones=TombstoneRepository(dynamo, settings),
             users=users,
+            deletions=DeletionRepository(dynamo, settings),
             reports=reports,
             idempotency=IdempotencyRepository(dynamo, settings),
             versions=VersionStore(objects, settings.serving.cache_dir),

@@ -85,7 +85,7 @@ class _Run:
             resources.dynamo,
             resources.settings,
             resources.models,
-            resources.users,
+            resources.deletions,
             resources.ingest,
         )
         self._reader = RowReader(table, resources.settings, resources.reporting)

@@ -28,7 +28,7 @@ async def reconcile(
     """One round; the number of builds and deletions that wait.
 
     Hinting a build twice is harmless: its job id holds the fence, and only one claim succeeds. So
-    is a deletion, which can be done any number of times.
+    is a deletion, of which one worker has the lease.
     """
     every_s = resources.settings.building.reconcile_s
     waiting = [build for build in await resources.builds.list_open() if _waits(build)]
@@ -44,8 +44,9 @@ async def reconcile(
         except Exception:  # noqa: BLE001 - one build must not keep the others from being seen to
             _log.exception("an open build is passed over", build_id=build.build_id)
     telemetry.RECONCILED.inc(len(waiting))
-    marked = await resources.users.list_marked()
-    for user_id in marked:
+    marked = await resources.deletions.list_marked()
+    # In another order in each worker: each has room for some, and all of them begin with the first.
+    for user_id in random.sample(marked, len(marked)):
         if background is None:
             await resources.queue.enqueue_deletion(user_id, int(time.time()) // 60)
         else:

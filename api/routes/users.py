@@ -84,7 +84,8 @@ class UserController(Controller):
 
         async def act(running: Once) -> Reply:
             user = await call.context.resources.profiles.mark(
-                _own(call, user_id), lambda marked: running.parts(_shown(call, marked, 202))
+                _own(call, user_id),
+                lambda marked: running.parts(_shown(call, marked, 202), lasting=True),
             )
             return _shown(call, user, 202)
 

@@ -6,6 +6,7 @@ transaction of the effect. So a process that dies between the two leaves either 
 
 import secrets
 import time
+from collections.abc import AsyncIterator
 
 import msgspec
 
@@ -26,10 +27,12 @@ from core.dynamo.items import Codec
 from core.dynamo.wire import Item, request_item
 from core.errors import ConditionFailed, InFlight, KeyReused
 from core.repositories import transactions
+from core.repositories.deletions import REMOVALS_MAX
 from core.repositories.transactions import Part
 from core.settings import Settings
 
 _OPEN, _DONE = "open", "done"
+_LASTING = "lasting"
 _TRIES = 3
 
 
@@ -107,10 +110,13 @@ class IdempotencyRepository:
             return Claim(caller, idempotency_key, token, _chunks(item))
         raise InFlight("another request with this idempotency key is being answered")
 
-    def completion(self, claim: Claim, kept: Kept) -> Part:
-        """The part of a transaction that keeps the answer, and fails where the claim is lost."""
+    def completion(self, claim: Claim, kept: Kept, *, lasting: bool = False) -> Part:
+        """The part of a transaction that keeps the answer, and fails where the claim is lost.
+
+        A lasting record outlives its caller's other ones when the caller's user is deleted.
+        """
         return transactions.update(
-            self._table, self._key(claim), _completed(kept), self._ours(claim)
+            self._table, self._key(claim), _completed(kept, lasting=lasting), self._ours(claim)
         )
 
     def chunk(self, claim: Claim, name: str) -> Part:
@@ -156,21 +162,25 @@ class IdempotencyRepository:
         except ConditionFailed:
             return  # completed after all, or another's by now
 
-    async def forget(self, caller: str) -> None:
-        """Removes every record of a caller: what was answered to a user who is deleted."""
+    async def removals(self, caller: str) -> AsyncIterator[list[Part]]:
+        """What removes the records of a caller, a transaction's at a time; lasting ones stay."""
         start: dict[str, object] = {}
         while True:
             reply = await self._dynamo.call(
                 "query",
                 TableName=self._table,
                 ConsistentRead=True,
+                Limit=REMOVALS_MAX,
                 **start,
-                **expressions(key=equals("caller", caller), projection=("caller", "key")),
+                **expressions(key=equals("caller", caller), projection=("caller", "key", _LASTING)),
             )
-            for item in reply["Items"]:
-                await self._dynamo.call(
-                    "delete_item", TableName=self._table, Key=request_item(item)
-                )
+            parts = [
+                transactions.delete(self._table, key(caller=caller, key=item["key"].S or ""))
+                for item in reply["Items"]
+                if _LASTING not in item
+            ]
+            if parts:
+                yield parts
             if "LastEvaluatedKey" not in reply:
                 return
             start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
@@ -245,9 +255,10 @@ def lost() -> InFlight:
     return InFlight("another request with this idempotency key took over; ask again for its answer")
 
 
-def _completed(kept: Kept) -> Update:
+def _completed(kept: Kept, *, lasting: bool = False) -> Update:
     return Update(
         set={
+            _LASTING: lasting or None,
             "state": _DONE,
             "status": kept.status,
             "content_type": kept.content_type,

@@ -1,6 +1,6 @@
 """Reports: each is its user's alone, by the condition of every write and a check on every read."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -13,14 +13,13 @@ from core.dynamo.wire import Item, request_item
 from core.errors import AlreadyExists, NotFound, Stale, TransactionFailed
 from core.models import Report
 from core.repositories import transactions
+from core.repositories.deletions import REMOVALS_MAX
 from core.repositories.idempotency import lost
 from core.repositories.transactions import Part, found, refused
 from core.repositories.users import UserRepository, being_deleted
 from core.settings import Settings
 
 REPORT_CODEC = Codec(Report)
-
-_DELETE_ROWS = 25
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -129,32 +128,27 @@ class ReportRepository:
             return reports, None
         return reports, Position(last["id"].S or "", last["created_at"].S or "")
 
-    async def remove_reports(self, user_id: str) -> int:
-        """Deletes the reports of a user that the index shows; how many those were."""
-        removed = 0
+    async def removals(self, user_id: str) -> AsyncIterator[list[Part]]:
+        """What removes the reports of a user that the index shows, a transaction's at a time."""
         start: dict[str, Any] = {}
         while True:
             reply = await self._dynamo.call(
                 "query",
                 TableName=self._table,
                 IndexName=tables.USER_REPORTS_INDEX,
+                Limit=REMOVALS_MAX,
                 **start,
                 **expressions(key=equals("user_id", user_id), projection=("id",)),
             )
-            items: list[Item] = reply["Items"]
-            for at in range(0, len(items), _DELETE_ROWS):
-                parts = [
+            if reply["Items"]:
+                yield [
                     transactions.delete(
-                        self._table,
-                        key(id=item["id"].S or ""),
-                        _owned(user_id) | missing("id"),
+                        self._table, key(id=item["id"].S or ""), _owned(user_id) | missing("id")
                     )
-                    for item in items[at : at + _DELETE_ROWS]
+                    for item in reply["Items"]
                 ]
-                await transactions.transact(self._dynamo, *parts)
-            removed += len(items)
             if "LastEvaluatedKey" not in reply:
-                return removed
+                return
             start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
 
     async def _write(

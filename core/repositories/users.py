@@ -1,25 +1,20 @@
-"""Users: each caller's own profile, and the marks of those that are being deleted."""
+"""Users: each caller's own profile."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import Update, equals, exists, expressions, key, missing
+from core.dynamo.expressions import equals, exists, key, missing
 from core.dynamo.items import Codec
-from core.dynamo.wire import request_item
 from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale, TransactionFailed
 from core.models import User
 from core.repositories import transactions
+from core.repositories.deletions import marking, noted
 from core.repositories.idempotency import lost
 from core.repositories.transactions import Part, found, refused
 from core.settings import Settings
 
 USER_CODEC = Codec(User)
-
-_DELETIONS = "k9/deletions"
-"""In the idempotency table, the partition of the users whose deletion is not done. No caller's
-partition has that name: theirs begin with `user/`."""
 
 
 class UserRepository:
@@ -28,7 +23,7 @@ class UserRepository:
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
         self._dynamo = dynamo
         self._table = settings.table(tables.USERS.name)
-        self._marks = settings.table(tables.IDEMPOTENCY.name)
+        self._notes = settings.table(tables.IDEMPOTENCY.name)
 
     async def get_user(self, user_id: str) -> User:
         """One user, read consistently.
@@ -80,44 +75,14 @@ class UserRepository:
         mark = transactions.update(
             self._table,
             key(user_id=user_id),
-            Update(set={"deleting_at": moment}, add={"version": 1}),
+            marking(moment),
             exists("user_id") & missing("deleting_at"),
         )
-        noted = {**key(caller=_DELETIONS, key=user_id), "marked_at": {"S": moment}}
-        await self._write(mark, [transactions.put(self._marks, noted), *also], create=False)
+        await self._write(mark, [noted(self._notes, user_id, moment), *also], create=False)
 
     def allows(self, user_id: str) -> Part:
         """The part of a transaction that fails while the user is being deleted."""
         return transactions.check(self._table, key(user_id=user_id), missing("deleting_at"))
-
-    async def list_marked(self) -> list[str]:
-        """The users whose deletion is not done, read consistently."""
-        found_ids: list[str] = []
-        start: dict[str, Any] = {}
-        while True:
-            reply = await self._dynamo.call(
-                "query",
-                TableName=self._marks,
-                ConsistentRead=True,
-                **start,
-                **expressions(key=equals("caller", _DELETIONS)),
-            )
-            found_ids += [item["key"].S or "" for item in reply["Items"]]
-            if "LastEvaluatedKey" not in reply:
-                return found_ids
-            start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
-
-    async def remove_user(self, user_id: str) -> None:
-        """Removes a marked user and the note of it. Doing it twice is doing it once."""
-        marked = exists("deleting_at") | missing("user_id")
-        try:
-            await transactions.transact(
-                self._dynamo,
-                transactions.delete(self._table, key(user_id=user_id), marked),
-                transactions.delete(self._marks, key(caller=_DELETIONS, key=user_id)),
-            )
-        except TransactionFailed:
-            return  # removed before, and created anew since
 
     async def _write(self, part: Part, also: Sequence[Part], *, create: bool = True) -> None:
         try:

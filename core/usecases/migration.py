@@ -14,11 +14,12 @@ from core.dynamo.client import Dynamo
 from core.dynamo.wire import Item, RequestItem
 from core.errors import Invalid, MetricConflict, Unavailable
 from core.models import Metric, Model, Report, User, now, timestamp
+from core.repositories.deletions import DeletionRepository
 from core.repositories.embedding_rows import embedding_of, live_row
 from core.repositories.migrated import put_over
 from core.repositories.models import ModelRepository
 from core.repositories.reports import REPORT_CODEC
-from core.repositories.users import USER_CODEC, UserRepository
+from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.embeddings import Ingest
 from core.usecases.moments import read_moment
@@ -50,20 +51,20 @@ class Migration:
         dynamo: Dynamo,
         settings: Settings,
         models: ModelRepository,
-        users: UserRepository,
+        deletions: DeletionRepository,
         ingest: Ingest,
     ) -> None:
         self._dynamo = dynamo
         self._settings = settings
         self._models = models
-        self._users = users
         self._ingest = ingest
         self._known: dict[str, Model] = {}
         self._making = asyncio.Lock()
-        # The worker that removes a user looks on for reports until `deletion_settle_s` after the
-        # mark. So a report that is written within that time of a look at the marks is seen.
+        # The worker that removes a user looks on for reports for `deletion_settle_s` from the
+        # mark, or longer. So a report that is written within that time of a look at the marks is
+        # seen.
         self._settle_s = settings.records.deletion_settle_s
-        self._marks = _Marks(users, self._settle_s / 5)
+        self._marks = _Marks(deletions, self._settle_s / 5)
 
     async def store_user(self, user: User, changed_at: str | None) -> bool:
         """Stores a profile.
@@ -195,8 +196,8 @@ class _Judge(msgspec.Struct, frozen=True):
 class _Marks:
     """Who is being deleted, as of a moment ago."""
 
-    def __init__(self, users: UserRepository, good_s: float) -> None:
-        self._users = users
+    def __init__(self, deletions: DeletionRepository, good_s: float) -> None:
+        self._deletions = deletions
         self._good_s = good_s
         self._marked: frozenset[str] = frozenset()
         self._until = 0.0
@@ -206,7 +207,7 @@ class _Marks:
         async with self._looking:
             if monotonic() >= self._until:
                 asked = monotonic()
-                self._marked = frozenset(await self._users.list_marked())
+                self._marked = frozenset(await self._deletions.list_marked())
                 self._until = asked + self._good_s
         return user_id in self._marked
 

@@ -13,6 +13,7 @@ from tests.api.conftest import Service
 from tests.api.dying import Dying
 from tests.api.people import Person, person, same
 from tests.api.serving import assert_problem, build_here, path_of, vector
+from worker.deletion import delete_user
 
 Write = tuple[str, str, Any]
 """Method, path and body."""
@@ -390,3 +391,24 @@ async def test_a_slow_request_loses_its_key_and_has_no_effect(
     assert_problem(await stalled, 409, "in-flight")
     same(quick, await send(ada, write))
     assert len((await ada.client.get("/reports")).json()["items"]) == 1
+
+
+async def test_a_deletion_sent_again_spares_the_profile_made_since(
+    service: Service, ada: Person
+) -> None:
+    """Its answer outlives the profile that it deleted; all others of that life are forgotten."""
+    headers = {"idempotency-key": "leave"}
+    await ada.client.post("/users", json={"name": "first"}, headers={"idempotency-key": "made"})
+    gone = await ada.client.delete("/users/me", headers=headers)
+    assert gone.status_code == 202
+    await delete_user(service.resources, ada.sub)
+    made = await ada.client.post(
+        "/users", json={"name": "second"}, headers={"idempotency-key": "made"}
+    )
+    assert made.status_code == 201
+    assert made.json()["name"] == "second"
+    same(gone, await ada.client.delete("/users/me", headers=headers))
+    assert (await ada.client.get("/users/me")).json() == made.json()
+    assert (await ada.client.delete("/users/me")).status_code == 202
+    await delete_user(service.resources, ada.sub)
+    same(gone, await ada.client.delete("/users/me", headers=headers))

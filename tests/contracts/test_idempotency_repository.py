@@ -238,29 +238,6 @@ async def test_an_answer_that_was_lost_on_the_way(
     assert await records.begin(caller, KEY, "f") == ANSWER
 
 
-async def test_a_caller_is_forgotten_whole(
-    records: IdempotencyRepository, dynamo: Dynamo, settings: Settings, caller: str
-) -> None:
-    """All of their records and nobody else's; a claim in flight then completes nothing."""
-    claims = [await records.begin(caller, f"k{number}", "f") for number in range(30)]
-    for claim in claims[1:]:
-        assert isinstance(claim, Claim)
-        await records.finish(claim, ANSWER)
-    await records.finish(await claimed(records, f"{caller}2"), ANSWER)
-    await records.forget(caller)
-    await records.forget(caller)
-    assert isinstance(claims[0], Claim)
-    with pytest.raises(InFlight):
-        await records.finish(claims[0], ANSWER)
-    table = settings.table(tables.IDEMPOTENCY.name)
-    for number in range(30):
-        reply = await dynamo.call(
-            "get_item", TableName=table, Key=key(caller=caller, key=f"k{number}")
-        )
-        assert "Item" not in reply
-    assert await records.begin(f"{caller}2", KEY, "f") == ANSWER
-
-
 async def test_a_transaction_tells_which_part_was_refused(
     dynamo: Dynamo, settings: Settings
 ) -> None:

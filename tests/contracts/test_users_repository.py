@@ -77,14 +77,12 @@ async def test_who_is_not_there_is_not_changed(users: UserRepository, user: User
     ):
         with pytest.raises(NotFound):
             await attempt
-    assert user.user_id not in await users.list_marked()
 
 
 async def test_a_marked_user_takes_no_writes(users: UserRepository, user: User) -> None:
-    """Until it is removed; then it can be created anew."""
+    """Neither a change nor another mark, until it is removed."""
     await users.create_user(user)
     await users.mark_user(user.user_id, MOMENT)
-    assert user.user_id in await users.list_marked()
     marked = await users.get_user(user.user_id)
     assert (marked.deleting_at, marked.version) == (MOMENT, 2)
     for attempt in (
@@ -95,31 +93,6 @@ async def test_a_marked_user_takes_no_writes(users: UserRepository, user: User) 
     ):
         with pytest.raises(BeingDeleted):
             await attempt
-    for _ in range(2):
-        await users.remove_user(user.user_id)
-        assert user.user_id not in await users.list_marked()
-        with pytest.raises(NotFound):
-            await users.get_user(user.user_id)
-    await users.create_user(user)
-    assert await users.get_user(user.user_id) == user
-
-
-async def test_a_late_removal_spares_who_was_created_anew(
-    users: UserRepository, user: User
-) -> None:
-    """A worker that comes a second time meets a user who is not marked, and leaves it."""
-    await users.create_user(user)
-    await users.remove_user(user.user_id)
-    assert await users.get_user(user.user_id) == user
-
-
-async def test_marks_are_listed_to_their_end(users: UserRepository) -> None:
-    """Many at once."""
-    ids = [f"{uuid4().hex}-{'x' * 500}" for _ in range(60)]
-    for user_id in ids:
-        await users.create_user(User(user_id, MOMENT, MOMENT))
-        await users.mark_user(user_id, MOMENT)
-    assert set(ids) <= set(await users.list_marked())
 
 
 async def test_a_mark_and_a_report_at_once(

@@ -1,11 +1,11 @@
-"""K9 as it runs somewhere: the emulator, Valkey, two workers and an API, each a process to kill."""
+"""K9 as it runs somewhere: the emulator, Valkey, workers and an API, each a process to kill."""
 
 import asyncio
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -124,7 +124,7 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(**environ: str) -> AsyncIterator[Site]:
+async def open_site(*, workers: Sequence[str] = WORKERS, **environ: str) -> AsyncIterator[Site]:
     """Starts all of it, with these variables set; at the end nothing is left."""
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k9-site-")))
@@ -136,7 +136,7 @@ async def open_site(**environ: str) -> AsyncIterator[Site]:
         said = _environ(settings, directory, pool, api_port) | environ
         commands = {
             "valkey": _valkey(directory / "valkey", redis_port),
-            **dict.fromkeys(WORKERS, (sys.executable, "-m", "worker")),
+            **dict.fromkeys(workers, (sys.executable, "-m", "worker")),
             "api": (sys.executable, "-m", "api"),
         }
         parts = {name: Part(name, directory, said, *words) for name, words in commands.items()}
