@@ -14,9 +14,10 @@ from api.auth import Authenticator, check_settings
 from api.calls import call_in, response
 from api.context import Context
 from api.front import Front, note_failure
+from api.guards import admitted, authenticated
 from api.health import Health
 from api.keys import KeyStore, jwks_url, open_keys
-from api.limits import Admission
+from api.limits import Admission, BodyLimits
 from api.problems import problem_reply
 from api.reference.routes import reference_controller
 from api.routes.builds import BuildController
@@ -30,6 +31,7 @@ from api.routes.users import UserController
 from api.serving.catalogue import Catalogue
 from api.serving.freshness import open_freshness
 from api.serving.refresh import Refresher, following
+from api.turns import Turns, lower_priority
 from api.watching import Watches
 from core.dynamo.cursors import Cursors
 from core.queue import redis_settings
@@ -112,6 +114,8 @@ def create_app(
     litestar = Litestar(
         route_handlers=[*CONTROLLERS, reference_controller(CONTROLLERS, settings)],
         lifespan=[lifespan],
+        guards=[authenticated],
+        before_request=admitted,
         before_send=[_say_allowed],
         exception_handlers={Exception: _on_error},
         openapi_config=None,
@@ -136,12 +140,11 @@ async def _open_context(
         if keys is None:
             keys = await stack.enter_async_context(open_keys(settings, health))
         catalogue = Catalogue(resources.models, settings.serving.loaded_bytes_max)
-        admission = Admission(settings.http)
+        admission = Admission(settings)
         set_threads(1)  # a search takes one thread, and another search takes the next
-        threads = ThreadPoolExecutor(
-            settings.serving.search_threads, "search", initializer=set_threads, initargs=(1,)
-        )
-        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        serving = settings.serving
+        searching = _turns("large searches", serving.search_threads, serving.search_queue_s, stack)
+        decoding = _turns("bodies", 1, settings.http.body_timeout_s, stack)
         freshness = await stack.enter_async_context(open_freshness(resources, catalogue))
         refresher = Refresher(resources, catalogue, health, freshness)
         await stack.enter_async_context(following(refresher))
@@ -154,9 +157,29 @@ async def _open_context(
             catalogue=catalogue,
             health=health,
             admission=admission,
-            watches=Watches(resources.builds, settings.http, build_item, lambda: health.draining),
-            threads=threads,
+            watches=Watches(
+                resources.builds,
+                settings.http,
+                build_item,
+                lambda: health.draining,
+                admission.streams,
+            ),
+            body_limits=BodyLimits(settings),
+            searching=searching,
+            decoding=decoding,
         )
+
+
+def _turns(name: str, width: int, wait_s: float, stack: AsyncExitStack) -> Turns:
+    """Threads for long work, until the stack is closed."""
+    threads = ThreadPoolExecutor(width, name, initializer=_begin_thread)
+    stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+    return Turns(name, threads, width, wait_s)
+
+
+def _begin_thread() -> None:
+    set_threads(1)
+    lower_priority()
 
 
 async def _say_allowed(message: Message, scope: Scope) -> None:

@@ -1,6 +1,5 @@
 """A batch of embeddings: read entry by entry, so that each bad one is named."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,7 +7,8 @@ from api.bodies import Shape
 from api.calls import Call
 from api.problems import invalid
 from api.schemas import BatchBody, BatchEntry
-from api.vectors import LARGE_BYTES, count_parts, floats
+from api.turns import Steps, finished
+from api.vectors import DECODED_AT_ONCE, LARGE_BYTES, count_parts, floats
 from core.errors import FieldError, Invalid
 from core.models import Metric
 from core.settings import Limits
@@ -41,17 +41,14 @@ async def read_batch(call: Call) -> Batch:
         Unreadable: it cannot be read.
         Invalid: it is no list of entries, or of too many.
     """
-    data = await call.body()
-    limits = call.context.settings.limits
-    if len(data) <= LARGE_BYTES:
-        return decode_batch(data, limits, msgpack=call.msgpack_in)
-    return await asyncio.get_running_loop().run_in_executor(
-        call.context.threads, lambda: decode_batch(data, limits, msgpack=call.msgpack_in)
-    )
+    steps = decode_batch(call.data, call.context.settings.limits, msgpack=call.msgpack_in)
+    if len(call.data) <= LARGE_BYTES:
+        return finished(steps)
+    return await call.context.decoding.run(call.caller.user_id, steps)
 
 
-def decode_batch(data: bytes, limits: Limits, *, msgpack: bool) -> Batch:
-    """The batch in a body. Blocks for as long as a body of its size takes.
+def decode_batch(data: bytes, limits: Limits, *, msgpack: bool) -> Steps[Batch]:
+    """The batch in a body.
 
     Raises:
         Unreadable: it cannot be read.
@@ -59,7 +56,7 @@ def decode_batch(data: bytes, limits: Limits, *, msgpack: bool) -> Batch:
     """
     if len(data) > LARGE_BYTES and not msgpack:
         row_parts = limits.dimension_max + limits.product_id_bytes_max
-        count_parts(data, limits.batch_rows_max * row_parts)
+        yield from count_parts(data, limits.batch_rows_max * row_parts)
     entries = _batch.decode(data, msgpack=msgpack).embeddings
     if not 1 <= len(entries) <= limits.batch_rows_max:
         raise invalid(
@@ -68,6 +65,8 @@ def decode_batch(data: bytes, limits: Limits, *, msgpack: bool) -> Batch:
     rows: list[Row] = []
     errors: dict[int, tuple[FieldError, ...]] = {}
     for place, raw in enumerate(entries):
+        if place and place % DECODED_AT_ONCE == 0:
+            yield 0
         at = f"embeddings[{place}]"
         try:
             entry = _entry.decode(raw, msgpack=msgpack, at=at)

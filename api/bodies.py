@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Raw
 
+from api.schemas import Whole
 from core.errors import FieldError, Invalid, K9Error, Unreadable
 
 T = TypeVar("T")
@@ -48,6 +49,18 @@ class Shape(Generic[T]):
             return self._msgpack(data) if msgpack else self._json(data)
         except (ValueError, RecursionError) as error:
             raise _translated(error, data, at, msgpack=msgpack) from None
+
+
+def whole(value: Whole, field: str) -> int:
+    """A whole number, however JSON has it: 10, 10.0 and 1e1 are the same (RFC 8259).
+
+    Raises:
+        Invalid: it has a fraction.
+    """
+    if value % 1:  # nan for what is not finite
+        message = "must be a whole number"
+        raise Invalid(f"{field} {message}", (FieldError(field, message),))
+    return int(value)
 
 
 def _translated(error: Exception, data: bytes | Raw, at: str, *, msgpack: bool) -> K9Error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, Final, cast
@@ -10,9 +11,13 @@ import msgspec
 from litestar import Request, Response
 from litestar.types import HTTPReceiveMessage, HTTPScope, Receive
 
+from api import telemetry as metrics
+from api.codings import decoded
 from api.context import Context
+from api.limits import Share
+from api.negotiation import CODINGS, Media, coding_of, media_of, prefers_msgpack
 from api.problems import Reply
-from core.errors import TooLarge, Unreadable
+from core.errors import NotAcceptedType, TooLarge, Unreadable
 from core.models import Caller
 
 CALL: Final = "k9.call"
@@ -25,6 +30,7 @@ _HEADERS: Final = {
     b"authorization": "authorization",
     b"content-length": "content_length",
     b"content-type": "content_type",
+    b"content-encoding": "content_encoding",
     b"accept": "accept",
     b"origin": "origin",
     b"access-control-request-method": "asked_method",
@@ -34,6 +40,10 @@ _HEADERS: Final = {
     b"if-match": "if_match",
     b"idempotency-key": "idempotency_key",
 }
+_LISTS: Final = frozenset({"accept", "content_encoding", "if_match"})
+ANY: Final[tuple[Media, ...]] = ("json", "msgpack")
+"""What a body that may carry vectors is written in."""
+RECORD: Final[tuple[Media, ...]] = ("json",)
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _DISCARD_BYTES_MAX: Final = 256 * 1024 * 1024
 _DISCARD_S: Final = 3.0
@@ -58,6 +68,7 @@ class Call:
     request_id: bytes = b""
     content_length: bytes | None = None
     content_type: bytes = b""
+    content_encoding: bytes = b""
     accept: bytes = b""
     authorization: bytes | None = None
     origin: bytes = b""
@@ -68,31 +79,31 @@ class Call:
     if_match: bytes | None = None
     idempotency_key: bytes | None = None
     known_caller: Caller | None = None
-    reserved: int = 0
-    """Bytes of the body that count as buffered; the front gives them back."""
+    share: Share | None = None
+    """Of what admission counts the request as one."""
+    buffered: int = 0
+    """Bytes of the body that count as buffered."""
     read: bool = False
     """Whether all of the body has come."""
-    counted: bool = False
-    """Whether admission counts the request as in flight."""
     data: bytes = b""
-    """The body, once it is read."""
+    """The body, once the request has begun; empty where it has none."""
 
     @property
     def caller(self) -> Caller:
         """Who asks. Every route that is not open has one."""
         if self.known_caller is None:
-            raise AssertionError("the front lets nobody in unknown")
+            raise AssertionError("a route that is not open lets nobody in unknown")
         return self.known_caller
 
     @property
     def msgpack_in(self) -> bool:
-        """Whether the body is msgpack; all else is taken for JSON: curl labels bodies a form."""
-        return b"msgpack" in self.content_type.lower()
+        """Whether the body is msgpack; else it is JSON."""
+        return media_of(self.content_type) == "msgpack"
 
     @property
     def msgpack_out(self) -> bool:
         """Whether the answer should be msgpack."""
-        return b"application/msgpack" in self.accept.lower()
+        return prefers_msgpack(self.accept)
 
     def reply(
         self, answer: object, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -108,46 +119,111 @@ class Call:
         """The answer in JSON, whatever the caller accepts: it holds no vector."""
         return Reply(status, _encode_json(answer), JSON, headers)
 
-    def leave(self) -> None:
-        """Counts it as in flight no longer."""
-        if self.counted:
-            self.context.admission.leave()
-            self.counted = False
+    async def begin(self, share: Share, body_bytes_max: int, media: Sequence[Media] = ANY) -> None:
+        """Admits the request once its body is here: until then it holds nothing but the body.
 
-    async def body(self) -> bytes:
-        """The whole body, however often it is asked for.
-
-        Its bytes count as buffered until the request is answered.
+        Args:
+            share: What the request takes one of until it is answered.
+            body_bytes_max: Of its body, encoded or not.
+            media: What its body may be written in.
 
         Raises:
-            TooLarge: it is over the limit, by its label or as it comes.
-            Overloaded: too many bytes of bodies are in memory.
-            Unreadable: it did not arrive in time.
+            OverShare: the caller has too much in flight.
+            Overloaded: all callers together have.
+            TooLarge: the body is over the limit, as announced or as it comes.
+            NotAcceptedType: its media type or content coding is not taken.
+            Unreadable: it did not arrive in time, or not in its coding.
             Disconnected: the client went away.
         """
-        if self.read:
-            return self.data
-        if self.content_length is not None and self.content_length.isdigit():
-            self._reserve(int(self.content_length))
-        timeout_s = self.context.settings.http.body_timeout_s
+        if self.has_body:
+            share.check(self.caller.user_id)
+            self._check_head(body_bytes_max, media)
+            await self._read(body_bytes_max)
+        self.enter(share)
+
+    def enter(self, share: Share) -> None:
+        """Admits a request whose body, if any, is of no interest.
+
+        Raises:
+            OverShare: the caller has too much in flight.
+            Overloaded: all callers together have.
+        """
+        share.take(self.caller.user_id)
+        self.share = share
+
+    def leave(self) -> None:
+        """Gives back what the request took to be admitted."""
+        if self.share is not None:
+            self.share.give_back(self.caller.user_id)
+            self.share = None
+
+    def close(self) -> None:
+        """Gives back all that the request holds."""
+        self.leave()
+        if self.buffered:
+            self.context.admission.buffered.give_back(self.caller.user_id, self.buffered)
+            self.buffered = 0
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body comes, by the request's head."""
+        return bool(self.transfer_encoding) or self.content_length not in {None, b"0"}
+
+    def _check_head(self, body_bytes_max: int, media: Sequence[Media]) -> None:
+        length = self.content_length
+        if length is not None and length.isdigit() and int(length) > body_bytes_max:
+            raise _too_large(body_bytes_max)
+        if media_of(self.content_type) not in media:
+            raise NotAcceptedType(f"send {' or '.join(media)}, and name it in Content-Type")
+        if self.content_encoding and not coding_of(self.content_encoding)[1]:
+            raise NotAcceptedType(f"a body may be coded with one of {CODINGS}", CODINGS)
+
+    async def _read(self, body_bytes_max: int) -> None:
+        caller = self.caller.user_id
+        arriving = self.context.admission.arriving
+        arriving.take(caller)
+        try:
+            data = await self._arrived(body_bytes_max)
+        finally:
+            arriving.give_back(caller)
+        if self.content_encoding:
+            coding, _ = coding_of(self.content_encoding)
+            if coding is not None:
+                steps = decoded(data, coding, body_bytes_max)
+                data = await self.context.decoding.run(caller, steps, self._buffer)
+        self.data = data
+
+    async def _arrived(self, body_bytes_max: int) -> bytes:
+        """The body as it was sent. The time that it may take grows with the bytes that came."""
+        http = self.context.settings.http
+        began = asyncio.get_running_loop().time()
+        latest = began + http.body_timeout_s
         chunks: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(min(began + http.body_grace_s, latest)) as deadline:
                 while True:
                     message = cast("HTTPReceiveMessage", await self.receive())
                     if message["type"] == "http.disconnect":
                         raise Disconnected
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    self._reserve(size)
+                    chunk = message.get("body", b"")
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > body_bytes_max:
+                        raise _too_large(body_bytes_max)
+                    self._buffer(len(chunk))
                     if not message.get("more_body", False):
                         self.read = True
                         break
+                    due = began + http.body_grace_s + size / http.body_rate_min
+                    deadline.reschedule(min(due, latest))
         except TimeoutError:
-            raise Unreadable(f"the body did not arrive within {timeout_s:g} s") from None
-        self.data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        return self.data
+            metrics.SHED.labels("bodies", "rate").inc()
+            raise Unreadable(
+                f"the body came at less than {http.body_rate_min} bytes a second, "
+                f"or took more than {http.body_timeout_s:g} s"
+            ) from None
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def discard(self) -> None:
         """Reads what is left of the body and forgets it, within limits.
@@ -155,8 +231,7 @@ class Call:
         A connection that is closed on a client that still sends is reset, and the client never
         sees why. One that asked first (`Expect`) has sent nothing, and is not made to.
         """
-        comes = self.transfer_encoding or self.content_length not in {None, b"0"}
-        if self.read or self.expect or not comes:
+        if self.read or self.expect or not self.has_body:
             return
         left = _DISCARD_BYTES_MAX
         try:
@@ -169,14 +244,20 @@ class Call:
         except TimeoutError:
             pass
 
-    def _reserve(self, size: int) -> None:
-        """Makes the request's share of the buffered bytes at least `size`."""
-        if size > self.reserved:
-            limit = self.context.settings.http.body_bytes_max
-            if size > limit:
-                raise TooLarge(f"the body is over the limit of {limit} bytes")
-            self.context.admission.reserve(size - self.reserved)
-            self.reserved = size
+    def _buffer(self, size: int) -> None:
+        """Counts further bytes as buffered. The only body in memory has room whatever its size."""
+        if not size:
+            return
+        buffered = self.context.admission.buffered
+        if buffered.held == self.buffered:
+            buffered.take_anyway(self.caller.user_id, size)
+        else:
+            buffered.take(self.caller.user_id, size)
+        self.buffered += size
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"the body is over the limit of {bytes_max} bytes for this route")
 
 
 def call_of(scope: HTTPScope, receive: Receive, context: Context) -> Call:
@@ -185,7 +266,10 @@ def call_of(scope: HTTPScope, receive: Receive, context: Context) -> Call:
     for name, value in scope["headers"]:
         field = _HEADERS.get(name)
         if field is not None:
-            setattr(call, field, value)
+            if field in _LISTS and (before := getattr(call, field)):
+                setattr(call, field, before + b", " + value)  # RFC 9110, 5.3: they are one list
+            else:
+                setattr(call, field, value)
     if not _REQUEST_ID.fullmatch(call.request_id):
         call.request_id = token_hex(16).encode()
     return call

@@ -1,12 +1,12 @@
 """What requests work with: made once a process, when it starts."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from api.auth import Authenticator
 from api.health import Health
-from api.limits import Admission
+from api.limits import Admission, BodyLimits
 from api.serving.catalogue import Catalogue
+from api.turns import Turns
 from api.watching import Watches
 from core.resources import Resources
 from core.settings import Settings
@@ -23,5 +23,8 @@ class Context:
     health: Health
     admission: Admission
     watches: Watches
-    threads: ThreadPoolExecutor
-    """For searches and bodies that would hold up the event loop; bounded."""
+    body_limits: BodyLimits
+    searching: Turns
+    """For searches that would hold up the event loop."""
+    decoding: Turns
+    """For bodies that would."""

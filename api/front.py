@@ -14,7 +14,6 @@ from litestar import Litestar
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from api import telemetry as metrics
-from api.auth import CALLER
 from api.calls import CALL, Call, Disconnected, call_of
 from api.context import Context
 from api.cors import Cors
@@ -24,11 +23,6 @@ from api.routes import search
 from core import telemetry
 from core.errors import Overloaded, Unavailable
 from core.settings import Settings
-
-OPEN: Final = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"})
-"""Routes that take no token."""
-EXEMPT: Final = frozenset({"/health/live", "/health/ready"})
-"""Routes that are answered however busy the process is."""
 
 _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _ERRORS_FROM: Final = 400
@@ -80,10 +74,7 @@ class Front:
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it is a 500
             await self._failed(error, call, exchange)
         finally:
-            if call.counted:
-                context.admission.leave()
-            if call.reserved:
-                context.admission.release(call.reserved)
+            call.close()
             self._meter.record(
                 call.method, exchange.route, exchange.status, perf_counter() - started
             )
@@ -94,13 +85,6 @@ class Front:
         if call.asked_method and (allowed := self._cors.preflight(call)):
             await exchange.send_reply(allowed)
             return
-        if path not in OPEN:  # before a slot is taken: a stranger must not hold one
-            call.known_caller = call.context.authenticator.caller(call.authorization)
-        if path in EXEMPT:
-            call.known_caller = call.context.authenticator.caller_or_stranger(call.authorization)
-        else:
-            call.context.admission.enter()
-            call.counted = True
         if self._fast_lane and (reply := await _fast(path, call, exchange)):
             await exchange.send_reply(reply)
             return
@@ -108,7 +92,6 @@ class Front:
             scope["method"] = "GET"
         untyped = cast("dict[str, Any]", scope)
         untyped[CALL] = call
-        untyped[CALLER] = call.known_caller
         try:
             await self._app(scope, call.receive, exchange.send)
         finally:
@@ -122,17 +105,15 @@ class Front:
 
 
 def note_failure(error: BaseException, call: Call) -> None:
-    """Logs what nobody expected, and counts what was turned away."""
-    if isinstance(error, Overloaded):
-        metrics.SHED.inc()
-    elif unexpected(error):
+    """Logs what nobody expected."""
+    if unexpected(error):
         _log.error(
             "request failed",
             request_id=call.request_id.decode(),
             method=call.method,
             exc_info=error,
         )
-    elif isinstance(error, Unavailable):
+    elif isinstance(error, Unavailable) and not isinstance(error, Overloaded):
         _log.warning(
             "request not served",
             request_id=call.request_id.decode(),
@@ -149,11 +130,13 @@ async def _fast(path: str, call: Call, exchange: "_Exchange") -> Reply | None:
     if call.method == "POST":
         if len(parts) == 4 and parts[3] == "search" and parts[2]:  # noqa: PLR2004
             exchange.route = search.SEARCH_ROUTE
+            call.known_caller = call.context.authenticator.caller(call.authorization)
             return await search.search(call, unescape(parts[2]))
     elif call.method == "GET" and len(parts) == _FAST_PARTS:
         _, _, model_version, products, product_id, neighbors = parts
         if products == "products" and neighbors == "neighbors" and model_version and product_id:
             exchange.route = search.NEIGHBORS_ROUTE
+            call.known_caller = call.context.authenticator.caller(call.authorization)
             return await search.neighbors(call, unescape(model_version), unescape(product_id))
     return None
 
@@ -214,8 +197,5 @@ class _Exchange:
 
     async def _give_up_body(self) -> None:
         """Before an error: the rest of the body is nobody's, and the request is done here."""
-        call = self._call
-        if call.counted:
-            call.context.admission.leave()
-            call.counted = False
-        await call.discard()
+        self._call.leave()
+        await self._call.discard()

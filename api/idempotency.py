@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from api.calls import Call
 from api.problems import Reply, invalid, problem_reply
 from core import telemetry
-from core.errors import K9Error
+from core.errors import InFlight, Invalid, K9Error, Unreadable
 from core.repositories.idempotency import Claim, IdempotencyRepository, Kept
 from core.repositories.transactions import Part
 from core.usecases.embeddings import Noting
+
+T = TypeVar("T")
 
 KEY_CHARACTERS_MAX: Final = 255
 _SERVER_ERRORS: Final = 500
@@ -84,30 +86,52 @@ class Once:
             _log.warning("idempotency key not freed", error=str(error))
 
 
-async def once(call: Call, act: Callable[[Once], Awaitable[Reply]]) -> Reply:
+async def once(
+    call: Call,
+    read: Callable[[Call], Awaitable[T]],
+    act: Callable[[Once, T], Awaitable[Reply]],
+) -> Reply:
     """Answers a write: as before where its key was answered, else by acting.
 
+    What cannot be read is told before what the key says, and that before what is not valid.
+
     Args:
-        call: The request; its body is read here.
+        call: The request, which has begun.
+        read: Decodes what was sent.
         act: Has the effect, with `Once.parts` in its transaction, and answers.
 
     Raises:
-        Invalid: the key does not hold.
+        Unreadable: what was sent cannot be read.
+        Invalid: it is not valid, or the key is not.
         KeyReused: it was used for another request.
         InFlight: the same request has not been answered yet.
     """
     resources = call.context.resources
     body_bytes_max = call.context.settings.records.idempotency_body_bytes_max
     if call.idempotency_key is None:
-        return await act(Once(resources.idempotency, None, body_bytes_max))
-    fingerprint = _fingerprint(call, await call.body())
-    key = _checked(call.idempotency_key)
-    begun = await resources.idempotency.begin(f"user/{call.caller.user_id}", key, fingerprint)
+        return await act(Once(resources.idempotency, None, body_bytes_max), await read(call))
+    sent: T | None = None
+    refused: Unreadable | Invalid | None = None
+    try:
+        sent = await read(call)
+    except (Unreadable, Invalid) as error:
+        refused = error
+    try:
+        key = _checked(call.idempotency_key)
+        begun = await resources.idempotency.begin(
+            f"user/{call.caller.user_id}", key, _fingerprint(call)
+        )
+    except (Invalid, InFlight):
+        if isinstance(refused, Unreadable):
+            raise refused from None
+        raise
     if isinstance(begun, Kept):
         return _reply(begun)
     running = Once(resources.idempotency, begun, body_bytes_max)
     try:
-        reply = await act(running)
+        if refused is not None:
+            raise refused  # noqa: TRY301 - kept as any other answer
+        reply = await act(running, cast("T", sent))
     except K9Error as error:
         reply = problem_reply(error)
         if reply.status >= _SERVER_ERRORS:
@@ -132,7 +156,11 @@ def _checked(raw: bytes) -> str:
     return raw.decode()
 
 
-def _fingerprint(call: Call, body: bytes) -> str:
+async def nothing(_call: Call) -> None:
+    """Reads what is sent with a request that takes no body."""
+
+
+def _fingerprint(call: Call) -> str:
     """Tells two requests apart by method, path, query, type and body."""
     digest = sha256()
     for part in (
@@ -140,7 +168,7 @@ def _fingerprint(call: Call, body: bytes) -> str:
         call.path.encode(),
         call.query,
         b"msgpack" if call.msgpack_in else b"json",
-        body,
+        call.data,
     ):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)

@@ -47,6 +47,8 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.Unreadable: Kind(400, "unreadable", "The request cannot be read"),
     errors.Invalid: Kind(422, "invalid", "The request does not hold"),
     errors.TooLarge: Kind(413, "too-large", "The request is too large"),
+    errors.NotAcceptedType: Kind(415, "unsupported-type", "The body's type is not supported"),
+    errors.OverShare: Kind(429, "over-share", "The caller has too much in flight"),
     errors.Unauthenticated: Kind(401, "unauthenticated", "A valid access token is needed"),
     errors.Forbidden: Kind(403, "forbidden", "The token lacks the right"),
     errors.NotFound: Kind(404, "not-found", "There is no such thing"),
@@ -127,7 +129,9 @@ def _of_ours(error: K9Error) -> Reply:
             problem.unprocessed = list(error.unprocessed)
         case errors.Unauthenticated():
             headers = ((b"www-authenticate", b"Bearer"),)
-    if isinstance(error, errors.Unavailable):
+        case errors.NotAcceptedType(codings=str(codings)):
+            headers = ((b"accept-encoding", codings.encode()),)
+    if isinstance(error, errors.Unavailable | errors.OverShare):
         headers = ((b"retry-after", str(error.retry_after_s).encode()),)
     return _reply(problem, headers)
 

@@ -26,6 +26,8 @@ NUMBERS_CEILING: Final = 1_000_000
 allow. The limits themselves are in settings, and name both numbers."""
 
 Entries = Annotated[list[Raw], Meta(max_length=ENTRIES_CEILING)]
+Whole = int | float
+"""A whole number, which JSON may write as 10.0 too; `api.bodies.whole` reads it."""
 Numbers = Annotated[list[float], Meta(max_length=NUMBERS_CEILING)]
 
 
@@ -88,7 +90,7 @@ class EmbeddingPage(_Answer):
 
 class _SearchOptions(_Body, kw_only=True):
     product_id: str | UnsetType = UNSET
-    k: int = 10
+    k: Whole = 10
     exact: bool = False
     min_score: float | None = None
     exclude: Annotated[list[str], Meta(max_length=ENTRIES_CEILING)] = []
@@ -163,6 +165,15 @@ class BuildBody(_Body):
     """What a build is asked for."""
 
     target_recall: float = 0.95
+    matrix_k: Whole = 20
+    deterministic: bool = False
+    force: bool = False
+
+
+class BuildParametersItem(_Answer):
+    """What a build was asked for."""
+
+    target_recall: float = 0.95
     matrix_k: int = 20
     deterministic: bool = False
     force: bool = False
@@ -191,7 +202,7 @@ class BuildItem(_Answer):
     requested_at: str
     started_at: str | None
     ended_at: str | None
-    parameters: BuildBody
+    parameters: BuildParametersItem
     progress: ProgressItem
     attempt: int
     """How often a worker has claimed it."""
@@ -311,7 +322,7 @@ class ReportBody(_Body, kw_only=True):
     author: str | UnsetType | None = UNSET
     date: str | UnsetType | None = UNSET
     reference: str | UnsetType | None = UNSET
-    favorites: list[str] | UnsetType | None = UNSET
+    favorites: Annotated[list[str], Meta(max_length=ENTRIES_CEILING)] | UnsetType | None = UNSET
 
 
 class ReportItem(_Answer):

@@ -13,7 +13,12 @@ SECONDS: Final = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
 )
 IN_FLIGHT: Final = Gauge("k9_http_in_flight", "Requests in flight.")
-SHED: Final = Counter("k9_http_shed_total", "Requests answered 503 for want of room.")
+SHED: Final = Counter(
+    "k9_http_shed_total",
+    "Requests turned away: by what they would have taken, and why.",
+    ["resource", "cause"],
+)
+"""Causes: `share` (429), `full` and `deadline` (503), `rate` and `timeout` of bodies (400)."""
 SWAPS: Final = Counter("k9_index_swaps_total", "Index versions put to use.", ["model_version"])
 LOAD_FAILED: Final = Counter(
     "k9_index_load_failed_total", "Index versions that could not be put to use.", ["reason"]

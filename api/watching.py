@@ -14,15 +14,15 @@ from typing import Final
 import msgspec
 from litestar.types import Receive, Scope, Send
 
+from api.limits import Share
 from api.schemas import BuildItem
 from core import telemetry
-from core.errors import NotFound, Overloaded, Unavailable
-from core.models import Build
+from core.errors import NotFound, Unavailable
+from core.models import Build, Caller
 from core.repositories.builds import BuildRepository
 from core.settings import Http
 
 EVENT_STREAM: Final = "text/event-stream"
-_RETRY_AFTER_S: Final = 5
 _KEEP_ALIVE: Final = b": the build goes on\n\n"
 
 _log = telemetry.logger(__name__)
@@ -59,44 +59,57 @@ class Watches:
         http: Http,
         shown: Callable[[Build], BuildItem],
         stopping: Callable[[], bool],
+        share: Share,
     ) -> None:
         self._builds = builds
         self._http = http
         self._shown = shown
         self._stopping = stopping
+        self._share = share
         self._watched: dict[str, _Watched] = {}
-        self.streams = 0
-        """That are open."""
+        self._streams: dict[str, dict[EventStream, None]] = {}
+        """By caller, the oldest first."""
 
-    async def open(self, build_id: str, expires_at: float, *, head: bool = False) -> "EventStream":
+    @property
+    def streams(self) -> int:
+        """Streams that are open."""
+        return sum(map(len, self._streams.values()))
+
+    async def open(self, build_id: str, caller: Caller, *, head: bool = False) -> "EventStream":
         """A stream of a build's events, to be run as an ASGI application.
+
+        Where the caller is over its share, its oldest stream ends for the new one.
 
         Args:
             build_id: Which build.
-            expires_at: Unix time in seconds at which the stream ends, whatever the build does.
+            caller: Who listens. The stream ends with the token, whatever the build does.
             head: Whether only the answer's head is asked for.
 
         Raises:
             NotFound: there is no such build.
-            Overloaded: as many streams are open as may be.
+            Overloaded: as many streams are open as may be, and the caller has none.
         """
-        if self.streams >= self._http.event_streams_max:
-            raise Overloaded(
-                "too many streams of events are open; ask for the build itself, or try again later",
-                retry_after_s=_RETRY_AFTER_S,
-            )
-        self.streams += 1
-        try:
-            build = await self._builds.get_build(build_id)
-            watched = self._join(build)
-        except BaseException:
-            self.streams -= 1
-            raise
-        return EventStream(self, watched, expires_at, head=head)
+        build = await self._builds.get_build(build_id)
+        own = self._streams.get(caller.user_id)
+        if own and not self._share.has_room(caller.user_id):
+            next(iter(own)).give_way()
+        self._share.take(caller.user_id)
+        stream = EventStream(self, self._join(build), caller, head=head)
+        self._streams.setdefault(caller.user_id, {})[stream] = None
+        return stream
+
+    def forget(self, stream: "EventStream") -> None:
+        """Gives back what a stream holds of its caller's share, once."""
+        caller = stream.caller.user_id
+        own = self._streams.get(caller, {})
+        if stream in own:
+            del own[stream]
+            self._share.give_back(caller)
+            if not own:
+                del self._streams[caller]
 
     def leave(self, watched: _Watched) -> None:
         """Ends one listening; the last one ends the look-ups."""
-        self.streams -= 1
         watched.listeners -= 1
         if not watched.listeners:
             del self._watched[watched.build_id]
@@ -104,9 +117,12 @@ class Watches:
                 watched.looking.cancel()
 
     async def serve(
-        self, watched: _Watched, expires_at: float, receive: Receive, send: Send
+        self, watched: _Watched, stream: "EventStream", receive: Receive, send: Send
     ) -> bool:
-        """Sends events until build, token or process end; False where the client went away."""
+        """Sends events until build, token or process end, or the stream is to give way.
+
+        False where the client went away.
+        """
         gone = asyncio.create_task(_disconnected(receive))
         told = b""
         try:
@@ -114,15 +130,17 @@ class Watches:
                 changed, over, text = watched.changed, watched.over, watched.text
                 if text != told:
                     told = text
-                    if not await self._sent(send, text):
+                    if not await self._sent(send, text, stream.ended):
                         return False
-                left_s = expires_at - time.time()
-                if over or left_s <= 0:
+                left_s = stream.caller.expires_at - time.time()
+                if over or left_s <= 0 or stream.ended.is_set():
                     return True
-                await self._wait(changed, gone, min(left_s, self._http.event_keepalive_s))
+                wait_s = min(left_s, self._http.event_keepalive_s)
+                await self._wait(changed, stream.ended, gone, wait_s)
                 if gone.done():
                     return False
-                if not changed.is_set() and not await self._sent(send, _KEEP_ALIVE):
+                news = changed.is_set() or stream.ended.is_set()
+                if not news and not await self._sent(send, _KEEP_ALIVE, stream.ended):
                     return False
         finally:
             gone.cancel()
@@ -170,34 +188,56 @@ class Watches:
                 broken = False
 
     async def _wait(
-        self, changed: asyncio.Event, gone: "asyncio.Task[None]", wait_s: float
+        self,
+        changed: asyncio.Event,
+        ended: asyncio.Event,
+        gone: "asyncio.Task[None]",
+        wait_s: float,
     ) -> None:
-        news = asyncio.create_task(changed.wait())
+        news = {asyncio.create_task(event.wait()) for event in (changed, ended)}
         try:
-            await asyncio.wait({news, gone}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*news, gone}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            news.cancel()
+            for task in news:
+                task.cancel()
 
-    async def _sent(self, send: Send, text: bytes) -> bool:
+    async def _sent(self, send: Send, text: bytes, ended: asyncio.Event) -> bool:
         """False where the client takes nothing any more, and has not said so."""
+
+        async def write() -> None:
+            await send({"type": "http.response.body", "body": text, "more_body": True})
+
+        writing = asyncio.create_task(write())
+        giving_way = asyncio.create_task(ended.wait())
         try:
-            async with asyncio.timeout(2 * self._http.event_keepalive_s):
-                await send({"type": "http.response.body", "body": text, "more_body": True})
-        except TimeoutError:
-            return False
-        return True
+            await asyncio.wait(
+                {writing, giving_way},
+                timeout=2 * self._http.event_keepalive_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if writing.done():
+                await writing
+            return writing.done()
+        finally:
+            writing.cancel()
+            giving_way.cancel()
 
 
 class EventStream:
     """The answer: an ASGI application that is run once."""
 
-    def __init__(
-        self, watches: Watches, watched: _Watched, expires_at: float, *, head: bool
-    ) -> None:
+    def __init__(self, watches: Watches, watched: _Watched, caller: Caller, *, head: bool) -> None:
         self._watches = watches
         self._watched = watched
-        self._expires_at = expires_at
+        self.caller = caller
+        self.ended = asyncio.Event()
+        """Set where it is to end before its build."""
         self._head = head
+
+    def give_way(self) -> None:
+        """Ends it for a newer stream of the same caller, which takes its share at once."""
+        self._watches.forget(self)
+        self.ended.set()
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Answers."""
@@ -212,12 +252,11 @@ class EventStream:
                     ],
                 }
             )
-            there = self._head or await self._watches.serve(
-                self._watched, self._expires_at, receive, send
-            )
+            there = self._head or await self._watches.serve(self._watched, self, receive, send)
             if there:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
+            self._watches.forget(self)
             self._watches.leave(self._watched)
 
 

@@ -50,6 +50,23 @@ class NotFound(K9Error):
     """There is no such thing, or it is someone else's: the two are never told apart."""
 
 
+class NotAcceptedType(K9Error):
+    """The input is of a media type or content coding that is not read here."""
+
+    def __init__(self, detail: str, codings: str | None = None) -> None:
+        super().__init__(detail)
+        self.codings = codings
+        """The codings that are read, where it is for its coding that the input is refused."""
+
+
+class OverShare(K9Error):
+    """This caller has as much in flight as its share of what the process has."""
+
+    def __init__(self, detail: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 # --- what the state does not allow --------------------------------------------------------------
 
 

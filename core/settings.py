@@ -103,14 +103,27 @@ class Http(msgspec.Struct, frozen=True):
     metrics_port: _Port = 3002
     """0 opens none."""
     cors_origins: tuple[str, ...] = ()
-    concurrent_requests_max: _Positive = 256
-    """Requests in flight; one more is answered 503 at once."""
-    body_bytes_max: _Positive = 96 * 1024 * 1024
-    """A batch of 1,000 x 4,096 numbers in JSON with all their digits takes 80 MB."""
+    concurrent_requests_max: _Positive = 512
+    """Requests in flight that call DynamoDB. Of this and of all that follows one caller may hold as
+    much as is left free, half of it if alone: over that is 429, and 503 where nothing is left."""
+    memory_requests_max: _Positive = 512
+    """Requests in flight that are answered from memory."""
+    arriving_bodies_max: _Positive = 512
+    """Requests whose body is still arriving; they hold nothing else."""
+    watermark_waits_max: _Positive = 64
+    """Searches that wait for their `min_watermark` to be visible."""
     buffered_bytes_max: _Positive = 256 * 1024 * 1024
-    """Bodies in memory, of all requests in flight; one that would be over it is answered 503."""
+    """Bytes of bodies that have arrived and are in memory, of all requests in flight."""
+    body_bytes_max: _Positive = 96 * 1024 * 1024
+    """Of any body. A batch of 1,000 x 4,096 numbers in JSON with all their digits takes 80 MB."""
+    record_bytes_max: _Positive = 1024 * 1024
+    """Of a body without vectors."""
     body_timeout_s: _Seconds = 60.0
     """For a request's body to arrive."""
+    body_grace_s: _Seconds = 5.0
+    """From here on a body must have arrived at `body_rate_min`."""
+    body_rate_min: _Positive = 4096
+    """Bytes a second."""
     connections_max: _Positive = 8192
     """Open connections, idle ones too; further ones wait to be taken."""
     idle_timeout_s: _Seconds = 75.0
@@ -119,7 +132,8 @@ class Http(msgspec.Struct, frozen=True):
     """How long readiness fails before the port closes, for a load balancer to see it."""
     drain_s: _Seconds = 10.0
     event_streams_max: _Positive = 64
-    """Streams of a build's events; one more is answered 503. They do not count as requests."""
+    """Streams of a build's events, which do not count as requests. A caller that is over its share
+    has its oldest one ended for a new one."""
     event_poll_s: _Seconds = 1.0
     """How often a build is looked up while someone listens to it."""
     event_keepalive_s: _Seconds = 15.0
@@ -209,6 +223,10 @@ class Serving(msgspec.Struct, frozen=True):
     loaded_bytes_max: _Positive = 8 * 1024**3
     search_threads: _Positive = 2
     """Threads that run searches too long for the event loop."""
+    large_searches_max: _Positive = 128
+    """Such searches, waiting or running."""
+    search_queue_s: _Seconds = 10.0
+    """How long such a search may wait for its first turn; then it is answered 503."""
     hint_gather_s: _Seconds = 0.01
     """How long changed rows are gathered before they are read."""
     poll_s: _Seconds = 30.0

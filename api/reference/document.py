@@ -9,6 +9,7 @@ from litestar import Controller, Litestar
 from litestar.openapi import OpenAPIConfig
 
 from api.idempotency import KEY_CHARACTERS_MAX
+from api.limits import BodyLimits
 from api.problems import PROBLEM_JSON, TABLE, UNKNOWN_TYPE
 from api.reference.links import links
 from api.reference.operations import BINARY, operations
@@ -20,7 +21,7 @@ VERSION: Final = "1.0.0"
 """Of the API, not of the software: raised when a client would notice."""
 
 _ALWAYS: Final = (500, 503)
-_GUARDED: Final = (401, 403)
+_GUARDED: Final = (401, 403, 429)
 _KEY: Final[Schema] = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -40,13 +41,16 @@ _REQUEST_ID: Final[Schema] = {
     "required": True,
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
 }
-_KEY_PROBLEMS: Final = (409, 413, 422)
+_KEY_PROBLEMS: Final = (400, 409, 413, 415, 422)
 _DESCRIPTION: Final = (
     "Nearest neighbours of product embeddings. Errors are RFC 9457 problem details. Bodies are "
     "JSON; those that carry vectors may be `application/msgpack`, a vector then being a float32 "
     "little-endian `bin`, and are answered so for `Accept: application/msgpack`. "
-    "A body may have up to {body_bytes_max} bytes; {concurrent_requests_max} requests are worked "
-    "on at once, and one more is answered 503 with `Retry-After`."
+    "A body may be coded with gzip or zstd; decoded it may have {record_bytes_max} bytes, one "
+    "embedding {vector_bytes_max}, a batch {batch_bytes_max}, a search {search_bytes_max}, less "
+    "where its model version has shorter vectors. After {body_grace_s:g} s it must have come at "
+    "{body_rate_min} bytes a second. A caller that has too much in flight is answered 429 with "
+    "`Retry-After`, and 503 where the process as a whole has."
 )
 _RIGHTS: Final = {
     "open": "Open: takes no token.",
@@ -66,9 +70,14 @@ def document(controllers: Sequence[type[Controller]], settings: Settings) -> dic
         logging_config=None,
     )
     schema: dict[str, Any] = described.openapi_schema.to_schema()
-    http = settings.http
+    http, sizes = settings.http, BodyLimits(settings)
     schema["info"]["description"] = _DESCRIPTION.format(
-        body_bytes_max=http.body_bytes_max, concurrent_requests_max=http.concurrent_requests_max
+        record_bytes_max=sizes.record,
+        vector_bytes_max=sizes.vector,
+        batch_bytes_max=sizes.batch,
+        search_bytes_max=sizes.search,
+        body_grace_s=http.body_grace_s,
+        body_rate_min=http.body_rate_min,
     )
     schema.pop("servers", None)
     components = schema.setdefault("components", {})
@@ -198,7 +207,7 @@ def _problem_responses() -> dict[str, Any]:
             "headers": {"X-Request-Id": _REQUEST_ID},
             "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
             seconds = {"description": "Seconds.", "schema": {"type": "integer"}}
             response["headers"] |= {"Retry-After": seconds}
         if status == HTTPStatus.UNAUTHORIZED:

@@ -62,7 +62,7 @@ def _on_vectors(limits: Limits) -> dict[Route, Operation]:
     )
     return {
         (f"{_MODEL}/search", "post"): Operation(
-            (400, 404, 409, 413, 422),
+            (400, 404, 409, 413, 415, 422),
             body={
                 "application/json": _search(limits, vector),
                 "application/msgpack": _search(limits, packed),

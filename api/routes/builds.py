@@ -8,13 +8,13 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from api.auth import operators, readers
-from api.bodies import Shape
+from api.bodies import Shape, whole
 from api.calls import Call, call_in, response
-from api.idempotency import Once, once
+from api.idempotency import Once, nothing, once
 from api.pages import Paging
 from api.paths import unescape
 from api.problems import Reply
-from api.schemas import BuildBody, BuildItem, BuildPage, ProgressItem
+from api.schemas import BuildBody, BuildItem, BuildPage, BuildParametersItem, ProgressItem
 from api.watching import EVENT_STREAM
 from core.errors import NotFound
 from core.models import Build, BuildParameters, BuildStatus
@@ -46,18 +46,15 @@ class BuildController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
-            data = await call.body()
-            body = _body.decode(data, msgpack=call.msgpack_in) if data else BuildBody()
+        async def act(running: Once, parameters: BuildParameters) -> Reply:
             name = unescape(model_version)
             validate_model_version(name)
-            parameters = msgspec.convert(body, BuildParameters, from_attributes=True)
             build = await call.context.resources.build_requests.request(
                 name, parameters, lambda opened: running.parts(_accepted(call, opened))
             )
             return _accepted(call, build)
 
-        return response(await once(call, act))
+        return response(await once(call, _read, act))
 
     @get("/models/{model_version:str}/builds", guards=[readers], summary="List builds")
     async def get_page(
@@ -98,7 +95,7 @@ class BuildController(Controller):
         """
         call = call_in(request)
         stream = await call.context.watches.open(
-            _checked(build_id), call.caller.expires_at, head=call.method == "HEAD"
+            _checked(build_id), call.caller, head=call.method == "HEAD"
         )
         call.leave()  # a stream is no request in flight: it has a limit of its own
         return cast("ASGIApp", stream)
@@ -113,13 +110,19 @@ class BuildController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
+        async def act(running: Once, _sent: None) -> Reply:
             cancelled = await call.context.resources.builds.cancel(
                 _checked(build_id), lambda ended: running.parts(call.reply(item(ended), 202))
             )
             return call.reply(item(cancelled), 202)
 
-        return response(await once(call, act))
+        return response(await once(call, nothing, act))
+
+
+async def _read(call: Call) -> BuildParameters:
+    body = _body.decode(call.data, msgpack=call.msgpack_in) if call.data else BuildBody()
+    body.matrix_k = whole(body.matrix_k, "matrix_k")
+    return msgspec.convert(body, BuildParameters, from_attributes=True)
 
 
 def _checked(build_id: str) -> str:
@@ -148,7 +151,7 @@ def item(build: Build) -> BuildItem:
         requested_at=build.requested_at,
         started_at=build.started_at,
         ended_at=build.ended_at,
-        parameters=msgspec.convert(build.parameters, BuildBody, from_attributes=True),
+        parameters=msgspec.convert(build.parameters, BuildParametersItem, from_attributes=True),
         progress=msgspec.convert(build.progress, ProgressItem, from_attributes=True),
         attempt=build.fence - (build.status == "cancelled"),
         error=build.error,

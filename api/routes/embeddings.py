@@ -1,16 +1,16 @@
 """Embeddings: write, read, delete, page through."""
 
-import asyncio
 from typing import Any, Final, cast
 
 from litestar import Controller, Request, Response, delete, get, post, put
 from litestar.params import FromPath
 
 from api.auth import operators, readers
-from api.batches import read_batch, store_batch
+from api.batches import Batch, read_batch, store_batch
 from api.bodies import Shape
 from api.calls import Call, call_in, response
-from api.idempotency import Once, once
+from api.guards import BODY
+from api.idempotency import Once, nothing, once
 from api.pages import Paging
 from api.paths import unescape
 from api.problems import Reply
@@ -22,10 +22,9 @@ from api.schemas import (
     EmbeddingStored,
     VectorBody,
 )
-from api.vectors import LARGE_BYTES, floats
+from api.vectors import floats
 from core.models import Embedding, Metric
 from core.repositories.embeddings import Position
-from core.settings import Limits
 from core.usecases.embeddings import Stored
 from core.usecases.identifiers import validate_model_version, validate_product_id
 from core.vectors.arrays import Floats, as_vector, json_floats
@@ -42,7 +41,12 @@ class EmbeddingController(Controller):
     path = "/models/{model_version:str}"
     tags = ("embeddings",)
 
-    @put("/embeddings/{product_id:str}", guards=[operators], summary="Store an embedding")
+    @put(
+        "/embeddings/{product_id:str}",
+        guards=[operators],
+        opt={BODY: "vector"},
+        summary="Store an embedding",
+    )
     async def store(
         self,
         request: Request[Any, Any, Any],
@@ -55,9 +59,8 @@ class EmbeddingController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
-            query = Query(call.query)
-            vector = await _read_vector(call)
+        async def act(running: Once, sent: tuple[Query, Floats]) -> Reply:
+            query, vector = sent
             stored = await call.context.resources.ingest.store_embedding(
                 unescape(model_version),
                 unescape(product_id),
@@ -67,18 +70,23 @@ class EmbeddingController(Controller):
             )
             return _kept(call, stored)
 
-        return response(await once(call, act))
+        return response(await once(call, _read_vector, act))
 
-    @post("/embeddings:batch", guards=[operators], status_code=200, summary="Store many embeddings")
+    @post(
+        "/embeddings:batch",
+        guards=[operators],
+        opt={BODY: "batch"},
+        status_code=200,
+        summary="Store many embeddings",
+    )
     async def store_many(
         self, request: Request[Any, Any, Any], model_version: FromPath[str]
     ) -> Response[BatchStored]:
         """Stores many embeddings, each id once, or none of them when one does not hold."""
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
-            query = Query(call.query)
-            batch = await read_batch(call)
+        async def act(running: Once, sent: tuple[Query, Batch]) -> Reply:
+            query, batch = sent
             metric = query.choice("metric", METRICS)
             watermark = await store_batch(
                 call, unescape(model_version), batch, metric, running.noting
@@ -86,7 +94,7 @@ class EmbeddingController(Controller):
             answer = BatchStored(stored=len(batch.rows))
             return call.reply(answer, headers=_watermark(call, watermark))
 
-        return response(await once(call, act))
+        return response(await once(call, _read_batch, act))
 
     @get("/embeddings/{product_id:str}", guards=[readers], summary="Get an embedding")
     async def get_one(
@@ -118,7 +126,7 @@ class EmbeddingController(Controller):
         """Deletes one embedding; 404 when there is none, or no more."""
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
+        async def act(running: Once, _sent: None) -> Reply:
             name = unescape(model_version)
             validate_model_version(name)
             watermark = await call.context.resources.ingest.delete_embedding(
@@ -128,7 +136,7 @@ class EmbeddingController(Controller):
             )
             return _gone(call, watermark)
 
-        return response(await once(call, act))
+        return response(await once(call, nothing, act))
 
     @get("/embeddings", guards=[readers], summary="List embeddings")
     async def get_page(
@@ -165,19 +173,15 @@ def _gone(call: Call, watermark: Watermark) -> Reply:
     return Reply(204, b"", "text/plain", _watermark(call, watermark))
 
 
-async def _read_vector(call: Call) -> Floats:
-    data = await call.body()
-    limits = call.context.settings.limits
-    if len(data) <= LARGE_BYTES:
-        return _decode_vector(data, limits, msgpack=call.msgpack_in)
-    return await asyncio.get_running_loop().run_in_executor(
-        call.context.threads, lambda: _decode_vector(data, limits, msgpack=call.msgpack_in)
-    )
+async def _read_vector(call: Call) -> tuple[Query, Floats]:
+    query = Query(call.query)
+    msgpack = call.msgpack_in
+    body = _vector.decode(call.data, msgpack=msgpack)
+    return query, floats(body.vector, call.context.settings.limits, "vector", msgpack=msgpack)
 
 
-def _decode_vector(data: bytes, limits: Limits, *, msgpack: bool) -> Floats:
-    body = _vector.decode(data, msgpack=msgpack)
-    return floats(body.vector, limits, "vector", msgpack=msgpack)
+async def _read_batch(call: Call) -> tuple[Query, Batch]:
+    return Query(call.query), await read_batch(call)
 
 
 def _item(embedding: Embedding, *, msgpack: bool) -> EmbeddingItem:

@@ -8,7 +8,7 @@ from litestar.params import FromPath
 
 from api.auth import operators, readers
 from api.bodies import Shape
-from api.calls import call_in, response
+from api.calls import Call, call_in, response
 from api.context import Context
 from api.idempotency import Once, once
 from api.pages import Paging
@@ -88,8 +88,7 @@ class ModelController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
-            body = _body.decode(await call.body(), msgpack=call.msgpack_in)
+        async def act(running: Once, body: PromoteBody) -> Reply:
             name = unescape(model_version)
             validate_model_version(name)
             if not 1 <= len(body.build_id) <= BUILD_ID_CHARACTERS_MAX:
@@ -109,7 +108,7 @@ class ModelController(Controller):
             await promotions.promote(name, body.build_id, running.parts(reply))
             return reply
 
-        return response(await once(call, act))
+        return response(await once(call, _read, act))
 
     @get("/{model_version:str}/matrix", guards=[readers], summary="Get the similarity matrix")
     async def get_matrix(
@@ -140,6 +139,10 @@ class ModelController(Controller):
             manifest=msgspec.to_builtins(manifest),
         )
         return response(call.reply(snapshot))
+
+
+async def _read(call: Call) -> PromoteBody:
+    return _body.decode(call.data, msgpack=call.msgpack_in)
 
 
 async def _file(context: Context, model: Model, manifest: Manifest, name: str) -> MatrixFile:

@@ -4,22 +4,31 @@
 router know of them.
 """
 
-import asyncio
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from litestar import Controller, Request, Response, get, post
 from litestar.params import FromPath
 from msgspec import UNSET
 
-from api.bodies import Shape
+from api.bodies import Shape, whole
 from api.calls import Call, call_in, response
+from api.context import Context
+from api.guards import BODY
 from api.paths import unescape
 from api.problems import Reply, invalid
 from api.queries import Query
 from api.schemas import Found, FoundMany, LargeSearchBody, Neighbor, PackedSearchBody, SearchBody
 from api.serving.view import View
-from api.vectors import LARGE_BYTES, Wire, check_all, count_parts, floats
+from api.turns import Steps, finished, one_step
+from api.vectors import (
+    DECODED_AT_ONCE,
+    LARGE_BYTES,
+    Wire,
+    check_all,
+    count_parts,
+    floats,
+)
 from core.errors import Invalid, NoIndex, NotFound, NotYetVisible
 from core.settings import Limits
 from core.usecases.identifiers import validate_product_id
@@ -29,6 +38,7 @@ from core.watermarks import Presented
 SEARCH_ROUTE: Final = "/models/{model_version}/search"
 NEIGHBORS_ROUTE: Final = "/models/{model_version}/products/{product_id}/neighbors"
 
+T = TypeVar("T")
 _Body = SearchBody | LargeSearchBody | PackedSearchBody
 _small: Final[Shape[_Body]] = Shape(SearchBody, PackedSearchBody)
 _large: Final[Shape[_Body]] = Shape(LargeSearchBody, PackedSearchBody)
@@ -44,22 +54,23 @@ async def search(call: Call, model_version: str) -> Reply:
         NoIndex: the model version has no published build.
         NotYetVisible: the index does not reflect `min_watermark`.
     """
-    data = await call.body()
-    limits = call.context.settings.limits
-    if len(data) > LARGE_BYTES:
-        body, vectors, after = await _in_thread(call, _read, call, data)
+    context = call.context
+    await call.begin(context.admission.reads, _body_bytes_max(context, model_version))
+    limits = context.settings.limits
+    if len(call.data) > LARGE_BYTES:
+        body, vectors, after = await context.decoding.run(call.caller.user_id, _reading(call))
     else:
-        body, vectors, after = _read(call, data)
+        body, vectors, after = finished(_reading(call))
     many = body.vectors is not UNSET
     names = [f"vectors[{i}]" if many else "vector" for i in range(len(vectors))]
     try:
-        view = await call.context.catalogue.wanted(model_version)
+        view = await _view(call, model_version)
     except (NotFound, NoIndex) as absent:
         # What the body itself lacks is said first, as the contract has it.
         if isinstance(body.product_id, str):
             validate_product_id(body.product_id, limits.product_id_bytes_max)
         if isinstance(absent, NoIndex):
-            model = await call.context.resources.models.known_model(model_version)
+            model = await context.resources.models.known_model(model_version)
             check_all(vectors, names, model.metric, model.dimension, limits)
         else:
             check_all(vectors, names, "ip", None, limits)
@@ -72,10 +83,12 @@ async def search(call: Call, model_version: str) -> Reply:
     if isinstance(body.product_id, str):
         place = place_of(view, body.product_id, limits)
         vectors = [view.vector(place)]
-    if view.takes_long(len(vectors), body.k, exact=body.exact, excluded=len(body.exclude)):
-        lists = await _in_thread(call, _find, view, vectors, body, place)
+    count, k, excluded = len(vectors), int(body.k), len(body.exclude)
+    if view.takes_long(count, k, exact=body.exact, excluded=excluded):
+        cost_us = view.estimate_us(count, k, exact=body.exact, excluded=excluded)
+        lists = await _in_turn(call, cost_us, _finding(view, vectors, body, place))
     else:
-        lists = _find(view, vectors, body, place)
+        lists = finished(_finding(view, vectors, body, place))
     used = view.used(exact=body.exact)
     if many:
         return call.reply(FoundMany(results=lists, index=used))
@@ -90,21 +103,24 @@ async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
         NotFound: there is no such model version, or no such product in its index.
         NoIndex: the model version has no published build.
     """
+    call.enter(call.context.admission.reads)
     limits = call.context.settings.limits
     k = Query(call.query).integer("k", default=10, minimum=1, maximum=limits.k_max)
     try:
-        view = await call.context.catalogue.wanted(model_version)
+        view = await _view(call, model_version)
     except (NotFound, NoIndex):
         validate_product_id(product_id, limits.product_id_bytes_max)
         raise
     place = place_of(view, product_id, limits)
     if view.beside_takes_long:
-        found = await _in_thread(call, view.neighbors, place, k)
+        cost_us = view.estimate_us(1, k, exact=False)
+        found = await _in_turn(call, cost_us, one_step(view.neighbors, place, k))
     else:
         found = view.neighbors(place, k)
     if found is None:
         if view.takes_long(1, k, exact=False):
-            near = await _in_thread(call, view.near, place, k)
+            cost_us = view.estimate_us(1, k, exact=False)
+            near = await _in_turn(call, cost_us, one_step(view.near, place, k))
         else:
             near = view.near(place, k)
         return call.reply(Found(neighbors=near, index=view.used(exact=False)))
@@ -119,7 +135,30 @@ async def _reflecting(call: Call, model_version: str, after: Presented) -> View:
     """
     if not after.authentic:
         raise NotYetVisible(f"the index of {model_version} does not reflect this write")
-    return await call.context.catalogue.wanted(model_version, after.watermark)
+    admission = call.context.admission
+    with admission.one_of(admission.waits, call.caller.user_id):
+        return await call.context.catalogue.wanted(model_version, after.watermark)
+
+
+async def _view(call: Call, model_version: str) -> View:
+    """What answers for a model version.
+
+    Raises:
+        Invalid, NotFound, NoIndex, Unavailable: as `Catalogue.wanted` says.
+    """
+    catalogue = call.context.catalogue
+    view = catalogue.view(model_version)
+    if view is not None:
+        return view
+    admission = call.context.admission  # whether there is such a model version is read
+    with admission.one_of(admission.calls, call.caller.user_id):
+        return await catalogue.wanted(model_version)
+
+
+def _body_bytes_max(context: Context, model_version: str) -> int:
+    view = context.catalogue.view(model_version)
+    limits = context.body_limits
+    return limits.search if view is None else limits.search_of(view.dimension)
 
 
 def place_of(view: View, product_id: str, limits: Limits) -> int:
@@ -136,12 +175,12 @@ def place_of(view: View, product_id: str, limits: Limits) -> int:
     return place
 
 
-def _read(call: Call, data: bytes) -> tuple[_Body, list[Floats], Presented | None]:
+def _reading(call: Call) -> Steps[tuple[_Body, list[Floats], Presented | None]]:
     """The body, checked as far as it can be without an index, its vectors and its watermark."""
-    limits, msgpack = call.context.settings.limits, call.msgpack_in
+    data, limits, msgpack = call.data, call.context.settings.limits, call.msgpack_in
     if len(data) > LARGE_BYTES and not msgpack:
         ids_bytes = limits.exclude_max * limits.product_id_bytes_max
-        count_parts(data, limits.vectors_max * limits.dimension_max + ids_bytes)
+        yield from count_parts(data, limits.vectors_max * limits.dimension_max + ids_bytes)
     body = (_large if len(data) > LARGE_BYTES else _small).decode(data, msgpack=msgpack)
     after = None
     if body.min_watermark is not None:  # what cannot be read goes before what does not hold
@@ -161,10 +200,16 @@ def _read(call: Call, data: bytes) -> tuple[_Body, list[Floats], Presented | Non
         wires.append(("vector", body.vector))
     elif body.vectors is not UNSET:
         wires += ((f"vectors[{i}]", raw) for i, raw in enumerate(body.vectors))
-    return body, [floats(wire, limits, at, msgpack=msgpack) for at, wire in wires], after
+    vectors: list[Floats] = []
+    for place, (at, wire) in enumerate(wires):
+        if place and place % DECODED_AT_ONCE == 0:
+            yield 0
+        vectors.append(floats(wire, limits, at, msgpack=msgpack))
+    return body, vectors, after
 
 
 def _check_options(body: _Body, limits: Limits) -> None:
+    body.k = whole(body.k, "k")
     if not 1 <= body.k <= limits.k_max:
         raise invalid("k", f"must be from 1 to {limits.k_max}")
     if len(body.exclude) > limits.exclude_max:
@@ -182,28 +227,41 @@ def _check_options(body: _Body, limits: Limits) -> None:
             )
 
 
-def _find(
+def _finding(
     view: View, vectors: list[Floats], body: _Body, place: int | None
-) -> list[list[Neighbor]]:
-    return view.search(
-        vectors,
-        body.k,
-        exact=body.exact,
-        exclude=body.exclude,
-        without=place,
-        min_score=body.min_score,
-    )
+) -> Steps[list[list[Neighbor]]]:
+    lists: list[list[Neighbor]] = []
+    for start in range(0, len(vectors), view.searched_at_once):
+        if start:
+            yield 0
+        lists += view.search(
+            vectors[start : start + view.searched_at_once],
+            int(body.k),
+            exact=body.exact,
+            exclude=body.exclude,
+            without=place,
+            min_score=body.min_score,
+        )
+    return lists
 
 
-async def _in_thread(call: Call, work: Any, *arguments: Any) -> Any:
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(call.context.threads, work, *arguments)
+async def _in_turn(call: Call, cost_us: float, steps: Steps[T]) -> T:
+    """The result of a search that is too long for the event loop.
+
+    Raises:
+        OverShare: the caller has too much of that under way.
+        Overloaded: all callers together have, or its turn did not come in time.
+    """
+    caller = call.caller.user_id
+    with call.context.admission.large_search(caller, max(1, round(cost_us / 1000))):
+        return await call.context.searching.run(caller, steps)
 
 
 class SearchController(Controller):
     """The same, behind the router."""
 
     tags = ("search",)
+    opt = {BODY: "search"}  # noqa: RUF012 - Litestar has no other place for it
 
     @post(
         "/models/{model_version:str}/search",

@@ -9,16 +9,21 @@ from msgspec import UNSET, Raw
 
 from api.bodies import Shape
 from api.calls import Call, call_in, response
-from api.idempotency import Once, once
+from api.guards import BODY
+from api.idempotency import Once, nothing, once
 from api.paths import unescape
 from api.problems import Reply
 from api.schemas import UserBody, UserItem
 from core.models import User
 from core.repositories.users import unknown_user
+from core.usecases.documents import check_text
 
 ME: Final = "me"
 
 _FIELDS: Final = ("name", "email", "avatar_url")
+Sent = tuple[dict[str, str | None], bytes | None]
+"""The fields that were sent, and the preferences if they were among them."""
+
 _body: Final = Shape(UserBody)
 
 
@@ -27,14 +32,15 @@ class UserController(Controller):
 
     path = "/users"
     tags = ("users",)
+    opt = {BODY: "record"}  # noqa: RUF012 - Litestar has no other place for it
 
     @post("", status_code=201, summary="Create your profile")
     async def create(self, request: Request[Any, Any, Any]) -> Response[UserItem]:
         """Creates the caller's own profile; `user_id` is the token's `sub`."""
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
-            fields, preferences = await _read(call)
+        async def act(running: Once, sent: Sent) -> Reply:
+            fields, preferences = sent
             user = await call.context.resources.profiles.create(
                 call.caller.user_id,
                 fields,
@@ -43,7 +49,7 @@ class UserController(Controller):
             )
             return _created(call, user)
 
-        return response(await once(call, act))
+        return response(await once(call, _read, act))
 
     @get("/{user_id:str}", summary="Get your profile")
     async def get_one(
@@ -61,8 +67,8 @@ class UserController(Controller):
         """Applies a JSON merge patch (RFC 7396): null removes, preferences are merged."""
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
-            fields, preferences = await _read(call)
+        async def act(running: Once, sent: Sent) -> Reply:
+            fields, preferences = sent
             profiles = call.context.resources.profiles
             profiles.check_patch(fields, preferences)  # 422 comes before 404
             user = await profiles.change(
@@ -73,7 +79,7 @@ class UserController(Controller):
             )
             return _shown(call, user)
 
-        return response(await once(call, act))
+        return response(await once(call, _read, act))
 
     @delete("/{user_id:str}", status_code=202, summary="Delete your profile and reports")
     async def delete(
@@ -82,14 +88,14 @@ class UserController(Controller):
         """Marks the profile; a worker removes it and its reports. Until then writes are 409."""
         call = call_in(request)
 
-        async def act(running: Once) -> Reply:
+        async def act(running: Once, _sent: None) -> Reply:
             user = await call.context.resources.profiles.mark(
                 _own(call, user_id),
                 lambda marked: running.parts(_shown(call, marked, 202), lasting=True),
             )
             return _shown(call, user, 202)
 
-        reply = await once(call, act)
+        reply = await once(call, nothing, act)
         await call.context.resources.queue.enqueue_deletion(call.caller.user_id)
         return response(reply)
 
@@ -105,12 +111,13 @@ def _own(call: Call, user_id: str) -> str:
     return call.caller.user_id
 
 
-async def _read(call: Call) -> tuple[dict[str, str | None], bytes | None]:
-    """The fields that were sent, and the preferences if they were among them."""
-    body = _body.decode(await call.body(), msgpack=False)
+async def _read(call: Call) -> Sent:
+    body = _body.decode(call.data, msgpack=False)
     sent = {name: getattr(body, name) for name in _FIELDS}
     fields = {name: value for name, value in sent.items() if value is not UNSET}
     preferences = bytes(body.preferences) if isinstance(body.preferences, Raw) else None
+    if preferences is not None:
+        check_text(preferences)
     return fields, preferences
 
 

@@ -43,6 +43,10 @@ class Catalogue:
         """What answers now; not to be changed."""
         return self._loaded
 
+    def view(self, model_version: str) -> View | None:
+        """What answers for a model version now; None where nothing is loaded."""
+        return self._views.get(model_version)
+
     async def wanted(self, model_version: str, after: Watermark | None = None) -> View:
         """What answers for a model version.
 

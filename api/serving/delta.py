@@ -142,7 +142,7 @@ class Delta:
         if min_score is not None:
             near = near[: np.count_nonzero(top >= np.float64(min_score))]
         ids = self._ids
-        pairs = zip(near.tolist(), top.tolist(), strict=False)
+        pairs = zip(near.tolist(), (top + 0).tolist(), strict=False)  # adding 0 makes 0 of -0
         hits = [Neighbor(ids[slot], score) for slot, score in pairs]
         hits.sort(key=_order)
         return hits

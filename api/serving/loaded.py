@@ -30,6 +30,10 @@ _RESULT_US: Final = 0.6
 _EXCLUDED_US: Final = 7.0
 """To find the row of one product id."""
 _LINKS: Final = 30
+_STEP_VECTORS: Final = 32
+"""A product of matrices of fewer vectors takes more time a vector."""
+_STEP_NUMBERS: Final = 16 << 20
+"""Scores of one step, of a scan."""
 _FEW: Final = 10
 """The usual k, whose estimate is made once."""
 
@@ -57,6 +61,8 @@ class LoadedIndex:
             manifest, exact=manifest.matrix.exact, recall=manifest.matrix.recall
         )
         """What answers neighbours from the matrix."""
+        self.searched_at_once = max(1, min(_STEP_VECTORS, _STEP_NUMBERS // max(1, self.rows)))
+        """Of many vectors, how many are searched in one step."""
         self._few_take_long = self._estimate_us(1, _FEW, 0, exact=False) > _INLINE_US_MAX
 
     @classmethod
@@ -146,8 +152,15 @@ class LoadedIndex:
         """
         if vectors == 1 and k <= _FEW and not exact and not excluded and not beside:
             return self._few_take_long
+        estimated = self.estimate_us(vectors, k, exact=exact, excluded=excluded, beside=beside)
+        return estimated > _INLINE_US_MAX
+
+    def estimate_us(
+        self, vectors: int, k: int, *, exact: bool, excluded: int = 0, beside: int = 0
+    ) -> float:
+        """Microseconds that a search may take, to within a factor of a few."""
         estimated = self._estimate_us(vectors, k, excluded, exact=exact)
-        return estimated + vectors * _SCAN_US * beside > _INLINE_US_MAX
+        return estimated + vectors * _SCAN_US * beside
 
     @staticmethod
     def scan_takes_long(numbers: int) -> bool:
@@ -159,7 +172,8 @@ class LoadedIndex:
             count = int(np.count_nonzero(scores >= np.float64(min_score)))
             rows, scores = rows[:count], scores[:count]
         ids = self._version.ids_of(rows)
-        return [Neighbor(i, score) for i, score in zip(ids, scores.tolist(), strict=True)]
+        # Adding 0 makes 0 of -0.
+        return [Neighbor(i, score) for i, score in zip(ids, (scores + 0).tolist(), strict=True)]
 
     def _estimate_us(self, vectors: int, k: int, excluded: int, *, exact: bool) -> float:
         """Microseconds that a search may take, to within a factor of a few."""

@@ -157,12 +157,27 @@ class View:
 
     def takes_long(self, vectors: int, k: int, *, exact: bool, excluded: int = 0) -> bool:
         """Whether a search would hold up the event loop, by an estimate of its cost."""
+        beside = self._numbers_beside()
+        return self.index.takes_long(vectors, k, exact=exact, excluded=excluded, beside=beside)
+
+    def estimate_us(self, vectors: int, k: int, *, exact: bool, excluded: int = 0) -> float:
+        """Microseconds that a search may take on a thread, to within a factor of a few."""
+        beside = self._numbers_beside()
+        return self.index.estimate_us(vectors, k, exact=exact, excluded=excluded, beside=beside)
+
+    @property
+    def searched_at_once(self) -> int:
+        """Of many vectors, how many are searched in one step."""
+        return self.index.searched_at_once
+
+    def _numbers_beside(self) -> int:
+        """How many numbers a vector is held against beside the index."""
         if self._delta is None:
-            return self.index.takes_long(vectors, k, exact=exact, excluded=excluded)
+            return 0
         beside = self._delta.numbers
         if self._hidden is not None and self._hidden.count * _SCAN_RATIO > self.index.rows:
             beside += self.index.rows * self.index.dimension
-        return self.index.takes_long(vectors, k, exact=exact, excluded=excluded, beside=beside)
+        return beside
 
 
 def _with(used: IndexUsed, fresh: int | None) -> IndexUsed:

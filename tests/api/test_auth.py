@@ -106,7 +106,7 @@ async def test_a_bad_token_gets_nowhere(service: Service, kind: str) -> None:
     token = BAD[kind](service.pool)
     async with client_of(service.app) as client:
         headers = {b"authorization": b"Bearer " + token.encode("latin-1")}
-        for method, path in (("POST", SEARCH), ("GET", "/models"), ("GET", "/nothing")):
+        for method, path in (("POST", SEARCH), ("GET", "/models"), ("GET", "/builds/nothing")):
             reply = await client.request(method, path, json=GOOD, headers=headers)
             problem = assert_problem(reply, 401, "unauthenticated")
             assert reply.headers["www-authenticate"] == "Bearer"
@@ -182,8 +182,10 @@ async def test_open_routes_take_no_token(service: Service) -> None:
     async with client_of(service.app) as client:
         for path in ("/health/live", "/health/ready", "/docs", "/openapi.json"):
             assert (await client.get(path)).status_code == 200
-        for path in ("/models", "/metrics", "/schema", "/builds/x", "/"):
+        for path in ("/models", "/builds/x"):
             assert (await client.get(path)).status_code == httpx.codes.UNAUTHORIZED
+        for path in ("/metrics", "/schema", "/"):
+            assert (await client.get(path)).status_code == httpx.codes.NOT_FOUND
 
 
 async def test_readiness_gives_names_to_callers_alone(service: Service) -> None:
@@ -209,13 +211,13 @@ async def test_a_stranger_takes_no_slot(service: Service) -> None:
     async with started(app), client_of(app) as client:
         context = app.holder.context
         assert context is not None
-        context.admission.enter()
+        context.admission.calls.take("someone else")
         try:
             assert_problem(await client.get("/models"), 401, "unauthenticated")
             headers = {"authorization": f"Bearer {service.pool.token()}"}
             assert_problem(await client.get("/models", headers=headers), 503, "overloaded")
         finally:
-            context.admission.leave()
+            context.admission.calls.give_back("someone else")
 
 
 async def test_an_unknown_key_id_waits_for_nothing(service: Service, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ VECTORS: list[tuple[str, bytes, int, str]] = [
     ("a zero vector under cosine", _vectors("0").replace(b"1", b"0"), 422, "invalid"),
     ("one number too few", f'{{"vector": [{_ONES}]}}'.encode(), 422, "invalid"),
     ("no numbers", b'{"vector": []}', 422, "invalid"),
-    ("100,000 numbers", msgspec.json.encode({"vector": [0.5] * 100_000}), 422, "invalid"),
+    ("20,000 numbers", msgspec.json.encode({"vector": [0.5] * 20_000}), 422, "invalid"),
     ("a bool", _vectors("true"), 422, "invalid"),
     ("a string", _vectors('"1"'), 422, "invalid"),
     ("a null", _vectors("null"), 422, "invalid"),

@@ -162,7 +162,8 @@ async def test_events_over_http_end_with_their_client_and_their_process(
             lines = stream.aiter_lines()
             assert await anext(lines) == "event: build"
             assert json.loads((await anext(lines)).removeprefix("data: "))["status"] == "queued"
-            assert (await client.get(path)).status_code == 503
+            async with client_at(port, service.pool.token("readers", sub="b")) as other:
+                assert (await other.get(path)).status_code == 503
         began = None
         async with asyncio.timeout(10):
             while began is None:

@@ -35,6 +35,9 @@ class Stream:
         self.status = 0
         self.headers: dict[str, str] = {}
         self._left = asyncio.Event()
+        self.reading = asyncio.Event()
+        """While it is not set, the client takes nothing."""
+        self.reading.set()
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
         scope: Any = {
             "type": "http",
@@ -57,6 +60,7 @@ class Stream:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
+        await self.reading.wait()
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = {n.decode(): v.decode() for n, v in message["headers"]}
@@ -211,7 +215,8 @@ async def test_streams_are_bounded_and_end_with_the_process(service: Service) ->
     build_id = await opened(service, "m-events-many")
     async with quick(service, event_streams_max=2) as app:
         token = service.pool.token("readers")
-        streams = [Stream(app, build_id, token) for _ in range(2)]
+        others = [service.pool.token("readers", sub=f"listener-{n}") for n in range(2)]
+        streams = [Stream(app, build_id, other) for other in others]
         for stream in streams:
             await stream.event()
         async with client_of(app, token) as client:
@@ -228,6 +233,39 @@ async def test_streams_are_bounded_and_end_with_the_process(service: Service) ->
         with contextlib.suppress(StopAsyncIteration):
             assert [build async for build in streams[1].events()] == []
         await streams[1].task
+
+
+async def test_the_oldest_stream_of_a_caller_gives_way(service: Service) -> None:
+    """It ends cleanly, in the middle of a write too; another caller always finds room."""
+    build_id = await opened(service, "m-events-share")
+    async with quick(service, event_streams_max=4) as app:
+        token = service.pool.token("readers")
+        first, stuck = Stream(app, build_id, token), Stream(app, build_id, token)
+        assert app.holder.context is not None
+        watches = app.holder.context.watches
+        for stream in (first, stuck):
+            await stream.event()
+        stuck.reading.clear()  # what it is sent next, it does not take
+        third = Stream(app, build_id, token)
+        await third.event()
+        assert [build async for build in first.events()] == []
+        await first.task
+        fourth = Stream(app, build_id, token)
+        await fourth.event()
+        async with asyncio.timeout(10):
+            while watches.streams != 2:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+        other = Stream(app, build_id, service.pool.token("readers", sub="another"))
+        assert (await other.event())["status"] == "queued"
+        assert not third.task.done()
+        stuck.reading.set()
+        await stuck.task
+        await service.resources.builds.cancel(build_id)
+        for stream in (third, fourth, other):
+            assert [build["status"] async for build in stream.events()] == ["cancelled"]
+            await stream.task
+        assert watches.streams == 0
+        assert app.holder.context.admission.streams.held == 0
 
 
 class Looks:

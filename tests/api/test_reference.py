@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 from openapi_spec_validator import validate
 
+from api.limits import BodyLimits
 from api.reference.operations import operations
 from core.settings import Settings
 from tests.api.conftest import Service
@@ -54,7 +55,7 @@ async def test_limits_stand_in_it(service: Service) -> None:
     assert search["vector"]["maxItems"] == 4096
     batch = paths["/models/{model_version}/embeddings:batch"]["post"]["requestBody"]["content"]
     assert batch["application/json"]["schema"]["properties"]["embeddings"]["maxItems"] == 1000
-    assert str(service.settings.http.body_bytes_max) in document["info"]["description"]
+    assert str(BodyLimits(service.settings).batch) in document["info"]["description"]
 
 
 async def test_security_and_problems_are_described(service: Service) -> None:

@@ -14,6 +14,7 @@ from api.batches import decode_batch
 from api.bodies import Shape
 from api.paths import routed_path, unescape
 from api.queries import Query
+from api.turns import finished
 from api.vectors import LARGE_BYTES, floats
 from core.errors import Invalid, Unreadable
 from core.settings import Limits
@@ -129,6 +130,6 @@ def test_a_batch_of_the_largest_kind_is_read_exactly() -> None:
         (msgspec.json.encode({"embeddings": plain}), False),
         (msgspec.msgpack.encode({"embeddings": packed}), True),
     ):
-        batch = decode_batch(data, Limits(), msgpack=msgpack)
+        batch = finished(decode_batch(data, Limits(), msgpack=msgpack))
         assert not batch.errors
         assert np.array_equal(np.stack([vector for _, vector in batch.rows]), rows)
