@@ -96,13 +96,17 @@ async def store_batch(
     if not batch.errors:
         return await ingest.store_batch(model_version, batch.rows, metric, noting)
     # Nothing will be stored: the other entries are looked at only to name those too.
-    problems = ingest.problems(batch.rows, await ingest.plan(model_version), metric)
     errors = dict(batch.errors)
+    general: tuple[FieldError, ...] = ()
+    try:
+        problems = ingest.problems(batch.rows, await ingest.plan(model_version), metric)
+    except Invalid as error:
+        problems, general = [], error.errors
     for problem in problems:
         if problem.row not in batch.errors:
             found = FieldError(f"embeddings[{problem.row}].{problem.field}", problem.message)
             errors[problem.row] = (*errors.get(problem.row, ()), found)
     raise Invalid(
         f"{len(errors)} of {len(batch.rows)} embeddings do not hold; none was stored",
-        tuple(error for place in sorted(errors) for error in errors[place]),
+        (*general, *(error for place in sorted(errors) for error in errors[place])),
     )

@@ -45,11 +45,13 @@ async def import_file(
 ) -> Imported:
     """Stores every row that holds; those that do not are told of through `moved`.
 
-    The first batch goes alone, since it fixes the model version's dimension and metric. Running
-    it again overwrites the same rows with the same vectors.
+    Batches go alone until one has stored a row, since that fixes a new model version's dimension
+    (that of most of its rows) and metric. Running it again overwrites the same rows with the same
+    vectors.
 
     Raises:
-        Invalid: the model version's name does not hold.
+        Invalid: the model version's name does not hold, or it is new, and no dimension is that of
+            most rows; nothing is stored then.
         MetricConflict: the model version has another metric.
         Unavailable: DynamoDB still did not take a batch after all tries.
         CommandError: the file stops to read at some point; what came before it is stored.

@@ -13,6 +13,7 @@ from core.resources import Resources
 from core.usecases.migration import Migration
 from deploy.errors import CommandError
 from deploy.file_input import FileInput
+from deploy.first_rows import FirstRows
 from deploy.ingest import pauses
 from deploy.json_rows import entries
 from deploy.old_rows import BadEntry, Deletion, OldRow, RowReader
@@ -89,6 +90,7 @@ class _Run:
             resources.ingest,
         )
         self._reader = RowReader(table, resources.settings, resources.reporting)
+        self._first = FirstRows(resources.ingest, resources.settings, metric)
         self._metric = metric
         self._told = told
         self._counts = {"stored": 0, "there": 0, "bad": 0, "deletions": 0}
@@ -114,14 +116,19 @@ class _Run:
                         if isinstance(row, Deletion):
                             self._tell(Told("deletions", row.entry.line, row.entry.number, row.id))
                             continue
-                        await self._gate.acquire()
-                        group.create_task(self._store(row))
+                        await self._begin(await self._first.take(row), group)
                     read(step[-1].entry.end)
+                await self._begin(self._first.rest(), group)
         except* Exception as failed:  # noqa: BLE001 - the first is raised as it is
             raise failed.exceptions[0] from None
         if stopped is not None:
             raise CommandError(f"{stopped} (before that: {self._so_far()})") from stopped
         return Migrated(**self._counts)
+
+    async def _begin(self, rows: list[OldRow], group: asyncio.TaskGroup) -> None:
+        for row in rows:
+            await self._gate.acquire()
+            group.create_task(self._store(row))
 
     def _steps(self, file: FileInput) -> Iterator[list[OldRow | BadEntry | Deletion]]:
         """The file's rows, some at a time; what stops the file comes after what was before it."""
@@ -173,7 +180,13 @@ class _Run:
             return await self._migration.store_user(row.record, row.changed_at)
         if isinstance(row.record, Report):
             return await self._migration.store_report(row.record, row.changed_at)
-        return await self._migration.store_embedding(row.record, row.changed_at, self._metric)
+        name = row.record.model_version
+        if name in self._first.refused:
+            raise Invalid(self._first.refused[name])
+        dimension = self._first.dimensions.get(name)
+        return await self._migration.store_embedding(
+            row.record, row.changed_at, self._metric, dimension
+        )
 
     def _bad(self, bad: BadEntry) -> None:
         self._tell(Told("bad", bad.entry.line, bad.entry.number, bad.id, bad.reason))

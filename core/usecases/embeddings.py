@@ -24,6 +24,7 @@ from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.models import ModelRepository
 from core.repositories.transactions import Part
 from core.settings import Settings
+from core.usecases.dimensions import common_dimension
 from core.usecases.identifiers import (
     product_id_problem,
     validate_model_version,
@@ -194,16 +195,28 @@ class Ingest:
         return await self._known(model_version)
 
     def problems(
-        self, rows: Sequence[Row], model: Model | None, metric: Metric | None
+        self,
+        rows: Sequence[Row],
+        model: Model | None,
+        metric: Metric | None,
+        dimension: int | None = None,
     ) -> list[Problem]:
         """All that is wrong with the rows of a batch; empty when it may be stored.
 
-        Without a model version yet, the first row with a good vector sets the dimension.
+        Without a model version yet, `dimension` is what it will have; where that is None, the
+        dimension of most rows.
+
+        Raises:
+            Invalid: no dimension is that of most rows.
         """
         found = []
         seen: dict[str, int] = {}
         kind = _metric(model, metric)
-        dimension = model.dimension if model else None
+        if model is not None:
+            dimension = model.dimension
+        elif dimension is None:
+            vectors = (vector for _, vector in rows)
+            dimension = common_dimension(vectors, kind, self._limits.dimension_max, "embeddings")
         for row, (product_id, vector) in enumerate(rows):
             problem = product_id_problem(product_id, self._limits.product_id_bytes_max)
             first = seen.setdefault(product_id, row)
@@ -214,8 +227,6 @@ class Ingest:
             problem = check_vector(vector, kind, dimension, self._limits.dimension_max)
             if problem:
                 found.append(Problem(row, "vector", problem))
-            elif dimension is None:
-                dimension = len(vector)
         return found
 
     @contextmanager

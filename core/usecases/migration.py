@@ -107,17 +107,22 @@ class Migration:
             raise Unavailable("DynamoDB did not take a report in time") from None
 
     async def store_embedding(
-        self, old: OldEmbedding, created_at: str | None, metric: Metric | None
+        self,
+        old: OldEmbedding,
+        created_at: str | None,
+        metric: Metric | None,
+        dimension: int | None = None,
     ) -> bool:
         """Stores an embedding; the first one of a model version makes its record.
 
-        It counts as changed now, so that running indexes see it; `created_at` stays.
+        It counts as changed now, so that running indexes see it; `created_at` stays. `dimension`
+        is that of a model version which there is none of yet; None: the embedding's own.
 
         Raises:
             Invalid: saying what does not hold.
             MetricConflict: the model version has another metric.
         """
-        model = await self._model(old, metric)
+        model = await self._model(old, metric, dimension)
 
         def item(_there: Item | None) -> RequestItem:
             moment = timestamp(now())
@@ -129,7 +134,9 @@ class Migration:
 
         return await self._put(tables.EMBEDDINGS, item, _Judge(check, created_at, "model_shard"))
 
-    async def _model(self, old: OldEmbedding, metric: Metric | None) -> Model:
+    async def _model(
+        self, old: OldEmbedding, metric: Metric | None, dimension: int | None
+    ) -> Model:
         name = old.model_version
         model = self._known.get(name)
         if model is not None:
@@ -137,7 +144,7 @@ class Migration:
             return model
         async with self._making:
             model = self._known.get(name) or await self._ingest.plan(name)
-            self._check(old, model, metric)
+            self._check(old, model, metric, dimension)
             if model is None:
                 model = await self._models.create_model(
                     name, len(old.vector), metric or "cosine", self._settings.ingest.shards
@@ -146,8 +153,14 @@ class Migration:
             self._known[name] = model
         return model
 
-    def _check(self, old: OldEmbedding, model: Model | None, metric: Metric | None) -> None:
-        found = self._ingest.problems([(old.product_id, old.vector)], model, metric)
+    def _check(
+        self,
+        old: OldEmbedding,
+        model: Model | None,
+        metric: Metric | None,
+        dimension: int | None = None,
+    ) -> None:
+        found = self._ingest.problems([(old.product_id, old.vector)], model, metric, dimension)
         if found:
             raise Invalid("; ".join(f"{problem.field} {problem.message}" for problem in found))
         if model is not None and metric not in {None, model.metric}:

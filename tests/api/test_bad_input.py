@@ -284,6 +284,24 @@ async def test_a_batch_with_a_bad_entry_stores_nothing(
     await _still_works(service)
 
 
+async def test_a_new_model_without_a_common_dimension_is_refused(service: Service) -> None:
+    """Most entries fix it: a tie refuses the whole batch, and one short entry is named."""
+    new = "/models/undecided/embeddings:batch"
+    reply = await service.client.post(new, json=_batch(_entry("a", [1]), _entry("b", [1, 2])))
+    problem = assert_problem(reply, 422, "invalid")
+    assert [error["field"] for error in problem["errors"]] == ["embeddings"]
+    entries = [_entry("a", [1]), *(_entry(f"b{n}", [1, 2]) for n in range(3))]
+    problem = assert_problem(await service.client.post(new, json=_batch(*entries)), 422, "invalid")
+    assert [error["field"] for error in problem["errors"]] == ["embeddings[0].vector"]
+    entries = [_entry("a", [True]), _entry("b", [1]), _entry("c", [1, 2])]
+    problem = assert_problem(await service.client.post(new, json=_batch(*entries)), 422, "invalid")
+    assert [error["field"] for error in problem["errors"]] == [
+        "embeddings",
+        "embeddings[0].vector[0]",
+    ]
+    assert_problem(await service.client.get("/models/undecided"), 404, "not-found")
+
+
 async def test_a_body_over_the_limit_is_too_large(service: Service) -> None:
     """By its label before it is read, and without a label as it comes."""
     limit = service.settings.http.body_bytes_max

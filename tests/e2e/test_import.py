@@ -16,6 +16,7 @@ from core.watermarks import Watermark
 from deploy import ingest
 from deploy.aws.tables import count_items
 from deploy.readers import BadRow, open_source
+from tests.e2e.commands import run_k9
 from tests.emulators import create_tables, settings_for
 
 
@@ -93,3 +94,57 @@ async def test_a_batch_that_was_taken_in_part_is_sent_again(
     assert (result.stored, result.bad) == (30, 0)
     assert len(throttled.refused) == 3
     assert stored.vector == vectors[29].tobytes()
+
+
+CASES = Path(__file__).parents[1] / "cases"
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "bad"),
+    [
+        ("a14_first_short.parquet", 9, [1]),
+        ("a14_bad.parquet", 10, [1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+async def test_most_rows_fix_the_dimension_of_a_new_model(
+    own_tables: Settings, name: str, stored: int, bad: list[int]
+) -> None:
+    """A short first row, or bad ones, are named; every good one is stored."""
+    found: list[int] = []
+    async with open_resources(own_tables) as resources:
+        result = await ingest.import_file(
+            resources.ingest,
+            "m3",
+            open_source(CASES / name),
+            rows_max=1000,
+            moved=lambda step: found.extend(row.number for row in step.bad),
+        )
+        model = await resources.models.get_model("m3")
+    assert (result.stored, found) == (stored, bad)
+    assert model.dimension == 4
+
+
+async def test_a_new_model_without_a_common_dimension_is_refused(
+    own_tables: Settings, tmp_path: Path
+) -> None:
+    """As many rows of one dimension as of another: one line says so, and nothing is written."""
+    rows = [{"product_id": f"p{n}", "vector": [1.0] * (2 + n % 2)} for n in range(20)]
+    _lines(tmp_path / "a.jsonl", rows)
+    status, _, error = await run_k9(own_tables, tmp_path, "import", "a.jsonl", "--model", "m4")
+    assert status == 1
+    assert len(error.splitlines()) == 1
+    assert "2 (rows: 10), 3 (rows: 10)" in error
+    async with open_resources(own_tables) as resources:
+        assert await resources.models.list_models() == []
+    assert (await count_items(own_tables))[own_tables.table("embeddings")] == 0
+
+
+async def test_a_block_of_bad_rows_decides_nothing(own_tables: Settings, tmp_path: Path) -> None:
+    """The dimension is that of the first block with a valid vector."""
+    rows: list[object] = [{"product_id": f"z{n}", "vector": [0, 0, 0]} for n in range(10)]
+    rows += [{"product_id": f"p{n}", "vector": [1, 2]} for n in range(10)]
+    source = open_source(_lines(tmp_path / "a.jsonl", rows))
+    async with open_resources(own_tables) as resources:
+        result = await ingest.import_file(resources.ingest, "m5", source, rows_max=10)
+        assert (await resources.models.get_model("m5")).dimension == 2
+    assert (result.stored, result.bad) == (10, 10)

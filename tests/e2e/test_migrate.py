@@ -329,3 +329,21 @@ async def test_a_run_that_is_killed_is_taken_up(ministack_tables: Settings, tmp_
     assert stored + there == total
     assert there >= before
     assert (await count_items(ministack_tables))[name] == total
+
+
+async def test_most_rows_fix_the_dimension_of_a_new_model(
+    ministack_tables: Settings, tmp_path: Path
+) -> None:
+    """One short row is bad; of a model version without a common dimension none is stored."""
+    short = {"embedding_vector": [1.0, 2.0], "vector_dimension": 2}
+    rows = [_embedding(0, **short), *(_embedding(n) for n in range(1, 40))]
+    rows[2:2] = [_embedding(n, model_version="m2", **(short if n < 2 else {})) for n in range(4)]
+    path = _array(tmp_path / "e.json", rows)
+    async with open_resources(ministack_tables) as resources:
+        done, told = await _migrate(resources, path, "embeddings")
+        models = await resources.models.list_models()
+    assert done == Migrated(stored=39, there=0, bad=5)
+    assert [(model.model_version, model.dimension) for model in models] == [("m1", 3)]
+    reasons = {(each.id, each.reason) for each in told if each.outcome == "bad"}
+    assert any("no dimension is that of most of 4 rows" in (reason or "") for _, reason in reasons)
+    assert any("has 2 numbers" in (reason or "") for _, reason in reasons)

@@ -1,0 +1,44 @@
+"""Which dimension a new model version gets from rows that were not checked by anybody."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from core.errors import FieldError, Invalid
+from core.models import Metric
+from core.vectors.arrays import Floats, check_vector
+
+_SHOWN = 3
+"""Dimensions named in an error, the most frequent first."""
+
+
+def common_dimension(
+    vectors: Iterable[Floats], metric: Metric, dimension_max: int, field: str
+) -> int | None:
+    """The dimension of more than half of the valid vectors; None where none is valid.
+
+    Args:
+        vectors: float32 (d,) each, of any d.
+        metric: What they are checked for.
+        dimension_max: The largest d that is valid.
+        field: What an error is about.
+
+    Raises:
+        Invalid: no dimension is that of more than half.
+    """
+    counts = Counter(
+        len(vector)
+        for vector in vectors
+        if check_vector(vector, metric, None, dimension_max) is None
+    )
+    if not counts:
+        return None
+    dimension, rows = counts.most_common(1)[0]
+    total = counts.total()
+    if 2 * rows <= total:
+        named = ", ".join(f"{d} (rows: {n})" for d, n in counts.most_common(_SHOWN))
+        problem = f"has vectors of dimension {named}: no dimension is that of most of {total} rows"
+        raise Invalid(
+            f"a new model version takes its dimension from most of its first rows: {problem}",
+            (FieldError(field, problem),),
+        )
+    return dimension
