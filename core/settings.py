@@ -34,6 +34,9 @@ _VARIABLES = {
     "idempotency_table": "DYNAMODB_IDEMPOTENCY_TABLE",
 }
 
+_SECRET = frozenset({"REDIS_URL", "K9_CURSOR_KEYS"})
+"""Variables whose values no error shows."""
+
 
 class Aws(msgspec.Struct, frozen=True):
     """Where AWS is, and how long to wait for it."""
@@ -321,7 +324,8 @@ def _read(group: type[Any], environ: Mapping[str, str], extra: Mapping[str, str]
         try:
             values[field.name] = msgspec.convert(_split(field.type, text), field.type, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{variable}={text!r}: {error}") from None
+            shown = variable if variable in _SECRET else f"{variable}={text!r}"
+            raise SettingsError(f"{shown}: {error}") from None
     return group(**values)
 
 

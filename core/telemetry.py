@@ -1,14 +1,44 @@
-"""Logs and metrics: structured lines on standard error, Prometheus counters in the process."""
+"""Logs and metrics: structured lines on standard error, Prometheus counters in the process.
+
+No log line shows a local variable: the frames of a request hold keys, tokens and bodies. And no
+line is longer than `LINE_CHARACTERS_MAX`.
+"""
 
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Final
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from structlog.typing import EventDict, ExceptionRenderer, WrappedLogger
 
+LINE_CHARACTERS_MAX: Final = 16 * 1024
+"""Of one log line, its end not counted."""
+_TEXT_CHARACTERS_MAX: Final = 2000
+_FRAMES_MAX: Final = 24
 _QUIET = ("aiobotocore", "botocore", "urllib3", "asyncio")
+_LEADING: Final = ("event", "level", "logger", "timestamp", "request_id")
+"""What is left of a line that is too long as a whole."""
+
+
+def _plain(renderer: ExceptionRenderer = structlog.dev.plain_traceback) -> Any:
+    """Lines for people; structlog's own default shows locals where rich is installed."""
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=renderer)
+
+
+# Of a process that configures nothing else, such as a command that logs nothing as a rule.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.StackInfoRenderer(),
+        structlog.dev.set_exc_info,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _plain(),
+    ]
+)
 
 
 def configure_logging(*, level: str, json: bool) -> None:
@@ -27,16 +57,17 @@ def configure_logging(*, level: str, json: bool) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    frames = structlog.tracebacks.ExceptionDictTransformer(
+        show_locals=False, max_frames=_FRAMES_MAX
+    )
     tail: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-        if json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.processors.ExceptionRenderer(frames), _rendered_json] if json else [_plain()]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
+            foreign_pre_chain=[*shared, _without_arguments, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, _cut],
         )
     )
     root = logging.getLogger()
@@ -44,6 +75,50 @@ def configure_logging(*, level: str, json: bool) -> None:
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+_render_json = structlog.processors.JSONRenderer()
+
+
+def _rendered_json(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    """One line of JSON; what is too long is cut where that leaves it readable."""
+    line = str(_render_json(logger, method, event))
+    if len(line) <= LINE_CHARACTERS_MAX:
+        return line
+    line = str(_render_json(logger, method, _shortened(event)))
+    if len(line) <= LINE_CHARACTERS_MAX:
+        return line
+    left: EventDict = {name: _shortened(event[name]) for name in _LEADING if name in event}
+    exceptions = event.get("exception")
+    if isinstance(exceptions, list):
+        left["exception"] = [str(found.get("exc_type")) for found in exceptions[:_FRAMES_MAX]]
+    left["shortened"] = True
+    return str(_render_json(logger, method, left))
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= _TEXT_CHARACTERS_MAX else f"{value[:_TEXT_CHARACTERS_MAX]}…"
+    if isinstance(value, dict):
+        return {name: _shortened(held) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(held) for held in value]
+    if isinstance(value, int | float | None):
+        return value
+    return _shortened(repr(value))
+
+
+def _cut(_logger: WrappedLogger, _method: str, line: Any) -> str:
+    """The last bound, on what is already text."""
+    text = str(line)
+    return text if len(text) <= LINE_CHARACTERS_MAX else f"{text[: LINE_CHARACTERS_MAX - 1]}…"
+
+
+def _without_arguments(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Without what a failed callback was called with: asyncio names all of it, bodies too."""
+    if event.get("logger") == "asyncio":
+        event["event"] = str(event["event"]).partition("\n")[0].partition("(")[0]
+    return event
 
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:
