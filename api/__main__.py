@@ -1,23 +1,22 @@
 """`python -m api`: one API process, until SIGTERM or SIGINT."""
 
 import asyncio
-import errno
 import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final
 
 # One thread a search: OpenMP's and OpenBLAS's pools read this once, when they are loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import uvloop
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
 
 from api.app import create_app
+from api.server.connections import trusted_networks
+from api.server.listener import Server, bound_socket, operations
 from core import telemetry
 from core.errors import SettingsError
 from core.settings import Http, Settings
@@ -26,7 +25,6 @@ from core.stalls import settle_memory
 if TYPE_CHECKING:
     from api.app import Application
 
-BACKLOG: Final = 1024
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 _log = telemetry.logger(__name__)
@@ -36,47 +34,22 @@ def main() -> int:
     """Runs the API; the exit status."""
     try:
         settings = Settings.from_env(os.environ)
+        trusted_networks(settings.http)
         app = create_app(settings, started=settle_memory)
-        check_port(settings.http)
+        bound = bound_socket(settings.http, settings.http.port, "K9_PORT")
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     telemetry.configure_logging(level=settings.log_level, json=settings.log_json)
-    return uvloop.run(serve(app, settings.http))
+    with bound:
+        return uvloop.run(serve(app, settings.http, bound))
 
 
-def check_port(http: Http) -> None:
-    """Checks that the port is free: granian shares ports, and would take half of the requests.
-
-    Raises:
-        SettingsError: it is taken, or the address is not this machine's.
-    """
-    try:
-        found = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error}"
-        raise SettingsError(f"K9_PORT={http.port}: the port {reason} on {http.host}") from None
-
-
-async def serve(app: "Application", http: Http) -> int:
+async def serve(app: "Application", http: Http, bound: socket.socket) -> int:
     """Serves until a signal, then finishes what is in flight; the exit status."""
-    server = Server(
-        app,
-        address=http.host,
-        port=http.port,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=BACKLOG,
-        backpressure=http.connections_max,
-        http1_settings=HTTP1Settings(header_read_timeout=round(http.idle_timeout_s * 1000)),
-        log_enabled=False,
-    )
+    started = asyncio.Event()
     stopping = asyncio.Event()
+    server = Server(app, http, started=started.set)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -84,22 +57,31 @@ async def serve(app: "Application", http: Http) -> int:
             return
         stopping.set()
         app.drain()
+        server.drain()
         loop.call_later(http.notice_s, server.stop)
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop)
-    serving = asyncio.create_task(server.serve())
-    _log.info("listening", host=http.host, port=http.port)
+    serving = asyncio.create_task(server.serve([bound]))
+    starting = asyncio.create_task(started.wait())
     asked = asyncio.create_task(stopping.wait())
-    await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
-    if app.holder.failure is not None:
-        sys.stderr.write(f"the API cannot start: {app.holder.failure}\n")
-        return 1
-    return await _drained(serving, http, asked=stopping.is_set())
+    await asyncio.wait({serving, starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done() and not stopping.is_set():
+        return _not_started(app, serving)
+    async with operations(app, http) if started.is_set() else nullcontext():
+        _log.info("listening", host=http.host, port=http.port)
+        await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
+        return await _drained(serving, http, asked=stopping.is_set())
 
 
-async def _drained(serving: "asyncio.Task[Any]", http: Http, *, asked: bool) -> int:
-    done, _ = await asyncio.wait({serving}, timeout=http.drain_s)
+def _not_started(app: "Application", serving: "asyncio.Task[None]") -> int:
+    failure = app.holder.failure or serving.exception() or "the server ended by itself"
+    sys.stderr.write(f"the API cannot start: {failure}\n")
+    return 1
+
+
+async def _drained(serving: "asyncio.Task[None]", http: Http, *, asked: bool) -> int:
+    done, _ = await asyncio.wait({serving}, timeout=http.notice_s + http.drain_s)
     if not done:
         _log.warning("requests cut off", after_s=http.drain_s)
         os._exit(0)

@@ -11,7 +11,7 @@ from litestar.types import Message, Scope
 
 from api import telemetry as metrics
 from api.auth import Authenticator, check_settings
-from api.calls import call_in, response
+from api.calls import GONE, Disconnected, call_in, response
 from api.context import Context
 from api.front import Front, note_failure
 from api.guards import admitted, authenticated
@@ -38,7 +38,6 @@ from core.queue import redis_settings
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.stalls import watched_loop
-from core.telemetry import metrics_server
 from core.vectors.families import set_threads
 
 CONTROLLERS: Final[Sequence[type[Controller]]] = (
@@ -149,7 +148,6 @@ async def _open_context(
         refresher = Refresher(resources, catalogue, health, freshness)
         await stack.enter_async_context(following(refresher))
         metrics.IN_FLIGHT.set_function(lambda: admission.requests)
-        stack.enter_context(metrics_server(settings.http.host, settings.http.metrics_port))
         yield Context(
             settings=settings,
             resources=resources,
@@ -201,5 +199,7 @@ async def _say_allowed(message: Message, scope: Scope) -> None:
 
 
 def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    if isinstance(error, Disconnected):
+        return Response(None, status_code=GONE)  # for the metrics: nobody is there to get it
     note_failure(error, call_in(request))
     return response(problem_reply(error))

@@ -51,6 +51,10 @@ _encode_json: Final = msgspec.json.Encoder().encode
 _encode_msgpack: Final = msgspec.msgpack.Encoder().encode
 
 
+GONE: Final = 499
+"""The status of a request whose client left, as nginx counts it."""
+
+
 class Disconnected(Exception):
     """The client went away: there is nobody to answer."""
 
@@ -270,9 +274,13 @@ def call_of(scope: HTTPScope, receive: Receive, context: Context) -> Call:
                 setattr(call, field, before + b", " + value)  # RFC 9110, 5.3: they are one list
             else:
                 setattr(call, field, value)
-    if not _REQUEST_ID.fullmatch(call.request_id):
-        call.request_id = token_hex(16).encode()
+    call.request_id = request_id_of(call.request_id)
     return call
+
+
+def request_id_of(given: bytes) -> bytes:
+    """The caller's own request id, where it is a good one; else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else token_hex(16).encode()
 
 
 def call_in(request: Request[Any, Any, Any]) -> Call:

@@ -14,7 +14,7 @@ from litestar import Litestar
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from api import telemetry as metrics
-from api.calls import CALL, Call, Disconnected, call_of
+from api.calls import CALL, GONE, Call, Disconnected, call_of
 from api.context import Context
 from api.cors import Cors
 from api.paths import routed_path, unescape
@@ -70,7 +70,7 @@ class Front:
         try:
             await self._answer(scope, call, exchange)
         except Disconnected:
-            exchange.status = 499  # nginx's word for it: nobody is there to read an answer
+            exchange.status = GONE
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it is a 500
             await self._failed(error, call, exchange)
         finally:
@@ -89,7 +89,7 @@ class Front:
             await exchange.send_reply(reply)
             return
         if call.method == "HEAD":
-            scope["method"] = "GET"
+            scope = {**scope, "method": "GET"}  # the server's own says that there is no body
         untyped = cast("dict[str, Any]", scope)
         untyped[CALL] = call
         try:

@@ -19,6 +19,15 @@ SHED: Final = Counter(
     ["resource", "cause"],
 )
 """Causes: `share` (429), `full` and `deadline` (503), `rate` and `timeout` of bodies (400)."""
+CONNECTIONS: Final = Gauge("k9_http_connections", "Open connections.")
+CONNECTIONS_ENDED: Final = Counter(
+    "k9_http_connections_ended_total",
+    "Connections that were refused or ended, and requests over an address's share, by cause.",
+    ["cause"],
+)
+CONNECTIONS_MALFORMED: Final = Counter(
+    "k9_http_malformed_total", "Connections on which something came that is not HTTP/1.1."
+)
 SWAPS: Final = Counter("k9_index_swaps_total", "Index versions put to use.", ["model_version"])
 LOAD_FAILED: Final = Counter(
     "k9_index_load_failed_total", "Index versions that could not be put to use.", ["reason"]

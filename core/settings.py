@@ -104,7 +104,8 @@ class Http(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: _Port = 3001
     metrics_port: _Port = 3002
-    """0 opens none."""
+    """For operations: `/metrics`, `/health/live`, `/health/ready`, which clients' connections
+    cannot take; 0 opens none."""
     cors_origins: tuple[str, ...] = ()
     concurrent_requests_max: _Positive = 512
     """Requests in flight that call DynamoDB. Of this and of all that follows one caller may hold as
@@ -128,9 +129,20 @@ class Http(msgspec.Struct, frozen=True):
     body_rate_min: _Positive = 4096
     """Bytes a second."""
     connections_max: _Positive = 8192
-    """Open connections, idle ones too; further ones wait to be taken."""
+    """Open connections. Where there are as many, one that waits for a request gives way to the
+    next; where none waits, the next is refused."""
+    connections_per_address_max: _Positive = 1024
+    """The same for one client address. Of clients behind trusted proxies, requests in progress."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks (10.0.0.0/8) of proxies whose X-Forwarded-For is believed, separated by commas."""
     idle_timeout_s: _Seconds = 75.0
     """A connection without a request is closed after it: longer than a load balancer's minute."""
+    header_timeout_s: _Seconds = 10.0
+    """For a request's header, from the connection or the header's first byte."""
+    write_timeout_s: _Seconds = 20.0
+    """A client that reads less than 4 KiB a second of a reply for so long is cut off."""
+    unread_bytes_max: _Positive = 256 * 1024 * 1024
+    """Of replies that clients have not read; over it the one that stalls for longest is cut off."""
     notice_s: Annotated[float, Meta(ge=0)] = 0.0
     """How long readiness fails before the port closes, for a load balancer to see it."""
     drain_s: _Seconds = 10.0

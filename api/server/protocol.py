@@ -1,0 +1,437 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol on httptools, with limits on all that may last.
+
+What the parser refuses is answered with a problem detail. A header has a size and a time, a reply a
+time in which it must be read, and requests that are sent ahead wait until earlier replies are read.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, cast
+from urllib.parse import unquote
+
+import httptools
+from litestar.exceptions import HTTPException
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from api import telemetry as metrics
+from api.calls import request_id_of
+from api.problems import Reply, problem_reply
+from api.server.connections import Cause, ConnectionTable, Group
+from core.errors import Unreadable
+
+HEADER_BYTES_MAX: Final = 64 * 1024
+HEADERS_MAX: Final = 128
+_FRAMING_BYTES_MAX: Final = 64 * 1024
+_FRAMING_PER_BYTE_MAX: Final = 16
+"""Chunk sizes, their extensions and trailers may take as much for each byte of a body."""
+_AHEAD_MAX: Final = 64
+"""Requests that may be sent before earlier ones are answered."""
+_TOO_LARGE: Final = 431
+_TOO_MANY: Final = 429
+_UNAVAILABLE: Final = 503
+_RETRY_AFTER: Final = ((b"retry-after", b"1"),)
+
+
+class _Refused(Exception):
+    """A header that the parser takes and K9 does not."""
+
+
+class Cycle(RequestResponseCycle):
+    """One request and its reply."""
+
+    broken = False
+    """What came of the body breaks its framing."""
+    given_up = False
+    """The application knows."""
+    closes = False
+    """The connection is closed after the reply."""
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next part of the body.
+
+        Raises:
+            Unreadable: the body breaks its framing. Told once; from then on nobody is there.
+        """
+        if self._framed():
+            message = await super().receive()
+            if self._framed() or message["type"] == "http.disconnect":
+                return message
+        if self.given_up:
+            return {"type": "http.disconnect"}
+        self.given_up = True
+        raise Unreadable("the body is not framed as HTTP/1.1 has it: a bad chunk, or trailer")
+
+    def _framed(self) -> bool:
+        return not self.broken
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Sends a part of the reply."""
+        if not self.response_started and self.more_body:
+            self.keep_alive = False  # the rest of the body would be taken for the next request
+        elif self.response_started and not self.keep_alive:
+            self.closes = self.keep_alive = True  # the protocol closes, when all has been read
+        await super().send(message)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    group: Group
+
+    def __init__(self, table: ConnectionTable, **given: Any) -> None:
+        super().__init__(**given)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
+        self._table = table
+        self._counted = False
+        self._proxied = False
+        self._active: Cycle | None = None
+        self._in_header = False
+        self._hosts: list[bytes] = []
+        self._codings: list[bytes] = []
+        self._forwarded: list[bytes] = []
+        self._header_bytes = 0
+        self._framing_bytes = 0
+        self._body_bytes = 0
+        self._deaf = False
+        """What comes now is dropped: it cannot be parsed, or is not for a request."""
+        self._last: Reply | None = None
+        """Sent when what is in progress is answered."""
+        self._status = 400
+
+    @property
+    def _newest(self) -> Cycle | None:
+        """The request whose header came last."""
+        return cast("Cycle | None", self.cycle)
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Counts the connection, or refuses it."""
+        super().connection_made(transport)
+        peer = self.client[0] if self.client else ""
+        self._proxied = self._table.trusts(peer)
+        cause = self._table.admit(self, peer)
+        if cause is None:
+            self._counted = True
+            return
+        self._deaf = True
+        self.connections.discard(self)
+        metrics.CONNECTIONS_ENDED.labels(cause).inc()
+        status = _TOO_MANY if cause == "address" else _UNAVAILABLE
+        self._write(problem_reply(HTTPException(status_code=status)), _RETRY_AFTER)
+        transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wakes what waits for the client."""
+        self._leave()
+        self.pipeline.clear()
+        active = self._active
+        super().connection_lost(exc)
+        if active is not None and not active.response_complete:
+            active.disconnected = True
+            active.message_event.set()
+
+    def end(self, cause: Cause) -> None:
+        """Ends the connection at once."""
+        metrics.CONNECTIONS_ENDED.labels(cause).inc()
+        self._leave()
+        self.transport.abort()
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of replies that wait to be taken."""
+        return self.transport.get_write_buffer_size()
+
+    def _leave(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._table.leave(self)
+
+    def shutdown(self) -> None:
+        """Closes the connection once what has been begun on it is answered."""
+        newest = self._newest
+        if newest is not None and not newest.response_complete:
+            newest.keep_alive = False
+        elif not self._in_header:
+            self._close()
+
+    def _close(self) -> None:
+        """Closes this side, and reads on until the client has closed its own.
+
+        A socket that is closed with something unread resets the connection, and the client may
+        never see the reply.
+        """
+        self._deaf = True
+        if not self.unread_bytes:
+            self.connections.discard(self)  # a stop of the server need not wait for it
+        if self._counted:
+            self._table.close(self)
+        newest = self._newest
+        if newest is not None and newest.more_body and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.resume_reading()
+        else:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        """The client has not taken what it was sent."""
+        super().pause_writing()
+        if self._counted:
+            self._table.stalls(self)
+
+    def resume_writing(self) -> None:
+        """It has: the next request may begin."""
+        super().resume_writing()
+        if self._counted:
+            self._table.reads(self)
+        if self.pipeline and (self._active is None or self._active.response_complete):
+            self._start_next()
+
+    # --- what comes -------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what has come."""
+        if self._deaf:
+            return
+        in_header = self._in_header
+        before = self._newest
+        in_body = not in_header and before is not None and before.more_body
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.cycle.keep_alive = False  # what follows would be in another protocol
+            self._deaf = True
+        except httptools.HttpParserError:
+            self._refuse()
+            return
+        if in_body and self.cycle.more_body:
+            self._framing_bytes += len(data)
+            overhead = self._framing_bytes - self._body_bytes
+            if overhead > _FRAMING_BYTES_MAX + _FRAMING_PER_BYTE_MAX * self._body_bytes:
+                self._refuse()
+        elif self._in_header:
+            if in_header:
+                self._header_bytes += len(data)
+            self._table.reads_header(self)
+            if self._header_bytes > HEADER_BYTES_MAX:
+                self._status = _TOO_LARGE
+                self._refuse()
+
+    def _refuse(self) -> None:
+        """Answers what cannot be parsed, after what came before it."""
+        self._deaf = True
+        metrics.CONNECTIONS_MALFORMED.inc()
+        cycle = self._newest
+        if cycle is not None and cycle.more_body and not self._in_header:
+            cycle.keep_alive = False
+            if cycle.response_complete:
+                self._close()
+            else:
+                cycle.broken = True
+                cycle.message_event.set()
+            return
+        error: Exception = Unreadable("this is not a request of HTTP/1.1")
+        if self._status != 400:  # noqa: PLR2004 - the usual case
+            error = HTTPException(status_code=self._status)
+        self._last = problem_reply(error)
+        if cycle is None or (cycle.response_complete and not self.pipeline):
+            self._finish()
+
+    def _finish(self) -> None:
+        """Sends what is left to be said, and closes."""
+        if self._last is not None:
+            self._write(self._last)
+            self._last = None
+        self._close()
+
+    def _write(self, reply: Reply, more: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        """Writes a reply that no request of the application has."""
+        given = next((v for name, v in self.headers or () if name == b"x-request-id"), b"")
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", reply.content_type.encode()),
+            (b"content-length", str(len(reply.body)).encode()),
+            (b"x-request-id", request_id_of(given)),
+            (b"cache-control", b"no-store"),
+            (b"connection", b"close"),
+            *reply.headers,
+            *more,
+        ]
+        lines = [b"%b: %b\r\n" % pair for pair in headers]
+        self.transport.write(b"".join([STATUS_LINE[reply.status], *lines, b"\r\n", reply.body]))
+
+    # --- what the parser finds --------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request line begins."""
+        super().on_message_begin()
+        self._in_header = True
+        self._header_bytes = 0
+        self._hosts, self._codings, self._forwarded = [], [], []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the header; those of a trailer are dropped, as HTTP allows."""
+        if not self._in_header:
+            return
+        name = name.lower()
+        noted = _NOTED.get(name)
+        if noted is not None:
+            noted(self, value)
+        self.headers.append((name, value))
+
+    def _on_expect(self, value: bytes) -> None:
+        if value.lower() == b"100-continue":
+            self.expect_100_continue = True
+
+    def on_headers_complete(self) -> None:
+        """A whole header has come: its request begins, unless earlier ones are not answered."""
+        version = self.parser.get_http_version()
+        self._check_header(version)
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        if self._proxied and self.client is not None:
+            scope["client"] = (self._table.client_of(self.client[0], self._forwarded), 0)
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        previous = self._newest
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive and not self._table.draining,
+            on_response=self.on_response_complete,
+        )
+        self._in_header = False
+        self._framing_bytes = self._body_bytes = 0
+        self._table.begin(self)
+        if previous is None or (previous.response_complete and not self.flow.write_paused):
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _check_header(self, version: str) -> None:
+        """Checks what the parser does not.
+
+        Raises:
+            _Refused: the request is not valid, or sent too far ahead. The parser ends with it.
+        """
+        if len(self.headers) > HEADERS_MAX:
+            self._status = _TOO_LARGE
+            raise _Refused("too many fields")
+        if version not in {"1.1", "1.0"}:
+            raise _Refused("another version")
+        if len(self._hosts) > 1 or (version == "1.1" and not self._hosts):
+            raise _Refused("RFC 9112: one Host")
+        if self._codings and (
+            version == "1.0" or len(self._codings) > 1 or self._codings[0].lower() != b"chunked"
+        ):
+            raise _Refused("no transfer coding but chunked, and none in HTTP/1.0")
+        if len(self.pipeline) >= _AHEAD_MAX:
+            self._status = _TOO_MANY
+            raise _Refused("too many requests sent ahead")
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        cycle = self.cycle
+        self._body_bytes += len(body)
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        self.cycle.more_body = False
+        if not self.cycle.response_complete:
+            self.cycle.message_event.set()
+
+    # --- requests in turn -------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cast("Cycle", cycle)
+        client = cycle.scope["client"]
+        if not self._proxied or client is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        if not self._table.begin_request(client[0]):
+            super()._start_asgi_task(cycle, _too_many)
+            return
+        super()._start_asgi_task(cycle, _counted(app, self._table, client[0]))
+
+    def _start_next(self) -> None:
+        cycle, app = self.pipeline.pop()
+        self._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """A reply has been written: the next request, the end, or a rest."""
+        active = self._active
+        if self.transport.is_closing() or active is None:
+            return
+        if active.closes or active.more_body:
+            self.pipeline.clear()
+            self._close()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            if not self.flow.write_paused:
+                self._start_next()
+        elif self._last is not None:
+            self._finish()
+        elif self._counted:
+            self._table.rest(self)
+            if self._in_header:
+                self._table.reads_header(self)
+
+
+_NOTED: Final[dict[bytes, Callable[[HttpProtocol, bytes], None]]] = {
+    b"host": lambda protocol, value: protocol._hosts.append(value),  # noqa: SLF001
+    b"transfer-encoding": lambda protocol, value: protocol._codings.append(value),  # noqa: SLF001
+    b"x-forwarded-for": lambda protocol, value: protocol._forwarded.append(value),  # noqa: SLF001
+    b"expect": HttpProtocol._on_expect,  # noqa: SLF001
+}
+
+
+async def _too_many(scope: Any, _receive: Any, send: Any) -> None:
+    """Answers a request of an address that has its share in progress."""
+    reply = problem_reply(HTTPException(status_code=_TOO_MANY))
+    given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
+    headers = [
+        (b"content-type", reply.content_type.encode()),
+        (b"content-length", str(len(reply.body)).encode()),
+        (b"x-request-id", request_id_of(given)),
+        *_RETRY_AFTER,
+    ]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body, "more_body": False})
+
+
+def _counted(app: Any, table: ConnectionTable, client: str) -> Any:
+    """The application, which gives back the client's share when it is done."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)
+        finally:
+            table.end_request(client)
+
+    return answer
