@@ -16,10 +16,10 @@ import aiohttp
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
 
-from api.disk import write_atomically
 from api.health import Health
-from core import telemetry
+from core import names, telemetry
 from core.errors import SettingsError, Unavailable
+from core.files import write_atomically
 from core.settings import Settings
 
 JWKS_BYTES_MAX: Final = 256 * 1024
@@ -92,7 +92,10 @@ class KeyStore:
     ) -> None:
         self._settings = settings.auth
         self._url = jwks_url(settings)
-        self._file = settings.serving.cache_dir / _FILE
+        cache_dir = settings.serving.cache_dir
+        self._file = names.directory_of(cache_dir, settings.environment) / _FILE
+        self._early_file = cache_dir / _FILE
+        """Where releases up to 23e14f8 have it."""
         self._session = session
         self._health = health
         self._clock = clock
@@ -159,7 +162,8 @@ class KeyStore:
     def restore(self) -> None:
         """Takes the keys that an earlier process kept, unless they are too old. Blocks."""
         try:
-            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
+            file = self._file if self._file.exists() else self._early_file
+            kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
         except (OSError, ValueError, RecursionError):
             return
         age_s = self._clock() - kept.fetched_at

@@ -1,10 +1,11 @@
-"""Files on their way to and from S3: blocking work, for threads."""
+"""Files on the local disk, and on their way to and from S3: blocking work, for threads."""
 
 import hashlib
 import os
 from base64 import b64encode
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 from core.errors import Corrupt
 
@@ -68,3 +69,22 @@ def discard(handle: int, partial: Path) -> None:
     """Closes a file, and removes it where it still has its temporary name."""
     os.close(handle)
     partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a file whole: a reader, or a crash, sees the old bytes or the new ones.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from core import telemetry
+from core import names, telemetry
 from core.settings import Settings
 
 IDS_MAX: Final = 250
@@ -186,10 +186,9 @@ async def open_hints(settings: Settings) -> AsyncIterator[Hints]:
         retry=Retry(NoBackoff(), 0),
         **tls,
     )
-    # The version is that of the message: old processes leave new hints alone.
     hints = Hints(
         redis,
-        f"k9:{settings.environment}:changes:v1",
+        names.channel_name(settings.environment),
         timeout_s=settings.hint_timeout_s,
         product_id_bytes_max=settings.limits.product_id_bytes_max,
     )

@@ -124,6 +124,11 @@ class Build(msgspec.Struct, frozen=True):
     """Its files are gone."""
     verifies: str | None = None
     """Of a verification: the build whose files it makes again. It publishes nothing."""
+    prefix: str | None = None
+    """Where its files are in the bucket, with the slash at the end; written when it is published.
+
+    None in what releases up to 23e14f8 have published: `core.names` says where that is.
+    """
 
     @property
     def open(self) -> bool:

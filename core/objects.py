@@ -13,7 +13,7 @@ import msgspec
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
-from core import files
+from core import files, names
 from core.counting import count_one
 from core.dynamo.client import client_config, new_session, open_client, unreachable
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
@@ -394,7 +394,7 @@ async def open_objects(settings: Settings) -> AsyncIterator[Objects]:
             return aws.bucket
         async with open_client(session, "sts", client_config(settings), aws.endpoint_url) as sts:
             account = (await sts.get_caller_identity())["Account"]
-        return f"k9-indexes-{settings.environment}-{account}"
+        return names.default_bucket(settings.environment, account)
 
     async with open_client(session, "s3", config, endpoint_url) as client:
         yield Objects(client, bucket, deadline_s=aws.object_deadline_s, attempts=aws.attempts_max)

@@ -15,12 +15,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from core import telemetry
+from core import names, telemetry
 from core.errors import SettingsError
 from core.settings import Settings
-
-QUEUE = "k9:builds:v1"
-"""Carries the payload's version, so that old workers leave new jobs alone."""
 
 BUILD_JOB = "run_build"
 DELETION_JOB = "remove_user"
@@ -73,8 +70,12 @@ def redis_settings(settings: Settings) -> RedisSettings:
 class BuildQueue:
     """Tells the workers of what waits."""
 
-    def __init__(self, redis: ArqRedis, *, hint_timeout_s: float, ping_timeout_s: float) -> None:
+    def __init__(
+        self, redis: ArqRedis, environment: str, *, hint_timeout_s: float, ping_timeout_s: float
+    ) -> None:
         self.redis = redis
+        self.name = names.queue_name(environment)
+        self._environment = environment
         self._hint_timeout_s = hint_timeout_s
         self._ping_timeout_s = ping_timeout_s
 
@@ -84,7 +85,7 @@ class BuildQueue:
         The job id holds the fence, since arq keeps a killed worker's id blocked for as long as
         the longest job may take.
         """
-        return await self._hint(BUILD_JOB, BuildJob(build_id, fence), f"{build_id}:{fence}")
+        return await self._hint(BUILD_JOB, BuildJob(build_id, fence), build_id, fence)
 
     async def enqueue_deletion(self, user_id: str, attempt: int = 0) -> bool:
         """Hints that a user is to be removed. False when Redis did not take it.
@@ -92,12 +93,13 @@ class BuildQueue:
         `attempt` is part of the job's id: a reconciler counts up, since a killed worker's id stays
         blocked.
         """
-        return await self._hint(DELETION_JOB, DeletionJob(user_id), f"delete:{user_id}:{attempt}")
+        return await self._hint(DELETION_JOB, DeletionJob(user_id), "delete", user_id, attempt)
 
-    async def _hint(self, job: str, payload: msgspec.Struct, job_id: str) -> bool:
+    async def _hint(self, job: str, payload: msgspec.Struct, *parts: object) -> bool:
+        job_id = names.job_id(self._environment, *parts)
         try:
             async with asyncio.timeout(self._hint_timeout_s):
-                await self.redis.enqueue_job(job, payload, _job_id=job_id, _queue_name=QUEUE)
+                await self.redis.enqueue_job(job, payload, _job_id=job_id, _queue_name=self.name)
         except (RedisError, OSError, TimeoutError) as error:
             telemetry.ENQUEUE_FAILED.inc()
             _log.warning("enqueue lost", job_id=job_id, error=type(error).__name__)
@@ -131,11 +133,12 @@ async def open_queue(settings: Settings) -> AsyncIterator[BuildQueue]:
         retry=Retry(NoBackoff(), 1),
         job_serializer=serialize,
         job_deserializer=deserialize,
-        default_queue_name=QUEUE,
+        default_queue_name=names.queue_name(settings.environment),
     )
     try:
         yield BuildQueue(
             redis,
+            settings.environment,
             hint_timeout_s=settings.hint_timeout_s,
             ping_timeout_s=settings.redis_timeout_s,
         )

@@ -1,40 +1,90 @@
 """An index version: immutable files in S3, verified copies of them on the local disk.
 
-In S3 a version is `indexes/{model_version}/{build_id}/{fence}/`, its manifest put last. The fence
-is part of the name so that a worker that lost its lease can finish its uploads without touching a
-byte of the version that its successor publishes.
+In S3 a version is `environments/{environment}/indexes/{model_version}/{build_id}/{fence}/`, its
+manifest put last. The fence is part of the name so that a worker that lost its lease can finish its
+uploads without touching a byte of the version that its successor publishes.
+
+The builds table says where a version's files are and what its manifest is: what S3 or the disk have
+is held to that.
 """
 
 import asyncio
-import fcntl
-import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, Final, Self
 from uuid import uuid4
 
 import msgspec
 
-from core import telemetry
+from core import cached_versions, names, telemetry
 from core.errors import Corrupt, NotFound
-from core.models import Model
+from core.files import write_atomically
+from core.models import Build, Model
 from core.objects import Objects
-from core.vectors.manifest import MANIFEST, FileInfo, Manifest, decode_manifest
+from core.vectors.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest
 from core.vectors.version import mapped_files, verify_files
 
-_ABANDONED_S = 3600.0
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
-LEASE = ".lease"
-"""In a directory that must not go while its holder lives: locked as long as that is."""
+RECORD: Final = "record.json"
+"""Beside the files of a cached version: what the builds table said of it."""
 
 _log = telemetry.logger(__name__)
 
 
-def version_prefix(model_version: str, build_id: str, fence: int) -> str:
-    """Where a version's files are in the bucket, with the slash at the end."""
-    return f"indexes/{model_version}/{build_id}/{fence}/"
+class VersionRecord(msgspec.Struct, frozen=True):
+    """What is known of a version before any of its files is read."""
+
+    model_version: str
+    build_id: str
+    fence: int
+    prefix: str
+    """Where its files are in the bucket, with the slash at the end."""
+    manifest: dict[str, Any] | None = None
+    """As it was published; None where it is not known, as without the builds table."""
+
+    @classmethod
+    def of(cls, build: Build) -> Self:
+        """What the builds table says."""
+        prefix = build.prefix or names.early_version_prefix(
+            build.model_version, build.build_id, build.fence
+        )
+        return cls(build.model_version, build.build_id, build.fence, prefix, build.manifest)
+
+    @classmethod
+    def unread(cls, model: Model) -> Self:
+        """The name of the current version, where the builds table has not been asked.
+
+        Raises:
+            ValueError: the model version has no current build.
+        """
+        if model.current_build_id is None:
+            raise ValueError("the model version has no current build")
+        return cls(model.model_version, model.current_build_id, model.current_fence, "")
+
+    def check(self, raw: bytes) -> Manifest:
+        """The manifest, from its file.
+
+        Raises:
+            Corrupt: it cannot be read, or is not the one that was published.
+        """
+        manifest = decode_manifest(raw)
+        if (manifest.model_version, manifest.build_id) != (self.model_version, self.build_id):
+            raise Corrupt(f"{MANIFEST} is that of another version", MANIFEST)
+        # Without it there is nothing to compare with: the checksums within the version must do.
+        if self.manifest is not None and contents(raw) != self.manifest:
+            raise Corrupt(f"{MANIFEST} is not the one that the builds table has", MANIFEST)
+        return manifest
+
+    def describes(self, manifest: Manifest) -> bool:
+        """Whether a manifest is the one that was published, as far as this release knows it."""
+        if self.manifest is None:
+            return True
+        try:
+            return msgspec.convert(self.manifest, Manifest) == manifest
+        except msgspec.ValidationError:
+            return False
 
 
 class VersionStore:
@@ -43,17 +93,22 @@ class VersionStore:
     def __init__(
         self,
         objects: Objects,
+        environment: str,
         cache_dir: Path,
-        names: Callable[[Manifest], tuple[str, ...]] = mapped_files,
+        files: Callable[[Manifest], tuple[str, ...]] = mapped_files,
         spares: int = 1,
     ) -> None:
-        """A store whose local copies have the files that `names` tells of a version.
+        """A store whose local copies have the files that `files` names of a version.
 
-        Beside the current version of a model version so many earlier ones stay on the disk.
+        Besides the current version of a model version so many earlier ones stay on the disk.
+        `cache_dir` may be shared by several environments.
         """
         self._objects = objects
-        self._cache_dir = cache_dir
-        self._names = names
+        self._environment = environment
+        self._cache_dir = names.directory_of(cache_dir, environment) / "versions"
+        self._early_dir = cache_dir / "versions"
+        """Where releases up to 23e14f8 have their copies, whatever the environment."""
+        self._files = files
         self._spares = spares
 
     async def upload(
@@ -67,7 +122,7 @@ class VersionStore:
 
         `report` is called with bytes done and bytes in all.
         """
-        prefix = version_prefix(manifest.model_version, manifest.build_id, fence)
+        prefix = self._prefix(manifest, fence)
         total = sum(entry.bytes for entry in manifest.files.values())
         done = 0
         for name, entry in sorted(manifest.files.items()):
@@ -77,124 +132,158 @@ class VersionStore:
 
     async def seal(self, manifest: Manifest, fence: int) -> None:
         """Puts the manifest, the last file of a version: what has one is whole."""
-        prefix = version_prefix(manifest.model_version, manifest.build_id, fence)
-        await self._objects.put(prefix + MANIFEST, manifest.encode())
+        await self._objects.put(self._prefix(manifest, fence) + MANIFEST, manifest.encode())
 
-    async def is_there(self, model_version: str, build_id: str, fence: int) -> bool:
+    async def is_there(self, record: VersionRecord) -> bool:
         """Whether S3 has a version.
 
         Raises:
             Unavailable: S3 did not answer in time.
         """
         try:
-            await self._objects.head(version_prefix(model_version, build_id, fence) + MANIFEST)
+            await self._objects.head(record.prefix + MANIFEST)
         except NotFound:
             return False
         return True
 
-    async def ensure(self, model: Model) -> tuple[Path, Manifest]:
-        """A verified local directory of the model version's current build.
+    async def check(self, record: VersionRecord) -> Manifest:
+        """The manifest of a version, as S3 has it.
+
+        Raises:
+            Corrupt: it is not the one that was published.
+            NotFound: it is not in S3.
+            Unavailable: S3 did not answer in time.
+        """
+        return record.check(await self._manifest(record))
+
+    async def ensure(self, record: VersionRecord) -> tuple[Path, Manifest]:
+        """A verified local directory of a version.
 
         Takes the cached copy where its checksums hold, else downloads.
 
         Raises:
-            Corrupt: the version in S3 is not what its manifest says.
+            Corrupt: the version in S3 is not the one that was published.
             NotFound: it is not in S3.
             Unavailable: S3 did not answer in time.
         """
-        return await self.cached(model) or await self.download(model)
+        return await self.cached(record) or await self.download(record)
 
-    async def cached(self, model: Model) -> tuple[Path, Manifest] | None:
-        """The local copy of the current build; None where there is none that holds.
+    async def cached(self, record: VersionRecord) -> tuple[Path, Manifest] | None:
+        """The local copy of a version; None where there is none that holds.
 
         One that does not hold is removed.
         """
-        directory = self.directory(model)
-        if not directory.exists():
-            return None
+        directory = self.directory(record)
         try:
-            return directory, await asyncio.to_thread(self._verified, directory, model)
+            return await asyncio.to_thread(self._verified, directory, record)
         except (Corrupt, OSError) as error:
-            _refused(model, "cache", error)
-            await asyncio.to_thread(_remove, directory)
+            _refused(record, "cache", error)
+            await asyncio.to_thread(cached_versions.remove, directory)
             return None
 
-    async def download(self, model: Model) -> tuple[Path, Manifest]:
-        """A new local copy of the current build.
+    async def download(self, record: VersionRecord) -> tuple[Path, Manifest]:
+        """A new local copy of a version.
 
         Raises:
-            Corrupt: the version in S3 is not what its manifest says.
+            Corrupt: the version in S3 is not the one that was published.
             NotFound: it is not in S3.
             Unavailable: S3 did not answer in time.
         """
-        directory = self.directory(model)
+        directory = self.directory(record)
         try:
-            return directory, await self._download(model, directory)
+            return directory, await self._download(record, directory)
         except Corrupt as error:
-            _refused(model, "s3", error)
+            _refused(record, "s3", error)
             raise
 
-    async def spare(self, model: Model) -> tuple[Model, Path, Manifest] | None:
-        """The latest other version on this disk that holds, and the model as it was with it.
+    async def remembered(self, model: Model) -> VersionRecord:
+        """What the builds table said of the current version when it was put on this disk."""
+        return await asyncio.to_thread(self._remembered, VersionRecord.unread(model))
+
+    async def spare(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
+        """The latest other version on this disk that holds.
 
         It is of the same data, but may be of a build that is not kept any more.
         """
-        for directory in await asyncio.to_thread(_others, self.directory(model)):
+        current = self.directory(VersionRecord.unread(model))
+        for directory in await asyncio.to_thread(cached_versions.others, current):
             build_id, _, fence = directory.name.rpartition(".")
-            then = msgspec.structs.replace(
-                model, current_build_id=build_id, current_fence=int(fence)
-            )
-            found = await self.cached(then)
+            then = VersionRecord(model.model_version, build_id, int(fence), "")
+            record = await asyncio.to_thread(self._remembered, then)
+            found = await self.cached(record)
             if found is not None and found[1].epoch == model.epoch:
-                return then, *found
+                return record, *found
         return None
 
-    def directory(self, model: Model) -> Path:
-        """Where the current build's copy is, or will be."""
-        if model.current_build_id is None:
-            raise ValueError("the model version has no current build")
-        name = f"{model.current_build_id}.{model.current_fence}"
-        return self._cache_dir / "versions" / model.model_version / name
+    def directory(self, record: VersionRecord) -> Path:
+        """Where the local copy of a version is, or will be."""
+        return self._cache_dir / record.model_version / f"{record.build_id}.{record.fence}"
 
-    async def presign(self, model: Model, name: str, expires_s: int) -> str:
-        """A URL under which one file of the current build can be fetched."""
-        build_id = model.current_build_id or ""
-        prefix = version_prefix(model.model_version, build_id, model.current_fence)
-        return await self._objects.presign(prefix + name, expires_s)
+    async def presign(self, record: VersionRecord, name: str, expires_s: int) -> str:
+        """A URL under which one file of a version can be fetched."""
+        return await self._objects.presign(record.prefix + name, expires_s)
 
-    async def prune(self, model: Model) -> None:
+    async def prune(self, current: VersionRecord) -> None:
         """Removes cached versions but the current one, the spare ones, and what is leased."""
-        await asyncio.to_thread(_prune, self.directory(model), self._spares)
+        directory = self.directory(current)
+        await asyncio.to_thread(cached_versions.prune, directory, self._spares)
+        early = self._early_dir / current.model_version / directory.name
+        await asyncio.to_thread(cached_versions.prune, early, 0)
 
-    async def _download(self, model: Model, directory: Path) -> Manifest:
-        prefix = version_prefix(
-            model.model_version, model.current_build_id or "", model.current_fence
+    def _prefix(self, manifest: Manifest, fence: int) -> str:
+        return names.version_prefix(
+            self._environment, manifest.model_version, manifest.build_id, fence
         )
-        try:
-            raw = await self._objects.get_bytes(prefix + MANIFEST, _MANIFEST_BYTES_MAX)
-        except Corrupt as error:
-            raise Corrupt(str(error), MANIFEST) from error
-        manifest = _manifest_of(model, raw)
+
+    async def _download(self, record: VersionRecord, directory: Path) -> Manifest:
+        raw = await self._manifest(record)
+        manifest = record.check(raw)
         incoming = directory.with_name(f".{directory.name}.{uuid4().hex}")
         incoming.mkdir(parents=True)
         try:
             async with asyncio.TaskGroup() as group:
-                for name in self._names(manifest):
+                for name in self._files(manifest):
                     group.create_task(
-                        self._fetch(prefix + name, incoming / name, manifest.files[name])
+                        self._fetch(record.prefix + name, incoming / name, manifest.files[name])
                     )
+            (incoming / RECORD).write_bytes(msgspec.json.encode(record))
             (incoming / MANIFEST).write_bytes(raw)
-            _settle(incoming, directory)
+            cached_versions.settle(incoming, directory)
         except ExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
         finally:
             await asyncio.to_thread(shutil.rmtree, incoming, ignore_errors=True)
         return manifest
 
-    def _verified(self, directory: Path, model: Model) -> Manifest:
-        manifest = _manifest_of(model, (directory / MANIFEST).read_bytes())
-        verify_files(directory, manifest, self._names(manifest))
-        return manifest
+    async def _manifest(self, record: VersionRecord) -> bytes:
+        try:
+            return await self._objects.get_bytes(record.prefix + MANIFEST, _MANIFEST_BYTES_MAX)
+        except Corrupt as error:
+            raise Corrupt(str(error), MANIFEST) from error
+
+    def _verified(self, directory: Path, record: VersionRecord) -> tuple[Path, Manifest] | None:
+        if record.manifest is not None:  # what it is does not depend on who put it there
+            early = self._early_dir / record.model_version / directory.name
+            cached_versions.take_over(early, directory)
+        if not directory.exists():
+            return None
+        manifest = record.check((directory / MANIFEST).read_bytes())
+        verify_files(directory, manifest, self._files(manifest))
+        if record.manifest is not None and self._remembered(record) != record:
+            with suppress(OSError):  # without it a start without DynamoDB compares with nothing
+                write_atomically(directory / RECORD, msgspec.json.encode(record))
+        return directory, manifest
+
+    def _remembered(self, record: VersionRecord) -> VersionRecord:
+        """The record on this disk; without one, what is known of a version by its name alone."""
+        unread = msgspec.structs.replace(record, prefix="", manifest=None)
+        path = self.directory(record) / RECORD
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=VersionRecord)
+        except (OSError, ValueError, RecursionError):
+            return unread
+        same = msgspec.structs.replace(unread, prefix=found.prefix, manifest=found.manifest)
+        return found if same == found else unread
 
     async def _fetch(self, key: str, path: Path, entry: FileInfo) -> None:
         try:
@@ -203,93 +292,14 @@ class VersionStore:
             raise Corrupt(str(error), path.name) from error
 
 
-@contextmanager
-def leased(directory: Path) -> Iterator[None]:
-    """Keeps a version from being pruned while it is mapped, by any process on this machine."""
-    handle = os.open(directory / LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _refused(model: Model, where: str, error: Exception) -> None:
+def _refused(record: VersionRecord, where: str, error: Exception) -> None:
     telemetry.VERSIONS_REFUSED.labels(where).inc()
     _log.error(
         "index version refused",
-        model_version=model.model_version,
-        build_id=model.current_build_id,
-        fence=model.current_fence,
+        model_version=record.model_version,
+        build_id=record.build_id,
+        fence=record.fence,
         where=where,
         file=getattr(error, "file", None),
         reason=str(error),
     )
-
-
-def _manifest_of(model: Model, raw: bytes) -> Manifest:
-    manifest = decode_manifest(raw)
-    named = manifest.model_version, manifest.build_id
-    if named != (model.model_version, model.current_build_id):
-        raise Corrupt(f"{MANIFEST} is that of another version", MANIFEST)
-    return manifest
-
-
-def _settle(incoming: Path, directory: Path) -> None:
-    """Moves a complete download into place; another process may have been faster."""
-    try:
-        incoming.rename(directory)
-    except OSError:
-        if not (directory / MANIFEST).exists():
-            raise
-
-
-def _remove(directory: Path) -> None:
-    """Takes a version away at once, so that no half of it is met under its name."""
-    leaving = directory.with_name(f".{directory.name}.{uuid4().hex}")
-    with suppress(FileNotFoundError):  # another process was faster
-        directory.rename(leaving)
-    shutil.rmtree(leaving, ignore_errors=True)
-
-
-def _others(current: Path) -> list[Path]:
-    """The versions beside the current one, the one that came last first."""
-    if not current.parent.exists():
-        return []
-    found = [
-        directory
-        for directory in current.parent.glob("[!.]*.*")
-        if directory != current and directory.name.rpartition(".")[2].isdecimal()
-    ]
-    return sorted(found, key=_came_at, reverse=True)
-
-
-def _came_at(directory: Path) -> float:
-    try:
-        return (directory / MANIFEST).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _prune(current: Path, spares: int) -> None:
-    if not current.parent.exists():
-        return
-    for directory in current.parent.glob(".*"):  # a download, perhaps of a process that died in it
-        with suppress(FileNotFoundError):
-            if time.time() - directory.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(directory, ignore_errors=True)
-    for directory in _others(current)[spares:]:
-        with suppress(FileNotFoundError):
-            _remove_unless_leased(directory)
-
-
-def _remove_unless_leased(directory: Path) -> None:
-    handle = os.open(directory / LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return  # some process has it mapped
-    else:
-        _remove(directory)
-    finally:
-        os.close(handle)

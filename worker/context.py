@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from core import telemetry
+from core import names, telemetry
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.stalls import watched_loop
@@ -37,6 +37,12 @@ def context_of(ctx: dict[Any, Any]) -> WorkerContext:
     return context
 
 
+def _sweep_all(settings: Settings) -> int:
+    """Sweeps the environment's directory, and the one in which earlier releases worked."""
+    work_dir = settings.building.work_dir
+    return sweep(names.directory_of(work_dir, settings.environment)) + sweep(work_dir)
+
+
 @asynccontextmanager
 async def open_context(
     settings: Settings, *, reconcile: bool = True
@@ -48,7 +54,7 @@ async def open_context(
         background = Background()
         workshop = Workshop(resources, background)
         name = f"{socket.gethostname()}:{os.getpid()}"
-        swept = await asyncio.to_thread(sweep, settings.building.work_dir)
+        swept = await asyncio.to_thread(_sweep_all, settings)
         rounds = asyncio.create_task(
             reconcile_forever(resources, workshop, background) if reconcile else asyncio.sleep(0)
         )

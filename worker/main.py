@@ -8,7 +8,7 @@ from typing import Any
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
-from core import queue, telemetry
+from core import names, queue, telemetry
 from core.settings import Settings
 from core.stalls import settle_memory
 from worker.context import KEY, WorkerContext, context_of, open_context
@@ -69,7 +69,7 @@ def create_worker(
             func(delete, name=queue.DELETION_JOB, timeout=_JOB_TIMEOUT_S, keep_result=0),
         ],
         ctx={} if context is None else {KEY: context},
-        queue_name=queue.QUEUE,
+        queue_name=names.queue_name(settings.environment),
         redis_settings=queue.redis_settings(settings),
         job_serializer=queue.serialize,
         job_deserializer=queue.deserialize,

@@ -27,10 +27,11 @@ from api.schemas import (
 )
 from api.serving.loaded import LoadedIndex
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable
-from core.models import Model
+from core.models import Build, Model
 from core.usecases.identifiers import validate_model_version
 from core.vectors.files import NPZ, PARQUET
 from core.vectors.manifest import Manifest
+from core.versions import VersionRecord
 
 URL_EXPIRES_S: Final = 300
 _body: Final = Shape(PromoteBody)
@@ -95,9 +96,16 @@ class ModelController(Controller):
                 raise invalid("build_id", f"takes 1 to {BUILD_ID_CHARACTERS_MAX} characters")
             promotions = call.context.resources.promotions
             build, model = await promotions.promotable(name, body.build_id)
-            versions = call.context.resources.versions
-            if not await versions.is_there(name, build.build_id, build.fence):
-                raise NotPromotable(f"the files of build {build.build_id} are gone; build anew")
+            try:
+                await call.context.resources.versions.check(VersionRecord.of(build))
+            except NotFound:
+                raise NotPromotable(
+                    f"the files of build {build.build_id} are gone; build anew"
+                ) from None
+            except Corrupt as error:
+                raise NotPromotable(
+                    f"build {build.build_id} is damaged ({error}); build anew"
+                ) from None
             after = msgspec.structs.replace(
                 model,
                 current_build_id=build.build_id,
@@ -124,12 +132,14 @@ class ModelController(Controller):
         model = await call.context.resources.models.get_model(name)
         if model.current_build_id is None:
             raise NoIndex(f"{name} has no published build yet; POST one to its builds")
-        manifest = await _manifest(call.context, model)
+        build = await call.context.resources.builds.get_build(model.current_build_id)
+        manifest = _published(build)
         if manifest is None:
             raise Corrupt(f"build {model.current_build_id} is current and has no manifest")
+        record = VersionRecord.of(build)
         files = MatrixFiles(
-            parquet=await _file(call.context, model, manifest, PARQUET),
-            npz=await _file(call.context, model, manifest, NPZ),
+            parquet=await _file(call.context, record, manifest, PARQUET),
+            npz=await _file(call.context, record, manifest, NPZ),
         )
         snapshot = MatrixSnapshot(
             model_version=name,
@@ -145,9 +155,11 @@ async def _read(call: Call) -> PromoteBody:
     return _body.decode(call.data, msgpack=call.msgpack_in)
 
 
-async def _file(context: Context, model: Model, manifest: Manifest, name: str) -> MatrixFile:
+async def _file(
+    context: Context, record: VersionRecord, manifest: Manifest, name: str
+) -> MatrixFile:
     info = manifest.files[name]
-    url = await context.resources.versions.presign(model, name, URL_EXPIRES_S)
+    url = await context.resources.versions.presign(record, name, URL_EXPIRES_S)
     return MatrixFile(url=url, bytes=info.bytes, sha256=info.sha256)
 
 
@@ -174,9 +186,15 @@ async def _manifest(context: Context, model: Model) -> Manifest | None:
     if loaded is not None and loaded.build_id == model.current_build_id:
         return loaded.manifest
     try:
-        build = await context.resources.builds.get_build(model.current_build_id)
+        return _published(await context.resources.builds.get_build(model.current_build_id))
+    except NotFound:
+        return None
+
+
+def _published(build: Build) -> Manifest | None:
+    try:
         return msgspec.convert(build.manifest, Manifest)
-    except (NotFound, msgspec.ValidationError):
+    except msgspec.ValidationError:
         return None
 
 

@@ -1,6 +1,8 @@
 """Follows the current builds: looks them up, fetches what changed, maps it, swaps it in.
 
-A version that cannot be put to use changes nothing: the one before it serves on.
+A version that cannot be put to use changes nothing: the one before it serves on. What the builds
+table says of a version decides whether it is put to use. Without the table the disk has what it
+said; that is verified once it answers.
 """
 
 import asyncio
@@ -12,24 +14,24 @@ from typing import Final
 import msgspec
 
 from api import telemetry as metrics
-from api.disk import write_atomically
 from api.health import Health
+from api.serving.borrowed import BorrowedFiles
 from api.serving.catalogue import Catalogue
+from api.serving.dependencies import DependencyWatch
 from api.serving.freshness import Freshness
 from api.serving.loaded import LoadedIndex
-from core import telemetry
+from core import names, telemetry
 from core.errors import Corrupt, NotFound, Unavailable
-from core.models import Model
+from core.files import write_atomically
+from core.models import Build, Model
 from core.resources import Resources
 from core.vectors.manifest import Manifest
+from core.versions import VersionRecord
 
 _FIRST_LIST_S: Final = 1.5
 """How long a start waits for DynamoDB before it serves what the cache has."""
 _BACKOFF_FIRST_S: Final = 1.0
 _BACKOFF_MAX_S: Final = 60.0
-_WATCH_S: Final = 10.0
-"""How often the parts are asked that searches can do without."""
-_ASK_S: Final = 5.0
 _FILE: Final = "current.json"
 
 _log = telemetry.logger(__name__)
@@ -62,11 +64,20 @@ class Refresher:
         self._catalogue = catalogue
         self._health = health
         self._refresh_s = resources.settings.serving.refresh_s
-        self._file = resources.settings.serving.cache_dir / _FILE
+        settings = resources.settings
+        self._file = names.directory_of(settings.serving.cache_dir, settings.environment) / _FILE
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._downloading: set[str] = set()
         """Of those, the ones for which S3 is waited for."""
         self._backoff: dict[str, _Backoff] = {}
+        self._unverified: set[str] = set()
+        """Model versions that answer from what the builds table was not asked about."""
+        self.records: dict[str, VersionRecord] = {}
+        """What the builds table said of the current versions, by model version."""
+        self.watches = (
+            DependencyWatch(resources, health, self.records),
+            BorrowedFiles(resources, catalogue, self.records),
+        )
         self._kept = b""
 
     async def run(self) -> None:
@@ -87,35 +98,6 @@ class Refresher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def watch_parts(self) -> None:
-        """Notes whether Redis and S3 answer, now and then, until cancelled.
-
-        Neither is used until there is something to do, which should not be how they are missed.
-        """
-        while True:
-            await asyncio.gather(self._ask_redis(), self._ask_s3())
-            await asyncio.sleep(_WATCH_S)
-
-    async def _ask_redis(self) -> None:
-        if await self._resources.queue.ping():
-            self._health.ok("redis")
-        else:
-            self._health.failing("redis", "no answer")
-
-    async def _ask_s3(self) -> None:
-        """By the manifest of a current build, whether or not it is there."""
-        models = self._catalogue.known.values()
-        model = next((model for model in models if model.current_build_id is not None), None)
-        if model is None:
-            return
-        try:
-            async with asyncio.timeout(_ASK_S):
-                await self._resources.versions.is_there(model.model_version, *_version(model))
-        except Exception as error:  # noqa: BLE001 - whatever it is, S3 did not do its part
-            self._health.failing("s3", type(error).__name__)
-        else:
-            self._health.ok("s3")
-
     async def _look(self) -> bool:
         """Looks once; whether DynamoDB answered."""
         try:
@@ -130,18 +112,20 @@ class Refresher:
         await self._keep(models)
         return True
 
-    def _apply(self, models: list[Model]) -> None:
+    def _apply(self, models: list[Model], *, offline: bool = False) -> None:
         self._catalogue.learn(models)
         for name, loaded in list(self._catalogue.loaded.items()):
             model = self._catalogue.known.get(name)
             if model is None or model.epoch != loaded.epoch:
                 self._drop(name)
+        for name in self.records.keys() - self._catalogue.known.keys():
+            del self.records[name]
         troubles = self._catalogue.troubles
         for name in [name for name in troubles if self._in_use(self._catalogue.known.get(name))]:
             del troubles[name]
         for model in models:
             if self._wants(model):
-                task = asyncio.create_task(self._load(model))
+                task = asyncio.create_task(self._load(model, offline=offline))
                 self._loading[model.model_version] = task
         self._settle()
 
@@ -149,6 +133,8 @@ class Refresher:
         name = model.model_version
         if model.current_build_id is None or name in self._loading:
             return False
+        if name in self._unverified:
+            return True
         if self._in_use(model):
             return False
         backoff = self._backoff.get(name)
@@ -162,40 +148,84 @@ class Refresher:
         loaded = self._catalogue.loaded.get(model.model_version)
         return loaded is not None and loaded.version == _version(model)
 
-    async def _load(self, model: Model) -> None:
+    async def _load(self, model: Model, *, offline: bool) -> None:
         name = model.model_version
         try:
-            found = await self._resources.versions.cached(model)
+            if name in self._unverified and not offline:
+                await self._verify_loaded(name)
+            if self._in_use(model):
+                return
+            record = await self._record_of(model, offline=offline)
+            found = await self._resources.versions.cached(record)
             if found is None:
-                loaded = self._catalogue.loaded.get(name)
-                if loaded is None:
-                    await self._stand_in(model)
-                elif await self._is_removed(_with_version(model, loaded.version)):
-                    # Since a start without DynamoDB, say: what was deleted is in it for good.
-                    self._drop(name)
-                found = await self._download(model)
-            await self._use(model, *found)
+                if not offline:
+                    await self._verify_loaded(name)
+                if name not in self._catalogue.loaded:
+                    await self._stand_in(model, offline=offline)
+                found = await self._download(record)
+            await self._use(model, *found, verified=not offline)
         except Exception as error:  # noqa: BLE001 - the version before serves on
             self._note_failure(model, error)
         else:
             self._backoff.pop(name, None)
             self._catalogue.troubles.pop(name, None)
             _log.info("index in use", model_version=name, build_id=model.current_build_id)
-            await self._prune(model)
+            await self._prune(VersionRecord.unread(model))
         finally:
             del self._loading[name]
             self._settle()
 
+    async def _record_of(self, model: Model, *, offline: bool) -> VersionRecord:
+        """What is known of the current version before any of its files is read.
+
+        Raises:
+            Corrupt: the builds table does not have it.
+            Unavailable: the builds table cannot be asked, and this disk does not say.
+        """
+        if offline:
+            return await self._resources.versions.remembered(model)
+        build = await self._build(model.current_build_id or "")
+        if build is None or build.model_version != model.model_version:
+            raise Corrupt("the builds table does not have it")
+        record = VersionRecord.of(build)
+        self.records[model.model_version] = record
+        return record
+
+    async def _verify_loaded(self, name: str) -> None:
+        """Drops what answers, where the builds table says that it must not.
+
+        Since a start without DynamoDB, say: what was deleted is in a removed one for good.
+        """
+        loaded = self._catalogue.loaded.get(name)
+        if loaded is None:
+            return
+        try:
+            may_answer = _may_answer(await self._build(loaded.build_id), loaded.manifest)
+        except Unavailable:  # nothing that changed can be read either, and the answer says so
+            return
+        self._unverified.discard(name)
+        if not may_answer:
+            self._drop(name)
+
+    async def _build(self, build_id: str) -> Build | None:
+        try:
+            return await self._resources.builds.get_build(build_id)
+        except NotFound:
+            return None
+
     def _drop(self, name: str) -> None:
+        self._unverified.discard(name)
         self._catalogue.drop(name)
         if self._freshness is not None:
             self._freshness.forget(name)
 
-    async def _download(self, model: Model) -> tuple[Path, Manifest]:
-        self._downloading.add(model.model_version)
+    async def _download(self, record: VersionRecord) -> tuple[Path, Manifest]:
+        if not record.prefix:
+            raise Unavailable("DynamoDB does not answer, and this disk does not know the version")
+        self._downloading.add(record.model_version)
         self._settle()
         try:
-            found = await self._resources.versions.download(model)
+            found = await self._resources.versions.download(record)
         except Unavailable as error:
             self._health.failing("s3", type(error).__name__)
             raise
@@ -203,11 +233,13 @@ class Refresher:
             self._health.ok("s3")
             raise
         finally:
-            self._downloading.discard(model.model_version)
+            self._downloading.discard(record.model_version)
         self._health.ok("s3")
         return found
 
-    async def _use(self, model: Model, directory: Path, manifest: Manifest) -> None:
+    async def _use(
+        self, model: Model, directory: Path, manifest: Manifest, *, verified: bool
+    ) -> None:
         loaded = await asyncio.to_thread(LoadedIndex.open, directory, manifest, model)
         known = self._catalogue.known.get(model.model_version)
         if known is None or known.epoch != model.epoch:
@@ -216,8 +248,12 @@ class Refresher:
             self._catalogue.swap(loaded)
         else:
             await self._freshness.adopt(model, loaded)
+        if verified:
+            self._unverified.discard(model.model_version)
+        else:
+            self._unverified.add(model.model_version)
 
-    async def _stand_in(self, model: Model) -> None:
+    async def _stand_in(self, model: Model, *, offline: bool) -> None:
         """Answers from an earlier version that is on this disk, until the current one is here.
 
         Not from one that was removed: tombstones that it needs may be gone, and what was deleted
@@ -225,9 +261,20 @@ class Refresher:
         """
         try:
             spare = await self._resources.versions.spare(model)
-            if spare is None or await self._is_removed(spare[0]):
+            if spare is None:
                 return
-            await self._use(*spare)
+            record, directory, manifest = spare
+            verified = not offline
+            if verified:
+                try:
+                    if not _may_answer(await self._build(record.build_id), manifest):
+                        return
+                except Unavailable:  # nothing that changed can be read either: the answer says so
+                    verified = False
+            then = msgspec.structs.replace(
+                model, current_build_id=record.build_id, current_fence=record.fence
+            )
+            await self._use(then, directory, manifest, verified=verified)
         except Exception as error:  # noqa: BLE001 - the current version is what matters
             _log.warning(
                 "no earlier index put to use", model_version=model.model_version, reason=str(error)
@@ -236,19 +283,10 @@ class Refresher:
             _log.warning(
                 "an earlier index answers until the current one is here",
                 model_version=model.model_version,
-                build_id=spare[0].current_build_id,
+                build_id=record.build_id,
                 current_build_id=model.current_build_id,
             )
             self._settle()
-
-    async def _is_removed(self, model: Model) -> bool:
-        try:
-            build = await self._resources.builds.get_build(model.current_build_id or "")
-        except NotFound:
-            return True
-        except Unavailable:  # nothing that changed can be read either, and the answer says so
-            return False
-        return build.removed_at is not None
 
     def _note_failure(self, model: Model, error: Exception) -> None:
         name, version = model.model_version, _version(model)
@@ -269,9 +307,9 @@ class Refresher:
             again_in_s=wait_s,
         )
 
-    async def _prune(self, model: Model) -> None:
+    async def _prune(self, record: VersionRecord) -> None:
         try:
-            await self._resources.versions.prune(model)
+            await self._resources.versions.prune(record)
         except OSError as error:
             _log.warning("old versions not removed", error=str(error))
 
@@ -316,13 +354,13 @@ class Refresher:
         here = [model for model in models if self._is_here(model)]
         if here:
             _log.warning("DynamoDB does not answer: serving what the cache has")
-            self._apply(here)
+            self._apply(here, offline=True)
 
     def _is_here(self, model: Model) -> bool:
         """Whether this disk has any version of it."""
         return (
             model.current_build_id is not None
-            and self._resources.versions.directory(model).parent.exists()
+            and self._resources.versions.directory(VersionRecord.unread(model)).parent.exists()
         )
 
 
@@ -337,10 +375,11 @@ def _trouble(model: Model, error: Exception) -> str:
     return f"build {build_id} could not be loaded: {what}"
 
 
-def _with_version(model: Model, version: Version) -> Model:
-    """The model version as it was when that version was its current one."""
-    build_id, fence = version
-    return msgspec.structs.replace(model, current_build_id=build_id, current_fence=fence)
+def _may_answer(build: Build | None, manifest: Manifest) -> bool:
+    """Whether a version that is on this disk may answer: it was published so, and not removed."""
+    if build is None or build.removed_at is not None:
+        return False
+    return VersionRecord.of(build).describes(manifest)
 
 
 def _version(model: Model) -> Version:
@@ -350,7 +389,8 @@ def _version(model: Model) -> Version:
 @asynccontextmanager
 async def following(refresher: Refresher) -> AsyncIterator[None]:
     """Runs the refresher until the end of the block."""
-    tasks = [asyncio.create_task(refresher.run()), asyncio.create_task(refresher.watch_parts())]
+    running = [refresher.run(), *(watch.run() for watch in refresher.watches)]
+    tasks = [asyncio.create_task(each) for each in running]
     try:
         yield
     finally:

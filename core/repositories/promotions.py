@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from core import names
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import (
@@ -55,6 +56,7 @@ class PromotionRepository:
         self._models = models
         self._builds_table = settings.table(tables.BUILDS.name)
         self._models_table = settings.table(tables.MODELS.name)
+        self._environment = settings.environment
 
     async def publish(self, build: Build, model: Model, manifest: dict[str, Any]) -> None:
         """Makes the build current: the build ends and the model's record moves, or neither.
@@ -68,6 +70,9 @@ class PromotionRepository:
                 "status": "published",
                 "ended_at": timestamp(now()),
                 "manifest": msgspec.json.encode(manifest).decode(),
+                "prefix": names.version_prefix(
+                    self._environment, build.model_version, build.build_id, build.fence
+                ),
                 "progress": msgspec.json.encode(Progress("publish", 1, 1)).decode(),
             },
             remove=(tables.OPEN, "error"),

@@ -3,6 +3,11 @@
 A version that no rule keeps is retired first and removed a grace time later, since a process may be
 about to load it; promoting it in between takes it back. Whatever a lost claim or a build that did
 not end well has left in S3 is nobody's, and goes at once.
+
+A bucket may be shared by environments, of which one may have been restored from another, so that
+their tables have builds in common. What is below another environment's prefix is read and never
+retired. Files of releases up to 23e14f8 have no environment in their names: they are this one's
+where the bucket is.
 """
 
 from collections import defaultdict
@@ -10,14 +15,15 @@ from datetime import timedelta
 
 import msgspec
 
-from core import telemetry
+from core import names, telemetry
 from core.errors import NotFound
 from core.models import Build, Model, now, parse_timestamp
 from core.objects import Objects
 from core.repositories.builds import BuildRepository, Position
 from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
-from core.settings import Building
+from core.settings import Settings
+from core.versions import VersionRecord
 
 _PAGE = 20
 
@@ -43,14 +49,17 @@ class Retention:
         builds: BuildRepository,
         promotions: PromotionRepository,
         objects: Objects,
-        settings: Building,
+        settings: Settings,
     ) -> None:
         self._models = models
         self._builds = builds
         self._promotions = promotions
         self._objects = objects
-        self._kept = settings.versions_kept
-        self._grace = timedelta(seconds=settings.version_grace_s)
+        self._environment = settings.environment
+        self._early = names.is_default_bucket(settings.environment, settings.aws.bucket)
+        """Whether files of releases up to 23e14f8 are this environment's."""
+        self._kept = settings.building.versions_kept
+        self._grace = timedelta(seconds=settings.building.version_grace_s)
 
     async def apply(self, model_version: str) -> Kept:
         """One round over a model version; any number of them may run side by side.
@@ -65,32 +74,38 @@ class Retention:
         for build in kept.values():
             await self._promotions.keep(build)
         removed, retired = 0, False
-        for build_id, fences in stored.items():
+        for build_id, tries in stored.items():
             known = kept.get(build_id) or await self._known(build_id)
             if known is None or known.model_version != model_version:
                 continue  # not of this table: after a restore, say
-            gone = {f for f in fences if _abandoned(known, f)}
-            if known.status == "published" and build_id not in kept:
+            published = VersionRecord.of(known).prefix
+            gone = {prefix for prefix in tries if _abandoned(known, prefix, published)}
+            ours = known.status == "published" and published in tries
+            if ours and build_id not in kept:
                 if await self._removed(known):
-                    gone = set(fences)
+                    gone.add(published)
                     removed += 1
                 else:
                     retired = True
                     kept[build_id] = known
-            await self._objects.delete([key for f in gone for key in fences[f]])
+            await self._objects.delete([key for prefix in gone for key in tries[prefix]])
         if removed:
             _log.info("versions removed", model_version=model_version, versions=removed)
         watermarks = [str((build.manifest or {}).get("watermark") or "") for build in kept.values()]
         return Kept(min(watermarks, default=None), retired, removed)
 
-    async def _stored(self, model_version: str) -> dict[str, dict[int, list[str]]]:
-        """Build id → fence → keys of what S3 has."""
-        stored: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-        prefix = f"indexes/{model_version}/"
-        for key in await self._objects.list_keys(prefix):
-            parts = key.removeprefix(prefix).split("/")
-            if len(parts) == 3 and parts[1].isdecimal():  # noqa: PLR2004 - build, fence, file
-                stored[parts[0]][int(parts[1])].append(key)
+    async def _stored(self, model_version: str) -> dict[str, dict[str, list[str]]]:
+        """Build id → prefix of a try → keys of what S3 has that this environment may delete."""
+        stored: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        prefixes = [names.versions_prefix(self._environment, model_version)]
+        if self._early:
+            prefixes.append(names.early_versions_prefix(model_version))
+        for prefix in prefixes:
+            for key in await self._objects.list_keys(prefix):
+                parts = key.removeprefix(prefix).split("/")
+                if len(parts) == 3 and parts[1].isdecimal():  # noqa: PLR2004 - build, fence, file
+                    build_id, fence, _ = parts
+                    stored[build_id][f"{prefix}{build_id}/{fence}/"].append(key)
         return stored
 
     async def _newest(self, model: Model) -> list[Build]:
@@ -131,8 +146,8 @@ class Retention:
         return await self._promotions.remove(build)
 
 
-def _abandoned(build: Build, fence: int) -> bool:
+def _abandoned(build: Build, prefix: str, published: str) -> bool:
     """Whether a prefix in S3 is of a try that did not publish and never will."""
     if build.open:
-        return fence < build.fence
-    return build.status != "published" or fence != build.fence
+        return int(prefix.split("/")[-2]) < build.fence
+    return build.status != "published" or prefix != published

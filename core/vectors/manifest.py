@@ -118,5 +118,19 @@ def decode_manifest(data: bytes) -> Manifest:
         raise Corrupt(f"{MANIFEST} does not hold: {error}", MANIFEST) from None
 
 
+def contents(data: bytes) -> dict[str, Any]:
+    """All that a manifest says, also what this release does not know, without its checksum.
+
+    Raises:
+        Corrupt: when it is no JSON object.
+    """
+    try:
+        found = msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Corrupt(f"{MANIFEST} does not hold: {error}", MANIFEST) from None
+    found.pop("checksum", None)
+    return found
+
+
 def _end(text: bytes) -> bytes:
     return f'{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode()

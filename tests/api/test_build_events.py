@@ -14,6 +14,7 @@ import pytest
 from api.app import Application, create_app
 from core.errors import Corrupt, Unavailable
 from core.models import Build, Progress
+from core.names import versions_prefix
 from core.settings import Http
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import assert_problem, build_here, client_of, path_of, started, vector
@@ -144,7 +145,8 @@ async def test_an_earlier_build_is_promoted_and_pinned(service: Service) -> None
     assert_problem(await client.post(promote, json={"build_id": other}), 404)
     waiting = await opened(service, model)
     assert_problem(await client.post(promote, json={"build_id": waiting}), 409, "not-promotable")
-    lost = await service.resources.objects.list_keys(f"indexes/{model}/{ids[1]}/")
+    prefix = versions_prefix(service.settings.environment, model) + ids[1]
+    lost = await service.resources.objects.list_keys(prefix)
     await service.resources.objects.delete(lost)
     assert_problem(await client.post(promote, json={"build_id": ids[1]}), 409, "not-promotable")
     assert_problem(await client.post(promote, json={"build": 1}), 422)

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from api.app import create_app
+from core.names import directory_of
 from core.resources import Resources
 from core.settings import Settings
 from tests.api.conftest import MODEL, Service
@@ -111,8 +112,9 @@ async def test_a_start_without_aws_serves_what_the_cache_has(
     api_settings: Settings, service: Service, resources: Resources
 ) -> None:
     """No DynamoDB, S3, Redis or Cognito: keys and indexes of the last run answer all the same."""
+    kept = directory_of(api_settings.serving.cache_dir, api_settings.environment)
     async with asyncio.timeout(10):
-        while not (api_settings.serving.cache_dir / "auth-keys.json").exists():  # noqa: ASYNC110
+        while not (kept / "auth-keys.json").exists():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     nowhere = "http://127.0.0.1:9"
     aws = msgspec.structs.replace(

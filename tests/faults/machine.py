@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 
 from core.models import Model
-from core.versions import version_prefix
+from core.names import directory_of
+from core.versions import VersionRecord
 from tests.api.test_process import client_at
 from tests.emulators import CREDENTIALS, free_port
 from tests.faults.questions import Questions
@@ -55,15 +56,16 @@ class Machine:
     def cached(self, model: Model, name: str) -> Path:
         """The API's copy of a file of the current build."""
         version = f"{model.current_build_id}.{model.current_fence}"
-        return self.caches / "cache" / "versions" / model.model_version / version / name
+        cache = directory_of(self.caches / "cache", self.resources.settings.environment)
+        return cache / "versions" / model.model_version / version / name
 
     async def damage_object(
         self, model: Model, name: str, how: Callable[[bytes], bytes]
     ) -> Callable[[], Awaitable[None]]:
         """Damages a file of the current build in S3; calling the answer mends it."""
         objects = self.resources.objects
-        build_id = model.current_build_id or ""
-        key = version_prefix(model.model_version, build_id, model.current_fence) + name
+        build = await self.resources.builds.get_build(model.current_build_id or "")
+        key = VersionRecord.of(build).prefix + name
         whole = await objects.get_bytes(key, 1 << 30)
         await objects.put(key, how(whole), if_absent=False)
 

@@ -4,6 +4,7 @@ import asyncio
 
 import httpx
 
+from core.names import directory_of
 from tests.api.serving import build_here, eventually, path_of
 from tests.faults.damage import flipped
 from tests.faults.proxied_api import GONE, MODEL, ProxiedApi
@@ -27,7 +28,8 @@ async def test_a_damaged_cache_without_s3_serves_the_version_before(site: Proxie
         second = asked.json()["build_id"]
         await build_here(site.straight, second)
         await loaded(client, second)
-    directory = site.settings.serving.cache_dir / "versions" / MODEL / f"{second}.1"
+    cache = directory_of(site.settings.serving.cache_dir, site.settings.environment)
+    directory = cache / "versions" / MODEL / f"{second}.1"
     vectors = directory / "vectors.npy"
     vectors.write_bytes(flipped(vectors.read_bytes()))
     site.set(GONE, "s3")

@@ -23,9 +23,8 @@ def settings(stack_settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def resources(settings: Settings) -> AsyncIterator[Resources]:
-    """Opened resources, with an empty queue."""
+    """Opened resources."""
     async with open_resources(settings) as opened:
-        await opened.queue.redis.flushall()
         yield opened
 
 

@@ -12,7 +12,7 @@ from core.repositories.embedding_rows import embedding_of, live_row
 from core.resources import Resources
 from core.settings import Settings
 from core.vectors.version import MappedVersion
-from tests.worker.work import build, store, work
+from tests.worker.work import build, current, lose_redis, store, work
 from worker.reconcile import reconcile
 
 
@@ -27,7 +27,7 @@ async def test_a_build_is_published_and_can_be_served(
     assert ended.manifest["counts"]["rows"] == 300
     model = await resources.models.get_model(model_version)
     assert (model.current_build_id, model.open_build_id) == (ended.build_id, None)
-    directory, manifest = await resources.versions.ensure(model)
+    directory, manifest = await resources.versions.ensure(await current(resources, model))
     version = MappedVersion.open(directory, manifest)
     row = version.row_of("p00007")
     assert row is not None
@@ -128,7 +128,7 @@ async def test_deleted_products_are_not_built(resources: Resources, model_versio
     assert ended.manifest["counts"]["rows"] == 29
     assert ended.manifest["counts"]["tombstones"] == 1
     model = await resources.models.get_model(model_version)
-    directory, manifest = await resources.versions.ensure(model)
+    directory, manifest = await resources.versions.ensure(await current(resources, model))
     assert MappedVersion.open(directory, manifest).row_of("p00003") is None
 
 
@@ -136,7 +136,7 @@ async def test_a_lost_message_is_made_good(resources: Resources, model_version: 
     """A build whose hint was lost with Redis is enqueued again from the table."""
     await store(resources, model_version, 20)
     opened = await resources.build_requests.request(model_version, BuildParameters())
-    await resources.queue.redis.flushall()
+    await lose_redis(resources)
     await work(resources.settings)
     assert (await resources.builds.get_build(opened.build_id)).status == "queued"
     assert await reconcile(resources) >= 1

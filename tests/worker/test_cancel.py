@@ -29,7 +29,7 @@ async def test_a_cancelled_build_is_stopped(
         async with asyncio.timeout(10):
             while children_of(work_dir) or context.workshop.free < 2:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.05)
-        assert not list(work_dir.glob(f"{build_id}*"))
+        assert not list(work_dir.rglob(f"{build_id}*"))
         cancelled = await resources.builds.get_build(build_id)
         assert cancelled.status == "cancelled"
         following = await resources.build_requests.request(model_version, BuildParameters())
@@ -105,7 +105,7 @@ async def test_a_build_is_cancelled_at_a_stage(
             while context.workshop.free < 2:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.05)
     assert not children_of(settings.building.work_dir)
-    assert not list(settings.building.work_dir.glob(f"{build_id}*"))
+    assert not list(settings.building.work_dir.rglob(f"{build_id}*"))
     ended = await resources.builds.get_build(build_id)
     assert (ended.status, ended.manifest, ended.fence) == ("cancelled", None, 2)
     assert ended.progress.stage == stage

@@ -11,15 +11,16 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from core.errors import Corrupt
-from core.models import Model
+from core.names import version_prefix
 from core.objects import Objects, open_objects
 from core.settings import Settings
 from core.vectors.manifest import MANIFEST, Manifest
 from core.vectors.version import MAPPED, MappedVersion
-from core.versions import VersionStore, version_prefix
+from core.versions import VersionRecord, VersionStore
 from tests.faults.damage import DAMAGE
-from tests.unit.api.versions import DIMENSION, make, model_of
+from tests.unit.api.versions import DIMENSION, make, model_of, record_of
 
+ENVIRONMENT = "e"
 FENCE = 1
 ROWS = 400
 
@@ -32,15 +33,18 @@ def refused(where: str) -> float:
 class Published:
     """A version in S3, and a store with a cache of its own."""
 
-    def __init__(self, objects: Objects, store: VersionStore, model: Model) -> None:
+    def __init__(self, objects: Objects, store: VersionStore, record: VersionRecord) -> None:
         self.objects = objects
         self.store = store
-        self.model = model
+        self.record = record
 
-    @property
-    def prefix(self) -> str:
-        """Where its files are."""
-        return version_prefix("m", self.model.current_build_id or "", FENCE)
+
+async def put(store: VersionStore, directory: Path, manifest: Manifest) -> VersionRecord:
+    """Puts a version to S3; what the builds table would say of it."""
+    await store.upload(directory, manifest, FENCE)
+    await store.seal(manifest, FENCE)
+    prefix = version_prefix(ENVIRONMENT, "m", manifest.build_id, FENCE)
+    return record_of(manifest, prefix, FENCE)
 
 
 @pytest.fixture(scope="module")
@@ -68,45 +72,43 @@ async def published(objects: Objects, version: tuple[Path, Manifest], tmp_path: 
     directory, made = version
     build_id = uuid4().hex
     manifest = msgspec.structs.replace(made, build_id=build_id)
-    store = VersionStore(objects, tmp_path / "cache")
-    await store.upload(directory, manifest, FENCE)
-    await store.seal(manifest, FENCE)
-    return Published(objects, store, model_of(build_id, fence=FENCE))
+    store = VersionStore(objects, ENVIRONMENT, tmp_path / "cache")
+    return Published(objects, store, await put(store, directory, manifest))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 async def test_each_damaged_object_is_refused(published: Published, damage: str) -> None:
     """And is taken again once it is mended; a count and a line tell each time."""
-    store, model = published.store, published.model
+    store, record = published.store, published.record
     for name in (*MAPPED, MANIFEST):
-        key = published.prefix + name
+        key = published.record.prefix + name
         whole = await published.objects.get_bytes(key, 1 << 20)
         await published.objects.put(key, DAMAGE[damage](whole), if_absent=False)
         before = refused("s3")
         with capture_logs() as lines, pytest.raises(Corrupt):
-            await store.ensure(model)
+            await store.ensure(record)
         assert refused("s3") == before + 1
         (line,) = [line for line in lines if line["event"] == "index version refused"]
         told = line["model_version"], line["build_id"], line["file"], line["where"]
-        assert told == ("m", model.current_build_id, name, "s3")
+        assert told == ("m", record.build_id, name, "s3")
         assert line["reason"]
-        assert list(store.directory(model).parent.iterdir()) == []
+        assert list(store.directory(record).parent.iterdir()) == []
         await published.objects.put(key, whole, if_absent=False)
-    directory, manifest = await store.ensure(model)
+    directory, manifest = await store.ensure(record)
     assert MappedVersion.open(directory, manifest).n == ROWS
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 async def test_each_damaged_file_is_fetched_again(published: Published, damage: str) -> None:
     """The copy on this disk is refused, counted and told of, and the one in S3 taken."""
-    store, model = published.store, published.model
-    directory, manifest = await store.ensure(model)
+    store, record = published.store, published.record
+    directory, manifest = await store.ensure(record)
     for name in (*MAPPED, MANIFEST):
         whole = (directory / name).read_bytes()
         (directory / name).write_bytes(DAMAGE[damage](whole))
         before = refused("cache")
         with capture_logs() as lines:
-            assert await store.ensure(model) == (directory, manifest)
+            assert await store.ensure(record) == (directory, manifest)
         assert refused("cache") == before + 1
         (line,) = [line for line in lines if line["event"] == "index version refused"]
         assert (line["file"], line["where"]) == (name, "cache")
@@ -118,27 +120,26 @@ async def test_a_spare_version_is_one_that_holds(
     objects: Objects, version: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     """The latest but the current one, and of the same data; a damaged one is passed over."""
-    store = VersionStore(objects, tmp_path / "cache", spares=2)
-    models = []
+    store = VersionStore(objects, ENVIRONMENT, tmp_path / "cache", spares=2)
+    records = []
     for epoch in (0, 0, 0, 1):
         build_id = uuid4().hex
         manifest = msgspec.structs.replace(version[1], build_id=build_id, epoch=epoch)
-        await store.upload(version[0], manifest, FENCE)
-        await store.seal(manifest, FENCE)
-        models.append(model_of(build_id, fence=FENCE, epoch=epoch))
-    for model in models:
-        await store.ensure(model)
-    first, second, third, other = models
-    found = await store.spare(third)
+        records.append(await put(store, version[0], manifest))
+    for record in records:
+        await store.ensure(record)
+    first, second, third, other = records
+    current = model_of(third.build_id, fence=FENCE)
+    found = await store.spare(current)
     assert found is not None
-    assert found[0].current_build_id == second.current_build_id
+    assert found[0] == second
     assert found[1] == store.directory(second)
     index = store.directory(second) / "index.faiss"
     index.write_bytes(DAMAGE["a flipped bit"](index.read_bytes()))
-    found = await store.spare(third)
+    found = await store.spare(current)
     assert found is not None
     assert found[1] == store.directory(first)
     await store.prune(other)
     assert store.directory(other).exists()
     assert store.directory(third).exists()
-    assert await store.spare(other) is None
+    assert await store.spare(model_of(other.build_id, fence=FENCE, epoch=1)) is None

@@ -15,6 +15,7 @@ from core.models import Report, User, now, timestamp
 from core.repositories.idempotency import Claim, Kept
 from core.resources import Resources, open_resources
 from core.settings import Settings
+from tests.worker.work import lose_redis
 from worker import deletion
 from worker.deletion import delete_user
 from worker.main import create_worker
@@ -38,9 +39,8 @@ def settings(stack_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Setti
 
 @pytest.fixture
 async def resources(settings: Settings) -> AsyncIterator[Resources]:
-    """Opened resources, with an empty queue."""
+    """Opened resources."""
     async with open_resources(settings) as opened:
-        await opened.queue.redis.flushall()
         yield opened
 
 
@@ -193,7 +193,7 @@ async def test_a_lost_message_is_made_good(
 ) -> None:
     """The mark stands in a table, where the reconciler finds it."""
     await mark(resources, leaver)
-    await resources.queue.redis.flushall()
+    await lose_redis(resources)
     await work(settings)
     assert await rows_of(resources, leaver)
     assert await reconcile(resources) >= 1

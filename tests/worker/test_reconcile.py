@@ -12,12 +12,13 @@ from arq.constants import in_progress_key_prefix, retry_key_prefix
 from core.dynamo.expressions import Update, expressions, key
 from core.errors import Corrupt, NotFound, Unavailable
 from core.models import Build, User
-from core.queue import QUEUE, BuildJob
+from core.names import job_id
+from core.queue import BuildJob
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.processes import until
 from tests.worker.test_durability import has_ended, hurried, published_once, requested, worker
-from tests.worker.work import work
+from tests.worker.work import lose_redis, work
 from worker.background import Background
 from worker.building.workshop import Workshop
 from worker.context import open_context
@@ -38,11 +39,17 @@ async def rewrite(resources: Resources, table: str, row: dict[str, str], **attri
 
 async def taken_by_the_dead(resources: Resources, build_id: str, fence: int) -> None:
     """Leaves in Redis what a worker leaves that is killed over a job."""
-    job_id = f"{build_id}:{fence}"
+    taken = job_id(resources.settings.environment, build_id, fence)
     redis = resources.queue.redis
-    await redis.zrem(QUEUE, job_id)
+    await redis.zrem(resources.queue.name, taken)
     for prefix in (in_progress_key_prefix, retry_key_prefix):
-        await redis.set(prefix + job_id, b"1")
+        await redis.set(prefix + taken, b"1")
+
+
+async def waits_in_queue(resources: Resources, build_id: str) -> bool:
+    """Whether a build's first try waits in the queue."""
+    jobs = await resources.queue.redis.zrange(resources.queue.name, 0, -1)
+    return job_id(resources.settings.environment, build_id, 0).encode() in jobs
 
 
 async def marked_user(resources: Resources) -> str:
@@ -90,10 +97,10 @@ async def test_who_is_never_heard_is_taken_without_a_hint(
 async def test_a_build_that_waits_is_hinted_first(resources: Resources, model_version: str) -> None:
     """While there is Redis any worker may have it; the one that looks does not take it all."""
     build_id = await requested(resources, model_version)
-    await resources.queue.redis.flushall()
+    await lose_redis(resources)
     workshop = Workshop(resources, Background())
     await reconcile(resources, workshop)
-    assert f"{build_id}:0".encode() in await resources.queue.redis.zrange(QUEUE, 0, -1)
+    assert await waits_in_queue(resources, build_id)
     assert (await resources.builds.get_build(build_id)).status == "queued"
     await workshop.close()
 
@@ -133,9 +140,9 @@ async def test_a_build_that_cannot_be_reckoned_with_stops_no_hint(
     good = await requested(resources, model_version)
     await rewrite(resources, "builds", {"build_id": bad[0]}, requested_at="0 is no time")
     await rewrite(resources, "builds", {"build_id": bad[1]}, status="paused")
-    await resources.queue.redis.flushall()
+    await lose_redis(resources)
     await reconcile(resources)
-    assert f"{good}:0".encode() in await resources.queue.redis.zrange(QUEUE, 0, -1)
+    assert await waits_in_queue(resources, good)
 
 
 async def test_one_bad_row_stops_nobody_else(
@@ -195,7 +202,7 @@ async def test_a_claim_under_way_when_the_worker_stops_is_given_back(
     await asyncio.sleep(0.5)
     assert await resources.builds.get_build(build_id) == given
     monkeypatch.undo()
-    await resources.queue.redis.flushall()
+    await lose_redis(resources)
     await reconcile(resources)
     await work(settings)
     assert (await published_once(resources, model_version, build_id)).fence == 2

@@ -9,12 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from core.cached_versions import leased
 from core.errors import NotFound
 from core.models import BuildParameters, Model
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.vectors.version import MappedVersion
-from core.versions import VersionStore, leased, version_prefix
+from core.versions import VersionStore
+from tests.worker.work import current
 from worker.main import create_worker
 
 
@@ -27,7 +29,6 @@ async def resources(stack_settings: Settings, tmp_path: Path) -> AsyncIterator[R
         serving=msgspec.structs.replace(stack_settings.serving, cache_dir=tmp_path / "cache"),
     )
     async with open_resources(settings) as opened:
-        await opened.queue.redis.flushall()
         yield opened
 
 
@@ -51,29 +52,30 @@ async def model(resources: Resources) -> Model:
 
 async def test_a_version_is_downloaded_once(resources: Resources, model: Model) -> None:
     """The second time its files come from the cache, without a request."""
-    directory, manifest = await resources.versions.ensure(model)
+    record = await current(resources, model)
+    directory, manifest = await resources.versions.ensure(record)
     assert MappedVersion.open(directory, manifest).n == 20
     before = resources.objects.requests
-    assert await resources.versions.ensure(model) == (directory, manifest)
+    assert await resources.versions.ensure(record) == (directory, manifest)
     assert resources.objects.requests == before
 
 
 async def test_a_version_that_is_gone_is_not_found(resources: Resources, model: Model) -> None:
     """A version deleted from S3 and not in the cache says so."""
-    prefix = version_prefix(model.model_version, model.current_build_id or "", model.current_fence)
-    await resources.objects.delete(await resources.objects.list_keys(prefix))
+    record = await current(resources, model)
+    await resources.objects.delete(await resources.objects.list_keys(record.prefix))
     with pytest.raises(NotFound):
-        await resources.versions.ensure(model)
+        await resources.versions.ensure(record)
 
 
 async def test_old_versions_go_but_not_from_under_a_reader(
     resources: Resources, model: Model
 ) -> None:
     """Pruning keeps the current version, the one before it, and any that is leased."""
-    old, _ = await resources.versions.ensure(model)
-    newer = await published(resources, model.model_version)
+    old, _ = await resources.versions.ensure(await current(resources, model))
+    newer = await current(resources, await published(resources, model.model_version))
     before, _ = await resources.versions.ensure(newer)
-    newest = await published(resources, model.model_version)
+    newest = await current(resources, await published(resources, model.model_version))
     new, _ = await resources.versions.ensure(newest)
     with leased(old):
         await resources.versions.prune(newest)
@@ -88,6 +90,8 @@ async def test_two_processes_may_fetch_the_same(
     resources: Resources, model: Model, tmp_path: Path
 ) -> None:
     """Whoever settles first wins; the other takes what is there."""
-    other = VersionStore(resources.objects, tmp_path / "cache")
-    first, second = await asyncio.gather(resources.versions.ensure(model), other.ensure(model))
+    record = await current(resources, model)
+    environment = resources.settings.environment
+    other = VersionStore(resources.objects, environment, tmp_path / "cache")
+    first, second = await asyncio.gather(resources.versions.ensure(record), other.ensure(record))
     assert first == second

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from core.models import Build, BuildParameters
+from core.models import Build, BuildParameters, Model
 from core.resources import Resources
 from core.settings import Settings
+from core.versions import VersionRecord
 from worker.main import create_worker
 
 
@@ -19,6 +20,18 @@ async def store(
     for start in range(0, rows, 1000):
         await resources.ingest.store_batch(model_version, entries[start : start + 1000])
     return catalogue
+
+
+async def current(resources: Resources, model: Model) -> VersionRecord:
+    """What the builds table says of the current version of a model version."""
+    return VersionRecord.of(await resources.builds.get_build(model.current_build_id or ""))
+
+
+async def lose_redis(resources: Resources) -> None:
+    """Removes all that the environment has in Redis, as its loss would."""
+    redis = resources.queue.redis
+    async for key in redis.scan_iter(match=f"*k9:{resources.settings.environment}:*"):
+        await redis.delete(key)
 
 
 async def work(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from core import __version__, telemetry
+from core.cached_versions import leased
 from core.errors import Corrupt, NotFound
 from core.models import Build, Model, Progress, Stage, now, timestamp
 from core.repositories.tombstones import Tombstone
@@ -17,7 +18,7 @@ from core.resources import Resources
 from core.vectors.files import IDS, NEIGHBORS
 from core.vectors.manifest import MANIFEST, Manifest, RecentRows, decode_manifest
 from core.vectors.rows import RowWriter
-from core.versions import VersionStore, leased
+from core.versions import VersionRecord, VersionStore
 from worker.building.child import ChildJob, ChildLimits, ChildResult, Previous
 from worker.building.costs import Costs
 from worker.building.process import run_child
@@ -147,11 +148,14 @@ class Making:
     async def make_beside_current(self, model: Model, pulled: Pulled) -> Made:
         """Has the child make the files, and compare them with those of the current version."""
         cache_dir = self._settings.work_dir / CACHE
-        store = VersionStore(self._resources.objects, cache_dir, _compared, spares=0)
+        environment = self._resources.settings.environment
+        store = VersionStore(self._resources.objects, environment, cache_dir, _compared, spares=0)
         if model.current_build_id is None:
             return await self.make(model, pulled, None)
         try:
-            directory, manifest = await store.ensure(model)
+            current = await self._resources.builds.get_build(model.current_build_id)
+            record = VersionRecord.of(current)
+            directory, manifest = await store.ensure(record)
         except (NotFound, Corrupt) as error:
             # It can be made again, this build may be about to; what it held is not known any more.
             _log.warning(
@@ -163,7 +167,7 @@ class Making:
         with leased(directory):
             previous = Previous(str(directory), manifest.build_id)
             made = await self.make(model, pulled, previous)
-        await store.prune(model)
+        await store.prune(record)
         return made
 
     def _report(self, progress: Progress) -> None:

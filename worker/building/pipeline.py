@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from core import telemetry
+from core import names, telemetry
+from core.cached_versions import leased
 from core.counting import counted
 from core.errors import BuildFailed, K9Error, LeaseLost, Pinned, Unavailable
 from core.models import Build, Progress, Stage
@@ -20,7 +21,6 @@ from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from core.vectors.manifest import Manifest
-from core.versions import leased
 from worker.building.costs import Costs
 from worker.building.making import Making
 from worker.building.verifying import verify
@@ -63,7 +63,8 @@ class BuildRun:
         self._costs = Costs(build)
         self._progress = Progress("pull")
         self._changed = asyncio.Event()
-        self._directory = self._settings.work_dir / f"{build.build_id}.{build.fence}"
+        work_dir = names.directory_of(self._settings.work_dir, resources.settings.environment)
+        self._directory = work_dir / f"{build.build_id}.{build.fence}"
         self._tombstones: tuple[Tombstone, ...] = ()
         self._log = _log.bind(
             build_id=build.build_id, model_version=build.model_version, fence=build.fence

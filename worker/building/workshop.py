@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from core import telemetry
+from core.cached_versions import LEASE
 from core.errors import K9Error
 from core.models import Build
 from core.queue import BuildJob
 from core.resources import Resources
-from core.versions import LEASE
 from worker.background import Background
 from worker.building.pipeline import BuildRun, claim_build
 from worker.building.tidying import Tidying

@@ -15,11 +15,17 @@ from api.serving.catalogue import Catalogue
 from api.serving.loaded import LoadedIndex
 from api.serving.refresh import Refresher
 from core.errors import Corrupt, K9Error, NoIndex, NotFound, NotYetVisible, Unavailable
+from core.names import directory_of
 from core.settings import Serving, Settings
 from core.watermarks import Watermark
 from tests.unit.api.versions import Listing, Shelf, damaged, model_of
 
 ONE, TWO = ["a", "b", "c", "d"], ["a", "b", "c", "d", "e"]
+
+
+def current_file(root: Path) -> Path:
+    """Where a refresher writes down what is current."""
+    return directory_of(root / "cache", Settings().environment) / "current.json"
 
 
 class Rig:
@@ -222,7 +228,7 @@ async def test_a_start_without_dynamodb_serves_what_was_current(tmp_path: Path) 
     before.listing.models = [model_of("b-1")]
     async with before.running():
         await _until(lambda: before.build_id == "b-1")
-        await _until((tmp_path / "cache" / "current.json").exists)
+        await _until(current_file(tmp_path).exists)
     rig = Rig(tmp_path)
     rig.shelf.manifests = before.shelf.manifests
     rig.listing.failure = Unavailable("away")
@@ -241,6 +247,7 @@ async def test_what_answered_without_dynamodb_is_dropped_if_it_was_removed(tmp_p
     before.listing.models = [model_of("b-1")]
     async with before.running():
         await _until(lambda: before.build_id == "b-1")
+        await _until(current_file(tmp_path).exists)
     rig = Rig(tmp_path)
     rig.shelf.manifests = before.shelf.manifests
     rig.listing.failure = Unavailable("away")
@@ -254,10 +261,37 @@ async def test_what_answered_without_dynamodb_is_dropped_if_it_was_removed(tmp_p
             await rig.catalogue.wanted("m")
 
 
+async def test_what_answered_without_dynamodb_is_dropped_if_the_table_has_another(
+    tmp_path: Path,
+) -> None:
+    """Once it can be asked; the version before, which it does know, answers instead."""
+    before = Rig(tmp_path)
+    before.shelf.add("b-1", ONE)
+    before.shelf.add("b-2", TWO)
+    before.listing.models = [model_of("b-2")]
+    async with before.running():
+        await _until(lambda: before.build_id == "b-2")
+        await _until(current_file(tmp_path).exists)
+    rig = Rig(tmp_path)
+    rig.shelf.manifests = before.shelf.manifests
+    rig.shelf.here |= {"b-1", "b-2"}
+    rig.listing.failure = Unavailable("away")
+    async with rig.running():
+        await _until(lambda: rig.build_id == "b-2")
+        for build_id, true in rig.shelf.manifests.items():
+            told = damaged(true) if build_id == "b-2" else true
+            rig.listing.manifests[build_id] = msgspec.to_builtins(told)
+        rig.listing.models, rig.listing.failure = [model_of("b-2")], None
+        await _until(lambda: rig.build_id == "b-1")
+        await _until(lambda: "builds table" in rig.catalogue.troubles.get("m", ""))
+        rig.listing.manifests["b-2"] = msgspec.to_builtins(rig.shelf.manifests["b-2"])
+        await _until(lambda: rig.build_id == "b-2")
+
+
 async def test_a_broken_note_of_what_was_current_is_passed_over(tmp_path: Path) -> None:
     """The start goes on without it."""
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "current.json").write_bytes(b'[{"model_version": 5}]')
+    current_file(tmp_path).parent.mkdir(parents=True)
+    current_file(tmp_path).write_bytes(b'[{"model_version": 5}]')
     rig = Rig(tmp_path)
     rig.listing.failure = Unavailable("away")
     async with rig.running():

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from core.models import Build, BuildParameters, Embedding, Family, Metric, Model
 from core.vectors.arrays import Floats
 from core.vectors.manifest import Manifest
 from core.vectors.rows import RowWriter
+from core.versions import VersionRecord
 from worker.building.child import ChildJob
 from worker.building.stages import make_version
 
@@ -73,6 +75,12 @@ def model_of(build_id: str | None, *, fence: int = 1, epoch: int = 0) -> Model:
     )
 
 
+def record_of(manifest: Manifest, prefix: str = "somewhere/", fence: int = 1) -> VersionRecord:
+    """What the builds table says of a version."""
+    contents = msgspec.json.decode(msgspec.json.encode(manifest))
+    return VersionRecord(manifest.model_version, manifest.build_id, fence, prefix, contents)
+
+
 class Shelf:
     """Versions by build id, in place of the store over S3."""
 
@@ -91,18 +99,24 @@ class Shelf:
         directory = self.root / build_id
         self.manifests[build_id] = make(directory, build_id, ids, epoch=epoch)
 
-    def directory(self, model: Model) -> Path:
-        """Where the current build's files are."""
-        return self.root / str(model.current_build_id) / "out"
+    def directory(self, record: VersionRecord) -> Path:
+        """Where a version's files are."""
+        return self.root / record.build_id / "out"
 
-    async def cached(self, model: Model) -> tuple[Path, Manifest] | None:
-        """The current build's files, where they are on this disk already."""
-        build_id = str(model.current_build_id)
-        return (self.directory(model), self.manifests[build_id]) if build_id in self.here else None
+    async def remembered(self, model: Model) -> VersionRecord:
+        """What the builds table said of the current version."""
+        return record_of(self.manifests[str(model.current_build_id)])
 
-    async def download(self, model: Model) -> tuple[Path, Manifest]:
-        """The current build's files, or what is wrong with them."""
-        build_id = str(model.current_build_id)
+    async def cached(self, record: VersionRecord) -> tuple[Path, Manifest] | None:
+        """A version's files, where they are on this disk already."""
+        build_id = record.build_id
+        if build_id in self.here and not record.describes(self.manifests[build_id]):
+            self.here.discard(build_id)
+        return (self.directory(record), self.manifests[build_id]) if build_id in self.here else None
+
+    async def download(self, record: VersionRecord) -> tuple[Path, Manifest]:
+        """A version's files, or what is wrong with them."""
+        build_id = record.build_id
         self.asked.append(build_id)
         if build_id in self.hanging:
             await self.moved.wait()
@@ -110,16 +124,18 @@ class Shelf:
             raise self.failures[build_id]
         if build_id not in self.manifests:
             raise Corrupt("no such version")
-        return self.directory(model), self.manifests[build_id]
+        if not record.describes(self.manifests[build_id]):
+            raise Corrupt("not the one that the builds table has")
+        return self.directory(record), self.manifests[build_id]
 
-    async def spare(self, model: Model) -> tuple[Model, Path, Manifest] | None:
+    async def spare(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
         """Another build that is on this disk."""
         for build_id in self.here - {model.current_build_id}:
-            then = msgspec.structs.replace(model, current_build_id=build_id)
-            return then, self.directory(then), self.manifests[build_id]
+            record = record_of(self.manifests[build_id])
+            return record, self.directory(record), self.manifests[build_id]
         return None
 
-    async def prune(self, model: Model) -> None:
+    async def prune(self, record: VersionRecord) -> None:
         """Keeps everything."""
 
 
@@ -131,6 +147,8 @@ class Listing:
         self.failure: Exception | None = None
         self.looks = 0
         self.removed: set[str] = set()
+        self.manifests: dict[str, dict[str, Any]] = {}
+        """Of builds whose manifest the table has."""
 
     async def list_models(self) -> list[Model]:
         """The models, or the failure."""
@@ -143,7 +161,18 @@ class Listing:
         """A published build."""
         moment = timestamp(now())
         removed_at = moment if build_id in self.removed else None
-        return Build(build_id, "m", "published", moment, BuildParameters(), removed_at=removed_at)
+        current = {model.current_build_id: model.model_version for model in self.models}
+        return Build(
+            build_id,
+            current.get(build_id, "m"),
+            "published",
+            moment,
+            BuildParameters(),
+            fence=1,
+            removed_at=removed_at,
+            manifest=self.manifests.get(build_id),
+            prefix="somewhere/",
+        )
 
     async def get_model(self, _model_version: str) -> Model:
         """The one model there is."""

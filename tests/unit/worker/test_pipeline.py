@@ -73,7 +73,7 @@ class Table:
 
 
 def _left(directory: Path) -> list[Path]:
-    return list(directory.iterdir())
+    return list(directory.rglob(f"{BUILD.build_id}.*"))
 
 
 @pytest.mark.parametrize("how", ["away", "hangs"])

@@ -1,0 +1,98 @@
+"""Index versions on the local disk: whole or not there, and not removed from under a reader."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from core.vectors.manifest import MANIFEST
+
+LEASE: Final = ".lease"
+"""In a directory that must not go while its holder lives: locked as long as that is."""
+_ABANDONED_S: Final = 3600.0
+
+
+@contextmanager
+def leased(directory: Path) -> Iterator[None]:
+    """Keeps a version from being pruned while it is mapped, by any process on this machine."""
+    handle = os.open(directory / LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def settle(incoming: Path, directory: Path) -> None:
+    """Moves a complete version into place; another process may have been faster."""
+    try:
+        incoming.rename(directory)
+    except OSError:
+        if not (directory / MANIFEST).exists():
+            raise
+
+
+def take_over(early: Path, directory: Path) -> None:
+    """Moves a version from where an earlier release put it, if it is there."""
+    if directory.exists() or not early.exists():
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):  # another process was faster
+        settle(early, directory)
+
+
+def remove(directory: Path) -> None:
+    """Removes a version at once, so that no half of it is met under its name."""
+    leaving = directory.with_name(f".{directory.name}.{uuid4().hex}")
+    with suppress(FileNotFoundError):  # another process was faster
+        directory.rename(leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
+def others(current: Path) -> list[Path]:
+    """The versions beside the current one, the one that came last first."""
+    if not current.parent.exists():
+        return []
+    found = [
+        directory
+        for directory in current.parent.glob("[!.]*.*")
+        if directory != current and directory.name.rpartition(".")[2].isdecimal()
+    ]
+    return sorted(found, key=_came_at, reverse=True)
+
+
+def prune(current: Path, spares: int) -> None:
+    """Removes all but the current version, so many others, and what is leased."""
+    if not current.parent.exists():
+        return
+    for directory in current.parent.glob(".*"):  # a download, perhaps of a process that died in it
+        with suppress(FileNotFoundError):
+            if time.time() - directory.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(directory, ignore_errors=True)
+    for directory in others(current)[spares:]:
+        with suppress(FileNotFoundError):
+            _remove_unless_leased(directory)
+
+
+def _came_at(directory: Path) -> float:
+    try:
+        return (directory / MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _remove_unless_leased(directory: Path) -> None:
+    handle = os.open(directory / LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # some process has it mapped
+    else:
+        remove(directory)
+    finally:
+        os.close(handle)

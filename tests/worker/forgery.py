@@ -1,0 +1,45 @@
+"""A version's files exchanged for others that fit together: manifest, checksums and all."""
+
+import tempfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from core.objects import Objects
+from core.vectors.files import VECTORS, file_info
+from core.vectors.manifest import MANIFEST, Manifest, decode_manifest
+
+
+def forged(directory: Path, manifest: Manifest) -> Manifest:
+    """Gives every product of a version on disk another vector; the manifest made to match."""
+    path = directory / VECTORS
+    vectors = np.load(path, allow_pickle=False)
+    path.unlink()  # a process may have the true one mapped
+    with path.open("wb") as file:
+        np.save(file, np.ascontiguousarray(vectors[::-1]), allow_pickle=False)
+    files = {**manifest.files, VECTORS: file_info(path)}
+    other = msgspec.structs.replace(manifest, files=files)
+    (directory / MANIFEST).write_bytes(other.encode())
+    return other
+
+
+async def forge(objects: Objects, prefix: str) -> dict[str, bytes]:
+    """Does so in S3; the true objects, by key."""
+    true = {
+        prefix + name: await objects.get_bytes(prefix + name, 1 << 24)
+        for name in (VECTORS, MANIFEST)
+    }
+    with tempfile.TemporaryDirectory(prefix="k9-forged-") as name:
+        directory = Path(name)
+        (directory / VECTORS).write_bytes(true[prefix + VECTORS])
+        forged(directory, decode_manifest(true[prefix + MANIFEST]))
+        for key in true:
+            await objects.put(key, directory / key.removeprefix(prefix), if_absent=False)
+    return true
+
+
+async def mend(objects: Objects, true: dict[str, bytes]) -> None:
+    """Puts back what was there."""
+    for key, data in true.items():
+        await objects.put(key, data, if_absent=False)
