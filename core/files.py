@@ -2,14 +2,26 @@
 
 import hashlib
 import os
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+import msgspec
+
 from core.errors import Corrupt
 
 _BLOCK_BYTES: Final = 1024 * 1024
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What is known of an object without reading it."""
+
+    size_bytes: int
+    sha256_hex: str | None
+    """As given when it was put; None when something other than K9 put it."""
+    checksum: str | None = None
+    """As S3 itself has it: `files.checksum`; None where it was put without one."""
 
 
 def size_and_digest(source: Path | bytes) -> tuple[int, str]:
@@ -29,6 +41,16 @@ def read_part(source: Path | bytes, offset: int, length: int) -> tuple[bytes, st
             file.seek(offset)
             part = file.read(length)
     return part, b64encode(hashlib.sha256(part).digest()).decode()
+
+
+def checksum(path: Path, part_bytes: int) -> str:
+    """The SHA-256 of a file as S3 has it in base64: of its parts' digests where it has several."""
+    size = path.stat().st_size
+    if size <= part_bytes:
+        return read_part(path, 0, size)[1]
+    offsets = range(0, size, part_bytes)
+    digests = b"".join(b64decode(read_part(path, offset, part_bytes)[1]) for offset in offsets)
+    return f"{read_part(digests, 0, len(digests))[1]}-{len(offsets)}"
 
 
 def create(path: Path) -> int:

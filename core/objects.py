@@ -9,7 +9,6 @@ from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import aiohttp
-import msgspec
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
@@ -17,6 +16,7 @@ from core import files, names
 from core.counting import count_one
 from core.dynamo.client import client_config, new_session, open_client, unreachable
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
+from core.files import Head
 from core.settings import Settings
 
 R = TypeVar("R")
@@ -39,14 +39,6 @@ _CONFLICT: Final = "ConditionalRequestConflict"
 
 class _BrokenOff(Exception):
     """The body of a reply ended too early."""
-
-
-class Head(msgspec.Struct, frozen=True):
-    """What is known of an object without reading it."""
-
-    size_bytes: int
-    sha256_hex: str | None
-    """As given when it was put; None when something other than K9 put it."""
 
 
 class Objects:
@@ -145,14 +137,15 @@ class Objects:
         return data
 
     async def head(self, key: str) -> Head:
-        """Size and digest of an object.
+        """Size and digests of an object.
 
         Raises:
             NotFound: there is no such object.
             Unavailable: S3 did not answer in time.
         """
-        reply = await self._call("head_object", key, Key=key)
-        return Head(reply["ContentLength"], reply.get("Metadata", {}).get(_SHA256))
+        reply = await self._call("head_object", key, Key=key, ChecksumMode="ENABLED")
+        digest = reply.get("Metadata", {}).get(_SHA256)
+        return Head(reply["ContentLength"], digest, reply.get("ChecksumSHA256"))
 
     async def presign(self, key: str, expires_s: int) -> str:
         """A URL that reads the object without credentials for `expires_s` seconds. No request."""
@@ -196,9 +189,10 @@ class Objects:
 
     async def _holds(self, key: str, size: int, digest: str) -> bool:
         try:
-            return await self.head(key) == Head(size, digest)
+            found = await self.head(key)
         except NotFound:
             return False
+        return (found.size_bytes, found.sha256_hex) == (size, digest)
 
     async def _put_whole(
         self, key: str, source: Path | bytes, digest: str, *, if_absent: bool

@@ -18,11 +18,10 @@ from uuid import uuid4
 
 import msgspec
 
-from core import cached_versions, names, telemetry
+from core import cached_versions, files, names, telemetry
 from core.errors import Corrupt, NotFound
-from core.files import write_atomically
 from core.models import Build, Model
-from core.objects import Objects
+from core.objects import PART_BYTES, Objects
 from core.vectors.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest
 from core.vectors.version import mapped_files, verify_files
 
@@ -95,10 +94,10 @@ class VersionStore:
         objects: Objects,
         environment: str,
         cache_dir: Path,
-        files: Callable[[Manifest], tuple[str, ...]] = mapped_files,
+        names_of: Callable[[Manifest], tuple[str, ...]] = mapped_files,
         spares: int = 1,
     ) -> None:
-        """A store whose local copies have the files that `files` names of a version.
+        """A store whose local copies have the files that `names_of` gives.
 
         Besides the current version of a model version so many earlier ones stay on the disk.
         `cache_dir` may be shared by several environments.
@@ -108,7 +107,7 @@ class VersionStore:
         self._cache_dir = names.directory_of(cache_dir, environment) / "versions"
         self._early_dir = cache_dir / "versions"
         """Where releases up to 23e14f8 have their copies, whatever the environment."""
-        self._files = files
+        self._names_of = names_of
         self._spares = spares
 
     async def upload(
@@ -117,18 +116,22 @@ class VersionStore:
         manifest: Manifest,
         fence: int,
         report: Callable[[int, int], None] = lambda _done, _total: None,
-    ) -> None:
-        """Uploads every file of a version but its manifest.
+    ) -> Manifest:
+        """Uploads every file of a version but its manifest, which then has S3's checksums as well.
 
         `report` is called with bytes done and bytes in all.
         """
         prefix = self._prefix(manifest, fence)
         total = sum(entry.bytes for entry in manifest.files.values())
         done = 0
+        uploaded: dict[str, FileInfo] = {}
         for name, entry in sorted(manifest.files.items()):
             await self._objects.put(prefix + name, directory / name, sha256_hex=entry.sha256)
+            checksum = await asyncio.to_thread(files.checksum, directory / name, PART_BYTES)
+            uploaded[name] = msgspec.structs.replace(entry, s3_checksum=checksum)
             done += entry.bytes
             report(done, total)
+        return msgspec.structs.replace(manifest, files=uploaded)
 
     async def seal(self, manifest: Manifest, fence: int) -> None:
         """Puts the manifest, the last file of a version: what has one is whole."""
@@ -219,8 +222,28 @@ class VersionStore:
         """Where the local copy of a version is, or will be."""
         return self._cache_dir / record.model_version / f"{record.build_id}.{record.fence}"
 
-    async def presign(self, record: VersionRecord, name: str, expires_s: int) -> str:
-        """A URL under which one file of a version can be fetched."""
+    async def presign(
+        self, record: VersionRecord, name: str, entry: FileInfo, expires_s: int
+    ) -> str:
+        """A URL under which one file of a version can be fetched, which is the one published.
+
+        Raises:
+            Corrupt: S3 has another one.
+            NotFound: S3 has none.
+            Unavailable: S3 did not answer in time.
+        """
+        found = await self._objects.head(record.prefix + name)
+        # Releases up to 23e14f8 did not note what S3 has of a file: what they gave it to keep must
+        # do, and whoever can write to the bucket can write that.
+        same = (
+            found.sha256_hex == entry.sha256
+            if entry.s3_checksum is None
+            else found.checksum == entry.s3_checksum
+        )
+        if not same or found.size_bytes != entry.bytes:
+            error = Corrupt(f"{name} is not the one that was published", name)
+            _refused(record, "s3", error)
+            raise error
         return await self._objects.presign(record.prefix + name, expires_s)
 
     async def prune(self, current: VersionRecord) -> None:
@@ -242,7 +265,7 @@ class VersionStore:
         incoming.mkdir(parents=True)
         try:
             async with asyncio.TaskGroup() as group:
-                for name in self._files(manifest):
+                for name in self._names_of(manifest):
                     group.create_task(
                         self._fetch(record.prefix + name, incoming / name, manifest.files[name])
                     )
@@ -268,10 +291,10 @@ class VersionStore:
         if not directory.exists():
             return None
         manifest = record.check((directory / MANIFEST).read_bytes())
-        verify_files(directory, manifest, self._files(manifest))
+        verify_files(directory, manifest, self._names_of(manifest))
         if record.manifest is not None and self._remembered(record) != record:
             with suppress(OSError):  # without it a start without DynamoDB compares with nothing
-                write_atomically(directory / RECORD, msgspec.json.encode(record))
+                files.write_atomically(directory / RECORD, msgspec.json.encode(record))
         return directory, manifest
 
     def _remembered(self, record: VersionRecord) -> VersionRecord:

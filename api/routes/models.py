@@ -26,7 +26,7 @@ from api.schemas import (
     PromoteBody,
 )
 from api.serving.loaded import LoadedIndex
-from core.errors import Corrupt, NoIndex, NotFound, NotPromotable
+from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
 from core.models import Build, Model
 from core.usecases.identifiers import validate_model_version
 from core.vectors.files import NPZ, PARQUET
@@ -137,10 +137,16 @@ class ModelController(Controller):
         if manifest is None:
             raise Corrupt(f"build {model.current_build_id} is current and has no manifest")
         record = VersionRecord.of(build)
-        files = MatrixFiles(
-            parquet=await _file(call.context, record, manifest, PARQUET),
-            npz=await _file(call.context, record, manifest, NPZ),
-        )
+        try:
+            files = MatrixFiles(
+                parquet=await _file(call.context, record, manifest, PARQUET),
+                npz=await _file(call.context, record, manifest, NPZ),
+            )
+        except (Corrupt, NotFound) as error:
+            raise Unavailable(
+                f"the matrix of build {record.build_id} is lost or damaged ({error}): "
+                f"`k9 rebuild {name}` makes it again"
+            ) from error
         snapshot = MatrixSnapshot(
             model_version=name,
             build_id=manifest.build_id,
@@ -159,7 +165,7 @@ async def _file(
     context: Context, record: VersionRecord, manifest: Manifest, name: str
 ) -> MatrixFile:
     info = manifest.files[name]
-    url = await context.resources.versions.presign(record, name, URL_EXPIRES_S)
+    url = await context.resources.versions.presign(record, name, info, URL_EXPIRES_S)
     return MatrixFile(url=url, bytes=info.bytes, sha256=info.sha256)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from api.serving.catalogue import Catalogue
 from core import names, telemetry
-from core.errors import K9Error
+from core.errors import K9Error, Unavailable
 from core.resources import Resources
 from core.versions import VersionRecord
 
@@ -56,9 +56,7 @@ class BorrowedFiles:
         now = asyncio.get_running_loop().time()
         log = _log.bind(model_version=name, build_id=record.build_id)
         try:
-            if await self._resources.versions.is_there(record):
-                return
-            if now < self._not_before.get(name, now):
+            if now < self._not_before.get(name, now) or await self._is_there(record):
                 return
             self._not_before[name] = now + _AGAIN_S
             build = await self._resources.build_requests.request_again(name)
@@ -71,3 +69,9 @@ class BorrowedFiles:
                 "files of another environment are gone: a build is requested",
                 requested_build_id=build.build_id,
             )
+
+    async def _is_there(self, record: VersionRecord) -> bool:
+        try:
+            return await self._resources.versions.is_there(record)
+        except Unavailable:  # nothing is known of them; readiness tells of S3
+            return True

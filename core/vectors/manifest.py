@@ -23,6 +23,8 @@ class FileInfo(msgspec.Struct, frozen=True):
     sha256: str
     """In hex."""
     bytes: int
+    s3_checksum: str | None = None
+    """As S3 has it, in base64; None in what releases up to 23e14f8 have published."""
 
 
 class Counts(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from api.app import create_app
 from core.models import Build
 from core.resources import Resources
 from core.settings import Settings
+from core.vectors.files import PARQUET
 from core.versions import VersionRecord, VersionStore
 from tests.api.conftest import MODEL, Service
 from tests.api.pool import Pool
@@ -112,6 +113,25 @@ async def test_a_forged_version_is_not_promoted(service: Service) -> None:
     await mend(resources.objects, true)
     reply = await client.post(promote, json={"build_id": builds[0].build_id})
     assert reply.status_code == 200, reply.text
+
+
+async def test_no_address_is_given_of_a_forged_matrix(service: Service) -> None:
+    """Neither of one of the same size, nor of one that is gone; the answer says what to do."""
+    client, resources, matrix = service.client, service.resources, path_of(MODEL, "matrix")
+    model = await resources.models.get_model(MODEL)
+    build = await resources.builds.get_build(model.current_build_id or "")
+    key = VersionRecord.of(build).prefix + PARQUET
+    whole = await resources.objects.get_bytes(key, 1 << 24)
+    assert (await client.get(matrix)).status_code == 200
+    before = refused("s3")
+    await resources.objects.put(key, whole[::-1], if_absent=False)
+    problem = assert_problem(await client.get(matrix), 503)
+    assert f"k9 rebuild {MODEL}" in problem["detail"]
+    assert refused("s3") == before + 1
+    await resources.objects.delete([key])
+    assert_problem(await client.get(matrix), 503)
+    await resources.objects.put(key, whole)
+    assert (await client.get(matrix)).status_code == 200
 
 
 async def test_a_forged_copy_without_dynamodb(

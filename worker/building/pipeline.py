@@ -125,15 +125,15 @@ class BuildRun:
             self._tombstones = pulled.tombstones
             self.report("upload")
             versions, fence = self._resources.versions, self._build.fence
-            await versions.upload(
+            uploaded = await versions.upload(
                 made.directory,
                 made.manifest,
                 fence,
                 lambda done, total: self.report("upload", done, total),
             )
             # The manifest's own request is counted in, and so is the write of this very figure.
-            cost = self._costs.summed(made.result, requests.requests + 1, made.manifest)
-            manifest = msgspec.structs.replace(made.manifest, cost=cost)
+            cost = self._costs.summed(made.result, requests.requests + 1, uploaded)
+            manifest = msgspec.structs.replace(uploaded, cost=cost)
             await versions.seal(manifest, fence)
             self.report("publish")
             await self._resources.promotions.publish(
