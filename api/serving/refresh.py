@@ -20,9 +20,9 @@ from api.serving.catalogue import Catalogue
 from api.serving.dependencies import DependencyWatch
 from api.serving.freshness import Freshness
 from api.serving.loaded import LoadedIndex
-from core import names, telemetry
+from api.serving.noted import NotedModels
+from core import telemetry
 from core.errors import Corrupt, NotFound, Unavailable
-from core.files import write_atomically
 from core.models import Build, Model
 from core.resources import Resources
 from core.vectors.manifest import Manifest
@@ -32,7 +32,6 @@ _FIRST_LIST_S: Final = 1.5
 """How long a start waits for DynamoDB before it serves what the cache has."""
 _BACKOFF_FIRST_S: Final = 1.0
 _BACKOFF_MAX_S: Final = 60.0
-_FILE: Final = "current.json"
 
 _log = telemetry.logger(__name__)
 
@@ -64,8 +63,7 @@ class Refresher:
         self._catalogue = catalogue
         self._health = health
         self._refresh_s = resources.settings.serving.refresh_s
-        settings = resources.settings
-        self._file = names.directory_of(settings.serving.cache_dir, settings.environment) / _FILE
+        self._noted = NotedModels(resources.settings)
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._downloading: set[str] = set()
         """Of those, the ones for which S3 is waited for."""
@@ -78,7 +76,6 @@ class Refresher:
             DependencyWatch(resources, health, self.records),
             BorrowedFiles(resources, catalogue, self.records),
         )
-        self._kept = b""
 
     async def run(self) -> None:
         """Until cancelled. The first look is given a short time, then the cache answers."""
@@ -109,7 +106,7 @@ class Refresher:
             return False
         self._health.ok("dynamodb")
         self._apply(models)
-        await self._keep(models)
+        await self._noted.write(models)
         return True
 
     def _apply(self, models: list[Model], *, offline: bool = False) -> None:
@@ -163,7 +160,7 @@ class Refresher:
                 if name not in self._catalogue.loaded:
                     await self._stand_in(model, offline=offline)
                 found = await self._download(record)
-            await self._use(model, *found, verified=not offline)
+            await self._use(model, *found, verified=self.records.get(name) is record)
         except Exception as error:  # noqa: BLE001 - the version before serves on
             self._note_failure(model, error)
         else:
@@ -178,13 +175,19 @@ class Refresher:
     async def _record_of(self, model: Model, *, offline: bool) -> VersionRecord:
         """What is known of the current version before any of its files is read.
 
+        Without the builds table that is what this disk has of it, which may be its name alone.
+
         Raises:
             Corrupt: the builds table does not have it.
-            Unavailable: the builds table cannot be asked, and this disk does not say.
         """
+        build: Build | None = None
+        try:
+            if not offline:
+                build = await self._build(model.current_build_id or "")
+        except Unavailable:
+            offline = True
         if offline:
             return await self._resources.versions.remembered(model)
-        build = await self._build(model.current_build_id or "")
         if build is None or build.model_version != model.model_version:
             raise Corrupt("the builds table does not have it")
         record = VersionRecord.of(build)
@@ -200,12 +203,14 @@ class Refresher:
         if loaded is None:
             return
         try:
-            may_answer = _may_answer(await self._build(loaded.build_id), loaded.manifest)
+            build = await self._build(loaded.build_id)
         except Unavailable:  # nothing that changed can be read either, and the answer says so
             return
         self._unverified.discard(name)
-        if not may_answer:
+        if build is None or not _may_answer(build, loaded.manifest):
             self._drop(name)
+        elif self._in_use(self._catalogue.known.get(name)):
+            self.records[name] = VersionRecord.of(build)
 
     async def _build(self, build_id: str) -> Build | None:
         try:
@@ -221,7 +226,7 @@ class Refresher:
 
     async def _download(self, record: VersionRecord) -> tuple[Path, Manifest]:
         if not record.prefix:
-            raise Unavailable("DynamoDB does not answer, and this disk does not know the version")
+            raise Unavailable("the builds table does not answer, and the cache does not have it")
         self._downloading.add(record.model_version)
         self._settle()
         try:
@@ -331,24 +336,9 @@ class Refresher:
         ]
         self._health.answering = bool(loaded) or not waiting
 
-    async def _keep(self, models: list[Model]) -> None:
-        """Writes down what is current, for a start without DynamoDB."""
-        data = msgspec.json.encode(models)
-        if data != self._kept:
-            try:
-                await asyncio.to_thread(write_atomically, self._file, data)
-            except OSError as error:
-                _log.warning("current builds not kept", error=str(error))
-            else:
-                self._kept = data
-
     async def _restore(self) -> None:
         """Loads what an earlier process had, as far as it is still on this disk."""
-        try:
-            data = await asyncio.to_thread(self._file.read_bytes)
-            models = msgspec.json.decode(data, type=list[Model])
-        except (OSError, ValueError, RecursionError):
-            return
+        models = await self._noted.read()
         if self._catalogue.known:  # DynamoDB was faster after all
             return
         here = [model for model in models if self._is_here(model)]

@@ -145,6 +145,7 @@ class Listing:
     def __init__(self, *models: Model) -> None:
         self.models = list(models)
         self.failure: Exception | None = None
+        self.builds_failure: Exception | None = None
         self.looks = 0
         self.removed: set[str] = set()
         self.manifests: dict[str, dict[str, Any]] = {}
@@ -159,6 +160,8 @@ class Listing:
 
     async def get_build(self, build_id: str) -> Build:
         """A published build."""
+        if self.builds_failure is not None:
+            raise self.builds_failure
         moment = timestamp(now())
         removed_at = moment if build_id in self.removed else None
         current = {model.current_build_id: model.model_version for model in self.models}

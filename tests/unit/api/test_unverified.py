@@ -1,0 +1,53 @@
+"""What answers without the builds table is held to it as soon as it can be asked."""
+
+from pathlib import Path
+
+import msgspec
+
+from core.errors import Unavailable
+from tests.unit.api.test_refresh import ONE, TWO, Rig, current_file, until
+from tests.unit.api.versions import damaged, model_of
+
+
+async def test_what_answered_without_dynamodb_is_dropped_if_the_table_has_another(
+    tmp_path: Path,
+) -> None:
+    """Once it can be asked; the version before, which it does know, answers instead."""
+    before = Rig(tmp_path)
+    before.shelf.add("b-1", ONE)
+    before.shelf.add("b-2", TWO)
+    before.listing.models = [model_of("b-2")]
+    async with before.running():
+        await until(lambda: before.build_id == "b-2")
+        await until(current_file(tmp_path).exists)
+    rig = Rig(tmp_path)
+    rig.shelf.manifests = before.shelf.manifests
+    rig.shelf.here |= {"b-1", "b-2"}
+    rig.listing.failure = Unavailable("away")
+    async with rig.running():
+        await until(lambda: rig.build_id == "b-2")
+        for build_id, true in rig.shelf.manifests.items():
+            told = damaged(true) if build_id == "b-2" else true
+            rig.listing.manifests[build_id] = msgspec.to_builtins(told)
+        rig.listing.models, rig.listing.failure = [model_of("b-2")], None
+        await until(lambda: rig.build_id == "b-1")
+        await until(lambda: "builds table" in rig.catalogue.troubles.get("m", ""))
+        rig.listing.manifests["b-2"] = msgspec.to_builtins(rig.shelf.manifests["b-2"])
+        await until(lambda: rig.build_id == "b-2")
+
+
+async def test_a_start_without_the_builds_table_serves_what_the_cache_has(tmp_path: Path) -> None:
+    """The list of model versions can be read; what is on this disk answers, and is verified."""
+    rig = Rig(tmp_path)
+    for build_id, ids in (("b-1", ONE), ("b-2", TWO)):
+        rig.shelf.add(build_id, ids)
+    rig.shelf.here |= {"b-1", "b-2"}
+    rig.listing.builds_failure = Unavailable("throttled")
+    rig.listing.models = [model_of("b-2")]
+    async with rig.running():
+        await until(lambda: rig.build_id == "b-2")
+        told = damaged(rig.shelf.manifests["b-2"])
+        rig.listing.manifests["b-2"] = msgspec.to_builtins(told)
+        rig.listing.builds_failure = None
+        await until(lambda: rig.build_id == "b-1")
+        assert "b-2" in rig.catalogue.troubles["m"]
