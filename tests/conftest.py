@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from core.settings import Settings
+from tests import log_secrets
 from tests.emulators import CREDENTIALS, create_tables, running, running_valkey, settings_for
 
 # How long an example takes says how busy the machine is, and nothing of the code.
@@ -27,6 +28,10 @@ os.environ |= CREDENTIALS | {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+log_secrets.begin()
+pytest_runtest_logreport = log_secrets.pytest_runtest_logreport
+pytest_sessionfinish = log_secrets.pytest_sessionfinish
+pytest_terminal_summary = log_secrets.pytest_terminal_summary
 
 
 @pytest.fixture(scope="session")

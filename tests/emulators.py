@@ -27,8 +27,13 @@ _ROOT = Path(__file__).parent.parent
 _START_S = 60.0
 _STOP_S = 10.0
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-"""Both emulators take any."""
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "secret-of-tests-7d1f0c2a9b64e853",
+}
+"""Both emulators take any; no log may show this one."""
+CURSOR_KEY = "c2VjcmV0LW9mLXRlc3RzLTdkMWYwYzJhOWI2NGU4NTM="
+"""An AES-256 key in base64, likewise."""
 
 
 def free_port() -> int:
@@ -109,7 +114,7 @@ def settings_for(url: str) -> Settings:
     """Settings that point at an emulator, with an environment that no other test has."""
     # Emulators on a busy machine are slow at times, and a test of deadlines sets its own.
     aws = Aws(endpoint_url=url, read_timeout_s=20.0, deadline_s=30.0)
-    return Settings(environment=f"t-{uuid4().hex[:12]}", aws=aws)
+    return Settings(environment=f"t-{uuid4().hex[:12]}", aws=aws, cursor_keys=(CURSOR_KEY,))
 
 
 async def create_tables(settings: Settings) -> Settings:

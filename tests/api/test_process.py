@@ -31,6 +31,7 @@ def environ_of(settings: Settings, **more: str) -> dict[str, str]:
         "K9_AUTH_JWKS_URL": settings.auth.auth_jwks_url or "",
         "K9_AUTH_CLIENT_IDS": ",".join(settings.auth.auth_client_ids),
         "K9_CACHE_DIR": str(settings.serving.cache_dir),
+        "K9_CURSOR_KEYS": ",".join(settings.cursor_keys),
         "K9_METRICS_PORT": "0",
         **more,
     }

@@ -7,6 +7,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 from core.settings import Settings
+from tests.captured import path_with
 
 _ROOT = Path(__file__).parents[2]
 _K9 = [sys.executable, "-c", "from deploy.cli.main import main; main()"]
@@ -17,7 +18,7 @@ NO_REDIS = "redis://127.0.0.1:1/0"
 async def start_k9(settings: Settings, directory: Path, *arguments: str) -> Process:
     """A command that has begun, in this directory."""
     environ = os.environ | {
-        "PYTHONPATH": str(_ROOT),
+        "PYTHONPATH": path_with(_ROOT),
         "AWS_ENDPOINT_URL": settings.aws.endpoint_url or "",
         "K9_ENVIRONMENT": settings.environment,
         "REDIS_URL": NO_REDIS,

@@ -13,6 +13,7 @@ from time import monotonic
 import msgspec
 
 from deploy.local.processes import PidFile
+from tests.captured import path_with
 
 _ROOT = Path(__file__).parents[2]
 _K9 = [sys.executable, "-c", "from deploy.cli.main import main; main()"]
@@ -54,7 +55,7 @@ class Dev:
 
 
 def _environ() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(_ROOT), "AWS_PROFILE": "someone-elses"}
+    return os.environ | {"PYTHONPATH": path_with(_ROOT), "AWS_PROFILE": "someone-elses"}
 
 
 @asynccontextmanager
