@@ -36,6 +36,7 @@ class Target(msgspec.Struct, frozen=True):
     model: str
     dimension: int
     build_id: str
+    """Of an open build, for event streams."""
     connections_max: int
     scale: float = 1.0
     """Of every count: less than 1 for a short form."""

@@ -16,12 +16,13 @@ Exits 1 where less than 99 % was answered, or the 99th percentile was over 3 tim
 
 import argparse
 import asyncio
+import dataclasses
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,7 @@ from tests.e2e.dev import Dev, run_in, running_dev
 from tests.faults.attacks import ATTACKS, HUNG, Target
 
 MODEL: Final = "catalogue"
+STREAMS: Final = "event streams"
 API_CORE, OTHER_CORE = 0, 1
 SHARE_MIN: Final = 0.99
 P99_RATIO_MAX: Final = 3.0
@@ -56,6 +58,7 @@ class Stack:
     second_operator: str
     """The token of an operator who is not the attacker."""
     api_pid: int
+    worker_pids: tuple[int, ...]
     hang_keys: Callable[[bool], None]
     """Lets the key server hang, or go on."""
 
@@ -144,6 +147,29 @@ async def most_memory(pid: int, found: list[int]) -> None:
         await asyncio.sleep(0.1)
 
 
+@asynccontextmanager
+async def open_build(stack: Stack) -> AsyncIterator[Stack]:
+    """The stack with a build that stays open: its workers stand still meanwhile."""
+    url = f"http://127.0.0.1:{stack.target.port}"
+    headers = {"Authorization": f"Bearer {stack.target.operator}"}
+    for pid in stack.worker_pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        async with aiohttp.ClientSession(url, headers=headers) as session:
+            builds = f"/models/{stack.target.model}/builds"
+            async with session.post(builds, json={"force": True}) as reply:
+                build_id = (await reply.json())["build_id"]
+            try:
+                target = msgspec.structs.replace(stack.target, build_id=build_id)
+                yield dataclasses.replace(stack, target=target)
+            finally:
+                async with session.delete(f"/builds/{build_id}") as reply:
+                    reply.raise_for_status()
+    finally:
+        for pid in stack.worker_pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 async def stream_status(stack: Stack) -> int:
     """The answer to another operator who opens a stream of events."""
     url = f"http://127.0.0.1:{stack.target.port}/builds/{stack.target.build_id}/events"
@@ -163,7 +189,7 @@ async def trial(stack: Stack, name: str, seconds: float, rate: float, quiet: See
     noting = asyncio.create_task(most_memory(stack.api_pid, most))
     async with attacked(stack, name):
         seen = await watch(stack, seconds, rate)
-        stream = await stream_status(stack) if name == "event streams" else 200
+        stream = await stream_status(stack) if name == STREAMS else 200
     noting.cancel()
     await asyncio.sleep(3)
     after = memory(stack.api_pid)
@@ -188,7 +214,9 @@ async def run(stack: Stack, names: list[str], seconds: float, rate: float) -> bo
     for name in names:
         quiet = await watch(stack, seconds, rate)
         print(f"{'quiet':<30} {quiet.share:7.1%} {quiet.p50_ms:8.1f} {quiet.p99_ms:8.1f}")
-        held &= await trial(stack, name, seconds, rate, quiet)
+        opened = open_build(stack) if name == STREAMS else nullcontext(stack)
+        async with opened as attacked_stack:
+            held &= await trial(attacked_stack, name, seconds, rate, quiet)
     return held
 
 
@@ -243,12 +271,13 @@ async def open_stack(directory: Path, file: Path, rows: int) -> AsyncIterator[St
                 operator=operator,
                 model=MODEL,
                 dimension=model["dimension"],
-                build_id=model["current_build"]["build_id"],
+                build_id="",
                 connections_max=Http().connections_max,
             ),
             bystander=await _command(dev, "token", "--user", "bob"),
             second_operator=await _command(dev, "token", "--user", "olga", "--operator"),
             api_pid=api,
+            worker_pids=(parts["worker"].pid,),
             hang_keys=lambda hung: os.kill(aws, signal.SIGSTOP if hung else signal.SIGCONT),
         )
 
