@@ -19,7 +19,9 @@ import msgspec
 
 from core.dynamo.wire import AttributeValue, Item
 from core.files import size_and_digest
+from core.settings import Files
 from deploy.errors import CommandError
+from deploy.file_input import open_input
 
 MANIFEST: Final = "manifest.json"
 INCOMPLETE: Final = "incomplete"
@@ -28,6 +30,11 @@ _OWN_FILE: Final = re.compile(r"[a-z]+\.\d{3}\.jsonl\.gz|manifest\.json\.new|inc
 _COMPRESSION: Final = 1
 """Vectors do not compress; all else is small."""
 _PLACE: Final = b"An interrupted backup: `k9 backup` into this directory begins anew.\n"
+
+_MANIFEST_BYTES_MAX: Final = 1024 * 1024
+"""It has an entry of some 200 bytes for each of up to 48 files."""
+_LINE_BYTES_MAX: Final = 16 * 1024 * 1024
+"""An item has up to 400 KB, of which DynamoDB's JSON makes ten times as much and more."""
 
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(dict[str, AttributeValue])
@@ -179,13 +186,16 @@ def read_manifest(directory: Path) -> Manifest:
         CommandError: there is none, or it does not hold.
     """
     try:
-        data = (directory / MANIFEST).read_bytes()
+        with (directory / MANIFEST).open("rb") as file:
+            data = file.read(_MANIFEST_BYTES_MAX + 1)
     except FileNotFoundError:
         interrupted = (directory / INCOMPLETE).exists()
         why = "holds an interrupted backup" if interrupted else f"holds no backup ({MANIFEST})"
         raise CommandError(f"{directory}: {why}") from None
     except OSError as error:
         raise CommandError(f"{directory}: {error.strerror}") from error
+    if len(data) > _MANIFEST_BYTES_MAX:
+        raise CommandError(f"{directory / MANIFEST}: has more than {_MANIFEST_BYTES_MAX:,} bytes")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -195,11 +205,11 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def verify(directory: Path, manifest: Manifest) -> Iterator[FileEntry]:
+def verify(directory: Path, manifest: Manifest, limits: Files) -> Iterator[FileEntry]:
     """Each file, once its size, its SHA-256 and its number of items are what they should be.
 
     Raises:
-        CommandError: naming the file that is missing or damaged.
+        CommandError: naming the file that is missing or damaged, or expands as no backup does.
     """
     for table in manifest.tables.values():
         for file in table.files:
@@ -208,30 +218,49 @@ def verify(directory: Path, manifest: Manifest) -> Iterator[FileEntry]:
                 raise CommandError(f"{path}: is missing")
             if size_and_digest(path) != (file.bytes, file.sha256):
                 raise CommandError(f"{path}: is damaged: its SHA-256 is not the manifest's")
+            for _ in _lines(path, file, limits):
+                pass
             yield file
 
 
-def read_items(directory: Path, table: TableEntry, at_once: int) -> Iterator[list[Item]]:
-    """The items of a table, up to `at_once` together.
+def read_items(
+    directory: Path, table: TableEntry, at_once: int, limits: Files
+) -> Iterator[list[Item]]:
+    """The items of a table, up to `at_once` together, and fewer where they are large.
 
     Raises:
         CommandError: a file does not read, or has another number of items than it should.
     """
     for file in table.files:
         path = directory / file.name
-        count = 0
-        try:
-            with gzip.open(path, "rb") as lines:
-                block: list[Item] = []
-                for line in lines:
-                    block.append(_DECODER.decode(line))
-                    count += 1
-                    if len(block) == at_once:
-                        yield block
-                        block = []
-                if block:
-                    yield block
-        except (OSError, EOFError, msgspec.MsgspecError) as error:
-            raise CommandError(f"{path}: does not read: {error}") from error
-        if count != file.items:
-            raise CommandError(f"{path}: has {count} items, and should have {file.items}")
+        block: list[Item] = []
+        block_bytes = 0
+        for line in _lines(path, file, limits):
+            try:
+                block.append(_DECODER.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise CommandError(f"{path}: does not read: {error}") from error
+            block_bytes += len(line)
+            if len(block) == at_once or block_bytes > _LINE_BYTES_MAX:
+                yield block
+                block, block_bytes = [], 0
+        if block:
+            yield block
+
+
+def _lines(path: Path, file: FileEntry, limits: Files) -> Iterator[bytes]:
+    """The lines of a file, each an item; as many as the manifest says, and none too long.
+
+    Raises:
+        CommandError: what does not hold.
+    """
+    count = 0
+    with open_input(path, limits) as opened:
+        while line := opened.stream.readline(_LINE_BYTES_MAX + 1):
+            if len(line) > _LINE_BYTES_MAX:
+                limit = f"{_LINE_BYTES_MAX:,} bytes, more than an item of DynamoDB can have"
+                raise CommandError(f"{path}: line {count + 1} is longer than {limit}")
+            count += 1
+            yield line
+    if count != file.items:
+        raise CommandError(f"{path}: has {count} items, and should have {file.items}")

@@ -25,13 +25,13 @@ FREE_BYTES: Final = 64 * 1024 * 1024
 _HEAD_BYTES: Final = 4096
 _GZIP: Final = b"\x1f\x8b"
 
-PARQUET, ZIP, TEXT = "a Parquet file", "a zip archive", "text"
+PARQUET, ZIP, NPY, TEXT = "a Parquet file", "a zip archive", "an .npy file", "text"
 _FORMATS: Final = (
     (b"PAR1", PARQUET),
     (b"PARE", "an encrypted Parquet file"),
     (b"PK\x03\x04", ZIP),
     (b"PK\x05\x06", ZIP),
-    (b"\x93NUMPY", "an .npy file"),
+    (b"\x93NUMPY", NPY),
     (b"ARROW1", "an Arrow (Feather) file"),
     (b"\xff\xff\xff\xff", "an Arrow stream"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),

@@ -10,7 +10,8 @@ from core.dynamo.bulk import patiently
 from core.errors import PartlyStored, Unavailable
 from core.models import Metric
 from core.usecases.embeddings import Ingest
-from deploy.readers import BadRow, Batch, Row, Source
+from deploy.batches import BadRow, Batch, Row
+from deploy.readers import Source
 
 BATCHES_IN_FLIGHT = 4
 """Each writes its rows by several BatchWriteItem calls side by side (K9_BATCH_CONCURRENCY)."""

@@ -7,6 +7,7 @@
 {"DeleteRequest": {"Key": {…}}}, {"Delete": {…}}   the same, for a deletion
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -20,6 +21,7 @@ _AROUND: Final = ("dynamodb", "PutRequest", "Put", "NewImage", "Item")
 """Each surrounds the next, or the item; some are left out."""
 _DELETIONS: Final = ("Keys", "DeleteRequest", "Delete", "Key")
 _MANIFEST: Final = {"manifestFilesS3Key", "dataFileS3Key"}
+_TYPED: Final = re.compile(rb'\s*\{\s*"(?:S|N|B|BOOL|NULL|M|L|SS|NS|BS)"\s*:')
 _SHOWN: Final = 5
 _NAME_SHOWN: Final = 40
 
@@ -27,10 +29,8 @@ _NAME_SHOWN: Final = 40
 class Surrounded(msgspec.Struct, frozen=True):
     """An entry without what surrounds it."""
 
-    text: bytes
-    """JSON text of the item, or of the key of a deleted one."""
     members: dict[str, Raw]
-    """Its attributes → their JSON text."""
+    """Attributes of the item, or of the key of a deleted one, → their JSON text."""
     deleted: bool
 
 
@@ -44,15 +44,20 @@ def surrounded(text: bytes, key: str) -> Surrounded:
     members = MEMBERS.decode(text)
     for name in _AROUND:
         if key not in members and _holds_object(members, name):
-            text = bytes(members[name])
-            members = MEMBERS.decode(text)
+            members = MEMBERS.decode(members[name])
     deleted = False
     for name in _DELETIONS:
         if key not in members and _holds_object(members, name):
             deleted = True
-            text = bytes(members[name])
-            members = MEMBERS.decode(text)
-    return Surrounded(text, members, deleted)
+            members = MEMBERS.decode(members[name])
+    return Surrounded(members, deleted)
+
+
+def is_typed(members: Mapping[str, Raw]) -> bool:
+    """Whether these are members of an item in DynamoDB's types, or of what surrounds one."""
+    if any(_holds_object(members, name) for name in (*_AROUND, *_DELETIONS)):
+        return True
+    return bool(members) and all(_TYPED.match(bytes(value)) for value in members.values())
 
 
 def without_key(members: Mapping[str, object], key: str) -> str:

@@ -17,10 +17,6 @@ from deploy.json_text import BrokenError, JsonText
 
 ENTRY_BYTES_MAX: Final = 16 * 1024 * 1024
 """An item of DynamoDB has up to 400 KB, which indented DynamoDB-JSON can make twenty times of."""
-_LISTS: Final = {b'"Items"', b'"TransactItems"', b'"Records"', b'"Responses"'}
-"""Members of replies and requests that are arrays of items, or of what surrounds each."""
-_MAPS: Final = {b'"Responses"', b'"RequestItems"', b'"UnprocessedItems"'}
-"""Members that have such an array a table."""
 _REQUESTS: Final = re.compile(rb'\[\s*\{\s*"(?:PutRequest|DeleteRequest)"\s*:')
 _OBJECTS: Final = re.compile(rb"\[\s*[\]{]")
 _GOES_ON: Final = {b'"NextToken"', b'"LastEvaluatedKey"', b'"UnprocessedKeys"'}
@@ -31,6 +27,29 @@ _NO_ROWS: Final = {b"[": "arrays", b'"': "strings"} | dict.fromkeys(
 """What an array of something else begins with."""
 _HEAD_BYTES: Final = 4096
 _SHOWN: Final = 40
+
+
+class Forms(msgspec.Struct, frozen=True):
+    """Which documents have rows in them, rather than being one."""
+
+    lists: frozenset[bytes]
+    """Names, in quotes, of members that are arrays of rows, or of what surrounds each."""
+    maps: frozenset[bytes]
+    """Names of members that have such arrays as their own members, whatever these are called."""
+    reads: str
+    """What is read, in words, for a file that is of another form."""
+
+
+DYNAMODB: Final = Forms(
+    lists=frozenset({b'"Items"', b'"TransactItems"', b'"Records"', b'"Responses"'}),
+    maps=frozenset({b'"Responses"', b'"RequestItems"', b'"UnprocessedItems"'}),
+    reads=(
+        "`k9 migrate` reads JSON: arrays, lines or documents of rows, plain or in DynamoDB's "
+        "types, also as scan, query, get-item, batch-write-item or an export to S3 have them, in "
+        "UTF-8 or UTF-16, or gzip"
+    ),
+)
+"""Replies and requests of DynamoDB, in any order of their members."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -48,29 +67,23 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 def entries(
-    file: FileInput,
-    entry_bytes_max: int = ENTRY_BYTES_MAX,
-    reads: str = "`k9 migrate` reads JSON: ",
+    file: FileInput, entry_bytes_max: int = ENTRY_BYTES_MAX, forms: Forms = DYNAMODB
 ) -> Iterator[Entry]:
     """The entries of an opened file of rows, in order.
 
     Args:
         file: Which is read to its end.
         entry_bytes_max: Longer entries are skipped, and said to be.
-        reads: The beginning of the sentence on what is read, for a file of another form.
+        forms: Which documents have rows in them.
 
     Raises:
         CommandError: the file does not read, from the start or from some line on, or is of a form
             that is none of those read.
     """
-    reads += (
-        "arrays, lines or documents of rows, plain or in DynamoDB's types, also as scan, query, "
-        "get-item, batch-write-item or an export to S3 have them, in UTF-8 or UTF-16, or gzip"
-    )
     if file.format != TEXT:
-        raise CommandError(f"{file.name}: is {file.format}; {reads}")
+        raise CommandError(f"{file.name}: is {file.format}; {forms.reads}")
     try:
-        yield from _Rows(file, entry_bytes_max, reads).entries()
+        yield from _Rows(file, entry_bytes_max, forms).entries()
     except OSError as error:
         raise CommandError(f"{file.name}: {error.strerror or error}") from error
 
@@ -78,11 +91,11 @@ def entries(
 class _Rows:
     """Goes through one file."""
 
-    def __init__(self, file: FileInput, entry_bytes_max: int, reads: str) -> None:
+    def __init__(self, file: FileInput, entry_bytes_max: int, forms: Forms) -> None:
         self._file = file
         self._text = JsonText(file.stream, entry_bytes_max)
         self._entry_bytes_max = entry_bytes_max
-        self._reads = reads
+        self._forms = forms
         self._number = 0
         self._cut: int | None = None
         """The line which says that the reply goes on where the file ends."""
@@ -120,7 +133,9 @@ class _Rows:
         elif b"," in begin or b"\t" in begin:
             form = "is CSV or the like"
         shown = begin[:_SHOWN].decode("utf-8", "replace").strip()
-        raise CommandError(f"{self._file.name}: {form} (it begins with {shown!r}); {self._reads}")
+        raise CommandError(
+            f"{self._file.name}: {form} (it begins with {shown!r}); {self._forms.reads}"
+        )
 
     def _entry(self, line: int, text: bytes, problem: str | None = None) -> Entry:
         self._number += 1
@@ -193,10 +208,10 @@ class _Rows:
                 raise BrokenError("has a member that is not a name, a colon and a value")
             text.step()
             begins = text.peek()
-            known = of_tables or name in _LISTS
+            known = of_tables or name in self._forms.lists
             if begins == b"[" and text.at(_OBJECTS if known else _REQUESTS):
                 return begins
-            if begins == b"{" and name in _MAPS:
+            if begins == b"{" and name in self._forms.maps:
                 return begins
             if text.value() not in _NOTHING and name in _GOES_ON:
                 self._cut = line
@@ -220,7 +235,7 @@ class _Rows:
             line, indent = text.line, text.indent
             if not self._number and first in _NO_ROWS:
                 form = f"is an array of {_NO_ROWS[first]}"
-                raise CommandError(f"{name}: {form}; {self._reads}")
+                raise CommandError(f"{name}: {form}; {self._forms.reads}")
             try:
                 value = text.value()
             except BrokenError as broken:

@@ -24,6 +24,7 @@ from core.usecases.reports import Reports
 from core.usecases.users import preferences_problem, profile_problems
 from deploy.item_forms import MEMBERS, surrounded, without_key
 from deploy.json_rows import Entry
+from deploy.old_vectors import Binary, from_bytes, from_numbers, javascript_binary
 
 T = TypeVar("T")
 Record = User | Report | OldEmbedding
@@ -32,15 +33,13 @@ _USER_ID_BYTES_MAX: Final = 1024
 _SHOWN: Final = 80
 """Characters of an id in a report of what is bad."""
 
-_ITEM: Final = msgspec.json.Decoder(dict[str, AttributeValue])
+_VALUE: Final = msgspec.json.Decoder(AttributeValue)
 _TEXT: Final = msgspec.json.Decoder(str | None)
 _TEXTS: Final = msgspec.json.Decoder(list[str] | None)
 _NUMBERS: Final = msgspec.json.Decoder(list[float])
 _WHOLE: Final = msgspec.json.Decoder(int)
 _TIME: Final = msgspec.json.Decoder(str | float | None)
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
-
-_NUMBER_TYPES: Final = {"<f4": 4, "<f8": 8, "<f2": 2}
 
 _KEYS: Final = {"users": "user_id", "reports": "id", "embeddings": "product_id"}
 _KNOWN: Final = {
@@ -86,13 +85,7 @@ class Deletion(msgspec.Struct, frozen=True):
     id: str
 
 
-class _Vector(msgspec.Struct, frozen=True):
-    """A vector that DynamoDB has as Binary."""
-
-    data: bytes
-
-
-_Members = dict[str, "bytes | _Vector"]
+_Members = dict[str, "bytes | Binary"]
 """Attribute → its JSON text."""
 
 
@@ -208,9 +201,9 @@ def _members(text: bytes, table: str) -> tuple[_Members, bool]:
         members = found.members
         if key in members and is_object(bytes(members[key])):
             _refuse_lower_case(members[key])
-            item = _ITEM.decode(found.text)
-            plain = {n: _plain(n, value) if n in known else b"null" for n, value in item.items()}
-            return plain, found.deleted
+            return {n: _plain(n, v) if n in known else b"null" for n, v in members.items()}, (
+                found.deleted
+            )
     except msgspec.MsgspecError as error:
         raise Unreadable(_one_line(error)) from None
     except UnicodeDecodeError:
@@ -227,9 +220,12 @@ def _refuse_lower_case(value: Raw) -> None:
         )
 
 
-def _plain(name: str, value: AttributeValue) -> "bytes | _Vector":
+def _plain(name: str, text: Raw) -> bytes | Binary:
+    if name == "embedding_vector" and (binary := javascript_binary(bytes(text))):
+        return binary
+    value = _VALUE.decode(text)
     if name == "embedding_vector" and value.B is not None:
-        return _Vector(value.B)
+        return Binary(value.B)
     try:
         return _json_of(value)
     except Corrupt as error:
@@ -274,7 +270,7 @@ def _decoded(members: Mapping[str, Any], name: str, decoder: "msgspec.json.Decod
     value = members.get(name)
     if value is None:
         return None
-    if isinstance(value, _Vector):
+    if isinstance(value, Binary):
         raise Invalid(f"{name} is binary")
     try:
         return decoder.decode(value)
@@ -323,37 +319,11 @@ def _vector(members: Mapping[str, Any], dimension: int | None) -> NDArray[np.flo
     value = members.get("embedding_vector")
     if value is None:
         raise Invalid("embedding_vector is missing")
-    numbers: Any
-    if isinstance(value, _Vector):
-        own = "model_shard" in members  # K9's own row: always float32
-        numbers = np.frombuffer(value.data, dtype=_number_type(value.data, dimension, own=own))
-    else:
-        numbers = np.array(_decoded(members, "embedding_vector", _NUMBERS), dtype=np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite is what the check then finds
-        vector: NDArray[np.float32] = numbers.astype(np.float32)
-    return vector
-
-
-def _number_type(data: bytes, dimension: int | None, *, own: bool) -> str:
-    """The type of the numbers in a Binary, which does not say it itself.
-
-    Raises:
-        Invalid: the bytes are of no such number, or could be of two.
-    """
-    size = len(data)
-    if dimension is not None and not own:
-        for number_type, width in _NUMBER_TYPES.items():
-            if size == dimension * width:
-                return number_type
-        raise Invalid(f"embedding_vector has {size} bytes, vector_dimension is {dimension}")
-    if size % 4:
-        raise Invalid("embedding_vector is binary, and no whole number of float32")
-    if size % 8 == 0 and not own:
-        raise Invalid(
-            f"embedding_vector has {size} bytes: {size // 4} numbers of float32, or {size // 8} of "
-            "float64; add vector_dimension to say which"
-        )
-    return "<f4"
+    if not isinstance(value, Binary) and is_object(value):
+        value = javascript_binary(value) or value
+    if isinstance(value, Binary):
+        return from_bytes(value.data, dimension, own="model_shard" in members)
+    return from_numbers(_decoded(members, "embedding_vector", _NUMBERS))
 
 
 def _time(members: Mapping[str, Any], name: str) -> str | None:

@@ -17,6 +17,7 @@ from core.dynamo.wire import Item
 from core.models import now, timestamp
 from core.repositories.renewal import ended_build, epoch_of, next_epoch, renewed_model
 from core.resources import Resources
+from core.settings import Files
 from deploy.archive import Manifest, TableEntry, read_items, read_manifest, verify
 from deploy.aws.clients import together
 from deploy.aws.tables import read_mark, remove_mark, write_mark
@@ -85,7 +86,7 @@ async def restore(
         TableMissing: a table is not there.
         Unavailable: DynamoDB did not take all of it; the same restore again goes on.
     """
-    manifest = await asyncio.to_thread(_verified, directory, told)
+    manifest = await asyncio.to_thread(_verified, directory, resources.settings.files, told)
     run = _Run(resources, directory, manifest, told)
     full = await run.full_tables()
     await _allow(resources, manifest, full, force=force, say=say)
@@ -101,13 +102,13 @@ async def restore(
     return Restored(manifest, emptied, requested)
 
 
-def _verified(directory: Path, told: Told) -> Manifest:
+def _verified(directory: Path, limits: Files, told: Told) -> Manifest:
     manifest = read_manifest(directory)
     missing = {table.name for table in ORDER} - manifest.tables.keys()
     if missing:
         raise CommandError(f"{directory}: has no table {', '.join(sorted(missing))}")
     done = 0
-    for file in verify(directory, manifest):
+    for file in verify(directory, manifest, limits):
         done += file.bytes
         told("checking", done, manifest.bytes)
     return manifest
@@ -232,6 +233,6 @@ class _Run:
             raise failed.exceptions[0] from None
 
     async def _blocks(self, entry: TableEntry) -> AsyncIterator[list[Item]]:
-        blocks = read_items(self._directory, entry, _ITEMS_A_BLOCK)
+        blocks = read_items(self._directory, entry, _ITEMS_A_BLOCK, self._settings.files)
         while (block := await asyncio.to_thread(next, blocks, None)) is not None:
             yield block

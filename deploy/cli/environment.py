@@ -1,16 +1,22 @@
 """Which environment the commands see: the process's, under that of the stack that runs here."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from core.errors import SettingsError
 from core.settings import Settings
 from deploy.errors import CommandError
 from deploy.local.files import DEFAULT_DIR, OPERATOR, RunningStack, read_stack
 
 SWITCH = "K9_STACK"
 """`off` leaves a running stack aside; a path names the data directory of another one."""
+_OFF = {"off", "0", "no", "false"}
+_NOT_OF_A_TOKEN = re.compile(r"[^A-Za-z0-9._~+/=-]")
+"""By RFC 6750."""
 
 
 def overlay(environ: MutableMapping[str, str], directory: Path) -> RunningStack | None:
@@ -23,9 +29,7 @@ def overlay(environ: MutableMapping[str, str], directory: Path) -> RunningStack 
         The stack, or None where there is none to use.
     """
     switch = environ.get(SWITCH, "")
-    if switch.lower() in {"off", "0", "no", "false"}:
-        return None
-    if any(name.startswith("AWS_ENDPOINT_URL") and value for name, value in environ.items()):
+    if switch.lower() in _OFF or _endpoints(environ):
         return None
     stack = read_stack(Path(switch) if switch else directory / DEFAULT_DIR)
     if stack is None:
@@ -68,9 +72,15 @@ async def api_access(
     """Address and token for HTTP: K9_URL and K9_TOKEN, else those of the stack.
 
     The stack's token goes to the stack's own address alone.
+
+    Raises:
+        SettingsError: one of the variables holds what is no address or no token.
     """
     url = environ.get("K9_URL") or f"http://127.0.0.1:{settings.http.port}"
+    _check_url(url)
     token = environ.get("K9_TOKEN") or None
+    if token is not None:
+        _check_token(token)
     if token is None and stack is not None and url.rstrip("/") == stack.environ["K9_URL"]:
         token = await token_of(stack, settings, OPERATOR, operator=True)
     return url, token
@@ -94,8 +104,57 @@ def need(stack: RunningStack | None) -> RunningStack:
     """The stack.
 
     Raises:
-        CommandError: when none runs here.
+        CommandError: when none runs here, or a variable leaves it aside; it says which.
     """
-    if stack is None:
-        raise CommandError("no embedded stack runs in this directory: start it with `k9 dev`")
-    return stack
+    if stack is not None:
+        return stack
+    switch = os.environ.get(SWITCH, "")
+    if switch.lower() in _OFF:
+        raise CommandError(f"{SWITCH}={switch} leaves the embedded stack aside: unset it")
+    directory = Path(switch) if switch else Path.cwd() / DEFAULT_DIR
+    overriding = _endpoints(os.environ)
+    if overriding and read_stack(directory) is not None:
+        names = ", ".join(overriding)
+        unset = "".join(f" -u {name}" for name in overriding)
+        raise CommandError(
+            f"an embedded stack runs in {directory}, and {names} overrides it: unset that, as in "
+            f"`env{unset} k9 …`"
+        )
+    where = f"in {directory} ({SWITCH})" if switch else "in this directory"
+    raise CommandError(f"no embedded stack runs {where}: start it with `k9 dev`")
+
+
+def _endpoints(environ: Mapping[str, str]) -> list[str]:
+    return sorted(n for n, value in environ.items() if n.startswith("AWS_ENDPOINT_URL") and value)
+
+
+def _check_url(url: str) -> None:
+    """Raises: SettingsError: it is no address that a path can be put behind."""
+    hint = "set it as in K9_URL=http://127.0.0.1:3001"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no port
+    except ValueError as error:
+        raise SettingsError(f"K9_URL does not read ({error}): {hint}") from None
+    if "@" in parts.netloc:  # which may be a password
+        raise SettingsError(f"K9_URL holds a user or password, which are not used: {hint}")
+    if not url.isprintable() or " " in url or parts.query or parts.fragment:
+        raise SettingsError(f"K9_URL={url!r} holds what no base address has: {hint}")
+    if "://" not in url:
+        raise SettingsError(f"K9_URL={url!r} has no scheme: set it to http://{url.lstrip('/')}")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise SettingsError(f"K9_URL={url!r} is no http or https address: {hint}")
+
+
+def _check_token(token: str) -> None:
+    """Raises: SettingsError: it cannot be sent. The token itself is not shown."""
+    if token[:7].lower() == "bearer ":
+        raise SettingsError("K9_TOKEN begins with 'Bearer': set it to the token alone")
+    strange = _NOT_OF_A_TOKEN.search(token)
+    if strange is None:
+        return
+    what = "a line break" if strange[0] in "\r\n" else "a character that no token has"
+    raise SettingsError(
+        f"K9_TOKEN has {what}, at position {strange.start() + 1} of {len(token)}: set it to the "
+        "token alone, as in K9_TOKEN=$(k9 token)"
+    )

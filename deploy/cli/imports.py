@@ -32,24 +32,40 @@ BAD_ROWS_SHOWN = 50
     type=click.Choice(["cosine", "ip", "l2"]),
     help="Fixed by a model version's first write; cosine where it is not given then.",
 )
-def command(file: Path, model: str, metric: Metric | None) -> None:
-    """Stores the embeddings of FILE: Parquet, .npz or JSON lines.
+@click.option("--id-column", metavar="NAME", help="Of the ids, where it is not product_id.")
+@click.option("--vector-column", metavar="NAME", help="Of the vectors, where it is not vector.")
+def command(
+    file: Path,
+    model: str,
+    metric: Metric | None,
+    id_column: str | None,
+    vector_column: str | None,
+) -> None:
+    """Stores the embeddings of FILE: Parquet, .npz or JSON.
 
     Parquet has the columns `product_id` and `vector`, .npz the arrays `product_ids` and `vectors`,
-    a JSON line is {"product_id": "...", "vector": [...]}. Running it again is safe. Rows that do
-    not hold are named on standard error, and all others are stored.
+    a JSON line is {"product_id": "...", "vector": [...]}. What FILE is, its first bytes say; it may
+    be gzip, and JSON may be UTF-16; `-` is standard input. Ids that are integers or UUIDs are
+    stored as text. Running it again is safe. Rows that do not hold are named on standard error, and
+    all others are stored.
     """
     settings, _ = environment.enter()
-    asyncio.run(_import(settings, file, model, metric))
+    asyncio.run(_import(settings, file, model, metric, (id_column, vector_column)))
 
 
-async def _import(settings: Settings, file: Path, model: str, metric: Metric | None) -> None:
+async def _import(
+    settings: Settings,
+    file: Path,
+    model: str,
+    metric: Metric | None,
+    names: tuple[str | None, str | None],
+) -> None:
     # Late, so that `k9 import --help` and a wrong option answer at once.
     from core.resources import open_resources  # noqa: PLC0415
+    from deploy.batches import Columns  # noqa: PLC0415
     from deploy.ingest import Moved, import_file  # noqa: PLC0415
     from deploy.readers import open_source  # noqa: PLC0415
 
-    source = open_source(file)
     console = Console(stderr=True)
     began = monotonic()
     stored = bad = 0
@@ -60,8 +76,12 @@ async def _import(settings: Settings, file: Path, model: str, metric: Metric | N
         TextColumn("{task.fields[rows]:,} rows  {task.fields[rate]:,.0f} rows/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"importing {file.name}", total=source.units, rows=0, rate=0.0)
+    with (
+        open_source(file, Columns(*names), settings.files) as source,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        name = source.short_name
+        bar = progress.add_task(f"importing {name}", total=source.units, rows=0, rate=0.0)
 
         def moved(step: Moved) -> None:
             nonlocal stored, bad
@@ -69,8 +89,8 @@ async def _import(settings: Settings, file: Path, model: str, metric: Metric | N
             for row in step.bad:
                 bad += 1
                 if bad <= BAD_ROWS_SHOWN:
-                    name = "" if row.product_id is None else f" ({row.product_id[:80]!r})"
-                    sys.stderr.write(f"{file.name}:{row.number}{name}: {row.reason}\n")
+                    product = "" if row.product_id is None else f" ({row.product_id[:80]!r})"
+                    sys.stderr.write(f"{name}:{row.number}{product}: {row.reason}\n")
             rate = (stored + bad) / max(monotonic() - began, 1e-3)
             progress.update(bar, advance=step.units, rows=stored + bad, rate=rate)
 
@@ -87,10 +107,12 @@ async def _import(settings: Settings, file: Path, model: str, metric: Metric | N
                 )
             except CommandError as error:
                 raise CommandError(f"{error} (stored before that: {stored:,})") from error
+        for note in source.notes:
+            sys.stderr.write(f"{name}: {note}\n")
     if bad > BAD_ROWS_SHOWN:
         sys.stderr.write(f"… and {bad - BAD_ROWS_SHOWN:,} more\n")
     if not stored and not bad:
-        raise CommandError(f"{file}: has no rows")
+        raise CommandError(f"{source.name}: has no rows")
     seconds = monotonic() - began
     if bad:
         raise CommandError(f"{bad:,} rows do not hold; {stored:,} were stored")

@@ -46,15 +46,17 @@ async def load(settings: Settings, console: Console) -> int:
     from deploy.ingest import Moved, import_file  # noqa: PLC0415
     from deploy.readers import open_source  # noqa: PLC0415
 
-    source = open_source(CATALOGUE)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with (
+        open_source(CATALOGUE) as source,
+        Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as progress,
+    ):
         bar = progress.add_task("loading the sample", total=source.units)
 
         def moved(step: Moved) -> None:

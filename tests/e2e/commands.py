@@ -15,7 +15,9 @@ NO_REDIS = "redis://127.0.0.1:1/0"
 """Where none listens: the tables are the truth."""
 
 
-async def start_k9(settings: Settings, directory: Path, *arguments: str) -> Process:
+async def start_k9(
+    settings: Settings, directory: Path, *arguments: str, stdin: int | None = None
+) -> Process:
     """A command that has begun, in this directory."""
     environ = os.environ | {
         "PYTHONPATH": path_with(_ROOT),
@@ -24,7 +26,7 @@ async def start_k9(settings: Settings, directory: Path, *arguments: str) -> Proc
         "REDIS_URL": NO_REDIS,
     }
     return await asyncio.create_subprocess_exec(
-        *_K9, *arguments, cwd=directory, env=environ, stdout=PIPE, stderr=PIPE
+        *_K9, *arguments, cwd=directory, env=environ, stdin=stdin, stdout=PIPE, stderr=PIPE
     )
 
 

@@ -15,7 +15,8 @@ from core.usecases.embeddings import Ingest, Noting, Row
 from core.watermarks import Watermark
 from deploy import ingest
 from deploy.aws.tables import count_items
-from deploy.readers import BadRow, open_source
+from deploy.batches import BadRow
+from deploy.readers import open_source
 from tests.e2e.commands import run_k9
 from tests.emulators import create_tables, settings_for
 
@@ -39,14 +40,19 @@ async def test_bad_rows_are_named_and_lose_no_other(own_tables: Settings, tmp_pa
     rows[121] = {"product_id": "..", "vector": [1, 2]}
     rows[122] = {"product_id": "big", "vector": [1e39, 2]}
     rows[240] = rows[3]
-    source = open_source(_lines(tmp_path / "a.jsonl", rows))
     bad: list[BadRow] = []
+    path = _lines(tmp_path / "a.jsonl", rows)
     async with open_resources(own_tables) as resources:
         for _ in range(2):
             bad.clear()
-            result = await ingest.import_file(
-                resources.ingest, "m1", source, rows_max=50, moved=lambda step: bad.extend(step.bad)
-            )
+            with open_source(path) as source:
+                result = await ingest.import_file(
+                    resources.ingest,
+                    "m1",
+                    source,
+                    rows_max=50,
+                    moved=lambda step: bad.extend(step.bad),
+                )
             assert (result.stored, result.bad) == (245, 5)
         model = await resources.models.get_model("m1")
     assert sorted(row.number for row in bad) == [11, 121, 122, 123, 241]
@@ -87,9 +93,8 @@ async def test_a_batch_that_was_taken_in_part_is_sent_again(
     np.savez(tmp_path / "a.npz", product_ids=ids, vectors=vectors)
     async with open_resources(own_tables) as resources:
         throttled = _Throttled(resources.ingest)
-        result = await ingest.import_file(
-            throttled, "m2", open_source(tmp_path / "a.npz"), rows_max=10
-        )
+        with open_source(tmp_path / "a.npz") as source:
+            result = await ingest.import_file(throttled, "m2", source, rows_max=10)
         stored = await resources.embeddings.get_embedding("m2", "t29")
     assert (result.stored, result.bad) == (30, 0)
     assert len(throttled.refused) == 3
@@ -112,13 +117,14 @@ async def test_most_rows_fix_the_dimension_of_a_new_model(
     """A short first row, or bad ones, are named; every good one is stored."""
     found: list[int] = []
     async with open_resources(own_tables) as resources:
-        result = await ingest.import_file(
-            resources.ingest,
-            "m3",
-            open_source(CASES / name),
-            rows_max=1000,
-            moved=lambda step: found.extend(row.number for row in step.bad),
-        )
+        with open_source(CASES / name) as source:
+            result = await ingest.import_file(
+                resources.ingest,
+                "m3",
+                source,
+                rows_max=1000,
+                moved=lambda step: found.extend(row.number for row in step.bad),
+            )
         model = await resources.models.get_model("m3")
     assert (result.stored, found) == (stored, bad)
     assert model.dimension == 4
@@ -143,8 +149,9 @@ async def test_a_block_of_bad_rows_decides_nothing(own_tables: Settings, tmp_pat
     """The dimension is that of the first block with a valid vector."""
     rows: list[object] = [{"product_id": f"z{n}", "vector": [0, 0, 0]} for n in range(10)]
     rows += [{"product_id": f"p{n}", "vector": [1, 2]} for n in range(10)]
-    source = open_source(_lines(tmp_path / "a.jsonl", rows))
+    path = _lines(tmp_path / "a.jsonl", rows)
     async with open_resources(own_tables) as resources:
-        result = await ingest.import_file(resources.ingest, "m5", source, rows_max=10)
+        with open_source(path) as source:
+            result = await ingest.import_file(resources.ingest, "m5", source, rows_max=10)
         assert (await resources.models.get_model("m5")).dimension == 2
     assert (result.stored, result.bad) == (10, 10)

@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from core.dynamo.wire import Item, item_of
+from core.files import size_and_digest
+from core.settings import Files
 from deploy.archive import (
     MANIFEST,
     FileEntry,
@@ -20,7 +22,9 @@ from deploy.archive import (
     verify,
 )
 from deploy.errors import CommandError
+from deploy.file_input import FREE_BYTES
 
+LIMITS = Files()
 ITEMS: list[Item] = [
     item_of({"id": {"S": ""}, "n": {"N": "1E+2"}, "b": {"B": b"\x00\xff"}, "e": {"B": b""}}),
     item_of({"l": {"L": []}, "m": {"M": {"": {"NULL": True}}}, "f": {"BOOL": False}}),
@@ -53,8 +57,8 @@ def backup(tmp_path: Path) -> Path:
 def test_items_of_all_types_come_back(backup: Path) -> None:
     """With empty texts, exact numbers and bytes; and nobody but the owner may read them."""
     manifest = read_manifest(backup)
-    assert [file.items for file in verify(backup, manifest)] == [3]
-    assert list(read_items(backup, manifest.tables["users"], 2)) == [ITEMS[:2], ITEMS[2:]]
+    assert [file.items for file in verify(backup, manifest, LIMITS)] == [3]
+    assert list(read_items(backup, manifest.tables["users"], 2, LIMITS)) == [ITEMS[:2], ITEMS[2:]]
     assert (backup / "users.000.jsonl.gz").stat().st_mode & 0o077 == 0
     assert sorted(path.name for path in backup.iterdir()) == [MANIFEST, "users.000.jsonl.gz"]
 
@@ -74,7 +78,7 @@ def test_a_flipped_bit_is_found(backup: Path) -> None:
     data[4] ^= 1  # the time in the header: gzip itself would not mind
     path.write_bytes(data)
     with pytest.raises(CommandError, match="is damaged"):
-        list(verify(backup, read_manifest(backup)))
+        list(verify(backup, read_manifest(backup), LIMITS))
     text = (backup / MANIFEST).read_text()
     (backup / MANIFEST).write_text(text.replace('"items": 3', '"items": 2'))
     with pytest.raises(CommandError, match="has been changed"):
@@ -90,10 +94,10 @@ def test_a_file_that_is_gone_or_elsewhere_is_said(backup: Path) -> None:
     entry = manifest.tables["users"].files[0]
     (backup / entry.name).unlink()
     with pytest.raises(CommandError, match="is missing"):
-        list(verify(backup, manifest))
+        list(verify(backup, manifest, LIMITS))
     outside = msgspec.structs.replace(entry, name="../users.000.jsonl.gz")
     with pytest.raises(CommandError, match="is missing"):
-        list(verify(backup, _manifest(outside)))
+        list(verify(backup, _manifest(outside), LIMITS))
 
 
 def test_another_number_of_items_is_said(backup: Path) -> None:
@@ -103,10 +107,52 @@ def test_another_number_of_items_is_said(backup: Path) -> None:
         table, files=[msgspec.structs.replace(file, items=4) for file in table.files]
     )
     with pytest.raises(CommandError, match="has 3 items, and should have 4"):
-        list(read_items(backup, more, 10))
+        list(read_items(backup, more, 10, LIMITS))
     (backup / "users.000.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-9])
-    with pytest.raises(CommandError, match="does not read"):
-        list(read_items(backup, table, 10))
+    with pytest.raises(CommandError, match="gzip data is damaged or cut short"):
+        list(read_items(backup, table, 10, LIMITS))
+
+
+def _bomb(path: Path, data: bytes, times: int) -> FileEntry:
+    """A file that decodes to far more than it has, with an entry that matches it."""
+    with gzip.open(path, "wb") as file:
+        for _ in range(times):
+            file.write(data)
+    return FileEntry(path.name, times, *size_and_digest(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "times", "words"),
+    [
+        (b" " * 2**20, 17, "line 1 is longer than 16,777,216 bytes, more than an item of DynamoDB"),
+        (b" " * 2**20 + b"\n", FREE_BYTES // 2**20 + 1, "K9_FILE_EXPANSION_MAX"),
+    ],
+)
+def test_a_bomb_is_found_before_anything_is_written(
+    data: bytes, times: int, words: str, tmp_path: Path
+) -> None:
+    """Its checksums hold: who can change the files can change the manifest."""
+    entry = _bomb(tmp_path / "users.000.jsonl.gz", data, times)
+    with pytest.raises(CommandError) as refused:
+        list(verify(tmp_path, _manifest(entry), LIMITS))
+    assert words in str(refused.value)
+
+
+def test_a_wrong_number_of_items_is_found_before_anything_is_written(backup: Path) -> None:
+    """By the check that comes first."""
+    table = read_manifest(backup).tables["users"]
+    manifest = _manifest(*(msgspec.structs.replace(file, items=4) for file in table.files))
+    with pytest.raises(CommandError, match="has 3 items, and should have 4"):
+        list(verify(backup, manifest, LIMITS))
+
+
+def test_blocks_of_large_items_are_short(tmp_path: Path) -> None:
+    """Memory is bounded by bytes, not by their number."""
+    item: Item = item_of({"id": {"S": "x" * 2**20}})
+    table = _manifest(_written(tmp_path, [item] * 40)).tables["users"]
+    sizes = [len(block) for block in read_items(tmp_path, table, 500, LIMITS)]
+    assert sum(sizes) == 40
+    assert max(sizes) == 16
 
 
 def test_a_directory_with_something_in_it_is_refused(backup: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from core.settings import Settings
 from deploy.cli import environment
+from deploy.cli.main import run
 from deploy.local.files import RunningStack, read_stack, write_private
 from deploy.local.processes import identity
 
@@ -56,6 +57,47 @@ def test_an_explicit_choice_wins_over_the_stack(tmp_path: Path, explicit: dict[s
     environ = {"AWS_PROFILE": "production", **explicit}
     assert environment.overlay(environ, tmp_path) is None
     assert environ == {"AWS_PROFILE": "production", **explicit}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        (
+            "AWS_ENDPOINT_URL",
+            "http://x",
+            "and AWS_ENDPOINT_URL overrides it: unset that, as in `env -u AWS_ENDPOINT_URL k9",
+        ),
+        ("AWS_ENDPOINT_URL_S3", "http://x", "and AWS_ENDPOINT_URL_S3 overrides it"),
+        ("K9_STACK", "off", "K9_STACK=off leaves the embedded stack aside: unset it"),
+        ("K9_STACK", "/nowhere", "no embedded stack runs in /nowhere (K9_STACK)"),
+    ],
+)
+def test_what_overrides_a_running_stack_is_named(
+    name: str,
+    value: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`k9 token` needs the stack; that none ran would be wrong."""
+    _start(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
+    assert run(["token"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+
+
+def test_an_override_is_not_blamed_where_no_stack_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To unset it would help nobody."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://x")
+    assert run(["token"]) == 1
+    assert "no embedded stack runs in this directory: start it" in capsys.readouterr().err
 
 
 def test_another_directory_may_be_named(tmp_path: Path) -> None:

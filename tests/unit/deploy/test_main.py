@@ -75,6 +75,40 @@ def test_an_api_that_is_not_there_is_one_line(
     assert "http://127.0.0.1:9 does not answer" in error
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("K9_TOKEN", "abc.def\n", "K9_TOKEN has a line break, at position 8 of 8"),
+        ("K9_TOKEN", "abc\r\nX-Other: 1", "K9_TOKEN has a line break, at position 4"),
+        ("K9_TOKEN", "Bearer abc", "K9_TOKEN begins with 'Bearer': set it to the token alone"),
+        ("K9_TOKEN", "abc\u00e9", "K9_TOKEN has a character that no token has, at position 4"),
+        ("K9_URL", "localhost:3001", "has no scheme: set it to http://localhost:3001"),
+        ("K9_URL", "//k9.example", "has no scheme: set it to http://k9.example"),
+        ("K9_URL", "ftp://k9.example", "is no http or https address"),
+        ("K9_URL", "http://", "is no http or https address"),
+        ("K9_URL", "http://k9.example:99999", "K9_URL does not read"),
+        ("K9_URL", "http://k9.example\n", "holds what no base address has"),
+        ("K9_URL", "http://ada:secret@k9.example", "K9_URL holds a user or password"),
+    ],
+)
+def test_variables_that_cannot_be_used_are_named(
+    name: str,
+    value: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With what is wrong and what to set; a token or a password is not shown."""
+    monkeypatch.setenv("K9_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, value)
+    assert run(["neighbors", "m", "p"]) == 64
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert "abc" not in error
+    assert "secret" not in error
+
+
 def test_help_loads_no_heavy_library() -> None:
     """`k9 --help` is at once: it neither opens a client nor reads numpy."""
     code = (

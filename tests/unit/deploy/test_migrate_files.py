@@ -116,6 +116,23 @@ def test_a_dimension_says_what_the_bytes_are(number_type: str, tmp_path: Path) -
     assert "vector_dimension is 3" in row.reason
 
 
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("form", ["Uint8Array", "Buffer"])
+def test_bytes_as_javascript_prints_them(form: str, typed: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """Its SDKs give arrays of bytes, which JSON makes objects of."""
+    data = list(np.array([0.5, -2.0, 0.25], "<f4").tobytes())
+    value: dict[str, Any] = {"type": "Buffer", "data": data}
+    if form == "Uint8Array":
+        value = {str(at): byte for at, byte in enumerate(data)}
+    item: dict[str, Any] = {**_item("p"), "embedding_vector": {"B": value}}
+    if not typed:
+        item = {"product_id": "p", "model_version": "m", "embedding_vector": value}
+    (row,) = _read(_file(tmp_path, {"Items": [item]}))
+    assert isinstance(row, OldRow), row
+    assert isinstance(row.record, OldEmbedding)
+    assert row.record.vector.tolist() == [0.5, -2.0, 0.25]
+
+
 def test_rows_of_k9s_own_are_float32(tmp_path: Path) -> None:
     """They say so by their layout."""
     numbers = np.arange(4, dtype="<f4")

@@ -1,0 +1,152 @@
+"""Embeddings from JSON: lines, arrays or documents of objects, an object a row."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from msgspec import Raw
+
+from core.settings import Files
+from deploy.batches import BadRow, Batch, Columns, Row, as_float32
+from deploy.errors import CommandError
+from deploy.file_input import FileInput, open_input
+from deploy.item_forms import is_typed
+from deploy.json_rows import DYNAMODB, Entry, Forms, entries
+
+LINE_BYTES_MAX: Final = 1024 * 1024
+"""Of one row; 4,096 numbers written out in full take a tenth of it."""
+_FORMS: Final = Forms(
+    lists=DYNAMODB.lists
+    | {b'"embeddings"', b'"vectors"', b'"points"', b'"objects"', b'"items"', b'"rows"', b'"data"'},
+    maps=DYNAMODB.maps | {b'"result"'},
+    reads=(
+        "`k9 import` reads Parquet, .npz, and JSON lines or arrays of objects with an id and a "
+        "vector, in UTF-8 or UTF-16, or gzip"
+    ),
+)
+"""DynamoDB's are known so that they can be named; of the others, some are K9's own."""
+_HEAD_ENTRIES: Final = 20
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
+_TYPES: Final = {
+    b'"': "text (of a number type that it does not name, or not taken apart)",
+    b"{": "an object (of DynamoDB's types, sparse, or of several named vectors)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A reading that has begun."""
+
+    file: FileInput
+    entries: Iterator[Entry]
+    decoder: Any
+
+
+class JsonRows:
+    """The rows of one file."""
+
+    unit = "bytes"
+
+    def __init__(self, file: FileInput, columns: Columns, limits: Files) -> None:
+        self._limits = limits
+        self._columns = columns
+        self._path, self._name = file.path, file.name
+        self.units = file.size
+        self.notes: list[str] = []
+        self._begun: _Begun | None = self._begin(file)
+
+    def _begin(self, file: FileInput) -> "_Begun":
+        found = entries(file, LINE_BYTES_MAX, _FORMS)
+        head = list(islice(found, _HEAD_ENTRIES))
+        return _Begun(file, chain(head, found), self._decoder(head))
+
+    def batches(self, rows_max: int) -> Iterator[Batch]:
+        """The rows from the start on; of a pipe, once."""
+        begun, self._begun = self._begun, None
+        begun = begun or self._begin(open_input(self._path, self._limits))
+        with begun.file as file:
+            rows: list[Row] = []
+            bad: list[BadRow] = []
+            read = 0
+            for entry in begun.entries:
+                self._read(entry, begun.decoder, rows, bad)
+                if len(rows) + len(bad) >= rows_max:
+                    yield Batch(rows, bad, entry.end - read)
+                    rows, bad, read = [], [], entry.end
+            yield Batch(rows, bad, file.position - read)
+
+    def _decoder(self, head: list[Entry]) -> Any:
+        """For the names that the first entries have.
+
+        Raises:
+            CommandError: none of them has the names, or all have a type that is not read.
+        """
+        ids, vectors = self._columns.product_id, self._columns.vector
+        problems: list[CommandError | None] = []
+        for entry in head:
+            try:
+                members = _MEMBERS.decode(entry.text)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                continue
+            try:
+                ids, vectors = self._names(members)
+            except CommandError as error:
+                problems.append(error)
+            else:
+                problems = [None]
+                break
+        if problems and problems[0] is not None:
+            raise problems[0]
+        line = msgspec.defstruct(
+            "Line",
+            [("product_id", str | int), ("vector", list[float])],
+            rename={"product_id": ids or "product_id", "vector": vectors or "vector"},
+        )
+        return msgspec.json.Decoder(line)
+
+    def _names(self, members: Mapping[str, Raw]) -> tuple[str, str]:
+        if is_typed(members):
+            raise CommandError(
+                f"{self._name}: is DynamoDB's JSON, which `k9 migrate --table embeddings` reads"
+            )
+        ids, vectors = self._columns.choose(list(members), self._name)
+        of_ids, of_vectors = (bytes(members[name]).lstrip()[:1] for name in (ids, vectors))
+        if of_ids == b"{":
+            raise CommandError(f"{self._name}: {ids!r} is an object; ids are text or integers")
+        if of_ids == b"[":
+            raise CommandError(
+                f"{self._name}: is an object of columns ({ids!r} is a list); write an object a row"
+            )
+        if of_vectors in _TYPES:
+            raise CommandError(
+                f"{self._name}: {vectors!r} is {_TYPES[of_vectors]}; lists of numbers are read"
+            )
+        if bytes(members[vectors]).replace(b" ", b"").startswith(b"[["):
+            raise CommandError(
+                f"{self._name}: {vectors!r} is a list of lists; one list of numbers a row is read"
+            )
+        return ids, vectors
+
+    def _read(self, entry: Entry, decoder: Any, rows: list[Row], bad: list[BadRow]) -> None:
+        if entry.problem is not None:
+            bad.append(BadRow(entry.line, None, entry.problem))
+            return
+        try:
+            decoded = decoder.decode(entry.text)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            bad.append(BadRow(entry.line, None, " ".join(str(error).split())))
+        except UnicodeDecodeError:
+            bad.append(BadRow(entry.line, None, "is not UTF-8"))
+        else:
+            if isinstance(decoded.product_id, int) and not self.notes:
+                self.notes.append(f"integer ids, as on line {entry.line}, are stored as text")
+            vector = as_float32(np.array(decoded.vector))
+            rows.append(Row(entry.line, str(decoded.product_id), vector))
+
+    def close(self) -> None:
+        """Closes the file, where no reading has begun."""
+        if self._begun is not None:
+            self._begun.file.close()

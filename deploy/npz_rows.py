@@ -1,0 +1,209 @@
+"""Embeddings from the two arrays of an .npz, a batch at a time. Nothing in it is ever unpickled.
+
+The arrays are read from their members as streams, since numpy would have each in memory whole; it
+parses their headers.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final
+
+import msgspec
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from core.settings import Files
+from deploy.batches import BadRow, Batch, Columns, Row, as_float32
+from deploy.errors import CommandError
+from deploy.file_input import expansion_problem
+
+_HEADER_BYTES_MAX: Final = 65_536
+"""numpy takes headers of up to 10,000 characters."""
+_MEMBERS_MAX: Final = 1000
+_ROW_BYTES_MAX: Final = 1024 * 1024
+"""An id has up to 512 bytes, and a vector up to 4,096 numbers."""
+_WHOLE_BYTES_MAX: Final = 1024**3
+"""An array in Fortran order has no rows that could be read one after another."""
+_ENCRYPTED: Final = 0x1
+_MATRIX: Final = 2
+_ELSEWHERE: Final = (
+    ("[Content_Types].xml", "an Office document"),
+    ("/data.pkl", "a PyTorch file"),
+    ("META-INF/", "a Java archive"),
+)
+
+
+class _Array(msgspec.Struct, frozen=True):
+    """One array, of which the header has been read."""
+
+    member: str
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    start: int
+    """Where its numbers begin in the member."""
+
+
+class NpzRows:
+    """The two arrays of one file."""
+
+    unit = "rows"
+
+    def __init__(self, file: BinaryIO, name: str, columns: Columns, limits: Files) -> None:
+        self._file = file
+        self._name = name
+        self._limits = limits
+        self.notes: list[str] = []
+        self._zip = zipfile.ZipFile(file)
+        members = self._zip.infolist()
+        names = [member.filename.removesuffix(".npy") for member in members]
+        self._check_archive([member.filename for member in members])
+        ids, vectors = columns.choose(names, name)
+        self._ids = self._array(ids, members[names.index(ids)])
+        self._vectors = self._array(vectors, members[names.index(vectors)])
+        self._check(ids, vectors)
+        self.units: int | None = self._ids.shape[0]
+
+    def _check_archive(self, names: list[str]) -> None:
+        if len(names) > _MEMBERS_MAX:
+            raise CommandError(f"{self._name}: has {len(names):,} members, and no array file does")
+        for part, words in _ELSEWHERE:
+            if any(part in name for name in names):
+                raise CommandError(f"{self._name}: is {words}, not an .npz of numpy")
+        if not names:
+            raise CommandError(f"{self._name}: is an .npz without any array")
+
+    def _array(self, name: str, member: zipfile.ZipInfo) -> _Array:
+        if member.flag_bits & _ENCRYPTED:
+            raise CommandError(f"{self._name}: {name!r} is encrypted")
+        if not member.file_size:
+            raise CommandError(f"{self._name}: {name!r} is empty, where an .npy array should be")
+        problem = expansion_problem(member.compress_size, member.file_size, self._limits)
+        if problem:
+            raise CommandError(f"{self._name}: {name!r} {problem}")
+        with self._zip.open(member) as stream:
+            head = io.BytesIO(stream.read(_HEADER_BYTES_MAX))
+        if not head.getvalue().startswith(b"\x93NUMPY"):
+            raise CommandError(f"{self._name}: {name!r} is no .npy array")
+        try:
+            version = npy.read_magic(head)
+            read_header = (
+                npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            )
+            shape, fortran, dtype = read_header(head)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+            raise CommandError(f"{self._name}: the header of {name!r} is damaged") from error
+        return _Array(member.filename, shape, fortran, dtype, head.tell())
+
+    def _check(self, ids: str, vectors: str) -> None:
+        """Raises: CommandError: an array is of another type, shape or length than it should be."""
+        for name, array in ((ids, self._ids), (vectors, self._vectors)):
+            if array.dtype.hasobject:
+                raise CommandError(
+                    f"{self._name}: {name!r} holds Python objects, which are never read: save it "
+                    f"as np.asarray({name}, dtype={'str' if name == ids else 'np.float32'})"
+                )
+        shape, kind = self._ids.shape, self._ids.dtype.kind
+        if kind not in "USiu" or len(shape) != 1 or not self._ids.dtype.itemsize:
+            raise CommandError(
+                f"{self._name}: {ids!r} is an array of {self._ids.dtype} with shape {shape}; ids "
+                "are text or integers in one dimension"
+            )
+        if kind in "iu":
+            self.notes.append(f"{ids!r} holds integers ({self._ids.dtype}), stored as text")
+        shape, kind = self._vectors.shape, self._vectors.dtype.kind
+        if kind not in "fiu" or len(shape) != _MATRIX:
+            raise CommandError(
+                f"{self._name}: {vectors!r} is an array of {self._vectors.dtype} with shape "
+                f"{shape}; vectors are numbers in two dimensions, one row a product"
+            )
+        if self._ids.shape[0] != shape[0]:
+            counts = f"{self._ids.shape[0]:,} ids and {shape[0]:,} vectors"
+            raise CommandError(f"{self._name}: has {counts}; there must be as many of both")
+        for name, array in ((ids, self._ids), (vectors, self._vectors)):
+            self._check_size(name, array)
+
+    def _check_size(self, name: str, array: _Array) -> None:
+        row_bytes = _row_bytes(array)
+        size, have = row_bytes * array.shape[0], self._zip.getinfo(array.member).file_size
+        if size != have - array.start:
+            raise CommandError(
+                f"{self._name}: {name!r} is damaged: it has {have - array.start:,} bytes of "
+                f"numbers, and its shape {array.shape} takes {size:,}"
+            )
+        if row_bytes > _ROW_BYTES_MAX:
+            raise CommandError(
+                f"{self._name}: a row of {name!r} takes {row_bytes:,} bytes, over the limit of "
+                f"{_ROW_BYTES_MAX:,}"
+            )
+        if array.fortran and len(array.shape) == _MATRIX and size > _WHOLE_BYTES_MAX:
+            raise CommandError(
+                f"{self._name}: {name!r} is {size:,} bytes in Fortran order: save it as "
+                f"np.ascontiguousarray({name})"
+            )
+
+    def batches(self, rows_max: int) -> Iterator[Batch]:
+        """The rows from the start on."""
+        number = 1
+        ids, vectors = self._blocks(self._ids, rows_max), self._blocks(self._vectors, rows_max)
+        for some_ids, some_vectors in zip(ids, vectors, strict=True):
+            numbers = as_float32(some_vectors)
+            rows: list[Row] = []
+            bad: list[BadRow] = []
+            for offset, product_id in enumerate(some_ids.tolist()):
+                text = _text(product_id)
+                if text is None:
+                    bad.append(BadRow(number + offset, None, "product_id is not UTF-8"))
+                else:
+                    rows.append(Row(number + offset, text, numbers[offset]))
+            number += len(some_ids)
+            yield Batch(rows, bad, len(some_ids))
+
+    def _blocks(self, array: _Array, rows_max: int) -> Iterator[NDArray[Any]]:
+        """The array's rows, up to `rows_max` at a time."""
+        total, row_bytes = array.shape[0], _row_bytes(array)
+        with self._zip.open(array.member) as stream:
+            stream.seek(array.start)
+            if array.fortran and len(array.shape) == _MATRIX:
+                data = self._exactly(stream, total * row_bytes)
+                whole = np.frombuffer(data, array.dtype).reshape(array.shape, order="F")
+                yield from (whole[at : at + rows_max] for at in range(0, total, rows_max))
+                return
+            for at in range(0, total, rows_max):
+                rows = min(rows_max, total - at)
+                data = self._exactly(stream, rows * row_bytes)
+                yield np.frombuffer(data, array.dtype).reshape(rows, *array.shape[1:])
+
+    def _exactly(self, stream: Any, size: int) -> bytes:
+        data: bytes = stream.read(size)
+        if len(data) != size:
+            raise CommandError(f"{self._name}: ends in the middle of an array")
+        return data
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._zip.close()
+        self._file.close()
+
+
+def _row_bytes(array: _Array) -> int:
+    return array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=object))
+
+
+def _text(product_id: str | bytes | int) -> str | None:
+    if isinstance(product_id, bytes):
+        try:
+            return product_id.decode()
+        except UnicodeDecodeError:
+            return None
+    return str(product_id)
+
+
+def not_npz(name: str) -> CommandError:
+    """What is said of an .npy file, whatever its name."""
+    return CommandError(
+        f"{name}: is an .npy file, which has one array alone: save ids and vectors together, as "
+        "np.savez(FILE, product_ids=ids, vectors=vectors) does"
+    )

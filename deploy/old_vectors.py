@@ -1,0 +1,84 @@
+"""Vectors of older data: lists of numbers, and bytes, whose number type their length must tell."""
+
+import re
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import Invalid
+
+_NUMBER_TYPES: Final = {"<f4": 4, "<f8": 8, "<f2": 2}
+"""Types → bytes a number."""
+_BEGINS: Final = re.compile(rb'\s*\{\s*"(?:B"\s*:\s*\{|type"|data"|0")')
+_TYPED: Final = re.compile(rb"\s*\{\s*\"B\"\s*:\s*(\{.*\})\s*\}\s*", re.DOTALL)
+_BUFFER: Final = {"type", "data"}
+
+
+class Binary(msgspec.Struct, frozen=True):
+    """A vector that DynamoDB has as Binary."""
+
+    data: bytes
+
+
+def javascript_binary(text: bytes) -> Binary | None:
+    """The bytes of a Binary as JavaScript's SDKs print it, in DynamoDB's types or plain.
+
+    A `Uint8Array` is an object of numbers by position, and a `Buffer` says that it is one. None
+    where the JSON value is neither.
+    """
+    if not _BEGINS.match(text):
+        return None
+    typed = _TYPED.fullmatch(text)
+    try:
+        value = msgspec.json.decode(typed[1] if typed else text)
+        if not isinstance(value, dict):
+            return None
+        if value.keys() == _BUFFER and value["type"] == "Buffer":
+            return Binary(bytes(value["data"]))
+        if value and all(name == str(at) for at, name in enumerate(value)):
+            return Binary(bytes(value.values()))
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, ValueError):
+        return None
+    return None
+
+
+def from_numbers(numbers: list[float] | None) -> NDArray[np.float32]:
+    """float32 (d,), infinite where a number is too large."""
+    return _float32(np.array(numbers, dtype=np.float64))
+
+
+def from_bytes(data: bytes, dimension: int | None, *, own: bool) -> NDArray[np.float32]:
+    """float32 (d,), from bytes of float32, float64 or float16, little-endian.
+
+    Args:
+        data: The bytes.
+        dimension: How many numbers they are, where the row says it.
+        own: Whether it is a row of K9's own, whose numbers are always float32.
+
+    Raises:
+        Invalid: the bytes are of no such number, or could be of two.
+    """
+    return _float32(np.frombuffer(data, dtype=_number_type(len(data), dimension, own=own)))
+
+
+def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is what the check then finds
+        return numbers.astype(np.float32)
+
+
+def _number_type(size: int, dimension: int | None, *, own: bool) -> str:
+    if dimension is not None and not own:
+        for number_type, width in _NUMBER_TYPES.items():
+            if size == dimension * width:
+                return number_type
+        raise Invalid(f"embedding_vector has {size} bytes, vector_dimension is {dimension}")
+    if size % 4:
+        raise Invalid("embedding_vector is binary, and no whole number of float32")
+    if size % 8 == 0 and not own:
+        raise Invalid(
+            f"embedding_vector has {size} bytes: {size // 4} numbers of float32, or {size // 8} of "
+            "float64; add vector_dimension to say which"
+        )
+    return "<f4"
