@@ -186,7 +186,7 @@ class LoadedIndex:
 
 def _index_us(info: IndexInfo, rows: int, dimension: int, k: int) -> float:
     breadth, candidates = effort_for(info.efforts, k)
-    ranked = _HOP_US * candidates * dimension
+    ranked = _HOP_US * (candidates + info.near_copies_max) * dimension
     if info.family == "ivf_pq":
         lists = float(info.build.get("lists", 1))
         code_bytes = float(info.build.get("code_bytes", dimension))

@@ -1,19 +1,26 @@
-"""Rows that are equal, number by number: one product listed a hundred times.
+"""Rows that are equal, or almost: one product listed a hundred times.
 
-Copies tie with each other in every search. In a graph they link to nothing but themselves, and hide
-what is behind them: an index has one of them, and they come back together.
+Equal rows tie with each other in every search, near copies are scored one by one. In a graph they
+link to nothing but themselves, and hide what is behind them: an index has one of them, their
+representative, and they come back together.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from core.models import Metric
 from core.vectors.arrays import Floats, Ints, row_blocks
+from core.vectors.arrays import scores as final_scores
 from core.vectors.exact import best
+from core.vectors.near_copies import RADIUS_SHARE, distances_between, representatives, spread
 
 _SEED: Final = 7
+_ROUNDING: Final = 1e-6
+"""Relative, above that of two float32 scores: no bound of a score is off by it."""
 
 
 class Members(msgspec.Struct, frozen=True):
@@ -23,14 +30,57 @@ class Members(msgspec.Struct, frozen=True):
     """int64 (positions + 1,): where the rows of each position begin."""
     rows: NDArray[np.int32]
     """int32 (n,): row numbers, ascending within a position."""
+    radii: Floats | None = None
+    """float32 (positions,): the largest distance of one of its rows from the one in the index, 0
+    where all are equal; None where they are equal at all positions."""
 
-    def expand(self, positions: Ints, scores: Floats) -> tuple[Ints, Floats]:
-        """Every row behind these positions (any,), and the score of its position."""
+    def expand(self, positions: Ints) -> tuple[Ints, Ints]:
+        """Every row behind these positions (any,), and which of them each is behind."""
         starts = self.starts[positions]
         sizes = self.starts[positions + 1] - starts
         before = np.cumsum(sizes) - sizes
         flat = np.arange(int(sizes.sum())) + np.repeat(starts - before, sizes)
-        return self.rows[flat].astype(np.int64), np.repeat(scores, sizes)
+        return self.rows[flat].astype(np.int64), np.repeat(np.arange(sizes.shape[0]), sizes)
+
+    def score(
+        self,
+        query: Floats,
+        positions: Ints,
+        found: Floats,
+        k: int,
+        rows: Floats,
+        metric: Metric,
+        dropped: Callable[[Ints], NDArray[np.bool_]] | None = None,
+    ) -> tuple[Ints, Floats]:
+        """The rows behind these positions that may be among the best k, and their final scores.
+
+        Args:
+            query: float32 (d,), prepared.
+            positions: of the index (any,).
+            found: the final score of the row in the index, for each position.
+            k: how many count.
+            rows: float32 (n, d), prepared.
+            metric: what a score is.
+            dropped: which of these rows do not count.
+        """
+        numbers, owners = self.expand(positions)
+        if dropped is not None:
+            stays = ~dropped(numbers)
+            numbers, owners = numbers[stays], owners[stays]
+        if self.radii is None:
+            return numbers, found[owners]
+        radii = self.radii[positions]
+        low, high = _bounds(query, found, radii, metric)
+        if numbers.shape[0] > k:
+            least = low[owners]
+            bound = np.partition(least, least.shape[0] - k)[least.shape[0] - k]
+            stays = high[owners] >= bound
+            numbers, owners = numbers[stays], owners[stays]
+        result = found[owners]
+        own = np.flatnonzero(radii[owners] > 0)
+        if own.size:
+            result[own] = final_scores(query, rows[numbers[own]], metric)
+        return numbers, result
 
     def all_of(self, positions: Ints, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Bool (any,): whether all rows of a position are marked; `marked` as `expand` has it."""
@@ -41,36 +91,71 @@ class Members(msgspec.Struct, frozen=True):
         return every
 
 
-class Groups:
-    """Rows that are equal, number by number, as groups in the order of their first rows."""
+def _bounds(query: Floats, found: Floats, radii: Floats, metric: Metric) -> tuple[Floats, Floats]:
+    """Least and greatest score of any row within a radius of one that has such a score (any,)."""
+    if metric == "l2":
+        apart = np.sqrt(np.maximum(-found, 0.0, dtype=np.float64))
+        margin = radii * (1.0 + _ROUNDING) + _ROUNDING * apart
+        low, high = -((apart + margin) ** 2), -(np.maximum(apart - margin, 0.0) ** 2)
+    else:
+        exact = query.astype(np.float64)
+        reach = 1.0 if metric == "cosine" else float(np.sqrt(exact @ exact))
+        margin = radii * (reach * (1.0 + _ROUNDING)) + _ROUNDING * np.abs(found)
+        low, high = found - margin, found + margin
+    equal = radii == 0
+    return np.where(equal, found, low), np.where(equal, found, high)
 
-    def __init__(self, rows: Floats) -> None:
-        keys = _keys(rows)
-        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-        group = group.reshape(-1)
-        # Unequal rows of one key are next to impossible; such a row stands alone, which is right.
-        odd = np.flatnonzero(~_equal(rows, first[group]))
-        group[odd] = first.shape[0] + np.arange(odd.shape[0])
-        first = np.concatenate((first, odd))
+
+class Groups:
+    """A partition of rows, each group with one row that represents it, in order of those."""
+
+    def __init__(self, first: Ints, of: Ints, radii: Floats | None = None) -> None:
+        """Groups by their representatives (groups,) and the group of each row (n,)."""
         rank = np.argsort(first, kind="stable")
         place = np.empty_like(rank)
         place[rank] = np.arange(rank.shape[0])
         self.first: Ints = first[rank]
-        """The first row of each group, ascending."""
-        self.of: Ints = place[group]
+        """The representative of each group, ascending: of equal rows the first."""
+        self.of: Ints = place[of]
         """The group of each row."""
-        self.trivial = self.first.shape[0] == rows.shape[0]
-        """Whether no two rows are equal."""
+        self.radii = None if radii is None else radii[rank]
+        """float32 (groups,), as `Members` has it."""
+        self.trivial = self.first.shape[0] == of.shape[0]
+        """Whether every row is a group of its own."""
         self._members: Ints = np.argsort(self.of, kind="stable")
         self._sizes: Ints = np.bincount(self.of, minlength=self.first.shape[0])
         self._starts: Ints = np.cumsum(self._sizes) - self._sizes
+        near = self._sizes[:0] if self.radii is None else self._sizes[self.radii > 0]
+        self.near_copies = int((near - 1).sum())
+        """Rows that are almost equal to the one that represents them."""
+        self.near_copies_max = int(near.max(initial=0))
+        """Rows of the largest group of such."""
+
+    def joined(self, rows: Floats, leaders: Ints) -> "Groups":
+        """These with each group put to the group at the position that `leaders` has for it.
+
+        Args:
+            rows: float32 (n, d), those of the groups.
+            leaders: int64 (groups,), a group's own position where it stays.
+        """
+        kept = np.flatnonzero(leaders == np.arange(leaders.shape[0]))
+        place = np.empty_like(leaders)
+        place[kept] = np.arange(kept.shape[0])
+        of = place[leaders]
+        moved = np.flatnonzero(leaders != np.arange(leaders.shape[0]))
+        apart = distances_between(rows, self.first[moved], self.first[leaders[moved]])
+        radii = np.zeros(kept.shape[0], dtype=np.float32)
+        # Rounded up: a radius that is too small would rule out rows that are right.
+        np.maximum.at(radii, of[moved], np.nextafter(apart.astype(np.float32), np.float32(np.inf)))
+        return Groups(self.first[kept], of[self.of], radii)
 
     def members(self, groups: Ints) -> Members:
         """The rows of these groups (any,), which become the positions of an index."""
         sizes = self._sizes[groups]
         starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
         flat = np.arange(int(starts[-1])) + np.repeat(self._starts[groups] - starts[:-1], sizes)
-        return Members(starts, self._members[flat].astype(np.int32))
+        radii = None if self.radii is None else self.radii[groups]
+        return Members(starts, self._members[flat].astype(np.int32), radii)
 
     def expand(self, found: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
         """The best k rows of each line of groups (m, c): every group has the score of its rows."""
@@ -88,6 +173,26 @@ class Groups:
         rows[line, column] = self._members[self._starts[flat] + nth]
         wide[line, column] = np.repeat(scores.ravel(), sizes.ravel())
         return best(rows, wide, k)
+
+
+def equal_rows(rows: Floats) -> Groups:
+    """Rows (n, d) that are equal, number by number, as groups in the order of their first rows."""
+    keys = _keys(rows)
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    group = group.reshape(-1)
+    # Unequal rows of one key are next to impossible; such a row stands alone, which is right.
+    odd = np.flatnonzero(~_equal(rows, first[group]))
+    group[odd] = first.shape[0] + np.arange(odd.shape[0])
+    return Groups(np.concatenate((first, odd)), group)
+
+
+def similar_rows(rows: Floats, metric: Metric) -> Groups:
+    """The same, with near copies in the group of their representative."""
+    groups = equal_rows(rows)
+    radius = RADIUS_SHARE * spread(rows, groups.first, metric)
+    leaders = representatives(rows, groups.first, radius)
+    alone = bool((leaders == np.arange(leaders.shape[0])).all())
+    return groups if alone else groups.joined(rows, leaders)
 
 
 def _keys(rows: Floats) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from core.models import Metric
-from core.vectors.arrays import Doubles, Floats, Ints, pair_scores, row_blocks, squared_norms
+from core.vectors.arrays import Doubles, Floats, Ints, pair_scores, row_blocks, squared_norms, top_k
 
 QUERY_ROWS: Final = 4096
 """Queries a call of FAISS, which is also the block of its own matrix product."""
@@ -18,6 +18,9 @@ _MARGIN: Final = 27
 _MARGIN_WIDE: Final = 1000
 """For a query whose margin was too narrow to be sure."""
 _FLOAT32_STEP: Final = 2.0**-24
+_FLOAT64_STEP: Final = 2.0**-53
+_PRODUCT_NUMBERS: Final = 1 << 23
+"""Float64 products kept at a time."""
 
 
 class Space:
@@ -95,9 +98,52 @@ def exact_top_k(
         )
         if doubtful.size:
             again = start + doubtful
-            found[again], scores[again], _ = _decide(
+            found[again], scores[again], doubtful = _decide(
                 queries[again], rows, k, space, near, _MARGIN_WIDE
             )
+            again = again[doubtful]
+            if again.size:
+                found[again], scores[again] = _float64_top_k(queries[again], rows, k, space.metric)
+    return found, scores
+
+
+def _float64_top_k(queries: Floats, rows: Floats, k: int, metric: Metric) -> tuple[Ints, Floats]:
+    """The same by float64 products with every row, for queries with thousands of near copies.
+
+    A product tells the final score of a row but where both sides of its rounding error round to
+    different float32: such rows are scored one by one, if they may be among the best.
+    """
+    m, (n, d) = queries.shape[0], rows.shape
+    found = np.empty((m, k), dtype=np.int64)
+    scores = np.empty((m, k), dtype=np.float32)
+    squares = squared_norms(rows)
+    step = max(1, _PRODUCT_NUMBERS // n)
+    for start in range(0, m, step):
+        part = queries[start : start + step]
+        exact = part.astype(np.float64)
+        own = np.vecdot(exact, exact)
+        products = np.empty((part.shape[0], n))
+        for block in row_blocks(n, d):
+            np.matmul(exact, rows[block].T.astype(np.float64), out=products[:, block])
+        if metric == "cosine":
+            products /= np.sqrt(np.maximum(own[:, None] * squares, np.finfo(np.float64).tiny))
+            doubts = np.ones(part.shape[0])
+        elif metric == "ip":
+            doubts = np.sqrt(own * squares.max())
+        else:
+            products *= 2
+            products -= squares + own[:, None]
+            doubts = (np.sqrt(own) + np.sqrt(squares.max())) ** 2
+        doubts *= 4 * (d + 8) * _FLOAT64_STEP
+        for line, (query, product, doubt) in enumerate(zip(part, products, doubts, strict=True)):
+            low = (product - doubt).astype(np.float32)
+            high = (product + doubt).astype(np.float32)
+            contenders = np.flatnonzero(high >= np.partition(low, n - k)[n - k])
+            final = low[contenders]
+            unsure = final != high[contenders]
+            final[unsure] = pair_scores(query, rows[contenders[unsure]], metric)
+            top = top_k(final, k, contenders)
+            found[start + line], scores[start + line] = contenders[top], final[top]
     return found, scores
 
 

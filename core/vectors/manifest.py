@@ -12,6 +12,8 @@ from core.vectors.parameters import IndexInfo, Recall
 
 FORMAT: Final = 1
 """Raised when older readers could no longer serve a version."""
+FORMAT_NEAR_COPIES: Final = 2
+"""Of a version with near copies, which readers of format 1 would give the scores of others."""
 MANIFEST: Final = "manifest.json"
 _CHECKSUM: Final = b',\n "checksum": "'
 """Where the last line of a manifest begins: the SHA-256 of all that stands before it."""
@@ -97,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """Those that changed between the watermark and the pull; None in earlier releases' versions."""
     changes: Changes | None = None
     """Against the version that was current then; None where there was none to compare with."""
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
 
     def encode(self) -> bytes:
         """As JSON, on lines, for people too. The last line is a checksum of the others."""

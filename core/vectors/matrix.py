@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from core.models import Metric
 from core.vectors.arrays import Floats, Ints, pair_scores, row_blocks
-from core.vectors.copies import Groups
+from core.vectors.copies import equal_rows
 from core.vectors.exact import QUERY_ROWS, Space, exact_top_k
 from core.vectors.recall import ground_truth, recalls
 from core.vectors.search import Searcher
@@ -45,7 +45,7 @@ def exact_matrix(rows: Floats, metric: Metric, k: int, progress: Progress) -> Ma
     and no margin of candidates would hold them.
     """
     total = rows.shape[0]
-    groups = Groups(rows)
+    groups = equal_rows(rows)
     distinct = rows if groups.trivial else rows[groups.first]
     space = Space(distinct, metric)
     near = space.of(distinct)

@@ -28,6 +28,19 @@ class IndexLimits(msgspec.Struct, frozen=True):
     """Of the inverted lists."""
 
 
+class ZeroRecall(msgspec.Struct, frozen=True):
+    """How many queries found none of the rows that are right, which a mean does not show."""
+
+    queries: int
+    count: int
+    """Of these queries."""
+    upper: float
+    """What the share of all queries like these surely does not exceed (97.5 %)."""
+    method: str
+    near_copies: float = 0.0
+    """The share of near copies that find nothing right, one row of each group asked for all."""
+
+
 class Recall(msgspec.Struct, frozen=True):
     """The recall that an answer is published with, and how it was measured."""
 
@@ -39,6 +52,8 @@ class Recall(msgspec.Struct, frozen=True):
     method: str
     lower: float = 1.0
     """What the mean over all queries like these surely reaches (97.7 %)."""
+    zero: ZeroRecall | None = None
+    """None in versions of earlier releases, which did not measure it."""
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -49,6 +64,9 @@ class Trial(msgspec.Struct, frozen=True):
     breadth: int
     candidates: int
     recall: float
+    zero_recall: int | None = None
+    """Queries that found nothing right, where that was measured."""
+    zero_recall_queries: int | None = None
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -116,8 +134,12 @@ class IndexInfo(msgspec.Struct, frozen=True):
     """Of `index.faiss`; 0 for the family exact."""
     build: dict[str, int | float | str]
     positions: int = 0
-    """Rows in the FAISS index, of which copies are one; 0 for the family exact."""
+    """Rows in the FAISS index, of which copies and near copies are one; 0 for the family exact."""
     efforts: tuple[Effort, ...] = ()
     """Ascending by k; empty for the family exact."""
     norm_max: float = 1.0
     """The largest norm of a row."""
+    near_copies: int = 0
+    """Rows that are not in the FAISS index themselves, as they are almost equal to one that is."""
+    near_copies_max: int = 0
+    """Rows of the largest group of near copies: a search that meets it scores each of them."""

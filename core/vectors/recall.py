@@ -1,5 +1,6 @@
 """Recall@k: which rows are held out, what the truth is, and how sure a measured recall is."""
 
+import math
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,12 @@ _DEVIATIONS: Final = 2.0
 """Standard deviations below the measured mean that must still reach the target (97.7 %)."""
 _SHIFT_SHARE: Final = 0.1
 """Share of the room above the target kept for queries that are unlike the rows."""
+ZERO_RECALL_MAX: Final = 0.001
+"""Share of queries that may find none of the rows that are right."""
+ZERO_RECALL_QUERIES: Final = (3_700, 12_000)
+"""How many must be asked: none of the first may fail, or 5 of the second (`zero_recall_bound`)."""
+_DOUBT: Final = 0.025
+"""Of each of two measurements: together they promise too much in one case of twenty at most."""
 
 
 def held_out(rows: int, *, least: int, most: int) -> Ints:
@@ -77,3 +84,26 @@ def reaches(values: Doubles, target: float) -> bool:
     No sample lets a recall of 1 be promised: only a scan of every row does.
     """
     return target < 1.0 and surely(values) >= target + _SHIFT_SHARE * (1.0 - target)
+
+
+def zero_recall_bound(count: int, queries: int) -> float:
+    """The share of failures that is surely not exceeded, after `count` of `queries` failed.
+
+    The exact upper bound of a binomial share by Clopper and Pearson (1934), one-sided, found by
+    halving.
+    """
+    if count >= queries:
+        return 1.0
+    ways = [
+        math.lgamma(queries + 1) - math.lgamma(i + 1) - math.lgamma(queries - i + 1)
+        for i in range(count + 1)
+    ]
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        share = (low + high) / 2
+        logs = (math.log(share), math.log1p(-share))
+        chance = sum(
+            math.exp(w + i * logs[0] + (queries - i) * logs[1]) for i, w in enumerate(ways)
+        )
+        low, high = (share, high) if chance > _DOUBT else (low, share)
+    return high

@@ -97,7 +97,7 @@ class Searcher:
             info: of this index.
             index: the FAISS index; None for the family exact.
             order: int32 (positions,), the row of each position in the index.
-            members: the rows of each position, where some are copies of others.
+            members: the rows of each position, where some are copies or near copies of others.
         """
         self.rows = rows
         self.metric: Metric = metric
@@ -176,7 +176,7 @@ class Searcher:
         """Bool (any,): the positions of which no row may come back."""
         if self._members is None:
             return excluded.drop(self._rows_at(positions))
-        rows, _ = self._members.expand(positions, np.zeros(positions.shape[0], np.float32))
+        rows, _ = self._members.expand(positions)
         return self._members.all_of(positions, excluded.drop(rows))
 
     def search(
@@ -193,12 +193,18 @@ class Searcher:
                 rows[position, : near.shape[0]], found[position, : near.shape[0]] = near, top
             return rows, found
         plan = self._plan(k)
-        if excluded is None and not plan.scan and self._members is None:
+        if excluded is None and not plan.scan:
             positions = self._ask(queries, plan)
-            candidates = np.where(positions < 0, -1, self._rows_at(positions))
-            final = rescore(queries, self.rows, candidates, self.metric)
-            rows, found = best(candidates, final, k)
-            todo = np.flatnonzero(rows[:, -1] < 0).tolist()
+            if self._members is None:
+                candidates = np.where(positions < 0, -1, self._rows_at(positions))
+                final = rescore(queries, self.rows, candidates, self.metric)
+                rows, found = best(candidates, final, k)
+                todo = np.flatnonzero(rows[:, -1] < 0).tolist()
+            else:
+                todo = np.flatnonzero(positions[:, -1] < 0).tolist()
+                for position in np.flatnonzero(positions[:, -1] >= 0).tolist():
+                    ranked = self._ranked(queries[position], positions[position], k)
+                    rows[position], found[position] = ranked
         for position in todo:
             near, top = self.search_one(queries[position], k, excluded=excluded)
             rows[position, : near.shape[0]], found[position, : near.shape[0]] = near, top
@@ -235,10 +241,10 @@ class Searcher:
         near = self.rows[rows] if self._stored is None else self._stored[positions]
         found = scores(query, near, self.metric)
         if self._members is not None:
-            rows, found = self._members.expand(positions, found)
-            if excluded is not None:
-                kept = ~excluded.drop(rows)
-                rows, found = rows[kept], found[kept]
+            dropped = None if excluded is None else excluded.drop
+            rows, found = self._members.score(
+                query, positions, found, k, self.rows, self.metric, dropped
+            )
         return _top(rows, found, k)
 
     def _plan(self, k: int) -> _Plan:

@@ -19,6 +19,7 @@ from core.vectors.files import (
     IDS,
     IDS_MAGIC,
     INDEX,
+    MEMBER_RADII,
     MEMBER_ROWS,
     MEMBER_STARTS,
     NEIGHBORS,
@@ -30,7 +31,17 @@ from core.vectors.files import (
 from core.vectors.manifest import Manifest
 from core.vectors.search import Exclusion, Searcher
 
-MAPPED: Final = (IDS, VECTORS, ORDER, MEMBER_STARTS, MEMBER_ROWS, INDEX, NEIGHBORS, SCORES)
+MAPPED: Final = (
+    IDS,
+    VECTORS,
+    ORDER,
+    MEMBER_STARTS,
+    MEMBER_ROWS,
+    MEMBER_RADII,
+    INDEX,
+    NEIGHBORS,
+    SCORES,
+)
 """Files that serving maps; the others are for people and programs."""
 _LIMIT_FLOOR: Final = 1 << 20
 _READ_LOCK: Final = threading.Lock()
@@ -115,11 +126,7 @@ class MappedVersion:
             if index.ntotal != positions or index.d != manifest.index.layout.dimension:
                 raise Corrupt(f"{INDEX} has {index.ntotal} rows, the manifest has {positions}")
             if positions < n:
-                starts = (positions + 1,)
-                members = Members(
-                    _map_array(directory / MEMBER_STARTS, starts, np.dtype(np.int64)),
-                    _map_array(directory / MEMBER_ROWS, (n,), np.dtype(np.int32)),
-                )
+                members = _map_members(directory, manifest)
         shape = (n, manifest.matrix.k)
         matrix = (
             _map_array(directory / NEIGHBORS, shape, np.dtype(np.int32)),
@@ -202,6 +209,16 @@ def _check_size(directory: Path, name: str, manifest: Manifest) -> None:
     expected = manifest.files[name].bytes
     if size != expected:
         raise Corrupt(f"{name} has {size} bytes, the manifest has {expected}", name)
+
+
+def _map_members(directory: Path, manifest: Manifest) -> Members:
+    positions, n = manifest.index.positions, manifest.counts.rows
+    starts = _map_array(directory / MEMBER_STARTS, (positions + 1,), np.dtype(np.int64))
+    rows = _map_array(directory / MEMBER_ROWS, (n,), np.dtype(np.int32))
+    if not manifest.index.near_copies:
+        return Members(starts, rows)
+    radii = _map_array(directory / MEMBER_RADII, (positions,), np.dtype(np.float32))
+    return Members(starts, rows, radii)
 
 
 def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -74,6 +74,8 @@ def _summary(build: dict[str, Any]) -> str:
         words.append(f"{manifest['counts']['rows']:,} rows")
         words.append(f"index {manifest['index']['family']}")
         words.append(f"recall@{recall['at']} {recall['value']:.4f}")
+        if (zero := recall.get("zero")) and zero["queries"]:
+            words.append(f"{zero['count']} of {zero['queries']:,} queries found nothing right")
         words.append(f"matrix of {matrix['k']} with recall {matrix['recall']:.4f}")
         if (changes := manifest.get("changes")) and changes["overlap"] is not None:
             words.append(f"overlap {changes['overlap']:.3f} with the build before it")

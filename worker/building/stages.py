@@ -18,7 +18,16 @@ from core.vectors.arrays import REASONS, WRONG_DIMENSION, Floats, check_rows, pr
 from core.vectors.changes import Changes, changes
 from core.vectors.families import set_threads, software
 from core.vectors.index import Built, build_index
-from core.vectors.manifest import MANIFEST, Counts, FileInfo, Manifest, MatrixInfo, Software
+from core.vectors.manifest import (
+    FORMAT,
+    FORMAT_NEAR_COPIES,
+    MANIFEST,
+    Counts,
+    FileInfo,
+    Manifest,
+    MatrixInfo,
+    Software,
+)
 from core.vectors.matrix import Matrix, exact_matrix, index_matrix
 from core.vectors.parameters import IndexLimits, Trial
 from core.vectors.rows import Rows, read_rows
@@ -197,6 +206,8 @@ def _write_files(
         starts, rows = built.members.starts, built.members.rows
         steps[files.MEMBER_STARTS] = lambda path: files.write_array(path, starts)
         steps[files.MEMBER_ROWS] = lambda path: files.write_array(path, rows)
+        if (radii := built.members.radii) is not None:
+            steps[files.MEMBER_RADII] = lambda path: files.write_array(path, radii)
     clock("files", 0, len(steps) + 1)
     written = {files.VECTORS: files.file_info(directory / files.VECTORS)}
     for name, write in steps.items():
@@ -240,4 +251,5 @@ def _manifest(
         ),
         stages=seconds,
         pulled_at=job.pulled_at,
+        format=FORMAT_NEAR_COPIES if info.near_copies else FORMAT,
     )

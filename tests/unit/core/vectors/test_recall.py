@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from core.models import Metric
-from core.vectors.recall import ground_truth, held_out, reaches, recalls, surely
+from core.vectors.recall import (
+    ZERO_RECALL_MAX,
+    ZERO_RECALL_QUERIES,
+    ground_truth,
+    held_out,
+    reaches,
+    recalls,
+    surely,
+    zero_recall_bound,
+)
 from tests.unit.core.vectors.sets import METRICS, real, truth
 
 
@@ -60,3 +69,20 @@ def test_a_promise_needs_room() -> None:
     assert surely(values[:20]) < values[:20].mean() - 0.02
     assert reaches(np.ones(5), 0.999)
     assert not reaches(np.ones(1000), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "queries", "bound"),
+    [(0, 100, 0.03622), (5, 100, 0.11283), (2, 10, 0.55610), (0, 3700, 0.000996), (9, 9, 1.0)],
+)
+def test_the_bound_of_a_share(count: int, queries: int, bound: float) -> None:
+    """As tables of exact binomial limits have it, two-sided at 95 %."""
+    assert zero_recall_bound(count, queries) == pytest.approx(bound, rel=1e-3)
+
+
+def test_as_many_queries_as_it_takes() -> None:
+    """None of the first may fail, or 5 of the second; a thousand would say too little."""
+    few, many = ZERO_RECALL_QUERIES
+    assert zero_recall_bound(0, 1000) > ZERO_RECALL_MAX
+    assert zero_recall_bound(0, few) <= ZERO_RECALL_MAX < zero_recall_bound(1, few)
+    assert zero_recall_bound(5, many) <= ZERO_RECALL_MAX < zero_recall_bound(6, many)

@@ -26,11 +26,18 @@ def ids(count: int = ROWS) -> list[str]:
 
 
 def write_version(
-    directory: Path, family: Family, *, matrix_exact_rows_max: int = 1000, copies: int = 0
+    directory: Path,
+    family: Family,
+    *,
+    matrix_exact_rows_max: int = 1000,
+    copies: int = 0,
+    noise: float = 0.0,
 ) -> Manifest:
     """A whole version of real rows, through the same function as a worker's child."""
     vectors = catalogue()[:ROWS].copy()
     vectors[ROWS - copies :] = vectors[0]
+    random = np.random.default_rng(0)
+    vectors[ROWS - copies :] += noise * random.standard_normal((copies, 384)).astype(np.float32)
     with RowWriter(directory / "rows", 384) as writer:
         writer.append(
             [
@@ -105,7 +112,18 @@ def test_the_manifest_reads_back(version: tuple[Path, Manifest]) -> None:
     assert manifest.software.faiss == faiss.__version__
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"format": 2}'])
+def test_manifests_of_earlier_releases_are_read(version: tuple[Path, Manifest]) -> None:
+    """They tell no worst recall, and know no near copies."""
+    directory, manifest = version
+    old = msgspec.json.decode((directory / "manifest.json").read_bytes())
+    del old["recall"]["zero"], old["index"]["near_copies"], old["index"]["near_copies_max"]
+    read = decode_manifest(msgspec.json.encode(old))
+    assert read.recall.zero is None
+    assert read.recall.value == manifest.recall.value
+    assert MappedVersion.open(directory, read).n == ROWS
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"format": 3}'])
 def test_what_is_no_manifest_is_corrupt(data: bytes) -> None:
     """Cut short, of another format, or something else."""
     with pytest.raises(Corrupt, match="manifest"):
@@ -159,9 +177,34 @@ def test_copies_are_served(tmp_path: Path) -> None:
     manifest = write_version(tmp_path, "hnsw_flat", copies=50)
     assert manifest.index.positions == ROWS - 50
     assert files.MEMBER_ROWS in manifest.files
+    assert manifest.format == 1
     opened = MappedVersion.open(tmp_path / "out", manifest)
     _, found = opened.search_one(catalogue()[0], 51)
     assert found.tolist() == [1.0] * 51
+
+
+def test_near_copies_are_served(tmp_path: Path) -> None:
+    """Each with its own score, and as a format that readers without near copies refuse."""
+    manifest = write_version(tmp_path, "hnsw_flat", copies=50, noise=1e-4)
+    assert manifest.index.positions == ROWS - 50
+    assert manifest.index.near_copies == 50
+    assert manifest.format == 2
+    assert files.MEMBER_RADII in manifest.files
+    zero = manifest.recall.zero
+    assert zero is not None
+    assert (zero.near_copies, zero.upper <= 0.001) == (0.0, True)
+    opened = MappedVersion.open(tmp_path / "out", manifest)
+    near, found = opened.search_one(catalogue()[0], 51)
+    exact, wanted = opened.search_one(catalogue()[0], 51, exact=True)
+    assert near.tolist() == exact.tolist()
+    assert found.tolist() == wanted.tolist()
+    assert len(set(found.tolist())) >= 5
+    assert write_version(tmp_path / "again", "hnsw_flat", copies=50, noise=1e-4).files == (
+        manifest.files
+    )
+    (tmp_path / "out" / files.MEMBER_RADII).unlink()
+    with pytest.raises(Corrupt, match=files.MEMBER_RADII):
+        MappedVersion.open(tmp_path / "out", manifest)
 
 
 def test_a_matrix_made_by_the_index_says_so(tmp_path: Path) -> None:
