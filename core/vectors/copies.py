@@ -16,7 +16,7 @@ from core.models import Metric
 from core.vectors.arrays import Floats, Ints, row_blocks
 from core.vectors.arrays import scores as final_scores
 from core.vectors.exact import best
-from core.vectors.near_copies import RADIUS_SHARE, distances_between, representatives, spread
+from core.vectors.near_copies import distances_between, representatives, spread
 
 _SEED: Final = 7
 _ROUNDING: Final = 1e-6
@@ -186,10 +186,13 @@ def equal_rows(rows: Floats) -> Groups:
     return Groups(np.concatenate((first, odd)), group)
 
 
-def similar_rows(rows: Floats, metric: Metric) -> Groups:
-    """The same, with near copies in the group of their representative."""
+def similar_rows(rows: Floats, metric: Metric, radius_share: float) -> Groups:
+    """The same, with near copies in the group of their representative.
+
+    They are within that share of the distance that rows usually have, at most.
+    """
     groups = equal_rows(rows)
-    radius = RADIUS_SHARE * spread(rows, groups.first, metric)
+    radius = radius_share * spread(rows, groups.first, metric)
     leaders = representatives(rows, groups.first, radius)
     alone = bool((leaders == np.arange(leaders.shape[0])).all())
     return groups if alone else groups.joined(rows, leaders)

@@ -17,6 +17,7 @@ from core.models import Family, Metric
 from core.vectors.arrays import Floats, Ints, squared_norms
 from core.vectors.copies import Members
 from core.vectors.families import ADD_ROWS, Plan, make, plan, set_threads, train
+from core.vectors.near_copies import RADIUS_SHARES
 from core.vectors.parameters import Effort, IndexInfo, IndexLimits, Recall, Trial, ZeroRecall
 from core.vectors.recall import RECALL_AT, ZERO_RECALL_MAX, surely
 from core.vectors.sampling import Sample
@@ -112,44 +113,18 @@ def build_index(
         limits=limits,
         forced=forced,
     )
-    sample: Sample | None = None
-    trials: list[Trial] = []
-    tuners: list[Tuner] = []
+    attempts = _Attempts(rows, metric, target_recall, limits, progress, deterministic, threads)
     for planned in plans:
         if planned.family == "exact":
-            return _exact(planned, target_recall, norm_max, trials)
-        set_threads(threads)
-        sample = sample or Sample(rows, metric, limits)
-        builder = _Builder(rows, planned, sample, progress)
-        set_threads(1 if deterministic else threads)
-        builder.add(sample.kept)
-        set_threads(threads)
-        tuner = Tuner(builder.index, planned, rows, sample, limits)
-        tuners.append(tuner)
-        progress("recall", 0, sample.queries.shape[0])
-        promised = tuner.promise(target_recall)
-        wide = None if promised is None else tuner.wide(target_recall)
-        trials += tuner.trials
-        if promised is None:
-            continue
-        effort, measured = promised
-        progress("recall", sample.queries.shape[0], sample.queries.shape[0])
-        set_threads(1 if deterministic else threads)
-        builder.add(sample.added_last)
-        set_threads(threads)
-        info = builder.info((effort,) if wide is None else (effort, wide), norm_max)
-        recall = Recall(
-            value=float(measured.mean()),
-            at=RECALL_AT,
-            target=target_recall,
-            queries=measured.shape[0],
-            method=sample.method,
-            lower=surely(measured),
-            zero=tuner.zero,
-        )
-        return Built(info, recall, tuple(trials), builder.index, sample.order, sample.members)
-    nearest = max((tuner.best for tuner in tuners), default=0.0)
-    raise RecallBelowTarget(nearest, target_recall, _advice(plans, tuners, target_recall, limits))
+            return _exact(planned, target_recall, norm_max, attempts.trials)
+        built = attempts.build(planned, norm_max)
+        while built is None and attempts.widen_groups():
+            built = attempts.build(planned, norm_max)
+        if built is not None:
+            return built
+    nearest = max((tuner.best for tuner in attempts.tuners), default=0.0)
+    advice = _advice(plans, attempts.tuners, target_recall, limits)
+    raise RecallBelowTarget(nearest, target_recall, advice)
 
 
 def _exact(planned: Plan, target: float, norm_max: float, trials: list[Trial]) -> Built:
@@ -187,6 +162,82 @@ def _advice(plans: list[Plan], tuners: list[Tuner], target: float, limits: Index
         f"the best recall@{RECALL_AT} that can be promised is {promised:.4f} ({tried}), "
         f"below the target of {target}: lower target_recall, or raise K9_INDEX_BYTES_MAX"
     )
+
+
+class _Attempts:
+    """Makes one index after the other, until one keeps what is promised."""
+
+    def __init__(
+        self,
+        rows: Floats,
+        metric: Metric,
+        target: float,
+        limits: IndexLimits,
+        progress: Progress,
+        deterministic: bool,  # noqa: FBT001 - as `build_index` has it
+        threads: int,
+    ) -> None:
+        self._rows = rows
+        self._metric: Metric = metric
+        self._target = target
+        self._limits = limits
+        self._progress = progress
+        self._threads = threads
+        self._add_threads = 1 if deterministic else threads
+        self._shares = list(RADIUS_SHARES)
+        self._sample: Sample | None = None
+        self.tuners: list[Tuner] = []
+        self.trials: list[Trial] = []
+
+    def build(self, planned: Plan, norm_max: float) -> Built | None:
+        """The index with all rows in it; None where it does not reach what is promised."""
+        set_threads(self._threads)
+        sample = self._sample = self._sample or self._next_sample()
+        builder = _Builder(self._rows, planned, sample, self._progress)
+        self._add(builder, sample.kept)
+        tuner = Tuner(builder.index, planned, self._rows, sample, self._limits)
+        self.tuners.append(tuner)
+        self._progress("recall", 0, sample.queries.shape[0])
+        promised = tuner.promise(self._target)
+        wide = None if promised is None else tuner.wide(self._target)
+        self.trials += tuner.trials
+        if promised is None:
+            return None
+        effort, measured = promised
+        self._progress("recall", sample.queries.shape[0], sample.queries.shape[0])
+        self._add(builder, sample.added_last)
+        info = builder.info((effort,) if wide is None else (effort, wide), norm_max)
+        recall = Recall(
+            value=float(measured.mean()),
+            at=RECALL_AT,
+            target=self._target,
+            queries=measured.shape[0],
+            method=sample.method,
+            lower=surely(measured),
+            zero=tuner.zero,
+        )
+        return Built(info, recall, tuple(self.trials), builder.index, sample.order, sample.members)
+
+    def widen_groups(self) -> bool:
+        """Whether more rows are near copies by the next radius, which may help the last index.
+
+        Only where its recall was high enough, and too many queries found nothing right.
+        """
+        if self.tuners[-1].zero is None or self._sample is None or not self._shares:
+            return False
+        wider = self._next_sample()
+        if wider.near_copies == self._sample.near_copies:
+            return False
+        self._sample = wider
+        return True
+
+    def _next_sample(self) -> Sample:
+        return Sample(self._rows, self._metric, self._limits, self._shares.pop(0))
+
+    def _add(self, builder: "_Builder", numbers: Ints) -> None:
+        set_threads(self._add_threads)
+        builder.add(numbers)
+        set_threads(self._threads)
 
 
 class _Builder:

@@ -33,8 +33,10 @@ class Sample:
     Half of all rows may be near copies: each group of them counts as one row here.
     """
 
-    def __init__(self, rows: Floats, metric: Metric, limits: IndexLimits) -> None:
-        groups = similar_rows(rows, metric)
+    def __init__(
+        self, rows: Floats, metric: Metric, limits: IndexLimits, radius_share: float
+    ) -> None:
+        groups = similar_rows(rows, metric, radius_share)
         total = groups.first.shape[0]
         held = held_out(total, least=limits.held_out_min, most=limits.held_out_max)
         self.metric: Metric = metric
