@@ -40,7 +40,7 @@ check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, templat
 load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 	$(BIN)/python -m tests.load.run $(ARGS)
 
-fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document
+fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document, and `schemathesis run`
 	$(BIN)/python -m pytest -q -s tests/api/fuzz.py $(ARGS)
 
 # Versions that are locked stay, unless UPGRADE is set: make lock UPGRADE=1.

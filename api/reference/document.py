@@ -79,7 +79,7 @@ def document(controllers: Sequence[type[Controller]], settings: Settings) -> dic
         body_grace_s=http.body_grace_s,
         body_rate_min=http.body_rate_min,
     )
-    schema.pop("servers", None)
+    schema["servers"] = [{"url": "/", "description": "Where this document is served."}]
     components = schema.setdefault("components", {})
     components["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "bearerFormat": "Cognito access token"}
@@ -142,6 +142,7 @@ def _say_times(schemas: dict[str, Any]) -> None:
 def _packed_schemas(schemas: dict[str, Any]) -> dict[str, Any]:
     """The answers that carry vectors, as they are in msgpack."""
     item, page = deepcopy(schemas["EmbeddingItem"]), deepcopy(schemas["EmbeddingPage"])
+    item["title"], page["title"] = "PackedEmbeddingItem", "PackedEmbeddingPage"
     item["properties"]["vector"] = BINARY
     page["properties"]["items"]["items"] = _packed(page["properties"]["items"]["items"])
     return {"PackedEmbeddingItem": item, "PackedEmbeddingPage": page}

@@ -27,17 +27,19 @@ _MODEL: Final = "/models/{model_version}"
 
 BINARY: Final[Schema] = {
     "type": "string",
-    "format": "binary",
-    "description": "float32 little-endian",
+    # Not `binary`: that is a file of its own to generators, and a vector stands inside a body.
+    "format": "float32-le",
+    "description": "A msgpack `bin` of float32, little-endian, four bytes a number.",
 }
 _WATERMARK_TEXT: Final[Schema] = {
     "maxLength": TOKEN_CHARACTERS_MAX,
+    "minLength": 1,
     "pattern": "^[A-Za-z0-9_-]*$",
 }
 _WATERMARK: Final[Schema] = {
     "description": "Opaque; send it as `min_watermark` of a search that must reflect this write.",
     "required": True,
-    "schema": {"type": "string", "minLength": 1, **_WATERMARK_TEXT},
+    "schema": {"type": "string", **_WATERMARK_TEXT},
 }
 
 
@@ -57,15 +59,17 @@ def _on_vectors(limits: Limits) -> dict[Route, Operation]:
     k = integer("k", 1, limits.k_max, 10, "How many neighbours.")
     metric = parameter(
         "metric",
-        {"type": "string", "enum": ["cosine", "ip", "l2"], "default": "cosine"},
-        "Fixed by the first write of a model version; another one later is a conflict.",
+        # No default: a generated client sends one with every write, a conflict where it differs.
+        {"type": "string", "enum": ["cosine", "ip", "l2"]},
+        "Fixed by the first write of a model version; another one later is a conflict. Absent it "
+        "is the model version's own, and `cosine` for a new one.",
     )
     return {
         (f"{_MODEL}/search", "post"): Operation(
             (400, 404, 409, 413, 415, 422),
             body={
                 "application/json": _search(limits, vector),
-                "application/msgpack": _search(limits, packed),
+                "application/msgpack": _search(limits, packed, "Packed"),
             },
             example={"product_id": "pandas", "k": 3, "exclude": ["numpy"]},
             answer_example=_FOUND,
@@ -173,39 +177,55 @@ def _vectors(limits: Limits) -> tuple[Schema, Schema]:
     }
 
 
-def _search(limits: Limits, vector: Schema) -> Schema:
-    return object_(
-        {
-            "vector": vector,
-            "product_id": {
+def _search(limits: Limits, vector: Schema, prefix: str = "") -> Schema:
+    questions: dict[str, tuple[str, Schema]] = {
+        "vector": ("SearchByVector", vector),
+        "product_id": (
+            "SearchByProduct",
+            {
                 **path_parameters(limits)["product_id"],
                 "description": "Itself not among the results.",
             },
-            "vectors": {
+        ),
+        "vectors": (
+            "SearchByVectors",
+            {
                 "type": "array",
                 "items": vector,
                 "minItems": 1,
                 "maxItems": limits.vectors_max,
                 "description": f"Vectors times k is at most {limits.vectors_times_k_max}.",
             },
-            "k": {"type": "integer", "minimum": 1, "maximum": limits.k_max, "default": 10},
-            "exact": {"type": "boolean", "default": False, "description": "Score every row."},
-            "min_score": {"type": ["number", "null"]},
-            "exclude": {
-                "type": "array",
-                "items": {"type": "string"},
-                "maxItems": limits.exclude_max,
-                "default": [],
-            },
-            "min_watermark": {
-                "type": ["string", "null"],
-                **_WATERMARK_TEXT,
-                "description": "The `X-Watermark` of a write to reflect; an empty one is none.",
-            },
+        ),
+    }
+    options = _search_options(limits)
+    return {
+        "description": "Exactly one of `vector`, `product_id` and `vectors`.",
+        # Each whole: of an object with a choice among its members, generators make no type.
+        "oneOf": [
+            object_({name: question, **options}, [name], title=prefix + title)
+            for name, (title, question) in questions.items()
+        ],
+    }
+
+
+def _search_options(limits: Limits) -> Schema:
+    return {
+        "k": {"type": "integer", "minimum": 1, "maximum": limits.k_max, "default": 10},
+        "exact": {"type": "boolean", "default": False, "description": "Score every row."},
+        "min_score": {"type": ["number", "null"]},
+        "exclude": {
+            "type": "array",
+            "items": {"type": "string"},
+            "maxItems": limits.exclude_max,
+            "default": [],
         },
-        description="Exactly one of `vector`, `product_id` and `vectors`.",
-        oneOf=[{"required": [name]} for name in ("vector", "product_id", "vectors")],
-    )
+        "min_watermark": {
+            "type": ["string", "null"],
+            **_WATERMARK_TEXT,
+            "description": "The `X-Watermark` of a write to reflect.",
+        },
+    }
 
 
 def _batch(limits: Limits, vector: Schema) -> Schema:
@@ -235,22 +255,20 @@ def _build() -> Schema:
 def _events(settings: Settings) -> Schema:
     http = settings.http
     return {
-        "type": "object",
-        "required": ["event", "data"],
-        "properties": {
-            "event": {"const": "build"},
-            "data": {"type": "string", "contentMediaType": "application/json"},
-        },
+        # Without a type: a stream is no JSON. To generators it is text of any kind; a tool that
+        # reads it event by event would hold each of them against a type.
+        "contentMediaType": "text/event-stream",
         "description": (
-            "Of each event: `build` at each change, its data a build as `GET /builds/{build_id}` "
-            "answers, the present state first. The stream ends with the build, or when the token "
-            f"does; a comment every {http.event_keepalive_s:g} s keeps it open. "
-            f"{http.event_streams_max} streams may be open, and one more is answered 503."
+            "Server-sent events: an event `build` at each change, its data a build as "
+            "`GET /builds/{build_id}` answers, the present state first. The stream ends with the "
+            "build, or when the token does; a comment every "
+            f"{http.event_keepalive_s:g} s keeps it open. {http.event_streams_max} streams may be "
+            "open, and one more is answered 503."
         ),
     }
 
 
-_EVENTS: Final = {"event": "build", "data": '{"build_id": "b-01", "status": "running"}'}
+_EVENTS: Final = 'event: build\ndata: {"build_id": "b-01", "status": "running"}\n\n'
 _FOUND: Final = {
     "neighbors": [
         {"product_id": "polars", "score": 0.8123},

@@ -101,7 +101,8 @@ def _answer(answer: dict[str, Any]) -> Iterator[str]:
     for media, content in answer.get("content", {}).items():
         yield f"<div><code>{escape(media)}</code> {_schema_link(content.get('schema', {}))}</div>"
         if "example" in content:
-            yield _json(content["example"])
+            example = content["example"]
+            yield f"<pre>{escape(example)}</pre>" if isinstance(example, str) else _json(example)
 
 
 def _schema_link(schema: dict[str, Any]) -> str:

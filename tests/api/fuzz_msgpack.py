@@ -22,7 +22,7 @@ _numbers: Final = st.lists(
     st.floats(-10, 10, width=32), min_size=DIMENSION, max_size=DIMENSION
 ).filter(any)
 _packed: Final = _numbers.map(lambda numbers: np.array(numbers, dtype="<f4").tobytes())
-schemathesis.openapi.format("binary", st.one_of(_packed, _packed, st.binary()).map(_as_text))
+schemathesis.openapi.format("float32-le", st.one_of(_packed, _packed, st.binary()).map(_as_text))
 
 
 @schemathesis.serializer("application/msgpack")
@@ -36,7 +36,7 @@ def _of_msgpack(_context: Any, response: Response) -> Any:
 
 
 def _with_text(value: Any) -> Any:
-    """The same, bytes as text: what `format: binary` is to a validator."""
+    """The same, bytes as text: what `format: float32-le` is to a validator."""
     if isinstance(value, dict):
         return {name: _with_text(item) for name, item in value.items()}
     if isinstance(value, list):

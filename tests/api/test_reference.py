@@ -49,7 +49,9 @@ async def test_limits_stand_in_it(service: Service) -> None:
     document = await _document(service)
     paths = document["paths"]
     body = paths["/models/{model_version}/search"]["post"]["requestBody"]["content"]
-    search = body["application/json"]["schema"]["properties"]
+    search: dict[str, Any] = {}
+    for each in body["application/json"]["schema"]["oneOf"]:
+        search |= each["properties"]
     assert (search["k"]["maximum"], search["k"]["default"]) == (1000, 10)
     assert search["vectors"]["maxItems"] == 256
     assert search["vector"]["maxItems"] == 4096
