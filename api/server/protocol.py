@@ -11,7 +11,6 @@ from urllib.parse import unquote
 
 import httptools
 from litestar.exceptions import HTTPException
-from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -23,9 +22,12 @@ from api import telemetry as metrics
 from api.calls import request_id_of
 from api.problems import Reply, problem_reply
 from api.server.connections import Cause, ConnectionTable, Group
+from api.server.cycle import RETRY_AFTER, TOO_MANY, Cycle, counted, too_many
 from core.errors import Unreadable
 
-HEADER_BYTES_MAX: Final = 64 * 1024
+HEADER_BYTES_MAX: Final = 32 * 1024
+_FEED_BYTES: Final = 16 * 1024
+"""What is parsed at a time outside of a body, so that no header is far over its limit."""
 HEADERS_MAX: Final = 128
 _FRAMING_BYTES_MAX: Final = 64 * 1024
 _FRAMING_PER_BYTE_MAX: Final = 16
@@ -33,50 +35,11 @@ _FRAMING_PER_BYTE_MAX: Final = 16
 _AHEAD_MAX: Final = 64
 """Requests that may be sent before earlier ones are answered."""
 _TOO_LARGE: Final = 431
-_TOO_MANY: Final = 429
 _UNAVAILABLE: Final = 503
-_RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 
 
 class _Refused(Exception):
     """A header that the parser takes and K9 does not."""
-
-
-class Cycle(RequestResponseCycle):
-    """One request and its reply."""
-
-    broken = False
-    """What came of the body breaks its framing."""
-    given_up = False
-    """The application knows."""
-    closes = False
-    """The connection is closed after the reply."""
-
-    async def receive(self) -> ASGIReceiveEvent:
-        """The next part of the body.
-
-        Raises:
-            Unreadable: the body breaks its framing. Told once; from then on nobody is there.
-        """
-        if self._framed():
-            message = await super().receive()
-            if self._framed() or message["type"] == "http.disconnect":
-                return message
-        if self.given_up:
-            return {"type": "http.disconnect"}
-        self.given_up = True
-        raise Unreadable("the body is not framed as HTTP/1.1 has it: a bad chunk, or trailer")
-
-    def _framed(self) -> bool:
-        return not self.broken
-
-    async def send(self, message: ASGISendEvent) -> None:
-        """Sends a part of the reply."""
-        if not self.response_started and self.more_body:
-            self.keep_alive = False  # the rest of the body would be taken for the next request
-        elif self.response_started and not self.keep_alive:
-            self.closes = self.keep_alive = True  # the protocol closes, when all has been read
-        await super().send(message)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -123,8 +86,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._deaf = True
         self.connections.discard(self)
         metrics.CONNECTIONS_ENDED.labels(cause).inc()
-        status = _TOO_MANY if cause == "address" else _UNAVAILABLE
-        self._write(problem_reply(HTTPException(status_code=status)), _RETRY_AFTER)
+        status = TOO_MANY if cause == "address" else _UNAVAILABLE
+        self._write(problem_reply(HTTPException(status_code=status)), RETRY_AFTER)
         transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -197,10 +160,17 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses what has come."""
+        newest = self._newest
+        if len(data) <= _FEED_BYTES or (newest is not None and newest.more_body):
+            self._feed(data)
+            return
+        for start in range(0, len(data), _FEED_BYTES):
+            self._feed(data[start : start + _FEED_BYTES])
+
+    def _feed(self, data: bytes) -> None:
         if self._deaf:
             return
-        in_header = self._in_header
-        before = self._newest
+        in_header, before = self._in_header, self._newest
         in_body = not in_header and before is not None and before.more_body
         try:
             self.parser.feed_data(data)
@@ -279,6 +249,9 @@ class HttpProtocol(HttpToolsProtocol):
         """A field of the header; those of a trailer are dropped, as HTTP allows."""
         if not self._in_header:
             return
+        if len(self.headers) >= HEADERS_MAX:
+            self._status = _TOO_LARGE
+            raise _Refused("too many fields")
         name = name.lower()
         noted = _NOTED.get(name)
         if noted is not None:
@@ -333,9 +306,6 @@ class HttpProtocol(HttpToolsProtocol):
         Raises:
             _Refused: the request is not valid, or sent too far ahead. The parser ends with it.
         """
-        if len(self.headers) > HEADERS_MAX:
-            self._status = _TOO_LARGE
-            raise _Refused("too many fields")
         if version not in {"1.1", "1.0"}:
             raise _Refused("another version")
         if len(self._hosts) > 1 or (version == "1.1" and not self._hosts):
@@ -345,7 +315,7 @@ class HttpProtocol(HttpToolsProtocol):
         ):
             raise _Refused("no transfer coding but chunked, and none in HTTP/1.0")
         if len(self.pipeline) >= _AHEAD_MAX:
-            self._status = _TOO_MANY
+            self._status = TOO_MANY
             raise _Refused("too many requests sent ahead")
 
     def on_body(self, body: bytes) -> None:
@@ -374,9 +344,9 @@ class HttpProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
             return
         if not self._table.begin_request(client[0]):
-            super()._start_asgi_task(cycle, _too_many)
+            super()._start_asgi_task(cycle, too_many)
             return
-        super()._start_asgi_task(cycle, _counted(app, self._table, client[0]))
+        super()._start_asgi_task(cycle, counted(app, self._table, client[0]))
 
     def _start_next(self) -> None:
         cycle, app = self.pipeline.pop()
@@ -409,29 +379,3 @@ _NOTED: Final[dict[bytes, Callable[[HttpProtocol, bytes], None]]] = {
     b"x-forwarded-for": lambda protocol, value: protocol._forwarded.append(value),  # noqa: SLF001
     b"expect": HttpProtocol._on_expect,  # noqa: SLF001
 }
-
-
-async def _too_many(scope: Any, _receive: Any, send: Any) -> None:
-    """Answers a request of an address that has its share in progress."""
-    reply = problem_reply(HTTPException(status_code=_TOO_MANY))
-    given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
-    headers = [
-        (b"content-type", reply.content_type.encode()),
-        (b"content-length", str(len(reply.body)).encode()),
-        (b"x-request-id", request_id_of(given)),
-        *_RETRY_AFTER,
-    ]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body, "more_body": False})
-
-
-def _counted(app: Any, table: ConnectionTable, client: str) -> Any:
-    """The application, which gives back the client's share when it is done."""
-
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await app(scope, receive, send)
-        finally:
-            table.end_request(client)
-
-    return answer

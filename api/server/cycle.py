@@ -1,0 +1,78 @@
+"""One request and its reply on a connection, and what answers in place of the application."""
+
+from typing import Any, Final
+
+from litestar.exceptions import HTTPException
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from api.calls import request_id_of
+from api.problems import problem_reply
+from api.server.connections import ConnectionTable
+from core.errors import Unreadable
+
+TOO_MANY: Final = 429
+RETRY_AFTER: Final = ((b"retry-after", b"1"),)
+
+
+class Cycle(RequestResponseCycle):
+    """One request and its reply."""
+
+    broken = False
+    """What came of the body breaks its framing."""
+    given_up = False
+    """The application knows."""
+    closes = False
+    """The connection is closed after the reply."""
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next part of the body.
+
+        Raises:
+            Unreadable: the body breaks its framing. Told once; from then on nobody is there.
+        """
+        if self._framed():
+            message = await super().receive()
+            if self._framed() or message["type"] == "http.disconnect":
+                return message
+        if self.given_up:
+            return {"type": "http.disconnect"}
+        self.given_up = True
+        raise Unreadable("the body is not framed as HTTP/1.1 has it: a bad chunk, or trailer")
+
+    def _framed(self) -> bool:
+        return not self.broken
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Sends a part of the reply."""
+        if not self.response_started and self.more_body:
+            self.keep_alive = False  # the rest of the body would be taken for the next request
+        elif self.response_started and not self.keep_alive:
+            self.closes = self.keep_alive = True  # the protocol closes, when all has been read
+        await super().send(message)
+
+
+async def too_many(scope: Any, _receive: Any, send: Any) -> None:
+    """Answers a request of an address that has its share in progress."""
+    reply = problem_reply(HTTPException(status_code=TOO_MANY))
+    given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
+    headers = [
+        (b"content-type", reply.content_type.encode()),
+        (b"content-length", str(len(reply.body)).encode()),
+        (b"x-request-id", request_id_of(given)),
+        *RETRY_AFTER,
+    ]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body, "more_body": False})
+
+
+def counted(app: Any, table: ConnectionTable, client: str) -> Any:
+    """The application, which gives back the client's share when it is done."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)
+        finally:
+            table.end_request(client)
+
+    return answer
