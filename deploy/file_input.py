@@ -49,8 +49,7 @@ _FORMATS: Final = (
     (b"%PDF", "a PDF file"),
     (b"GGUF", "a GGUF file"),
     (b"MATLAB 5.0", "a MATLAB file"),
-    *((b"\x80" + bytes([version]), "a Python pickle, which is never read") for version in (2, 3)),
-    *((b"\x80" + bytes([version]), "a Python pickle, which is never read") for version in (4, 5)),
+    *((b"\x80%c" % version, "a Python pickle, which is never read") for version in range(2, 6)),
     *((mark, "a FAISS index") for mark in (b"IxF2", b"IxFI", b"IxFl", b"IHNf", b"IwFl", b"IxMp")),
 )
 _TAR_AT, _TAR = 257, b"ustar"

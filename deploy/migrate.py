@@ -91,6 +91,7 @@ class _Run:
         )
         self._reader = RowReader(table, resources.settings, resources.reporting)
         self._first = FirstRows(resources.ingest, resources.settings, metric)
+        self._table = table
         self._metric = metric
         self._told = told
         self._counts = {"stored": 0, "there": 0, "bad": 0, "deletions": 0}
@@ -133,17 +134,30 @@ class _Run:
     def _steps(self, file: FileInput) -> Iterator[list[OldRow | BadEntry | Deletion]]:
         """The file's rows, some at a time; what stops the file comes after what was before it."""
         rows = map(self._reader.read, entries(file))
+        begun = False
         while True:
             step: list[OldRow | BadEntry | Deletion] = []
             try:
                 step.extend(islice(rows, _ENTRIES_A_STEP))
             except CommandError:
+                if step and not begun:
+                    self._check_table(step, file.name)
                 if step:
                     yield step
                 raise
             if not step:
                 return
+            if not begun:
+                self._check_table(step, file.name)
+                begun = True
             yield step
+
+    def _check_table(self, step: list[OldRow | BadEntry | Deletion], name: str) -> None:
+        """Raises: CommandError: none of the first rows is one of the table."""
+        foreign = [row for row in step if isinstance(row, BadEntry) and row.foreign]
+        if len(foreign) == len(step):
+            first = f"line {foreign[0].entry.line}: {foreign[0].reason}"
+            raise CommandError(f"{name}: has no rows of the {self._table} table ({first})")
 
     async def _store(self, row: OldRow) -> None:
         try:

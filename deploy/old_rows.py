@@ -70,12 +70,18 @@ class OldRow(msgspec.Struct, frozen=True):
     """Attributes that K9 has no place for."""
 
 
+class _ForeignError(Invalid):
+    """An entry has no key."""
+
+
 class BadEntry(msgspec.Struct, frozen=True):
     """An entry that does not hold, and why."""
 
     entry: Entry
     id: str | None
     reason: str
+    foreign: bool = False
+    """Whether it has no key of the table at all: it is a row of something else."""
 
 
 class Deletion(msgspec.Struct, frozen=True):
@@ -117,6 +123,8 @@ class RowReader:
                 return Deletion(entry, row_id)
             record, changed_at = self._read(members)
             self._once(record, row_id)
+        except _ForeignError as error:
+            return BadEntry(entry, row_id, str(error), foreign=row_id is None)
         except (Invalid, Unreadable, Corrupt) as error:
             return BadEntry(entry, row_id, str(error))
         except RecursionError:
@@ -283,7 +291,7 @@ def _decoded(members: Mapping[str, Any], name: str, decoder: "msgspec.json.Decod
 def _identifier(members: Mapping[str, Any], key: str) -> str:
     text: str | None = _decoded(members, key, _TEXT)
     if text is None:
-        raise Invalid(without_key(members, key))
+        raise _ForeignError(without_key(members, key))
     return text
 
 

@@ -71,7 +71,11 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         usage = isinstance(error, click.UsageError)
         return _say(error.format_message(), _USAGE if usage else _FAILED)
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort as abort:
+        # click makes one of EOFError too, which a library raises at the end of a damaged file.
+        cause = abort.__cause__ or abort.__context__
+        return _failed(cause) if isinstance(cause, EOFError) else _INTERRUPTED
+    except KeyboardInterrupt:
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - a trace is for developers, on request
         return _failed(error)

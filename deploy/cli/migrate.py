@@ -160,7 +160,7 @@ def _opened(stack: ExitStack, file: Path, report: Path | None) -> BinaryIO | Non
     if report is None:
         return None
     try:
-        if report.exists() and report.samefile(file):
+        if report.exists() and file.exists() and report.samefile(file):
             raise CommandError(f"{report}: is the file to migrate")
         return stack.enter_context(report.open("wb"))
     except OSError as error:

@@ -1,6 +1,8 @@
 """Files as people bring them, through the commands as they are run: what they say."""
 
 import asyncio
+import gzip
+import json
 import os
 from asyncio.subprocess import PIPE
 from pathlib import Path
@@ -129,3 +131,31 @@ async def test_a_users_file_comes_from_a_named_pipe(own_tables: Settings, tmp_pa
     await writing
     assert (status, error) == (0, "")
     assert out.startswith("users: 2 stored")
+
+
+async def test_rows_of_another_table_are_one_line(own_tables: Settings, tmp_path: Path) -> None:
+    """However many there are, and nothing is stored."""
+    path = CASES / "d1_one_bad_version.json"
+    status, out, error = await run_k9(
+        own_tables, tmp_path, "migrate", str(path), "--table", "reports"
+    )
+    assert (status, out, error.count("\n")) == (1, "", 1)
+    words = "has no rows of the reports table (line 1: id is missing (it has 'user_id', 'name'))"
+    assert words in error
+
+
+async def test_deletions_of_an_export_are_said(own_tables: Settings, tmp_path: Path) -> None:
+    """They are not carried out; the report names them."""
+    key = {"id": {"S": "r1"}}
+    row = {**key, "user_id": {"S": "u"}, "title": {"S": "T"}}
+    lines = [{"Keys": key, "NewImage": row}, {"Keys": {"id": {"S": "r2"}}, "OldImage": row}]
+    export = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    arguments = ("migrate", "-", "--table", "reports", "--report", "report.jsonl")
+    (tmp_path / "report.jsonl").touch()
+    process = await start_k9(own_tables, tmp_path, *arguments, stdin=PIPE)
+    out, error = await process.communicate(gzip.compress(export))
+    assert process.returncode == 0
+    assert out.startswith(b"reports: 1 stored, 0 already there, 0 bad")
+    assert error.startswith(b"left out: 1 deletions, which migrate does not carry out")
+    report = json.loads((tmp_path / "report.jsonl").read_text())
+    assert (report["outcome"], report["id"], report["line"]) == ("deletions", "r2", 2)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.cli import environment
 from deploy.cli.main import run
 
 
@@ -18,6 +19,9 @@ from deploy.cli.main import run
         (["migrate", "none.json", "--table", "users"], 1, "there is no such file"),
         (["migrate", "none.json"], 64, "--table"),
         (["migrate", "a.json", "--table", "users", "--metric", "ip"], 64, "--metric is for"),
+        (["migrate", "/dev/null", "--table", "users"], 1, "is empty"),
+        (["migrate", ".", "--table", "users"], 1, "is a directory; name one file in it"),
+        (["import", ".", "--model", "m"], 1, "is a directory; name one file in it"),
         (["restore"], 64, "either DIRECTORY or --to-time"),
         (["restore", "--to-time", "yesterday"], 1, "RFC 3339"),
         (["token"], 1, "no embedded stack runs in this directory"),
@@ -107,6 +111,24 @@ def test_variables_that_cannot_be_used_are_named(
     assert words in error
     assert "abc" not in error
     assert "secret" not in error
+
+
+@pytest.mark.parametrize(("error", "status"), [(EOFError("cut"), 1), (KeyboardInterrupt(), 130)])
+def test_an_end_of_file_is_no_interruption(
+    error: BaseException,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is a failure and says so, though click takes both for a user who left."""
+
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(environment, "enter", failing)
+    assert run(["token"]) == status
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("k9: EOFError: cut" if status == 1 else "")
 
 
 def test_help_loads_no_heavy_library() -> None:
