@@ -1,0 +1,105 @@
+"""Files of vectors that are damaged, expand hugely, or come through a pipe."""
+
+import gzip
+import json
+import os
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from core.settings import Files
+from deploy.batches import Columns
+from deploy.errors import CommandError
+from deploy.file_input import FREE_BYTES
+from deploy.readers import open_source
+from tests.unit.deploy.vector_files import (
+    IDS,
+    LIMITS,
+    LISTS,
+    NUMBERS,
+    PAIRS,
+    ids_of,
+    npz,
+    parquet,
+    read,
+    refusal,
+)
+
+
+@pytest.mark.parametrize("compress", [lambda data: data, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("form", ["a.parquet", "a.npz", "a.jsonl"])
+def test_pipes_and_gzip_of_every_format(form: str, compress: Any, tmp_path: Path) -> None:
+    """What must be read at any place goes through a temporary file, up to a limit."""
+    parquet(tmp_path, pa.array(["a", "b", "c"]), pa.array(LISTS))
+    npz(tmp_path, product_ids=IDS, vectors=NUMBERS)
+    lines = [json.dumps({"product_id": i, "vector": v}) for i, v in PAIRS]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    data = compress((tmp_path / form).read_bytes())
+    os.mkfifo(tmp_path / "pipe")
+    for limits in (LIMITS, Files(file_spool_bytes_max=100)):
+        writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
+        writer.start()
+        if limits is LIMITS or form == "a.jsonl":
+            assert ids_of(tmp_path / "pipe") == ["a", "b", "c"]
+        else:
+            assert "K9_FILE_SPOOL_BYTES_MAX" in refusal(tmp_path / "pipe", limits=limits)
+        writer.join()
+    (tmp_path / "named.csv").write_bytes(data)  # the name is not believed
+    assert ids_of(tmp_path / "named.csv") == ["a", "b", "c"]
+
+
+def test_a_member_that_expands_hugely_is_refused(tmp_path: Path) -> None:
+    """Before any of it is decoded, by the name of the limit."""
+    rows = FREE_BYTES // 4096 + 1
+    vectors = np.zeros((rows, 1024), np.float32)
+    np.savez_compressed(tmp_path / "a.npz", product_ids=np.arange(rows), vectors=vectors)
+    assert "'vectors' expands to more than 200 times" in refusal(tmp_path / "a.npz")
+    limits = Files(file_expansion_max=2000)
+    with open_source(tmp_path / "a.npz", Columns(), limits) as source:
+        assert source.units == rows
+
+
+@pytest.mark.parametrize("form", ["list", "fixed"])
+def test_columns_that_expand_hugely_are_refused(form: str, tmp_path: Path) -> None:
+    """Runs of one number take next to nothing in a file, and all their room in memory."""
+    rows = FREE_BYTES // 8192 + 1
+    numbers = pa.array(np.zeros(rows * 1024, np.float32))
+    fixed = pa.FixedSizeListArray.from_arrays(numbers, 1024)
+    vectors = fixed.cast(pa.list_(pa.float32())) if form == "list" else fixed
+    path = parquet(tmp_path, pa.array([uuid.UUID(int=n).hex for n in range(rows)]), vectors)
+    assert path.stat().st_size < FREE_BYTES // 200
+    assert "K9_FILE_EXPANSION_MAX" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("form", "turns"), [("a.parquet", 20), ("fixed.parquet", 150), ("a.npz", 300), ("a.gz", 300)]
+)
+def test_damaged_files_are_one_line_or_rows(form: str, turns: int, tmp_path: Path) -> None:
+    """Wherever a byte is wrong or the end is missing; no error of a library comes out."""
+    fixed = pa.array(LISTS, pa.list_(pa.float32(), 2))
+    parquet(tmp_path, pa.array(["a", "b", "c"]), fixed).rename(tmp_path / "fixed.parquet")
+    parquet(tmp_path, pa.array(["a", "b", "c"]), pa.array(LISTS))
+    np.savez_compressed(tmp_path / "a.npz", product_ids=IDS, vectors=NUMBERS)
+    with gzip.open(tmp_path / "a.gz", "wt") as file:
+        file.write('{"product_id": "a", "vector": [1, 2]}\n' * 20)
+    data = (tmp_path / form).read_bytes()
+    rng = np.random.default_rng(5)
+    refused = 0
+    for turn in range(turns):
+        damaged = bytearray(data)
+        if turn % 3:
+            damaged[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        else:
+            del damaged[int(rng.integers(1, len(data))) :]
+        (tmp_path / "damaged").write_bytes(damaged)
+        try:
+            read(tmp_path / "damaged")
+        except CommandError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - most are refused, not all
+            refused += 1
+    assert refused > turns / 3
