@@ -67,9 +67,14 @@ async def test_security_and_problems_are_described(service: Service) -> None:
         for operation in methods.values():
             assert bool(operation["security"]) != path.startswith("/health")
             if operation["security"]:
-                assert {"401", "403", "500", "503"} <= set(operation["responses"])
+                assert {"401", "403", "429", "500", "503"} <= set(operation["responses"])
+            if "requestBody" in operation:
+                assert {"400", "413", "415", "422"} <= set(operation["responses"])
             assert operation["summary"]
             assert operation["description"]
+    for name in ("TooManyRequests", "ServiceUnavailable"):
+        assert "Retry-After" in document["components"]["responses"][name]["headers"]
+    assert "gzip or zstd" in document["info"]["description"]
 
 
 async def test_the_page_needs_no_network_and_no_script(service: Service) -> None:

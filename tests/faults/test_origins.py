@@ -53,6 +53,9 @@ async def test_no_other_user_reads_the_data(target: Target) -> None:
     files = [path for path in data.rglob("*") if path.is_file()]
     assert {"secrets.json", "stack.json", "valkey.conf"} <= {path.name for path in files}
     assert [path for path in files if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+    logged = b"".join(path.read_bytes() for path in files if path.parent.name == "logs")
+    assert logged
+    assert not any(secret.encode() in logged for secret in target.secrets)
     commands = list(_commands())
     assert any(b"deploy.local.gateway" in command for command in commands)
     for secret in target.secrets:
