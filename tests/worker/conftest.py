@@ -16,6 +16,9 @@ def settings(stack_settings: Settings, tmp_path: Path) -> Settings:
     """The stack's settings, with directories of this test's own."""
     return msgspec.structs.replace(
         stack_settings,
+        # A busy machine stalls for seconds, and no reconciler makes good here what Redis missed.
+        redis_timeout_s=20.0,
+        hint_timeout_s=20.0,
         building=msgspec.structs.replace(stack_settings.building, work_dir=tmp_path / "work"),
         serving=msgspec.structs.replace(stack_settings.serving, cache_dir=tmp_path / "cache"),
     )

@@ -75,6 +75,22 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def restarted(root: Path, builds: dict[str, list[str]]) -> Rig:
+    """A start without DynamoDB, after a run in which the last of these builds was current."""
+    before = Rig(root)
+    for build_id, ids in builds.items():
+        before.shelf.add(build_id, ids)
+    current = list(builds)[-1]
+    before.listing.models = [model_of(current)]
+    async with before.running():
+        await until(lambda: before.build_id == current)
+        await until(current_file(root).exists)
+    rig = Rig(root)
+    rig.shelf.manifests = before.shelf.manifests
+    rig.listing.failure = Unavailable("away")
+    return rig
+
+
 async def test_a_new_build_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     """And a request that has the old one keeps it to its end."""
     rig = Rig(tmp_path)
@@ -224,15 +240,7 @@ async def test_dynamodb_away_changes_nothing_that_is_loaded(tmp_path: Path) -> N
 
 async def test_a_start_without_dynamodb_serves_what_was_current(tmp_path: Path) -> None:
     """From what the last run wrote down; a build made current since is taken once it is back."""
-    before = Rig(tmp_path)
-    before.shelf.add("b-1", ONE)
-    before.listing.models = [model_of("b-1")]
-    async with before.running():
-        await until(lambda: before.build_id == "b-1")
-        await until(current_file(tmp_path).exists)
-    rig = Rig(tmp_path)
-    rig.shelf.manifests = before.shelf.manifests
-    rig.listing.failure = Unavailable("away")
+    rig = await restarted(tmp_path, {"b-1": ONE})
     async with rig.running():
         await until(lambda: rig.build_id == "b-1")
         assert rig.health.ready
@@ -243,15 +251,7 @@ async def test_a_start_without_dynamodb_serves_what_was_current(tmp_path: Path) 
 
 async def test_what_answered_without_dynamodb_is_dropped_if_it_was_removed(tmp_path: Path) -> None:
     """Once that can be known: with its tombstones gone, deleted products would answer for good."""
-    before = Rig(tmp_path)
-    before.shelf.add("b-1", ONE)
-    before.listing.models = [model_of("b-1")]
-    async with before.running():
-        await until(lambda: before.build_id == "b-1")
-        await until(current_file(tmp_path).exists)
-    rig = Rig(tmp_path)
-    rig.shelf.manifests = before.shelf.manifests
-    rig.listing.failure = Unavailable("away")
+    rig = await restarted(tmp_path, {"b-1": ONE})
     async with rig.running():
         await until(lambda: rig.build_id == "b-1")
         rig.shelf.failures["b-2"] = Unavailable("S3 is away still")

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from core.errors import Unavailable
-from tests.unit.api.test_refresh import ONE, TWO, Rig, current_file, until
+from tests.unit.api.test_refresh import ONE, TWO, Rig, restarted, until
 from tests.unit.api.versions import damaged, model_of
 
 
@@ -13,17 +13,8 @@ async def test_what_answered_without_dynamodb_is_dropped_if_the_table_has_anothe
     tmp_path: Path,
 ) -> None:
     """Once it can be asked; the version before, which it does know, answers instead."""
-    before = Rig(tmp_path)
-    before.shelf.add("b-1", ONE)
-    before.shelf.add("b-2", TWO)
-    before.listing.models = [model_of("b-2")]
-    async with before.running():
-        await until(lambda: before.build_id == "b-2")
-        await until(current_file(tmp_path).exists)
-    rig = Rig(tmp_path)
-    rig.shelf.manifests = before.shelf.manifests
+    rig = await restarted(tmp_path, {"b-1": ONE, "b-2": TWO})
     rig.shelf.here |= {"b-1", "b-2"}
-    rig.listing.failure = Unavailable("away")
     async with rig.running():
         await until(lambda: rig.build_id == "b-2")
         for build_id, true in rig.shelf.manifests.items():
