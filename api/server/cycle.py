@@ -2,17 +2,16 @@
 
 from typing import Any, Final
 
-from litestar.exceptions import HTTPException
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from api.calls import request_id_of
 from api.problems import problem_reply
 from api.server.connections import ConnectionTable
-from core.errors import Unreadable
+from core.errors import OverShare, Unreadable
 
 TOO_MANY: Final = 429
-RETRY_AFTER: Final = ((b"retry-after", b"1"),)
+ADDRESS_FULL: Final = OverShare("this address has too much open; try again once some is done")
 
 
 class Cycle(RequestResponseCycle):
@@ -54,13 +53,13 @@ class Cycle(RequestResponseCycle):
 
 async def too_many(scope: Any, _receive: Any, send: Any) -> None:
     """Answers a request of an address that has its share in progress."""
-    reply = problem_reply(HTTPException(status_code=TOO_MANY))
+    reply = problem_reply(ADDRESS_FULL)
     given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
     headers = [
         (b"content-type", reply.content_type.encode()),
         (b"content-length", str(len(reply.body)).encode()),
         (b"x-request-id", request_id_of(given)),
-        *RETRY_AFTER,
+        *reply.headers,
     ]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body, "more_body": False})

@@ -22,8 +22,8 @@ from api import telemetry as metrics
 from api.calls import request_id_of
 from api.problems import Reply, problem_reply
 from api.server.connections import Cause, ConnectionTable, Group
-from api.server.cycle import RETRY_AFTER, TOO_MANY, Cycle, counted, too_many
-from core.errors import Unreadable
+from api.server.cycle import ADDRESS_FULL, TOO_MANY, Cycle, counted, too_many
+from core.errors import Overloaded, Unreadable
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 _FEED_BYTES: Final = 16 * 1024
@@ -35,7 +35,7 @@ _FRAMING_PER_BYTE_MAX: Final = 16
 _AHEAD_MAX: Final = 64
 """Requests that may be sent before earlier ones are answered."""
 _TOO_LARGE: Final = 431
-_UNAVAILABLE: Final = 503
+_FULL: Final = Overloaded("too many connections are open; try again shortly")
 
 
 class _Refused(Exception):
@@ -86,8 +86,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._deaf = True
         self.connections.discard(self)
         metrics.CONNECTIONS_ENDED.labels(cause).inc()
-        status = TOO_MANY if cause == "address" else _UNAVAILABLE
-        self._write(problem_reply(HTTPException(status_code=status)), RETRY_AFTER)
+        self._write(problem_reply(ADDRESS_FULL if cause == "address" else _FULL))
         transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -220,7 +219,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._last = None
         self._close()
 
-    def _write(self, reply: Reply, more: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    def _write(self, reply: Reply) -> None:
         """Writes a reply that no request of the application has."""
         given = next((v for name, v in self.headers or () if name == b"x-request-id"), b"")
         headers = [
@@ -231,7 +230,6 @@ class HttpProtocol(HttpToolsProtocol):
             (b"cache-control", b"no-store"),
             (b"connection", b"close"),
             *reply.headers,
-            *more,
         ]
         lines = [b"%b: %b\r\n" % pair for pair in headers]
         self.transport.write(b"".join([STATUS_LINE[reply.status], *lines, b"\r\n", reply.body]))

@@ -303,6 +303,12 @@ async def test_operations_have_a_port_that_clients_cannot_take(service: Service)
         busy = [await listener.connect() for _ in range(4)]
         for stream in busy:
             stream[1].write(held)
+        async with asyncio.timeout(ALL_S):
+            while listener.server.table.all.fresh:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        refused = await at_end(await listener.connect())
+        assert statuses(refused) == [503]
+        assert b'"overloaded"' in refused
         context = listener.app.holder.context
         assert context is not None
         limits: Any = context.settings.http

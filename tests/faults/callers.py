@@ -21,9 +21,11 @@ import os
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +73,8 @@ class Seen(msgspec.Struct, frozen=True):
     p50_ms: float
     p99_ms: float
     """Of all, with the time until it gave up for those that were not answered."""
+    outcomes: dict[str, int]
+    """How many by status, or by what went wrong."""
 
 
 async def watch(stack: Stack, seconds: float, rate: float) -> Seen:
@@ -82,18 +86,19 @@ async def watch(stack: Stack, seconds: float, rate: float) -> Seen:
     url = f"http://127.0.0.1:{stack.target.port}/models/{stack.target.model}/search"
     loop = asyncio.get_running_loop()
     took: list[float] = []
-    answered: list[bool] = []
+    outcomes: Counter[str] = Counter()
 
     async def search(session: aiohttp.ClientSession, due: float, body: bytes) -> None:
-        well = False
         try:
             async with session.post(url, data=body) as reply:
-                await reply.read()
-                well = reply.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            well = False
-        answered.append(well)
-        took.append(loop.time() - due if well else _GIVE_UP_S)
+                read = await reply.read()
+            outcome = str(reply.status)
+            if reply.status != HTTPStatus.OK:
+                outcome += f" {msgspec.json.decode(read)['detail']}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            outcome = type(error).__name__
+        outcomes[outcome] += 1
+        took.append(loop.time() - due if outcome == "200" else _GIVE_UP_S)
 
     timeout = aiohttp.ClientTimeout(total=_GIVE_UP_S)
     connector = aiohttp.TCPConnector(limit=0)
@@ -107,7 +112,7 @@ async def watch(stack: Stack, seconds: float, rate: float) -> Seen:
             await asyncio.sleep(max(0.0, due - loop.time()))
             group.create_task(search(session, due, bodies[number % len(bodies)]))
     p50, p99 = (1000 * float(np.quantile(took, share)) for share in (0.5, 0.99))
-    return Seen(sum(answered) / len(answered), p50, p99)
+    return Seen(outcomes["200"] / len(took), p50, p99, dict(outcomes))
 
 
 @asynccontextmanager
@@ -196,7 +201,9 @@ async def trial(stack: Stack, name: str, seconds: float, rate: float, quiet: See
     ratio = seen.p99_ms / quiet.p99_ms
     held = seen.share >= SHARE_MIN and ratio <= P99_RATIO_MAX and stream == 200
     sizes = "  ".join(f"{size / _MIB:6.0f}" for size in (before, most[0], after))
-    said = "" if stream == 200 else f", another operator's stream {stream}"
+    failed = {name: count for name, count in seen.outcomes.items() if name != "200"}
+    said = f" {failed}" if failed else ""
+    said += "" if stream == 200 else f", another operator's stream {stream}"
     print(
         f"{name:<30} {seen.share:7.1%} {seen.p50_ms:8.1f} {seen.p99_ms:8.1f} {ratio:6.2f}   {sizes}"
         f"   {'' if held else 'NOT HELD'}{said}",

@@ -23,7 +23,8 @@ from tests.faults.questions import answering
 from tests.faults.site import WORKERS, Site, open_site
 
 ROWS, DIMENSION = 300, 32
-CONNECTIONS = 300
+CONNECTIONS = 600
+"""More than an attack with requests in progress opens; idle ones fill it."""
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -77,7 +78,7 @@ async def test_another_caller_is_served_throughout(stack: Stack, name: str) -> N
         attacked(target, name),
     ):
         seen = await watch(target, seconds=3, rate=20)
-        assert seen.share >= SHARE_MIN
+        assert seen.share >= SHARE_MIN, seen.outcomes
         if name == STREAMS:
             assert await stream_status(target) == httpx.codes.OK
         async with httpx.AsyncClient() as client:
