@@ -74,6 +74,8 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     # These are for the inside. One that gets out is a bug of ours, and a 500.
     errors.ConditionFailed: Kind(500, "internal", "Something went wrong here"),
     errors.TransactionFailed: Kind(500, "internal", "Something went wrong here"),
+    errors.Rejected: Kind(500, "internal", "Something went wrong here"),
+    errors.RowError: Kind(500, "internal", "Something went wrong here"),
     errors.NumberOutOfRange: Kind(422, "invalid", "The request does not hold"),
     errors.Corrupt: Kind(500, "internal", "Something went wrong here"),
     errors.BuildFailed: Kind(500, "internal", "Something went wrong here"),

@@ -180,6 +180,14 @@ class TransactionFailed(K9Error):
         """One an operation: the row as it is, where the call asked for it (ALL_OLD); else None."""
 
 
+class Rejected(K9Error):
+    """DynamoDB takes no such request, however often: one of ours is wrong, or an item too large."""
+
+
+class RowError(K9Error):
+    """One row of many cannot be read or stored; the others can."""
+
+
 class TableMissing(Unavailable):
     """A table is not there: `k9 tables create` makes it."""
 

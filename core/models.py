@@ -1,7 +1,8 @@
 """Domain Structs: frozen, with no wire format and no storage in them."""
 
+import secrets
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -41,6 +42,18 @@ def parse_timestamp(text: str) -> datetime:
         ValueError: when it is not RFC 3339.
     """
     return datetime.fromisoformat(text).astimezone(UTC)
+
+
+VERSION_MAX: Final = 10**38 - 1
+"""The largest version of a row: a number of DynamoDB's has 38 digits."""
+
+
+def next_version(version: int) -> int:
+    """The version of a row after a change: one that it has not had, so that an ETag is one state.
+
+    After the largest the count goes on from a random number, since the small ones were had.
+    """
+    return version + 1 if version < VERSION_MAX else 1 + secrets.randbelow(10**36)
 
 
 class Embedding(msgspec.Struct, frozen=True, gc=False):

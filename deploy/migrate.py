@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from core.errors import Invalid, TableMissing, Unavailable
+from core.errors import RowError, TableMissing, Unavailable
 from core.models import Metric, Report, User
 from core.resources import Resources
 from core.usecases.migration import Migration
@@ -68,7 +68,6 @@ async def migrate_file(
 
     Raises:
         CommandError: the file stops to read at some point; what came before it is stored.
-        MetricConflict: a model version has another metric.
         Unavailable: DynamoDB still did not take a row after all tries.
     """
     return await _Run(resources, table, metric, told).run(file, read)
@@ -162,7 +161,7 @@ class _Run:
     async def _store(self, row: OldRow) -> None:
         try:
             stored = await self._patiently(row)
-        except Invalid as error:
+        except RowError as error:
             self._bad(BadEntry(row.entry, row.id, str(error)))
         else:
             self._tell(

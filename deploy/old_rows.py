@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from core.dynamo.wire import AttributeValue
 from core.errors import Corrupt, Invalid, Unreadable
-from core.models import Report, User, now, timestamp
+from core.models import VERSION_MAX, Report, User, now, timestamp
 from core.settings import Settings
 from core.usecases.documents import is_object
 from core.usecases.identifiers import is_report_id, validate_model_version
@@ -354,7 +354,12 @@ def _times(members: Mapping[str, Any]) -> tuple[str, str, str | None]:
 
 def _version(members: Mapping[str, Any]) -> int:
     """Of K9's own rows; older data has none."""
-    return max(1, _decoded(members, "version", _WHOLE) or 1)
+    version = _decoded(members, "version", _WHOLE) or 1
+    if version > VERSION_MAX:
+        raise Invalid(
+            f"version has {len(str(version))} digits, the most is {len(str(VERSION_MAX))}"
+        )
+    return max(1, version)
 
 
 def _refuse_deleted(members: Mapping[str, Any], mark: str) -> None:

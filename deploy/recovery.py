@@ -55,7 +55,8 @@ def parse_time(text: str) -> datetime:
         CommandError: it is not RFC 3339 with an offset, or is to come.
     """
     try:
-        moment = datetime.fromisoformat(text if _RFC3339.fullmatch(text) else "").astimezone(UTC)
+        read = text.upper() if _RFC3339.fullmatch(text) else ""
+        moment = datetime.fromisoformat(read).astimezone(UTC)
     except (ValueError, OverflowError):
         raise CommandError(
             f"--to-time takes RFC 3339, as 2025-09-30T10:00:00Z, and not {text!r}"

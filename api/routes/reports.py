@@ -20,7 +20,8 @@ from core.repositories.reports import Position, unknown_report
 from core.usecases.identifiers import is_report_id
 
 _TAG: Final = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
-_VERSION: Final = re.compile(rb'"([1-9][0-9]{0,17})"')
+_VERSION: Final = re.compile(rb'"([1-9][0-9]{0,37}0{0,88})"')
+"""Every whole number that DynamoDB holds: 38 digits, and zeros up to 1e126."""
 _FIELDS: Final = ("title", "author", "date", "reference", "favorites")
 _body: Final = Shape(ReportBody)
 

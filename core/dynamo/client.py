@@ -25,6 +25,7 @@ from core.errors import (
     Busy,
     ConditionFailed,
     K9Error,
+    Rejected,
     TableMissing,
     TransactionFailed,
     Unavailable,
@@ -47,6 +48,7 @@ _BUSY = frozenset(
         "TransactionInProgressException",
     }
 )
+_REJECTED = frozenset({"ItemCollectionSizeLimitExceededException", "ValidationException"})
 _REFUSED = frozenset(
     {
         "AccessDeniedException",
@@ -92,6 +94,7 @@ class Dynamo:
         Raises:
             ConditionFailed: the condition of a write did not hold; with the row, if asked for.
             TransactionFailed: with one reason an operation.
+            Rejected: the request, or an item in it, is not valid.
             TableMissing: the table or index is not there.
             Busy: throttled, or too slow while other calls of this process were answered.
             Unavailable: unreachable, too slow, or without credentials.
@@ -152,23 +155,31 @@ def _translate(error: ClientError, operation: str, parameters: dict[str, Any]) -
     reply: dict[str, Any] = error.response
     code = str(reply.get("Error", {}).get("Code", ""))
     status = int(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code == "ConditionalCheckFailedException":
-        return ConditionFailed(_item(reply))
-    if code == "TransactionCanceledException":
-        reasons = reply.get("CancellationReasons", [])
-        return TransactionFailed(
-            tuple(str(reason.get("Code", "None")) for reason in reasons),
-            tuple(_item(reason) for reason in reasons),
-        )
+    if code in {"ConditionalCheckFailedException", "TransactionCanceledException"}:
+        return _unmet(code, reply)
     if code == "ResourceNotFoundException":
         return TableMissing(
             f"DynamoDB has no {_tables(parameters)}: `k9 tables create` makes the tables"
         )
     if code in _BUSY or status >= 500:  # noqa: PLR2004 - HTTP's own
         return Busy(f"DynamoDB did not take {operation}: {code}")
+    if code in _REJECTED:
+        message = str(reply.get("Error", {}).get("Message", ""))
+        return Rejected(f"DynamoDB rejected {operation}: {message}")
     if code in _REFUSED:
         return Unavailable(f"DynamoDB refused K9's AWS credentials for {operation}: {code}")
     return None
+
+
+def _unmet(code: str, reply: dict[str, Any]) -> K9Error:
+    """The error of a condition that did not hold, of one write or in a transaction."""
+    if code == "ConditionalCheckFailedException":
+        return ConditionFailed(_item(reply))
+    reasons = reply.get("CancellationReasons", [])
+    return TransactionFailed(
+        tuple(str(reason.get("Code", "None")) for reason in reasons),
+        tuple(_item(reason) for reason in reasons),
+    )
 
 
 def _item(reply: dict[str, Any]) -> Item | None:

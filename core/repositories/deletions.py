@@ -52,7 +52,7 @@ class Deletion(msgspec.Struct, frozen=True):
 
 def marking(moment: str) -> Update:
     """What marks a user's row for deletion."""
-    return Update(set={_MARK: moment}, add={"version": 1})
+    return Update(set={_MARK: moment})
 
 
 def noted(table: str, user_id: str, moment: str) -> Part:

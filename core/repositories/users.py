@@ -50,8 +50,10 @@ class UserRepository:
             transactions.put(self._table, USER_CODEC.encode(user), missing("user_id")), also
         )
 
-    async def update_user(self, user: User, also: Sequence[Part] = ()) -> None:
-        """Puts a changed user over the version before it.
+    async def update_user(
+        self, user: User, expected_version: int, also: Sequence[Part] = ()
+    ) -> None:
+        """Puts a changed user over the version it was made from.
 
         Raises:
             NotFound: there is none any more.
@@ -59,7 +61,7 @@ class UserRepository:
             Stale: it has changed since it was read.
             InFlight: the idempotency claim in `also` was lost.
         """
-        condition = exists("user_id") & missing("deleting_at") & equals("version", user.version - 1)
+        condition = exists("user_id") & missing("deleting_at") & equals("version", expected_version)
         await self._write(
             transactions.put(self._table, USER_CODEC.encode(user), condition), also, create=False
         )

@@ -1,7 +1,8 @@
 """Rows of older data into today's tables: what is newer there stays, and doing it twice is once."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Final, TypeVar
 
@@ -11,14 +12,16 @@ from numpy.typing import NDArray
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
+from core.dynamo.items import int_of
 from core.dynamo.wire import Item, RequestItem
-from core.errors import Invalid, MetricConflict, Unavailable
-from core.models import Metric, Model, Report, User, now, timestamp
+from core.errors import Invalid, K9Error, MetricConflict, RowError, Stale, Unavailable
+from core.models import Metric, Model, Report, User, next_version, now, timestamp
 from core.repositories.deletions import DeletionRepository
 from core.repositories.embedding_rows import embedding_of, live_row
 from core.repositories.migrated import put_over
 from core.repositories.models import ModelRepository
 from core.repositories.reports import REPORT_CODEC
+from core.repositories.transactions import pause
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.embeddings import Ingest
@@ -41,9 +44,10 @@ class OldEmbedding(msgspec.Struct, frozen=True):
 class Migration:
     """Puts rows of older data. Each row says when it changed, where its data does.
 
-    Every `store_…` returns True when the row was put, and False when one is there already that is
-    as new or newer: from an earlier run, or since. A row in the old layout (a list of numbers for a
-    vector, no version) is replaced by its own equal.
+    What is wrong with one row, its model version or the row that is there is a RowError; any other
+    error stops every row. Every `store_…` returns True when the row was put, and False when one is
+    there already that is as new or newer: from an earlier run, or since. A row in the old layout (a
+    list of numbers for a vector, no version) is replaced by its own equal.
     """
 
     def __init__(
@@ -70,7 +74,8 @@ class Migration:
         """Stores a profile.
 
         Raises:
-            Invalid: the user is being deleted, or the table has a newer one in the old layout.
+            RowError: it cannot be stored; the user is being deleted, or the table has a newer one
+                in the old layout.
         """
 
         def item(there: Item | None) -> RequestItem:
@@ -80,29 +85,33 @@ class Migration:
             if "deleting_at" in there:
                 raise Invalid("this user is being deleted")
 
-        return await self._put(tables.USERS, item, _Judge(check, changed_at, "version"))
+        with _one_row():
+            return await self._put(tables.USERS, item, _Judge(check, changed_at, "version"))
 
     async def store_report(self, report: Report, changed_at: str | None) -> bool:
         """Stores a report of whichever user it names.
 
         Raises:
-            Invalid: another user has a report of that id, its user is being deleted, or the table
-                has a newer one in the old layout.
+            RowError: it cannot be stored; another user has a report of that id, its user is being
+                deleted, or the table has a newer one in the old layout.
             Unavailable: DynamoDB did not take it in time.
         """
         if await self._marks.holds(report.user_id):
-            raise Invalid("its user is being deleted")
+            raise RowError("its user is being deleted")
 
         def item(there: Item | None) -> RequestItem:
             return REPORT_CODEC.encode(_raised(report, there))
 
         def check(there: Item) -> None:
-            if there["user_id"].S != report.user_id:
+            if "user_id" not in there or there["user_id"].S != report.user_id:
                 raise Invalid("another user has a report of this id")
 
         try:
             async with asyncio.timeout(self._settle_s / 2):
-                return await self._put(tables.REPORTS, item, _Judge(check, changed_at, "version"))
+                with _one_row():
+                    return await self._put(
+                        tables.REPORTS, item, _Judge(check, changed_at, "version")
+                    )
         except TimeoutError:
             raise Unavailable("DynamoDB did not take a report in time") from None
 
@@ -119,10 +128,10 @@ class Migration:
         is that of a model version which there is none of yet; None: the embedding's own.
 
         Raises:
-            Invalid: saying what does not hold.
-            MetricConflict: the model version has another metric.
+            RowError: it cannot be stored; the model version has another dimension or metric.
         """
-        model = await self._model(old, metric, dimension)
+        with _one_row():
+            model = await self._model(old, metric, dimension)
 
         def item(_there: Item | None) -> RequestItem:
             moment = timestamp(now())
@@ -132,7 +141,10 @@ class Migration:
         def check(_there: Item) -> None:
             """Anyone's embedding may be replaced by a newer one."""
 
-        return await self._put(tables.EMBEDDINGS, item, _Judge(check, created_at, "model_shard"))
+        with _one_row():
+            return await self._put(
+                tables.EMBEDDINGS, item, _Judge(check, created_at, "model_shard")
+            )
 
     async def _model(
         self, old: OldEmbedding, metric: Metric | None, dimension: int | None
@@ -173,14 +185,15 @@ class Migration:
     ) -> bool:
         name = self._settings.table(table.name)
         there: Item | None = None
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             met = await put_over(self._dynamo, name, table.key.partition, item(there), there)
             if met is None:
                 return True
             there = met.item
             if there is not None and not judge.replaces(there):
                 return False
-        raise Unavailable("others kept writing the same row; try again")
+            await pause(attempt)
+        raise Stale("others kept writing the same row; migrate it again")
 
 
 class _Judge(msgspec.Struct, frozen=True):
@@ -230,8 +243,20 @@ def _raised(record: Versioned, there: Item | None) -> Versioned:
     stored = there.get("version") if there else None
     if stored is None or stored.N is None:
         return record
-    version = max(record.version, int(stored.N) + 1)
+    had = int_of(stored.N)
+    version = record.version if record.version > had else next_version(had)
     return msgspec.structs.replace(record, version=version)
+
+
+@contextmanager
+def _one_row() -> Iterator[None]:
+    """Raises: RowError: whatever is wrong with one row alone."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except K9Error as error:
+        raise RowError(str(error)) from error
 
 
 def _changed_at(there: Item) -> str | None:

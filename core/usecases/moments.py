@@ -28,9 +28,10 @@ def read_moment(value: str | float) -> str:
     """
     try:
         if isinstance(value, str):
-            # Python also reads dates without hyphens and by weeks, which may be plain numbers.
+            # Python also reads dates without hyphens and by weeks, which may be plain numbers; and
+            # no "z", which RFC 3339 allows.
             text = value.strip() if _WITH_TIME.fullmatch(value.strip()) else ""
-            moment = datetime.fromisoformat(text)
+            moment = datetime.fromisoformat(text.upper())
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         else:
             seconds = value / 1000 if abs(value) >= _MILLISECONDS_FROM else value

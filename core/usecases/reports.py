@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from core.errors import FieldError, Invalid, Stale, Unavailable
-from core.models import Report, now, timestamp
+from core.models import Report, next_version, now, timestamp
 from core.repositories.reports import ReportRepository
 from core.repositories.transactions import Part, pause
 from core.settings import Settings
@@ -93,7 +93,10 @@ class Reports:
             if versions is not None and before.version not in versions:
                 raise Stale("the report has changed since the version that was named")
             after = msgspec.structs.replace(
-                before, **held, updated_at=timestamp(now()), version=before.version + 1
+                before,
+                **held,
+                updated_at=timestamp(now()),
+                version=next_version(before.version),
             )
             try:
                 await self._reports.update_report(after, before.version, completed(after))

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from core.errors import FieldError, Invalid, Stale, Unavailable
-from core.models import User, now, timestamp
+from core.models import User, next_version, now, timestamp
 from core.repositories.transactions import Part, pause
 from core.repositories.users import UserRepository
 from core.settings import Records
@@ -88,10 +88,10 @@ class Profiles:
                 **fields,
                 preferences=text.decode(),
                 updated_at=timestamp(now()),
-                version=before.version + 1,
+                version=next_version(before.version),
             )
             try:
-                await self._users.update_user(after, completed(after))
+                await self._users.update_user(after, before.version, completed(after))
             except Stale:
                 await pause(attempt)
             else:

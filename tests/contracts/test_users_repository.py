@@ -43,7 +43,7 @@ async def test_a_user_comes_back_as_it_was(users: UserRepository, user: User) ->
     await users.create_user(bare)
     assert await users.get_user(bare.user_id) == bare
     for changed in (later(user, name=None), later(later(user), name="Eve", email=None)):
-        await users.update_user(changed)
+        await users.update_user(changed, changed.version - 1)
         assert await users.get_user(user.user_id) == changed
 
 
@@ -61,18 +61,20 @@ async def test_of_changes_of_one_version_one_holds(users: UserRepository, user: 
     """The others are told, so that no change is lost."""
     await users.create_user(user)
     made = [later(user, name=str(number)) for number in range(5)]
-    done = await asyncio.gather(*map(users.update_user, made), return_exceptions=True)
+    done = await asyncio.gather(
+        *(users.update_user(change, user.version) for change in made), return_exceptions=True
+    )
     assert sorted(type(one).__name__ for one in done) == ["NoneType"] + ["Stale"] * 4
     assert await users.get_user(user.user_id) == made[done.index(None)]
     with pytest.raises(Stale):
-        await users.update_user(later(user))
+        await users.update_user(later(user), user.version)
 
 
 async def test_who_is_not_there_is_not_changed(users: UserRepository, user: User) -> None:
     """Neither by a change nor by a mark."""
     for attempt in (
         users.get_user(user.user_id),
-        users.update_user(later(user)),
+        users.update_user(later(user), user.version),
         users.mark_user(user.user_id, MOMENT),
     ):
         with pytest.raises(NotFound):
@@ -84,11 +86,11 @@ async def test_a_marked_user_takes_no_writes(users: UserRepository, user: User) 
     await users.create_user(user)
     await users.mark_user(user.user_id, MOMENT)
     marked = await users.get_user(user.user_id)
-    assert (marked.deleting_at, marked.version) == (MOMENT, 2)
+    assert (marked.deleting_at, marked.version) == (MOMENT, 1)
     for attempt in (
         users.create_user(user),
-        users.update_user(later(user)),
-        users.update_user(later(marked)),
+        users.update_user(later(user), user.version),
+        users.update_user(later(marked), marked.version),
         users.mark_user(user.user_id, MOMENT),
     ):
         with pytest.raises(BeingDeleted):

@@ -11,7 +11,7 @@ import pytest
 
 from core.dynamo.bulk import put_batch, scan_segment
 from core.dynamo.wire import Item, item_of
-from core.errors import MetricConflict, TableMissing
+from core.errors import TableMissing
 from core.models import now, timestamp
 from core.resources import Resources, open_resources
 from core.settings import Settings
@@ -175,8 +175,6 @@ async def test_bad_entries_are_named_and_lose_no_other(own: Settings, tmp_path: 
     path.write_text("\n".join(broken))
     async with open_resources(own) as resources:
         done, told = await _migrate(resources, path, "embeddings")
-        with pytest.raises(MetricConflict):
-            await _migrate(resources, path, "embeddings", metric="ip")
     assert done == Migrated(54, 0, 6)
     reasons = {entry.line: entry.reason or "" for entry in told if entry.outcome == "bad"}
     assert {line: words for line, words in reasons.items() if not words} == {}

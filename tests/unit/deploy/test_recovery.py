@@ -11,7 +11,8 @@ _MOMENT = datetime(2025, 9, 30, 8, tzinfo=UTC)
 
 def test_a_time_needs_an_offset() -> None:
     """What is local time here would be another there."""
-    assert parse_time("2025-09-30T10:00:00+02:00") == _MOMENT
+    for text in ("2025-09-30T10:00:00+02:00", "2025-09-30t08:00:00z", "2025-09-30 08:00:00.0Z"):
+        assert parse_time(text) == _MOMENT
     for text in ("2025-09-30T10:00:00", "2025-09-30", "yesterday", "", "2025-09-31T10:00:00Z"):
         with pytest.raises(CommandError, match="RFC 3339"):
             parse_time(text)

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from core.dynamo.client import Dynamo, open_dynamo
 from core.dynamo.wire import AttributeValue
-from core.errors import Busy, TableMissing, Unavailable
+from core.errors import Busy, Rejected, TableMissing, Unavailable
 from core.settings import Aws, Settings
 from tests.scripted import CLOSE, HANG, ScriptedServer, answer
 
@@ -183,10 +183,19 @@ async def test_credentials_that_are_refused(code: str) -> None:
 
 async def test_our_own_mistakes_pass_through() -> None:
     """An error that no state explains is a bug of ours, and is not dressed up."""
+    server = ScriptedServer(failure(400, "UnknownOperationException"))
+    async with talking_to(server) as dynamo:
+        with pytest.raises(ClientError, match="UnknownOperationException"):
+            await get(dynamo)
+
+
+async def test_a_request_that_is_not_valid_is_rejected() -> None:
+    """Once, with DynamoDB's own reason: an item may be too large, which is one row's matter."""
     server = ScriptedServer(failure(400, "ValidationException"))
     async with talking_to(server) as dynamo:
-        with pytest.raises(ClientError, match="ValidationException"):
+        with pytest.raises(Rejected, match="DynamoDB rejected get_item"):
             await get(dynamo)
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(

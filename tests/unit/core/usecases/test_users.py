@@ -36,14 +36,16 @@ class Shelf(UserRepository):
         """Puts it."""
         self.users[user.user_id] = user
 
-    async def update_user(self, user: User, also: Sequence[Part] = ()) -> None:
-        """Puts it over the version before it."""
+    async def update_user(
+        self, user: User, expected_version: int, also: Sequence[Part] = ()
+    ) -> None:
+        """Puts it over the version that it was made from."""
         there = self.users[user.user_id]
         if self.between:
             change = self.between.pop()
             there = msgspec.structs.replace(there, version=there.version + 1, **change)
             self.users[user.user_id] = there
-        if user.version != there.version + 1:
+        if expected_version != there.version:
             raise Stale("the profile has changed meanwhile")
         self.users[user.user_id] = user
 
