@@ -120,7 +120,9 @@ def unexpected(error: BaseException) -> bool:
 
 def _of_ours(error: K9Error) -> Reply:
     kind = kind_of(error)
-    detail = _INTERNAL if kind.slug == "internal" else str(error)
+    detail = error.public if isinstance(error, errors.Unavailable) else str(error)
+    if kind.slug == "internal":
+        detail = _INTERNAL
     problem = Problem(type=kind.slug, title=kind.title, status=kind.status, detail=detail)
     headers: tuple[tuple[bytes, bytes], ...] = ()
     match error:

@@ -1,7 +1,8 @@
 """The one tree of errors. It knows nothing of HTTP: `api/problems.py` and `worker/jobs.py` map it.
 
 `str(error)` is safe to show to the caller: it says what is wrong and what to do, and holds no
-secret, no key of another row and no internal address.
+secret, no key of another row and no internal address. Of an `Unavailable` a caller is shown only
+`public`: its own text may name tables, buckets and settings, for the log and for commands.
 """
 
 import msgspec
@@ -132,8 +133,10 @@ class NotYetVisible(Conflict):
 class Unavailable(K9Error):
     """A dependency did not do its part in time. Trying again is right."""
 
-    def __init__(self, detail: str, *, retry_after_s: int = 1) -> None:
+    def __init__(self, detail: str, *, public: str | None = None, retry_after_s: int = 1) -> None:
         super().__init__(detail)
+        self.public = public or detail
+        """The detail without names that are not the caller's to know."""
         self.retry_after_s = retry_after_s
 
 

@@ -339,7 +339,10 @@ def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code == "NoSuchBucket":
-        return Unavailable(f"S3 has no bucket {bucket}: `k9 tables create` makes it")
+        return Unavailable(
+            f"S3 has no bucket {bucket}: `k9 tables create` makes it",
+            public="a bucket is missing in S3; an operator has to create it",
+        )
     known: tuple[tuple[bool, type[K9Error], str], ...] = (
         (code in _MISSING, NotFound, f"there is no object {subject}"),
         (code in _EXISTS, AlreadyExists, f"another object {subject} is there already"),

@@ -80,7 +80,8 @@ class Catalogue:
         if loaded.resident_bytes > left:
             raise Unavailable(
                 f"{loaded.build_id} takes {loaded.resident_bytes} bytes of memory, and "
-                f"{left} are left of K9_LOADED_BYTES_MAX"
+                f"{left} are left of K9_LOADED_BYTES_MAX",
+                public="the index does not fit into the memory that is left",
             )
         self._views[loaded.model_version] = view or View(loaded)
         self._loaded[loaded.model_version] = loaded

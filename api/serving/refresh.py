@@ -355,13 +355,14 @@ class Refresher:
 
 
 def _trouble(model: Model, error: Exception) -> str:
-    """Why a version is not in use, and what to do about it, for people."""
+    """Why a version is not in use, and what to do about it, for people; the log says more."""
     name, build_id = model.model_version, model.current_build_id
     if isinstance(error, Corrupt):
-        return f"build {build_id} is damaged ({error}): `k9 rebuild {name}` makes it again"
+        where = "" if error.file is None else f" ({error.file})"
+        return f"build {build_id} is damaged{where}: `k9 rebuild {name}` makes it again"
     if isinstance(error, NotFound):
         return f"files of build {build_id} are gone from S3: `k9 rebuild {name}` makes them again"
-    what = str(error) if isinstance(error, Unavailable) else type(error).__name__
+    what = error.public if isinstance(error, Unavailable) else type(error).__name__
     return f"build {build_id} could not be loaded: {what}"
 
 

@@ -111,7 +111,10 @@ async def _write_batch(dynamo: Dynamo, table: str, requests: list[dict[str, Any]
         if not requests:
             return
         await _pause(attempt)
-    raise Unavailable(f"DynamoDB did not take {len(requests)} items of {table} after all tries")
+    raise Unavailable(
+        f"DynamoDB did not take {len(requests)} items of {table} after all tries",
+        public=f"DynamoDB did not take {len(requests)} items after all tries",
+    )
 
 
 async def _pause(attempt: int) -> None:

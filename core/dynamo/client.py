@@ -106,7 +106,8 @@ class Dynamo:
         except TimeoutError:
             kind = Busy if self._answered > began else Unavailable
             raise kind(
-                f"DynamoDB did not answer {operation} within {self._deadline_s:g} s"
+                f"DynamoDB did not answer {operation} within {self._deadline_s:g} s",
+                public=f"DynamoDB did not answer within {self._deadline_s:g} s",
             ) from None
 
     async def _until_taken(
@@ -146,7 +147,10 @@ class Dynamo:
             raise raised from error
         self._answered = asyncio.get_running_loop().time()
         if "Error" in reply:
-            raise Unavailable(f"DynamoDB's answer to {operation} could not be read")
+            raise Unavailable(
+                f"DynamoDB's answer to {operation} could not be read",
+                public="an answer of DynamoDB could not be read",
+            )
         return reply
 
 
@@ -159,15 +163,21 @@ def _translate(error: ClientError, operation: str, parameters: dict[str, Any]) -
         return _unmet(code, reply)
     if code == "ResourceNotFoundException":
         return TableMissing(
-            f"DynamoDB has no {_tables(parameters)}: `k9 tables create` makes the tables"
+            f"DynamoDB has no {_tables(parameters)}: `k9 tables create` makes the tables",
+            public="a table is missing in DynamoDB; an operator has to create it",
         )
     if code in _BUSY or status >= 500:  # noqa: PLR2004 - HTTP's own
-        return Busy(f"DynamoDB did not take {operation}: {code}")
+        return Busy(
+            f"DynamoDB did not take {operation}: {code}", public="DynamoDB is busy; try again"
+        )
     if code in _REJECTED:
         message = str(reply.get("Error", {}).get("Message", ""))
         return Rejected(f"DynamoDB rejected {operation}: {message}")
     if code in _REFUSED:
-        return Unavailable(f"DynamoDB refused K9's AWS credentials for {operation}: {code}")
+        return Unavailable(
+            f"DynamoDB refused K9's AWS credentials for {operation}: {code}",
+            public=_public("DynamoDB"),
+        )
     return None
 
 
@@ -201,13 +211,19 @@ def _tables(parameters: dict[str, Any]) -> str:
 def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
     """What an error of botocore's own means for the caller; None for a mistake of ours."""
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return Unavailable(_NO_CREDENTIALS)
+        return Unavailable(_NO_CREDENTIALS, public=_public(service))
     if isinstance(error, CredentialRetrievalError):
-        return Unavailable(f"AWS credentials could not be had: {error}")
+        return Unavailable(f"AWS credentials could not be had: {error}", public=_public(service))
     if isinstance(error, ConnectionFailed | HTTPClientError):
         # The message of the error holds the endpoint's address, which is no caller's business.
-        return Unavailable(f"{service} could not be reached: {type(error).__name__}")
+        return Unavailable(
+            f"{service} could not be reached: {type(error).__name__}", public=_public(service)
+        )
     return None
+
+
+def _public(service: str) -> str:
+    return f"{service} could not be used; try again"
 
 
 def client_config(settings: Settings, *, read_timeout_s: float | None = None) -> AioConfig:

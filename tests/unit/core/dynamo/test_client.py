@@ -189,6 +189,27 @@ async def test_our_own_mistakes_pass_through() -> None:
             await get(dynamo)
 
 
+@pytest.mark.parametrize(
+    "answered",
+    [
+        failure(400, "ResourceNotFoundException"),
+        failure(400, "AccessDeniedException"),
+        failure(400, "ThrottlingException"),
+        failure(500, "InternalServerError"),
+        CLOSE,
+        HANG,
+    ],
+)
+async def test_what_a_caller_is_shown_names_nothing_of_the_inside(answered: bytes) -> None:
+    """No table, no operation and no code; the error's own text has what an operator needs."""
+    async with talking_to(ScriptedServer(answered), deadline_s=0.5) as dynamo:
+        with pytest.raises(Unavailable) as failed:
+            await dynamo.call("get_item", TableName="k9-t", Key={"id": {"S": "a"}})
+    for name in ("k9-t", "get_item", "Exception", "Error", "credentials"):
+        assert name not in failed.value.public
+    assert "DynamoDB" in failed.value.public
+
+
 async def test_a_request_that_is_not_valid_is_rejected() -> None:
     """Once, with DynamoDB's own reason: an item may be too large, which is one row's matter."""
     server = ScriptedServer(failure(400, "ValidationException"))
