@@ -7,7 +7,7 @@ the end of the file, tells its dimension. So none is stored before that.
 from typing import Final
 
 from core.dynamo.bulk import patiently
-from core.errors import Invalid
+from core.errors import Invalid, K9Error, Unavailable
 from core.models import Metric
 from core.settings import Settings
 from core.usecases.dimensions import common_dimension
@@ -48,8 +48,7 @@ class FirstRows:
             return [row]
         held = self._held.get(name)
         if held is None:
-            if await patiently(lambda: self._ingest.plan(name)) is not None:
-                self.dimensions[name] = None
+            if not await self._is_new(name):
                 return [row]
             held = self._held[name] = []
         held.append(row)
@@ -59,6 +58,19 @@ class FirstRows:
         if self._count > HELD_ROWS_MAX:
             return self._decide(max(self._held, key=lambda other: len(self._held[other])))
         return []
+
+    async def _is_new(self, name: str) -> bool:
+        """Whether there is no such model version yet; of one that there is, notes so."""
+        try:
+            model = await patiently(lambda: self._ingest.plan(name))
+        except Unavailable:
+            raise
+        except K9Error as error:  # its record cannot be read, which concerns its rows alone
+            self.refused[name] = str(error)
+            return False
+        if model is not None:
+            self.dimensions[name] = None
+        return model is None
 
     def rest(self) -> list[OldRow]:
         """The rows that are still held back, at the end of the file."""

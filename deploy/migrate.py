@@ -195,7 +195,7 @@ class _Run:
             return await self._migration.store_report(row.record, row.changed_at)
         name = row.record.model_version
         if name in self._first.refused:
-            raise Invalid(self._first.refused[name])
+            raise RowError(self._first.refused[name])
         dimension = self._first.dimensions.get(name)
         return await self._migration.store_embedding(
             row.record, row.changed_at, self._metric, dimension

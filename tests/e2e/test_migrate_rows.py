@@ -90,6 +90,20 @@ async def test_a_model_version_of_another_metric(own: Settings, tmp_path: Path) 
     assert {"m0 was created with metric l2, which stays"} == {*bad.values()}
 
 
+async def test_a_model_version_that_cannot_be_read(own: Settings, tmp_path: Path) -> None:
+    """Its rows are bad, whether it is found so first or later; the others are stored."""
+    rows = [
+        {"product_id": f"p{n}", "model_version": f"m{n % 2}", "embedding_vector": [1, n + 1]}
+        for n in range(6)
+    ]
+    async with open_resources(own) as resources:
+        strange = {"model_version": {"S": "m0"}, "dimension": {"S": "two"}}
+        await put_batch(resources.dynamo, own.table("models"), [item_of(strange)])
+        done, bad = await migrated(resources, lines(tmp_path / "e.json", rows), "embeddings")
+    assert done == Migrated(3, 0, 3)
+    assert sorted(bad) == [1, 3, 5]
+
+
 async def test_a_row_there_that_cannot_be_read(own: Settings, tmp_path: Path) -> None:
     """It is left as it is, and stops no other row."""
     rows = [{"id": f"r{n}", "user_id": "u", "title": "t", "updated_at": n} for n in range(4)]
