@@ -20,7 +20,6 @@ from uuid import uuid4
 
 import httpx
 
-from tests.api.test_process import client_at
 from tests.emulators import CREDENTIALS
 from tests.faults.site import Site, open_site
 
@@ -117,6 +116,18 @@ class Trial:
             self.wrong.append(f"{what}: {reply.status_code} {reply.text}")
 
 
+async def _until_live(url: str) -> None:
+    """Waits until the API answers."""
+    async with asyncio.timeout(300), httpx.AsyncClient(base_url=url) as client:
+        while True:
+            try:
+                await client.get("/health/live")
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+
 async def _kill(site: Site, kills: int, seen: Counter[str]) -> None:
     """Kills a worker at a time, so many times."""
     for _ in range(kills):
@@ -133,10 +144,12 @@ async def run(
     gate = asyncio.Semaphore(at_once)
     variables = {"K9_LEASE_S": f"{LEASE_S:g}", "K9_WORKER_METRICS_PORT": "0"} | environ
     async with open_site(workers=WORKERS, **variables) as site:
-        port = int(site.api_url.rpartition(":")[2])
+        await _until_live(site.api_url)
 
         async def one() -> None:
-            async with gate, client_at(port, site.pool.token(sub=uuid4().hex)) as client:
+            headers = {"authorization": f"Bearer {site.pool.token(sub=uuid4().hex)}"}
+            client = httpx.AsyncClient(base_url=site.api_url, headers=headers, timeout=60)
+            async with gate, client:
                 trial = Trial(client, seen)
                 await trial.run(watched_s)
                 wrong.extend(trial.wrong)
