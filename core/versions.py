@@ -279,10 +279,11 @@ class VersionStore:
         return manifest
 
     async def _manifest(self, record: VersionRecord) -> bytes:
+        key = record.prefix + MANIFEST
         try:
-            return await self._objects.get_bytes(record.prefix + MANIFEST, _MANIFEST_BYTES_MAX)
-        except Corrupt as error:
-            raise Corrupt(str(error), MANIFEST) from error
+            return await self._objects.get_bytes(key, _MANIFEST_BYTES_MAX)
+        except Corrupt as error:  # callers are shown the file's name, not its key
+            raise Corrupt(str(error).replace(key, MANIFEST), MANIFEST) from error
 
     def _verified(self, directory: Path, record: VersionRecord) -> tuple[Path, Manifest] | None:
         if record.manifest is not None:  # what it is does not depend on who put it there
@@ -312,7 +313,7 @@ class VersionStore:
         try:
             await self._objects.get_to_file(key, path, sha256_hex=entry.sha256, size=entry.bytes)
         except Corrupt as error:
-            raise Corrupt(str(error), path.name) from error
+            raise Corrupt(str(error).replace(key, path.name), path.name) from error
 
 
 def _refused(record: VersionRecord, where: str, error: Exception) -> None:

@@ -358,8 +358,7 @@ def _trouble(model: Model, error: Exception) -> str:
     """Why a version is not in use, and what to do about it, for people; the log says more."""
     name, build_id = model.model_version, model.current_build_id
     if isinstance(error, Corrupt):
-        where = "" if error.file is None else f" ({error.file})"
-        return f"build {build_id} is damaged{where}: `k9 rebuild {name}` makes it again"
+        return f"build {build_id} is damaged ({error}): `k9 rebuild {name}` makes it again"
     if isinstance(error, NotFound):
         return f"files of build {build_id} are gone from S3: `k9 rebuild {name}` makes them again"
     what = error.public if isinstance(error, Unavailable) else type(error).__name__
