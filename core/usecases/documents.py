@@ -5,16 +5,15 @@ taken apart only where a patch says so, and everything else stays the bytes that
 """
 
 import re
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from msgspec import Raw
 
 from core.errors import Unreadable
 
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKETS: Final = re.compile(rb"[\[\]{}]")
-_MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
+_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},:]', re.DOTALL)
 _SPACE: Final = b" \t\r\n"
 
 
@@ -52,16 +51,79 @@ def check_text(text: bytes) -> None:
 def merge_patch(target: bytes, patch: bytes) -> bytes:
     """A JSON merge patch (RFC 7396): members are replaced, those that are null removed.
 
+    Takes time in proportion to both texts, however deep they nest.
+
     Args:
         target: The JSON value as it is.
         patch: What to make of it.
     """
     if not is_object(patch):
         return patch.strip(_SPACE)
-    members: dict[str, Any] = dict(_MEMBERS.decode(target)) if is_object(target) else {}
-    for name, value in _MEMBERS.decode(patch).items():
-        if is_null(bytes(value)):
-            members.pop(name, None)
+    pieces: list[bytes] = []
+    _merge(_parsed(target) if is_object(target) else None, _parsed(patch), pieces)
+    return b"".join(pieces)
+
+
+class _Object:
+    """An object of a JSON text: its members are objects, or the text of any other value."""
+
+    __slots__ = ("end", "members", "start", "text")
+
+    def __init__(self, text: bytes, start: int) -> None:
+        self.text = text
+        self.start = start
+        self.end = start
+        self.members: dict[str, _Object | bytes] = {}
+
+
+def _parsed(text: bytes) -> _Object:  # noqa: C901 - one branch a kind of token
+    """The object that a JSON text is. Objects inside of arrays are left as text."""
+    around: list[tuple[_Object, str]] = []
+    current, name, begun = _Object(text, 0), "", 0
+    value: _Object | bytes | None = None
+    at_name = False
+    nested = 0
+    for match in _TOKENS.finditer(text):
+        at, token = match.start(), text[match.start()]
+        if nested:
+            nested += (token in b"[{") - (token in b"]}")
+        elif token in b"{":
+            if at_name or begun:
+                around.append((current, name))
+            current, at_name, value = _Object(text, at), True, None
+        elif token in b"[":
+            nested = 1
+        elif token in b'"':
+            if at_name:
+                name = msgspec.json.decode(match.group(), type=str)
+        elif token in b":":
+            begun, at_name = match.end(), False
         else:
-            members[name] = Raw(merge_patch(bytes(members.get(name, b"null")), bytes(value)))
-    return msgspec.json.encode(members)
+            if not at_name:
+                current.members[name] = text[begun:at].strip(_SPACE) if value is None else value
+            value, at_name = None, True
+            if token in b"}":
+                current.end = match.end()
+                if around:
+                    value, at_name = current, False
+                    current, name = around.pop()
+    return current
+
+
+def _merge(target: _Object | bytes | None, patch: _Object, pieces: list[bytes]) -> None:
+    """Appends the text of the target with the patch applied."""
+    before = target.members if isinstance(target, _Object) else {}
+    merged: dict[str, _Object | bytes] = {**before, **patch.members}
+    separator = b"{"
+    for name, value in merged.items():
+        if name in patch.members and value == b"null":
+            continue
+        pieces += (separator, msgspec.json.encode(name), b":")
+        separator = b","
+        if isinstance(value, bytes):
+            pieces.append(value)
+        elif name in patch.members:
+            _merge(before.get(name), value, pieces)
+        else:
+            pieces.append(value.text[value.start : value.end])
+    pieces.append(b"{}" if separator == b"{" else b"}")

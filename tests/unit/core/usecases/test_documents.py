@@ -170,3 +170,13 @@ def test_text_that_is_no_utf8_is_unreadable() -> None:
     for text in (b'{"a": "\xff"}', b'{"\xff": 1}', b'{"a": "\xed\xa0\x80"}'):
         with pytest.raises(Unreadable):
             check_text(text)
+
+
+@given(st.integers(1, 97), st.integers(0, 97), st.sampled_from(["1.0", '"]}"', "[{}, []]", "{}"]))
+def test_deep_documents_are_merged_at_every_level(depth: int, other: int, leaf: str) -> None:
+    """Whatever brackets and quotes their strings hold; what is not named stays as it was."""
+    target = '{"a]": ' * depth + leaf + ', "b\\"{": 2.50}' * depth
+    patch = '{"a]": ' * other + '{"c": null, "d": 1}' + "}" * other
+    result = merge_patch(target.encode(), patch.encode())
+    assert json.loads(result) == merged(json.loads(target), json.loads(patch))
+    assert b"2.50" in result
