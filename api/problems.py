@@ -62,6 +62,9 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.NotPromotable: Kind(409, "not-promotable", "The build cannot be made current"),
     errors.NoIndex: Kind(409, "no-index", "There is no index yet"),
     errors.BeingDeleted: Kind(409, "being-deleted", "The user is being deleted"),
+    errors.ModelBeingDeleted: Kind(
+        409, "model-being-deleted", "The model version is being deleted"
+    ),
     errors.InFlight: Kind(409, "in-flight", "The same request is being answered"),
     errors.KeyReused: Kind(422, "key-reused", "The idempotency key was used before"),
     errors.Stale: Kind(412, "stale", "It has changed meanwhile"),
@@ -76,9 +79,11 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.TransactionFailed: Kind(500, "internal", "Something went wrong here"),
     errors.Rejected: Kind(500, "internal", "Something went wrong here"),
     errors.RowError: Kind(500, "internal", "Something went wrong here"),
+    errors.OtherGeneration: Kind(500, "internal", "Something went wrong here"),
     errors.NumberOutOfRange: Kind(422, "invalid", "The request does not hold"),
     errors.Corrupt: Kind(500, "internal", "Something went wrong here"),
     errors.BuildFailed: Kind(500, "internal", "Something went wrong here"),
+    errors.ModelGone: Kind(500, "internal", "Something went wrong here"),
     errors.RecallBelowTarget: Kind(500, "internal", "Something went wrong here"),
     errors.LeaseLost: Kind(500, "internal", "Something went wrong here"),
     errors.SettingsError: Kind(500, "internal", "Something went wrong here"),

@@ -253,6 +253,8 @@ class ModelItem(_Answer):
     current_build: CurrentBuild | None
     open_build_id: str | None
     loaded: LoadedVersion | None
+    deleting_at: str | None
+    """Set once its deletion was asked for; until that is done it is neither read nor written."""
 
 
 class ModelPage(_Answer):

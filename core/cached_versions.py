@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from core.vectors.manifest import MANIFEST
+from core.errors import Corrupt
+from core.vectors.manifest import MANIFEST, decode_manifest
 
 LEASE: Final = ".lease"
 """In a directory that must not go while its holder lives: locked as long as that is."""
@@ -67,16 +68,38 @@ def others(current: Path) -> list[Path]:
 
 
 def prune(current: Path, spares: int) -> None:
-    """Removes all but the current version, so many others, and what is leased."""
+    """Removes all but the current version, so many others of the same data, and what is leased."""
     if not current.parent.exists():
         return
     for directory in current.parent.glob(".*"):  # a download, perhaps of a process that died in it
         with suppress(FileNotFoundError):
             if time.time() - directory.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(directory, ignore_errors=True)
-    for directory in others(current)[spares:]:
+    data = _data(current)
+    for directory in others(current):
+        if spares > 0 and _data(directory) == data:
+            spares -= 1
+            continue
         with suppress(FileNotFoundError):
             _remove_unless_leased(directory)
+
+
+def clear(directory: Path) -> bool:
+    """Removes the versions of a model version that are not leased; whether none is left."""
+    for version in others(directory / "none"):
+        with suppress(FileNotFoundError):
+            _remove_unless_leased(version)
+    with suppress(OSError):  # another process may be putting one there
+        directory.rmdir()
+    return not directory.exists()
+
+
+def _data(directory: Path) -> tuple[int, int] | None:
+    """Generation and epoch of a version; None where that cannot be read."""
+    try:
+        return decode_manifest((directory / MANIFEST).read_bytes()).data
+    except (OSError, Corrupt):
+        return None
 
 
 def _came_at(directory: Path) -> float:

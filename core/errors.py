@@ -111,6 +111,15 @@ class BeingDeleted(Conflict):
     """The caller's user is being deleted: until that is done nothing of theirs is written."""
 
 
+class ModelBeingDeleted(Conflict):
+    """The model version is being deleted: until that is done it is neither read nor written."""
+
+    def __init__(self, model_version: str) -> None:
+        super().__init__(
+            f"{model_version} is being deleted; once that is done the name can be used again"
+        )
+
+
 class InFlight(Conflict):
     """A request with the same idempotency key has not been answered yet."""
 
@@ -191,6 +200,10 @@ class RowError(K9Error):
     """One row of many cannot be read or stored; the others can."""
 
 
+class OtherGeneration(K9Error):
+    """A row is of another model version of the same name. Use cases resolve it, and try again."""
+
+
 class TableMissing(Unavailable):
     """A table is not there: `k9 tables create` makes it."""
 
@@ -216,6 +229,10 @@ class Corrupt(K9Error):
 
 class BuildFailed(K9Error):
     """The build cannot succeed as asked; trying the same again gives the same."""
+
+
+class ModelGone(K9Error):
+    """The model version that the build is of was deleted, or is being deleted."""
 
 
 class RecallBelowTarget(BuildFailed):

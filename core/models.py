@@ -68,6 +68,8 @@ class Embedding(msgspec.Struct, frozen=True, gc=False):
     updated_at: str
     deleted_at: str | None = None
     """Set on a tombstone: the product was deleted then."""
+    generation: int = 0
+    """That of the model version it was written to."""
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -87,6 +89,16 @@ class Model(msgspec.Struct, frozen=True):
     open_build_id: str | None = None
     pinned: bool = False
     """An operator promoted this build: no automatic build replaces it."""
+    generation: int = 0
+    """Unix time in microseconds of its first write, which tells it from earlier model versions of
+    the same name; 0 in records of releases up to 23e14f8."""
+    deleting_at: str | None = None
+    """Set once its deletion is asked for; a worker then removes its rows, builds and files."""
+
+    @property
+    def data(self) -> tuple[int, int]:
+        """Generation and epoch: an index of other data must not answer for it."""
+        return self.generation, self.epoch
 
 
 class BuildParameters(msgspec.Struct, frozen=True):
@@ -142,6 +154,8 @@ class Build(msgspec.Struct, frozen=True):
 
     None in what releases up to 23e14f8 have published: `core.names` says where that is.
     """
+    generation: int = 0
+    """That of its model version."""
 
     @property
     def open(self) -> bool:

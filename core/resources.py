@@ -13,6 +13,7 @@ from core.repositories.builds import BuildRepository
 from core.repositories.deletions import DeletionRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import IdempotencyRepository
+from core.repositories.model_deletions import ModelDeletionRepository
 from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
 from core.repositories.reports import ReportRepository
@@ -22,6 +23,7 @@ from core.repositories.verifications import VerificationRepository
 from core.settings import Settings
 from core.usecases.builds import BuildRequests
 from core.usecases.embeddings import Ingest
+from core.usecases.model_deletions import ModelDeletions
 from core.usecases.reports import Reports
 from core.usecases.retention import Retention
 from core.usecases.users import Profiles
@@ -54,6 +56,7 @@ class Resources:
     ingest: Ingest
     build_requests: BuildRequests
     retention: Retention
+    model_deletions: ModelDeletions
     profiles: Profiles
     reporting: Reports
 
@@ -72,6 +75,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         promotions = PromotionRepository(dynamo, builds, models, settings)
         users = UserRepository(dynamo, settings)
         reports = ReportRepository(dynamo, users, settings)
+        retention = Retention(models, builds, promotions, objects, settings)
+        deletions = ModelDeletionRepository(dynamo, embeddings, settings)
         yield Resources(
             settings=settings,
             dynamo=dynamo,
@@ -93,7 +98,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             watermarks=Watermarks(settings.cursor_keys),
             ingest=Ingest(models, embeddings, hints, settings),
             build_requests=BuildRequests(models, embeddings, builds, queue),
-            retention=Retention(models, builds, promotions, objects, settings),
+            retention=retention,
+            model_deletions=ModelDeletions(deletions, builds, retention, settings),
             profiles=Profiles(users, settings.records),
             reporting=Reports(reports, settings),
         )

@@ -196,6 +196,11 @@ class Ingest(msgspec.Struct, frozen=True):
     batch_concurrency: _Positive = 8
     """BatchWriteItem calls in flight for one batch."""
     model_cache_s: _Seconds = 5.0
+    """How long a process writes to a model version by its record as it was read; the same in all of
+    an environment, since the deletion of a model version waits that long."""
+    write_settle_s: _Seconds = 10.0
+    """How long after the last write to a model version is begun its rows may still arrive, and show
+    in the table's index: its deletion waits that long."""
 
 
 class Building(msgspec.Struct, frozen=True):

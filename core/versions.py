@@ -214,7 +214,7 @@ class VersionStore:
             then = VersionRecord(model.model_version, build_id, int(fence), "")
             record = await asyncio.to_thread(self._remembered, then)
             found = await self.cached(record)
-            if found is not None and found[1].epoch == model.epoch:
+            if found is not None and found[1].data == model.data:
                 return record, *found
         return None
 
@@ -252,6 +252,10 @@ class VersionStore:
         await asyncio.to_thread(cached_versions.prune, directory, self._spares)
         early = self._early_dir / current.model_version / directory.name
         await asyncio.to_thread(cached_versions.prune, early, 0)
+
+    async def clear(self, model_version: str) -> bool:
+        """Removes the local copies of a model version that are not leased; whether none is left."""
+        return await asyncio.to_thread(cached_versions.clear, self._cache_dir / model_version)
 
     def _prefix(self, manifest: Manifest, fence: int) -> str:
         return names.version_prefix(

@@ -35,6 +35,8 @@ class Watermark(msgspec.Struct, frozen=True):
     """As `core.models.timestamp` writes it, so that watermarks compare as text."""
     product_id: str | None = None
     """None for a batch: whatever its shards showed after the moment."""
+    generation: int | None = None
+    """Of the model version that was written to; None in tokens of releases up to 23e14f8."""
 
 
 class Presented(msgspec.Struct, frozen=True):
@@ -53,6 +55,7 @@ class _Token(msgspec.Struct, array_like=True):
     product_id: str | None = None
     code: bytes = b""
     """HMAC-SHA-256 over the token without it, cut to 16 bytes; empty until 23e14f8."""
+    generation: int | None = None
 
 
 _DECODER = msgspec.msgpack.Decoder(_Token)
@@ -77,7 +80,7 @@ class Watermarks:
 
         The same watermark makes the same token, so that a kept answer is the answer.
         """
-        token = _Token(watermark.moment, watermark.product_id)
+        token = _Token(watermark.moment, watermark.product_id, generation=watermark.generation)
         token.code = _code(self._keys[0], token)
         return urlsafe_b64encode(msgspec.msgpack.encode(token)).rstrip(b"=").decode()
 
@@ -99,7 +102,7 @@ class Watermarks:
         if product_id is not None and product_id_problem(product_id, product_id_bytes_max):
             raise Unreadable(_REFUSED)
         authentic = any(hmac.compare_digest(token.code, _code(key, token)) for key in self._keys)
-        return Presented(Watermark(token.moment, product_id), authentic)
+        return Presented(Watermark(token.moment, product_id, token.generation), authentic)
 
 
 def _code(key: bytes, token: _Token) -> bytes:

@@ -10,12 +10,13 @@ import time
 
 from core import telemetry
 from core.errors import K9Error
-from core.models import Build, now, parse_timestamp
+from core.models import Build, Model, now, parse_timestamp
 from core.queue import BuildJob
 from core.resources import Resources
 from worker.background import Background
 from worker.building.workshop import Workshop
 from worker.deletion import delete_user
+from worker.model_deletion import delete_model
 
 _UNHEARD_ROUNDS = 3
 
@@ -51,12 +52,21 @@ async def reconcile(
             await resources.queue.enqueue_deletion(user_id, int(time.time()) // 60)
         else:
             begin_deletion(resources, background, user_id)
-    return len(waiting) + len(marked)
+    models = [model for model in await resources.models.list_models() if model.deleting_at]
+    if background is not None:
+        for model in models:
+            begin_model_deletion(resources, background, model)
+    return len(waiting) + len(marked) + len(models)
 
 
 def begin_deletion(resources: Resources, background: Background, user_id: str) -> None:
     """Removes a user in the background, unless this process is about it already."""
     background.start(f"delete/{user_id}", lambda: delete_user(resources, user_id))
+
+
+def begin_model_deletion(resources: Resources, background: Background, model: Model) -> None:
+    """Goes on to remove a marked model version in the background, unless this process does."""
+    background.start(f"delete-model/{model.model_version}", lambda: delete_model(resources, model))
 
 
 async def reconcile_forever(

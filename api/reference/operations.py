@@ -100,12 +100,12 @@ def _on_vectors(limits: Limits) -> dict[Route, Operation]:
             example={"embeddings": [{"product_id": "sku-1", "vector": [0.12, -0.5, 0.33]}]},
             headers={"X-Watermark": _WATERMARK},
         ),
-        (f"{_MODEL}/embeddings/{{product_id}}", "get"): Operation((400, 404, 422), "reader"),
+        (f"{_MODEL}/embeddings/{{product_id}}", "get"): Operation((400, 404, 409, 422), "reader"),
         (f"{_MODEL}/embeddings/{{product_id}}", "delete"): Operation(
-            (400, 404, 422), "operator", answers=(204,), headers={"X-Watermark": _WATERMARK}
+            (400, 404, 409, 422), "operator", answers=(204,), headers={"X-Watermark": _WATERMARK}
         ),
         (f"{_MODEL}/embeddings", "get"): Operation(
-            (400, 404, 422),
+            (400, 404, 409, 422),
             "reader",
             query=(
                 *paging,
@@ -134,7 +134,7 @@ def _on_versions(settings: Settings) -> dict[Route, Operation]:
                 }
             },
         ),
-        (f"{_MODEL}/builds", "get"): Operation((400, 404, 422), "reader", query=paging),
+        (f"{_MODEL}/builds", "get"): Operation((400, 404, 409, 422), "reader", query=paging),
         ("/builds/{build_id}", "get"): Operation((400, 404), "reader"),
         ("/builds/{build_id}", "delete"): Operation((400, 404, 409), "operator", answers=(202,)),
         ("/builds/{build_id}/events", "get"): Operation(
@@ -155,6 +155,7 @@ def _on_versions(settings: Settings) -> dict[Route, Operation]:
         ),
         ("/models", "get"): Operation((400, 422), query=paging),
         (_MODEL, "get"): Operation((400, 404, 422)),
+        (_MODEL, "delete"): Operation((400, 404, 409, 422), "operator", answers=(202,)),
         (f"{_MODEL}/matrix", "get"): Operation((400, 404, 409, 422), "reader"),
         ("/health/live", "get"): Operation((), "open"),
         ("/health/ready", "get"): Operation((), "open", answers=(200, 503)),

@@ -68,8 +68,10 @@ class BuildController(Controller):
         limit = paging.limit
         validate_model_version(name)
         resources = call.context.resources
-        await resources.models.known_model(name)
-        builds, further = await resources.builds.list_builds(name, limit=limit, position=position)
+        model = await resources.models.known_model(name)
+        builds, further = await resources.builds.list_builds(
+            name, limit=limit, position=position, generation=model.generation
+        )
         items = [item(build) for build in builds]
         return response(call.reply(BuildPage(items=items, next_cursor=paging.cursor(further))))
 

@@ -23,6 +23,7 @@ from api.schemas import (
     VectorBody,
 )
 from api.vectors import floats
+from core.errors import Unreadable
 from core.models import Embedding, Metric
 from core.repositories.embeddings import Position
 from core.usecases.embeddings import Stored
@@ -108,7 +109,9 @@ class EmbeddingController(Controller):
         name, wanted = unescape(model_version), unescape(product_id)
         validate_model_version(name)
         validate_product_id(wanted, call.context.settings.limits.product_id_bytes_max)
-        embedding = await call.context.resources.embeddings.get_embedding(name, wanted)
+        resources = call.context.resources
+        model = await resources.models.known_model(name)
+        embedding = await resources.embeddings.get_embedding(name, wanted, model.generation)
         return response(call.reply(_item(embedding, msgpack=call.msgpack_out)))
 
     @delete(
@@ -152,6 +155,8 @@ class EmbeddingController(Controller):
         validate_model_version(name)
         resources = call.context.resources
         model = await resources.models.known_model(name)
+        if position is not None and position.generation != model.generation:
+            raise Unreadable("the cursor does not hold; start again without it")
         found, further = await resources.embeddings.list_embeddings(
             model, limit=limit, position=position, vectors=vectors
         )

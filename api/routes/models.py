@@ -3,14 +3,14 @@
 from typing import Any, Final
 
 import msgspec
-from litestar import Controller, Request, Response, get, post
+from litestar import Controller, Request, Response, delete, get, post
 from litestar.params import FromPath
 
 from api.auth import operators, readers
 from api.bodies import Shape
 from api.calls import Call, call_in, response
 from api.context import Context
-from api.idempotency import Once, once
+from api.idempotency import Once, nothing, once
 from api.pages import Paging
 from api.paths import unescape
 from api.problems import Reply, invalid
@@ -27,7 +27,7 @@ from api.schemas import (
 )
 from api.serving.loaded import LoadedIndex
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
-from core.models import Build, Model
+from core.models import Build, Model, now, timestamp
 from core.usecases.identifiers import validate_model_version
 from core.vectors.files import NPZ, PARQUET
 from core.vectors.manifest import Manifest
@@ -70,8 +70,37 @@ class ModelController(Controller):
         call = call_in(request)
         name = unescape(model_version)
         validate_model_version(name)
-        model = await call.context.resources.models.get_model(name)
+        model = await call.context.resources.models.find_model(name)
         return response(call.reply(await _item(call.context, model)))
+
+    @delete(
+        "/{model_version:str}",
+        guards=[operators],
+        status_code=202,
+        summary="Delete a model version",
+    )
+    async def delete(
+        self, request: Request[Any, Any, Any], model_version: FromPath[str]
+    ) -> Response[ModelItem]:
+        """Deletes a model version with its embeddings, builds and files.
+
+        Until a worker has removed all of it, this route's GET gives `deleting_at`, and the other
+        routes of the model version are conflicts. Then the name can be used again.
+        """
+        call = call_in(request)
+
+        async def act(running: Once, _sent: None) -> Reply:
+            name = unescape(model_version)
+            validate_model_version(name)
+            models = call.context.resources.models
+            model = await models.get_model(name)
+            marked = msgspec.structs.replace(model, deleting_at=timestamp(now()))
+            reply = call.reply(await _item(call.context, marked), 202)
+            await models.mark_model(marked, running.parts(reply))
+            call.context.catalogue.mark(marked)
+            return reply
+
+        return response(await once(call, nothing, act))
 
     @post(
         "/{model_version:str}/promote",
@@ -171,6 +200,8 @@ async def _file(
 
 async def _item(context: Context, model: Model) -> ModelItem:
     loaded = context.catalogue.loaded.get(model.model_version)
+    if loaded is not None and loaded.data != model.data:
+        loaded = None  # of an earlier model version of the name, or of before a restore
     manifest = await _manifest(context, model)
     return ModelItem(
         model_version=model.model_version,
@@ -181,6 +212,7 @@ async def _item(context: Context, model: Model) -> ModelItem:
         current_build=None if manifest is None else _current(manifest),
         open_build_id=model.open_build_id,
         loaded=None if loaded is None else _loaded(loaded),
+        deleting_at=model.deleting_at,
     )
 
 

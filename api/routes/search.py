@@ -29,7 +29,7 @@ from api.vectors import (
     count_parts,
     floats,
 )
-from core.errors import Invalid, NoIndex, NotFound, NotYetVisible
+from core.errors import Invalid, ModelBeingDeleted, NoIndex, NotFound, NotYetVisible
 from core.settings import Limits
 from core.usecases.identifiers import validate_product_id
 from core.vectors.arrays import Floats
@@ -51,6 +51,7 @@ async def search(call: Call, model_version: str) -> Reply:
         Unreadable: the body or the watermark cannot be read.
         Invalid: they do not hold.
         NotFound: there is no such model version, or no such product in its index.
+        ModelBeingDeleted: the model version is marked for deletion.
         NoIndex: the model version has no published build.
         NotYetVisible: the index does not reflect `min_watermark`.
     """
@@ -65,7 +66,7 @@ async def search(call: Call, model_version: str) -> Reply:
     names = [f"vectors[{i}]" if many else "vector" for i in range(len(vectors))]
     try:
         view = await _view(call, model_version)
-    except (NotFound, NoIndex) as absent:
+    except (NotFound, NoIndex, ModelBeingDeleted) as absent:
         # What the body itself lacks is said first, as the contract has it.
         if isinstance(body.product_id, str):
             validate_product_id(body.product_id, limits.product_id_bytes_max)
@@ -79,6 +80,7 @@ async def search(call: Call, model_version: str) -> Reply:
         check_all(vectors, names, view.metric, view.dimension, limits)
     if after is not None and not view.reflects(after.watermark):
         view = await _reflecting(call, model_version, after)
+        check_all(vectors, names, view.metric, view.dimension, limits)  # it may be made anew
     place: int | None = None
     if isinstance(body.product_id, str):
         place = place_of(view, body.product_id, limits)
@@ -101,6 +103,7 @@ async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
     Raises:
         Invalid: `k` does not hold.
         NotFound: there is no such model version, or no such product in its index.
+        ModelBeingDeleted: the model version is marked for deletion.
         NoIndex: the model version has no published build.
     """
     call.enter(call.context.admission.reads)
@@ -108,7 +111,7 @@ async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
     k = Query(call.query).integer("k", default=10, minimum=1, maximum=limits.k_max)
     try:
         view = await _view(call, model_version)
-    except (NotFound, NoIndex):
+    except (NotFound, NoIndex, ModelBeingDeleted):
         validate_product_id(product_id, limits.product_id_bytes_max)
         raise
     place = place_of(view, product_id, limits)

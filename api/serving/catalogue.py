@@ -8,7 +8,7 @@ from api import telemetry as metrics
 from api.serving.loaded import LoadedIndex
 from api.serving.view import View
 from core import telemetry
-from core.errors import K9Error, NoIndex, NotYetVisible, Unavailable
+from core.errors import K9Error, ModelBeingDeleted, NoIndex, NotYetVisible, Unavailable
 from core.models import Model
 from core.repositories.models import ModelRepository
 from core.usecases.identifiers import validate_model_version
@@ -32,6 +32,10 @@ class Catalogue:
         """Bytes of what changed since the builds."""
         self.bring: Bring | None = None
         """Has a write applied, where changes are followed."""
+        self.forget: Callable[[str], None] | None = None
+        """Ends following a model version, where changes are followed."""
+        self._marked: dict[str, Model] = {}
+        """Model versions that this process marked for deletion: lists may lag behind that."""
         self._swapped = asyncio.Event()
         self.known: dict[str, Model] = {}
         """Model versions as DynamoDB last listed them, or as the cache has them."""
@@ -59,6 +63,7 @@ class Catalogue:
         Raises:
             Invalid: it is no name of a model version.
             NotFound: there is no such model version.
+            ModelBeingDeleted: it is marked for deletion.
             NoIndex: it has no published build.
             NotYetVisible: it did not reflect `after` in time.
             Unavailable: its index is not loaded yet.
@@ -68,6 +73,10 @@ class Catalogue:
             raise await self._absence(model_version)
         if after is None or view.reflects(after):
             return view
+        if after.generation is not None and after.generation < view.index.generation:
+            raise NotYetVisible(
+                f"this write was to an earlier {model_version}, which was deleted since"
+            )
         return await self._awaited(model_version, after)
 
     def swap(self, loaded: LoadedIndex, view: View | None = None) -> None:
@@ -115,12 +124,26 @@ class Catalogue:
         """Forgets the index of a model version; requests that have it finish with it."""
         self._views.pop(model_version, None)
         self._beside.pop(model_version, None)
+        if self.forget is not None:
+            self.forget(model_version)
         if self._loaded.pop(model_version, None) is not None:
             telemetry.LOADED_ROWS.remove(model_version)
 
     def learn(self, models: Iterable[Model]) -> None:
         """Takes the list of model versions as it is now."""
         self.known = {model.model_version: model for model in models}
+        for name, marked in list(self._marked.items()):
+            listed = self.known.get(name)
+            if listed is None or listed.deleting_at or listed.data != marked.data:
+                del self._marked[name]
+            else:
+                self.known[name] = marked
+
+    def mark(self, marked: Model) -> None:
+        """Answers no more for a model version that was just marked for deletion."""
+        self._marked[marked.model_version] = marked
+        self.known = {**self.known, marked.model_version: marked}
+        self.drop(marked.model_version)
 
     async def _awaited(self, model_version: str, after: Watermark) -> View:
         """A view that reflects the write: by reading what was written, or by a newer index."""
@@ -128,7 +151,8 @@ class Catalogue:
         brought = asyncio.create_task(self._brought(model_version, after))
         try:
             while (view := self._views.get(model_version)) is not None:
-                if view.reflects(after) or (brought.done() and brought.result()):
+                same = after.generation in {None, view.index.generation}
+                if view.reflects(after) or (same and brought.done() and brought.result()):
                     return view
                 swapping = asyncio.create_task(self._swapped.wait())
                 waiting = {swapping} if brought.done() else {swapping, brought}
@@ -152,6 +176,8 @@ class Catalogue:
         """Why nothing is loaded for it. On doubt the model version itself is read."""
         validate_model_version(model_version)
         model = self.known.get(model_version) or await self._models.get_model(model_version)
+        if model.deleting_at is not None:
+            return ModelBeingDeleted(model_version)
         if model.current_build_id is None:
             return NoIndex(f"{model_version} has no published build yet; POST one to its builds")
         trouble = self.troubles.get(model_version, "it is being loaded")

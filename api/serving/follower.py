@@ -89,7 +89,7 @@ class Follower:
         self._next: _Stage | None = None
         """A version that is about to answer, and gets all changes already."""
         self._reading = Reading(
-            lambda ids: resources.embeddings.read_rows(self.name, ids),
+            lambda ids: resources.embeddings.read_rows(self.name, ids, model.generation),
             self._apply,
             gather_s=settings.hint_gather_s,
             waiting_max=settings.delta_rows_hard,
@@ -164,6 +164,8 @@ class Follower:
         stage = self._stage
         ahead = timestamp(now() + timedelta(seconds=_FUTURE_S))
         if stage is None or stage.over or after.moment > ahead:
+            return False
+        if after.generation not in {None, self._model.generation}:
             return False
         if after.product_id is not None:
             try:

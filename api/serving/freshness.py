@@ -90,6 +90,7 @@ async def open_freshness(resources: Resources, catalogue: Catalogue) -> AsyncIte
     """Follows changes until the end of the block."""
     freshness = Freshness(resources, catalogue)
     catalogue.bring = freshness.bring
+    catalogue.forget = freshness.forget
     hearing = asyncio.create_task(freshness.run())
     try:
         yield freshness

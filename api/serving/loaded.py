@@ -48,7 +48,8 @@ class LoadedIndex:
         self.model_version = manifest.model_version
         self.build_id = manifest.build_id
         self.version = manifest.build_id, fence
-        self.epoch = manifest.epoch
+        self.data = manifest.data
+        self.generation = manifest.generation
         self.metric: Metric = version.metric
         self.dimension = version.d
         self.rows = version.n
@@ -72,9 +73,10 @@ class LoadedIndex:
         Raises:
             Corrupt: its files do not fit together, or it is of another epoch of the data.
         """
-        if manifest.epoch != model.epoch:
+        if manifest.data != model.data:
             raise Corrupt(
-                f"the version is of epoch {manifest.epoch}, the data of {model.epoch}: build again"
+                f"the version is of generation and epoch {manifest.data}, the model version of "
+                f"{model.data}: build again"
             )
         with ExitStack() as stack:
             stack.enter_context(leased(directory))

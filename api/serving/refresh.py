@@ -68,6 +68,8 @@ class Refresher:
         self._downloading: set[str] = set()
         """Of those, the ones for which S3 is waited for."""
         self._backoff: dict[str, _Backoff] = {}
+        self._deleted: set[str] = set()
+        """Model versions seen to be deleted, whose local copies may be left."""
         self._unverified: set[str] = set()
         """Model versions that answer from what the builds table was not asked about."""
         self.records: dict[str, VersionRecord] = {}
@@ -107,20 +109,31 @@ class Refresher:
         self._health.ok("dynamodb")
         self._apply(models)
         await self._noted.write(models)
+        await self._clear_deleted()
         return True
+
+    async def _clear_deleted(self) -> None:
+        """Removes local copies of deleted model versions, once no request reads them any more."""
+        known = self._catalogue.known
+        self._deleted |= {name for name, model in known.items() if model.deleting_at}
+        for name in list(self._deleted):
+            made_anew = name in known and not known[name].deleting_at  # which prunes by itself
+            if made_anew or await self._resources.versions.clear(name):
+                self._deleted.discard(name)
 
     def _apply(self, models: list[Model], *, offline: bool = False) -> None:
         self._catalogue.learn(models)
         for name, loaded in list(self._catalogue.loaded.items()):
             model = self._catalogue.known.get(name)
-            if model is None or model.epoch != loaded.epoch:
-                self._drop(name)
+            if model is None or model.deleting_at or model.data != loaded.data:
+                self._catalogue.drop(name)
         for name in self.records.keys() - self._catalogue.known.keys():
             del self.records[name]
+        self._unverified &= self._catalogue.loaded.keys()
         troubles = self._catalogue.troubles
         for name in [name for name in troubles if self._in_use(self._catalogue.known.get(name))]:
             del troubles[name]
-        for model in models:
+        for model in self._catalogue.known.values():
             if self._wants(model):
                 task = asyncio.create_task(self._load(model, offline=offline))
                 self._loading[model.model_version] = task
@@ -128,7 +141,7 @@ class Refresher:
 
     def _wants(self, model: Model) -> bool:
         name = model.model_version
-        if model.current_build_id is None or name in self._loading:
+        if model.current_build_id is None or model.deleting_at or name in self._loading:
             return False
         if name in self._unverified:
             return True
@@ -139,8 +152,8 @@ class Refresher:
         return backoff is None or backoff.version != _version(model) or now >= backoff.until
 
     def _in_use(self, model: Model | None) -> bool:
-        """Whether its current build answers; of a model version that is gone, none is missing."""
-        if model is None:
+        """Whether its current build answers; of a model version that goes, none is missing."""
+        if model is None or model.deleting_at:
             return True
         loaded = self._catalogue.loaded.get(model.model_version)
         return loaded is not None and loaded.version == _version(model)
@@ -208,7 +221,7 @@ class Refresher:
             return
         self._unverified.discard(name)
         if build is None or not _may_answer(build, loaded.manifest):
-            self._drop(name)
+            self._catalogue.drop(name)
         elif self._in_use(self._catalogue.known.get(name)):
             self.records[name] = VersionRecord.of(build)
 
@@ -217,12 +230,6 @@ class Refresher:
             return await self._resources.builds.get_build(build_id)
         except NotFound:
             return None
-
-    def _drop(self, name: str) -> None:
-        self._unverified.discard(name)
-        self._catalogue.drop(name)
-        if self._freshness is not None:
-            self._freshness.forget(name)
 
     async def _download(self, record: VersionRecord) -> tuple[Path, Manifest]:
         if not record.prefix:
@@ -247,8 +254,8 @@ class Refresher:
     ) -> None:
         loaded = await asyncio.to_thread(LoadedIndex.open, directory, manifest, model)
         known = self._catalogue.known.get(model.model_version)
-        if known is None or known.epoch != model.epoch:
-            raise Unavailable("the data was restored to another state while it was loaded")
+        if known is None or known.deleting_at or known.data != model.data:
+            raise Unavailable("the data was restored, deleted or made anew while it was loaded")
         if self._freshness is None:
             self._catalogue.swap(loaded)
         else:
@@ -331,6 +338,7 @@ class Refresher:
             model
             for name, model in self._catalogue.known.items()
             if model.current_build_id is not None
+            and not model.deleting_at
             and name not in loaded
             and not (name in self._backoff and self._backoff[name].refused)
         ]

@@ -76,6 +76,8 @@ class View:
 
     def reflects(self, after: Watermark) -> bool:
         """Whether the write is surely in it; if not, reading the row or the shards can tell."""
+        if after.generation not in {None, self.index.generation}:
+            return False
         if self.index.manifest.watermark > after.moment:
             return True
         if after.product_id is None:

@@ -70,6 +70,13 @@ def shard_of(product_id: str, shards: int) -> int:
     return crc32(product_id.encode()) % shards
 
 
-def model_shard(model_version: str, shard: int) -> str:
-    """The text of ModelVersionIndex's partition key."""
-    return f"{model_version}#{shard}"
+def model_shard(model_version: str, shard: int, generation: int = 0) -> str:
+    """The text of ModelVersionIndex's partition key.
+
+    The generation is part of it, so that a late write to a deleted model version is in no
+    partition of a later one of the same name. Generation 0 is not written out: rows of releases up
+    to 23e14f8 lie so.
+    """
+    if not generation:
+        return f"{model_version}#{shard}"
+    return f"{model_version}#{generation}#{shard}"

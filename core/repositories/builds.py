@@ -14,7 +14,6 @@ from core.dynamo.expressions import (
     below,
     differs,
     equals,
-    exists,
     expressions,
     key,
     missing,
@@ -24,6 +23,7 @@ from core.errors import (
     BuildEnded,
     ConditionFailed,
     LeaseLost,
+    ModelBeingDeleted,
     NotFound,
     Pinned,
     TransactionFailed,
@@ -41,13 +41,12 @@ from core.repositories.build_rows import (
     still_open,
 )
 from core.repositories.idempotency import lost
-from core.repositories.models import MODEL_CODEC
+from core.repositories.models import read_model, same_model
 from core.repositories.transactions import Part, refused
 from core.settings import Settings
 
 _TRIES = 5
-_BUILD, _MODEL = 0, 1
-"""Where the two rows stand in the transactions that open and end a build."""
+_BUILD, _MODEL = 0, 1  # where the two rows stand in the transactions that open and end a build
 
 Completed = Callable[[Build], Sequence[Part]]
 """What else belongs to a transaction, given the build as it will be."""
@@ -87,11 +86,17 @@ class BuildRepository:
         return decode(reply["Item"])
 
     async def list_builds(
-        self, model_version: str, *, limit: int, position: Position | None = None
+        self,
+        model_version: str,
+        *,
+        limit: int,
+        position: Position | None = None,
+        generation: int | None = None,
     ) -> tuple[list[Build], Position | None]:
         """Up to `limit` builds of a model version, newest first, and where to go on.
 
-        A row that cannot be read is passed over.
+        A row that cannot be read is passed over, and one of another generation than is given: the
+        index shows what was removed a little longer.
         """
         start: dict[str, Any] = {}
         if position:
@@ -109,7 +114,7 @@ class BuildRepository:
             **start,
             **expressions(key=equals("model_version", model_version)),
         )
-        builds = decode_all(reply["Items"])
+        builds = [b for b in decode_all(reply["Items"]) if generation in {None, b.generation}]
         last: Item | None = reply.get("LastEvaluatedKey")
         if last is None:
             return builds, None
@@ -137,7 +142,7 @@ class BuildRepository:
 
     async def open_build(
         self,
-        model_version: str,
+        model: Model,
         parameters: BuildParameters,
         completed: Completed = _nothing,
         *,
@@ -150,20 +155,23 @@ class BuildRepository:
         the transaction of a new one.
 
         Raises:
-            NotFound: there is no such model version.
+            NotFound: there is no such model version any more.
+            ModelBeingDeleted: it is marked for deletion.
             Pinned: an automatic build, and the current one is pinned.
             InFlight: the idempotency claim among those parts was lost.
             Unavailable: other writes of the model's record kept coming between.
         """
+        name = model.model_version
         build = Build(
             build_id=new_build_id(),
-            model_version=model_version,
+            model_version=name,
             status="queued",
             requested_at=timestamp(now()),
             parameters=parameters,
             automatic=automatic,
+            generation=model.generation,
         )
-        free = exists("model_version") & missing("open_build_id")
+        free = same_model(model) & missing("open_build_id")
         if automatic:
             free &= differs("pinned", True)
         change = Update(set={"open_build_id": build.build_id})
@@ -172,18 +180,18 @@ class BuildRepository:
                 await transactions.transact(
                     self._dynamo,
                     transactions.put(self._builds, open_row(build), missing("build_id")),
-                    self._model_update(model_version, change, free),
+                    self._model_update(name, change, free),
                     *completed(build),
                 )
             except TransactionFailed as failed:
                 if not refused(failed, _MODEL):
                     raise lost() from None
-                already = await self._already_open(model_version, parameters, automatic=automatic)
+                already = await self._already_open(model, parameters, automatic=automatic)
                 if already is not None:
                     return already
             else:
                 return build
-        raise Unavailable(f"the build of {model_version} could not be opened; try again")
+        raise Unavailable(f"the build of {name} could not be opened; try again")
 
     async def claim(self, build_id: str, fence: int, *, lease_s: float | None = None) -> Build:
         """Takes a build that waits, or whose lease has run out, under the next fence.
@@ -265,13 +273,15 @@ class BuildRepository:
         except ConditionFailed:
             raise LeaseLost(f"build {build.build_id} has another owner now") from None
 
-    async def cancel(self, build_id: str, completed: Completed = _nothing) -> Build:
+    async def cancel(
+        self, build_id: str, completed: Completed = _nothing, *, verification: bool = False
+    ) -> Build:
         """Ends a build that waits or runs. Its worker learns of it at its next heartbeat.
 
         The fence is raised, so that whoever has claimed the build has lost it.
 
         Raises:
-            NotFound: there is no such build.
+            NotFound: there is no such build, or it is a verification and `verification` is not set.
             BuildEnded: it has ended.
             InFlight: the idempotency claim among the further parts was lost.
             Unavailable: it kept changing.
@@ -279,7 +289,7 @@ class BuildRepository:
         cancelled: Build | None = None
         for _ in range(_TRIES):
             build = await self.get_build(build_id)
-            if build.verifies is not None:
+            if build.verifies is not None and not verification:
                 raise NotFound(f"there is no build {build_id!r}")
             if cancelled is not None and _same_end(build, cancelled):
                 return cancelled  # the answer to that was lost, and the try after it refused
@@ -310,9 +320,7 @@ class BuildRepository:
     async def _end(
         self, build: Build, ended: Update, holds: Condition, further: Sequence[Part] = ()
     ) -> None:
-        """Ends a build and frees its model for the next one.
-
-        A model's record that names another build, as after a restore, is left as it is.
+        """Ends a build, and frees its model for the next one where its record names this build.
 
         Raises:
             ConditionFailed: `holds` did not.
@@ -341,11 +349,15 @@ class BuildRepository:
             raise lost() from None
 
     async def _already_open(
-        self, model_version: str, parameters: BuildParameters, *, automatic: bool
+        self, before: Model, parameters: BuildParameters, *, automatic: bool
     ) -> Build | None:
-        model = await self._model_of(model_version)
+        model = await read_model(self._dynamo, self._models, before.model_version)
+        if model.generation != before.generation:
+            raise NotFound(f"there is no model version {model.model_version!r} any more")
+        if model.deleting_at is not None:
+            raise ModelBeingDeleted(model.model_version)
         if automatic and model.pinned:
-            raise Pinned(f"build {model.current_build_id} of {model_version} is pinned")
+            raise Pinned(f"build {model.current_build_id} of {model.model_version} is pinned")
         if model.open_build_id is None:
             return None
         build = await self.get_build(model.open_build_id)
@@ -357,17 +369,6 @@ class BuildRepository:
             )
         except LeaseLost:
             return None  # it was claimed or ended since: look again
-
-    async def _model_of(self, model_version: str) -> Model:
-        reply = await self._dynamo.call(
-            "get_item",
-            TableName=self._models,
-            Key=key(model_version=model_version),
-            ConsistentRead=True,
-        )
-        if "Item" not in reply:
-            raise NotFound(f"there is no model version {model_version!r}")
-        return MODEL_CODEC.decode(reply["Item"])
 
     async def _update(
         self, build_id: str, update: Update, condition: Condition, holder: str | None = None

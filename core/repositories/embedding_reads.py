@@ -19,9 +19,15 @@ _BACKOFF_MAX_S: Final = 1.0
 
 
 async def read_rows(
-    dynamo: Dynamo, table: str, model_version: str, product_ids: Sequence[str]
+    dynamo: Dynamo,
+    table: str,
+    model_version: str,
+    product_ids: Sequence[str],
+    generation: int | None = None,
 ) -> list[Embedding]:
     """The rows of these ids (each once) that are there, tombstones too, read consistently.
+
+    Those of another generation than the one that is given are left out.
 
     Raises:
         Unavailable: DynamoDB did not give all of them in time.
@@ -30,7 +36,8 @@ async def read_rows(
         product_ids[start : start + _IDS_MAX] for start in range(0, len(product_ids), _IDS_MAX)
     ]
     if len(chunks) == 1:
-        return await _read(dynamo, table, model_version, chunks[0])
+        rows = await _read(dynamo, table, model_version, chunks[0])
+        return [row for row in rows if generation in {None, row.generation}]
     gate = asyncio.Semaphore(_SIDE_BY_SIDE)
 
     async def read(chunk: Sequence[str]) -> list[Embedding]:
@@ -39,7 +46,8 @@ async def read_rows(
 
     tasks = [asyncio.create_task(read(chunk)) for chunk in chunks]
     try:
-        return [row for rows in await asyncio.gather(*tasks) for row in rows]
+        read_chunks = await asyncio.gather(*tasks)
+        return [row for rows in read_chunks for row in rows if generation in {None, row.generation}]
     finally:
         for task in tasks:
             task.cancel()

@@ -1,14 +1,26 @@
 """How an embedding lies in its table: rows, tombstones, and the shard that each is in."""
 
+from typing import Final
+
 from core import telemetry
 from core.dynamo import tables
 from core.dynamo.expressions import Condition, Update, equals, exists, key, missing
 from core.dynamo.items import float32_bytes
 from core.dynamo.wire import Item, RequestItem
-from core.errors import Corrupt, NotFound
+from core.errors import Corrupt, NotFound, OtherGeneration
 from core.models import Embedding, Model
 
-SMALL = ("product_id", "model_version", "updated_at", "deleted_at", "vector_dimension")
+GENERATION: Final = "generation"
+"""Attribute with the generation of the model version that a row was written to; rows of
+generation 0 have none, as those of releases up to 23e14f8."""
+SMALL = (
+    "product_id",
+    "model_version",
+    "updated_at",
+    "deleted_at",
+    "vector_dimension",
+    GENERATION,
+)
 """All of a row but its vector."""
 
 _log = telemetry.logger(__name__)
@@ -16,7 +28,26 @@ _log = telemetry.logger(__name__)
 
 def shard_key(model: Model, product_id: str) -> str:
     """The partition of ModelVersionIndex that a product's row is in."""
-    return tables.model_shard(model.model_version, tables.shard_of(product_id, model.shards))
+    shard = tables.shard_of(product_id, model.shards)
+    return tables.model_shard(model.model_version, shard, model.generation)
+
+
+def of_generation(generation: int) -> Condition:
+    """The row is of this generation; where that is 0, it may be absent as well."""
+    return equals(GENERATION, generation) if generation else missing(GENERATION)
+
+
+def writable(model: Model) -> Condition:
+    """The row is absent, or of the same generation."""
+    if not model.generation:
+        return missing(GENERATION)
+    return missing("product_id") | of_generation(model.generation)
+
+
+def generation_of(item: Item) -> int:
+    """The generation of a row."""
+    stored = item.get(GENERATION)
+    return int(stored.N or 0) if stored is not None else 0
 
 
 def row_key(model_version: str, product_id: str) -> RequestItem:
@@ -26,7 +57,9 @@ def row_key(model_version: str, product_id: str) -> RequestItem:
 
 def live_row(embedding: Embedding, model: Model) -> RequestItem:
     """The item of an embedding that has a vector."""
+    own = {GENERATION: {"N": str(model.generation)}} if model.generation else {}
     return {
+        **own,
         "product_id": {"S": embedding.product_id},
         "model_version": {"S": model.model_version},
         tables.MODEL_SHARD: {"S": shard_key(model, embedding.product_id)},
@@ -45,6 +78,7 @@ def embedding_of(model: Model, product_id: str, vector: bytes, moment: str) -> E
         vector=vector,
         dimension=model.dimension,
         updated_at=moment,
+        generation=model.generation,
     )
 
 
@@ -57,6 +91,7 @@ def tombstone_of(model: Model, product_id: str, moment: str) -> Embedding:
         dimension=0,
         updated_at=moment,
         deleted_at=moment,
+        generation=model.generation,
     )
 
 
@@ -70,14 +105,15 @@ def burial(model: Model, tombstone: Embedding) -> tuple[Update, Condition]:
         },
         remove=("embedding_vector", "vector_dimension", "created_at"),
     )
-    return change, exists("product_id") & missing("deleted_at")
+    lives = exists("product_id") & missing("deleted_at")
+    return change, lives & of_generation(model.generation)
 
 
 def unchanged(there: Item | None) -> Condition:
     """The row is as it was read, or as absent."""
     if there is None:
         return missing("product_id")
-    return equals("updated_at", there["updated_at"])
+    return equals("updated_at", there["updated_at"]) & of_generation(generation_of(there))
 
 
 def decode(item: Item) -> Embedding:
@@ -107,6 +143,11 @@ def unknown(model_version: str, product_id: str) -> NotFound:
     return NotFound(f"{model_version} has no embedding of {product_id!r}")
 
 
+def other_generation(model: Model) -> OtherGeneration:
+    """The error for a row of another model version of the same name."""
+    return OtherGeneration(f"a row of {model.model_version} is of another generation")
+
+
 def _embedding(item: Item, vector: bytes | None) -> Embedding:
     deleted = item.get("deleted_at")
     return Embedding(
@@ -116,6 +157,7 @@ def _embedding(item: Item, vector: bytes | None) -> Embedding:
         dimension=_dimension(item, vector),
         updated_at=_text(item, "updated_at"),
         deleted_at=None if deleted is None else deleted.S,
+        generation=generation_of(item),
     )
 
 

@@ -1,8 +1,8 @@
 """Embeddings: rows of the embeddings table, and the parallel reader of a model version."""
 
 import asyncio
-import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -12,18 +12,16 @@ from core.dynamo.client import Dynamo
 from core.dynamo.expressions import (
     above,
     equals,
+    exists,
     expressions,
     missing,
 )
 from core.dynamo.wire import Item, RequestItem, request_item
 from core.errors import (
-    Busy,
     ConditionFailed,
-    K9Error,
-    TableMissing,
-    Unavailable,
 )
 from core.models import Embedding, Model, now, timestamp
+from core.repositories.batch_writes import BatchWrite
 from core.repositories.embedding_reads import read_rows
 from core.repositories.embedding_rows import (
     SMALL,
@@ -32,21 +30,23 @@ from core.repositories.embedding_rows import (
     decode_any,
     embedding_of,
     live_row,
+    of_generation,
+    other_generation,
     row_key,
     tombstone_of,
     unknown,
+    writable,
 )
 from core.repositories.keyed_embeddings import KeyedEmbeddings
+from core.repositories.removals import remove_where
 from core.settings import Settings
 
-_BATCH_WRITE_ROWS = 25
 _LIST_ROWS = 100
 """Keys looked at a query of a listing, tombstones among them."""
 _LIST_QUERIES = 10
 """Queries a page, beyond one a shard."""
 _CHANGED_SHARDS = 2
 """Shards that are read side by side for what changed."""
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 2.0
 
 _Pages = asyncio.Queue[list[Embedding] | Exception | None]
 
@@ -57,6 +57,8 @@ class Position(msgspec.Struct, frozen=True):
     shard: int = 0
     updated_at: str | None = None
     product_id: str | None = None
+    generation: int = 0
+    """Of the model version that is listed."""
 
 
 class EmbeddingRepository:
@@ -76,42 +78,48 @@ class EmbeddingRepository:
         """Puts one row; True when there was none, or a tombstone.
 
         `vector` is float32 little-endian of the model version's dimension.
+
+        Raises:
+            OtherGeneration: the row is of another model version of the same name.
         """
         stored = embedding_of(model, product_id, vector, timestamp(now()))
-        reply = await self._dynamo.call(
-            "put_item", TableName=self._table, Item=live_row(stored, model), ReturnValues="ALL_OLD"
-        )
+        try:
+            reply = await self._dynamo.call(
+                "put_item",
+                TableName=self._table,
+                Item=live_row(stored, model),
+                ReturnValues="ALL_OLD",
+                **expressions(condition=writable(model)),
+            )
+        except ConditionFailed:
+            raise other_generation(model) from None
         old = reply.get("Attributes")
         created = old is None or "deleted_at" in old
         return stored, created
 
-    async def store_batch(self, model: Model, rows: Sequence[tuple[str, bytes]]) -> list[str]:
-        """Puts many rows, each id once; returns the ids that DynamoDB did not take in time."""
+    async def store_batch(
+        self, model: Model, rows: Sequence[tuple[str, bytes]], until: float | None = None
+    ) -> list[str]:
+        """Puts many rows, each id once; returns the ids that DynamoDB did not take in time.
+
+        They are put without a condition, and by no call that begins or lasts after `until`
+        (`time.monotonic`); see `ModelRepository.batch_until`.
+        """
         moment = timestamp(now())
-        requests = [
-            {
-                "PutRequest": {
-                    "Item": live_row(embedding_of(model, product_id, vector, moment), model)
-                }
-            }
+        items = [
+            live_row(embedding_of(model, product_id, vector, moment), model)
             for product_id, vector in rows
         ]
-        chunks = [
-            requests[start : start + _BATCH_WRITE_ROWS]
-            for start in range(0, len(requests), _BATCH_WRITE_ROWS)
-        ]
-        now_s = asyncio.get_running_loop().time()
-        batch = _Batch(now_s + self._ingest.batch_deadline_s, now_s, self._patience_s)
-        gate = asyncio.Semaphore(self._ingest.batch_concurrency)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._write(chunk, gate, batch)) for chunk in chunks]
-        except* K9Error as failed:
-            raise failed.exceptions[0] from None
-        return [product_id for task in tasks for product_id in task.result()]
+        left_s = self._ingest.batch_deadline_s
+        if until is not None:
+            left_s = min(left_s, until - monotonic())
+        writing = BatchWrite(self._dynamo, self._table, left_s, self._patience_s)
+        return await writing.run(items, self._ingest.batch_concurrency)
 
-    async def get_embedding(self, model_version: str, product_id: str) -> Embedding:
-        """One row, read consistently.
+    async def get_embedding(
+        self, model_version: str, product_id: str, generation: int | None = None
+    ) -> Embedding:
+        """One row, read consistently; where a generation is given, of that one alone.
 
         Raises:
             NotFound: there is none, or it was deleted.
@@ -124,7 +132,10 @@ class EmbeddingRepository:
         )
         if "Item" not in reply or "deleted_at" in reply["Item"]:
             raise unknown(model_version, product_id)
-        return decode(reply["Item"])
+        embedding = decode(reply["Item"])
+        if generation not in {None, embedding.generation}:
+            raise unknown(model_version, product_id)
+        return embedding
 
     async def delete_embedding(self, model: Model, product_id: str) -> Embedding:
         """Turns a row into a tombstone, which running indexes learn of.
@@ -152,7 +163,7 @@ class EmbeddingRepository:
 
         A page is short, or empty, where very many rows in a row are tombstones.
         """
-        at = position or Position()
+        at = position or Position(generation=model.generation)
         found: list[Embedding] = []
         for _ in range(model.shards + _LIST_QUERIES):
             if at.shard >= model.shards:
@@ -167,11 +178,17 @@ class EmbeddingRepository:
             )
             for item in reply["Items"]:
                 found.append(decode_any(item))
-                at = Position(at.shard, found[-1].updated_at, found[-1].product_id)
+                at = Position(
+                    at.shard, found[-1].updated_at, found[-1].product_id, model.generation
+                )
                 if len(found) == limit:
                     return found, at
             last = reply.get("LastEvaluatedKey")
-            at = _after(at.shard, last) if last else Position(at.shard + 1)
+            at = (
+                _after(model, at.shard, last)
+                if last
+                else Position(at.shard + 1, generation=model.generation)
+            )
         return found, at if at.shard < model.shards else None
 
     async def has_rows(self, model: Model) -> bool:
@@ -187,18 +204,35 @@ class EmbeddingRepository:
                 start = request_item(reply["LastEvaluatedKey"])
         return False
 
-    async def read_rows(self, model_version: str, product_ids: Sequence[str]) -> list[Embedding]:
+    async def read_rows(
+        self, model_version: str, product_ids: Sequence[str], generation: int | None = None
+    ) -> list[Embedding]:
         """Those of these rows that are there, tombstones too; see `embedding_reads`."""
-        return await read_rows(self._dynamo, self._table, model_version, product_ids)
+        return await read_rows(self._dynamo, self._table, model_version, product_ids, generation)
+
+    async def remove_rows(self, rows: Iterable[Embedding]) -> int:
+        """Removes rows that are still of the generation that was read; how many that were.
+
+        Raises:
+            Unavailable: DynamoDB did not take it in time; the rest is left for another time.
+        """
+        held = (
+            (
+                row_key(row.model_version, row.product_id),
+                exists("product_id") & of_generation(row.generation),
+            )
+            for row in rows
+        )
+        return await remove_where(self._dynamo, self._table, held, self._ingest.batch_concurrency)
 
     def changed_since(self, model: Model, moment: str) -> AsyncGenerator[list[Embedding], None]:
         """The rows changed after a moment, as far as the index shows them; pages as below."""
         return self.get_embeddings_by_model(model, moment)
 
     async def get_embeddings_by_model(
-        self, model: Model, since: str | None = None
+        self, model: Model, since: str | None = None, *, vectors: bool = True
     ) -> AsyncGenerator[list[Embedding], None]:
-        """Every row of a model version, tombstones too, a page at a time.
+        """Every row of a model version, tombstones too, a page at a time; vectors where wanted.
 
         All shards are read side by side, for changes a few at a time; within one, rows come in the
         order of their last change, so of two readings of a product the later one is newer. At most
@@ -208,7 +242,7 @@ class EmbeddingRepository:
         # Who looks for changes answers requests meanwhile: a few pages a moment are enough.
         gate = asyncio.Semaphore(model.shards if since is None else _CHANGED_SHARDS)
         readers = [
-            asyncio.create_task(self._read(model, shard, pages, gate, since))
+            asyncio.create_task(self._read(model, shard, pages, gate, since, vectors=vectors))
             for shard in range(model.shards)
         ]
         try:
@@ -227,14 +261,23 @@ class EmbeddingRepository:
             await asyncio.gather(*readers, return_exceptions=True)
 
     async def _read(
-        self, model: Model, shard: int, pages: _Pages, gate: asyncio.Semaphore, since: str | None
+        self,
+        model: Model,
+        shard: int,
+        pages: _Pages,
+        gate: asyncio.Semaphore,
+        since: str | None,
+        *,
+        vectors: bool,
     ) -> None:
         """Puts the pages of one shard, then None; or the error that ended it."""
         start: RequestItem | None = None
         try:
             while True:
                 async with gate:
-                    reply = await self._query(model, shard, start=start, since=since)
+                    reply = await self._query(
+                        model, shard, start=start, since=since, vectors=vectors
+                    )
                 await pages.put([decode_any(item) for item in reply["Items"]])
                 if "LastEvaluatedKey" not in reply:
                     break
@@ -255,7 +298,8 @@ class EmbeddingRepository:
         vectors: bool = True,
         since: str | None = None,
     ) -> dict[str, Any]:
-        within = equals(tables.MODEL_SHARD, tables.model_shard(model.model_version, shard))
+        partition = tables.model_shard(model.model_version, shard, model.generation)
+        within = equals(tables.MODEL_SHARD, partition)
         parameters: dict[str, Any] = expressions(
             key=within if since is None else within & above("updated_at", since),
             filtered=missing("deleted_at") if live else None,
@@ -269,77 +313,18 @@ class EmbeddingRepository:
             "query", TableName=self._table, IndexName=tables.MODEL_VERSION_INDEX, **parameters
         )
 
-    async def _write(
-        self, requests: list[dict[str, Any]], gate: asyncio.Semaphore, batch: "_Batch"
-    ) -> list[str]:
-        """One BatchWriteItem, and what it left undone again with backoff; the ids still left."""
-        loop = asyncio.get_running_loop()
-        backoff_s = _BACKOFF_FIRST_S
-        async with gate:
-            while loop.time() < batch.until and not batch.gone:
-                began = loop.time()
-                try:
-                    async with asyncio.timeout_at(batch.limit(began)):
-                        reply = await self._dynamo.call(
-                            "batch_write_item", RequestItems={self._table: requests}
-                        )
-                    requests = reply.get("UnprocessedItems", {}).get(self._table, [])
-                    batch.heard(loop.time())
-                except TableMissing:
-                    raise
-                except Busy:
-                    batch.heard(loop.time())
-                except (Unavailable, TimeoutError):
-                    # Nothing is known to be stored: all of it stays to be sent again.
-                    batch.failed(began, loop.time())
-                if not requests:
-                    return []
-                wait_s = random.uniform(0, backoff_s)  # noqa: S311 - jitter, not a secret
-                left_s = batch.limit(loop.time()) - loop.time()
-                await asyncio.sleep(max(0.0, min(wait_s, left_s)))
-                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
-        return [request["PutRequest"]["Item"]["product_id"]["S"] for request in requests]
-
-
-class _Batch(msgspec.Struct):
-    """What the calls of one batch share; moments are the loop's."""
-
-    until: float
-    silent_since: float | None
-    """Since when DynamoDB answers nothing; at first when the batch began."""
-    patience_s: float
-    heard_at: float = 0.0
-    """When it last answered any of them."""
-    gone: bool = False
-    """DynamoDB is away, and not just busy: no further call is begun."""
-
-    def limit(self, moment: float) -> float:
-        """Up to when a call that begins now may take."""
-        since = moment if self.silent_since is None else self.silent_since
-        return min(self.until, since + self.patience_s)
-
-    def heard(self, moment: float) -> None:
-        """It answered, be it that it is busy."""
-        self.heard_at = moment
-        self.silent_since = None
-        self.gone = False
-
-    def failed(self, began: float, moment: float) -> None:
-        """It did not answer a call that began then."""
-        if self.silent_since is None:
-            self.silent_since = max(began, self.heard_at)
-        self.gone = moment - self.silent_since >= self.patience_s
-
 
 def _start(model: Model, at: Position) -> RequestItem | None:
     if at.product_id is None or at.updated_at is None:
         return None
     return {
         **row_key(model.model_version, at.product_id),
-        tables.MODEL_SHARD: {"S": tables.model_shard(model.model_version, at.shard)},
+        tables.MODEL_SHARD: {
+            "S": tables.model_shard(model.model_version, at.shard, model.generation)
+        },
         "updated_at": {"S": at.updated_at},
     }
 
 
-def _after(shard: int, last: Item) -> Position:
-    return Position(shard, last["updated_at"].S, last["product_id"].S)
+def _after(model: Model, shard: int, last: Item) -> Position:
+    return Position(shard, last["updated_at"].S, last["product_id"].S, model.generation)

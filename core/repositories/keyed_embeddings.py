@@ -11,13 +11,17 @@ from core.errors import TableMissing, TransactionFailed, Unavailable
 from core.models import Embedding, Model, now, timestamp
 from core.repositories import transactions
 from core.repositories.embedding_rows import (
+    GENERATION,
     burial,
     embedding_of,
+    generation_of,
     live_row,
+    other_generation,
     row_key,
     tombstone_of,
     unchanged,
     unknown,
+    writable,
 )
 from core.repositories.idempotency import lost
 from core.repositories.transactions import Part, refused
@@ -47,10 +51,13 @@ class KeyedEmbeddings:
 
         Raises:
             InFlight: the idempotency claim among the parts was lost.
+            OtherGeneration: the row is of another model version of the same name.
             Unavailable: others kept writing the same row.
         """
         for _ in range(_ONCE_TRIES):
             there = await self._state(model.model_version, product_id)
+            if there is not None and generation_of(there) != model.generation:
+                raise other_generation(model)
             stored = embedding_of(model, product_id, vector, timestamp(now()))
             created = there is None or "deleted_at" in there
             same = unchanged(there)
@@ -91,9 +98,15 @@ class KeyedEmbeddings:
 
         Raises:
             InFlight: the idempotency claim among the parts was lost.
+            OtherGeneration: a row is of another model version of the same name.
         """
         moment = timestamp(now())
-        waiting = [start for start in range(0, len(rows), _ONCE_ROWS) if str(start) not in noted]
+        # What was noted of an earlier model version of the name was removed with that.
+        names = {
+            start: f"{model.generation}_{start}" if model.generation else str(start)
+            for start in range(0, len(rows), _ONCE_ROWS)
+        }
+        waiting = [start for start, name in names.items() if name not in noted]
         until = asyncio.get_running_loop().time() + self._ingest.batch_deadline_s
         try:
             while waiting and asyncio.get_running_loop().time() < until:
@@ -102,10 +115,16 @@ class KeyedEmbeddings:
                     transactions.put(
                         self._table,
                         live_row(embedding_of(model, product_id, vector, moment), model),
+                        writable(model),
                     )
                     for product_id, vector in rows[start : start + _ONCE_ROWS]
                 ]
-                await self._transacted(note(str(start)), parts, first=False)
+                try:
+                    await transactions.transact(self._dynamo, note(names[start]), *parts)
+                except TransactionFailed as failed:
+                    if refused(failed, 0):
+                        raise lost() from None
+                    raise other_generation(model) from None
                 del waiting[0]
         except TableMissing:
             raise
@@ -120,13 +139,13 @@ class KeyedEmbeddings:
             TableName=self._table,
             Key=row_key(model_version, product_id),
             ConsistentRead=True,
-            **expressions(projection=("updated_at", "deleted_at")),
+            **expressions(projection=("updated_at", "deleted_at", GENERATION)),
         )
         item: Item | None = reply.get("Item")
         return item
 
-    async def _transacted(self, part: Part, also: Sequence[Part], *, first: bool = True) -> bool:
-        """False where the first part was refused and that may be (`first`).
+    async def _transacted(self, part: Part, also: Sequence[Part]) -> bool:
+        """False where the first part was refused.
 
         Raises:
             InFlight: another part was refused: the idempotency claim is lost.
@@ -134,7 +153,7 @@ class KeyedEmbeddings:
         try:
             await transactions.transact(self._dynamo, part, *also)
         except TransactionFailed as failed:
-            if first and refused(failed, 0):
+            if refused(failed, 0):
                 return False
             raise lost() from None
         return True

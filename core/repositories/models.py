@@ -1,43 +1,125 @@
 """Model versions: what their first write fixed, and which build is current."""
 
+import time
+from collections.abc import Mapping, Sequence
 from time import monotonic
+from typing import Final
+
+import msgspec
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import expressions, key, missing
-from core.dynamo.items import Codec
-from core.dynamo.wire import request_item
-from core.errors import ConditionFailed, NotFound
+from core.dynamo.expressions import Condition, Update, equals, exists, expressions, key, missing
+from core.dynamo.items import Codec, int_of
+from core.dynamo.wire import AttributeValue, RequestItem, request_item
+from core.errors import (
+    ConditionFailed,
+    Corrupt,
+    ModelBeingDeleted,
+    NotFound,
+    TransactionFailed,
+)
 from core.models import Metric, Model, now, timestamp
+from core.repositories import transactions
+from core.repositories.idempotency import lost
+from core.repositories.transactions import Part, found, refused
 from core.settings import Settings
 
 MODEL_CODEC = Codec(Model)
 
+_SHARDS: Final = "shards"
+_OWN_SHARDS: Final = "generation_shards"
+"""Where a record with a generation has its number of shards.
+
+Releases up to 23e14f8 find 0 under `shards`: they would write rows to partitions of generation 0,
+where nobody reads them, and so fail before they write. Their processes may run until an upgrade is
+done.
+"""
+
+
+def encode_model(model: Model) -> RequestItem:
+    """The item of a model version's record."""
+    item = MODEL_CODEC.encode(model)
+    if model.generation:
+        item[_OWN_SHARDS] = item[_SHARDS]
+        item[_SHARDS] = {"N": "0"}
+    return item
+
+
+def decode_model(item: Mapping[str, AttributeValue]) -> Model:
+    """The inverse of `encode_model`.
+
+    Raises:
+        Corrupt: it cannot be read.
+    """
+    model = MODEL_CODEC.decode(item)
+    if not model.generation:
+        return model
+    own = item.get(_OWN_SHARDS)
+    if own is None or own.N is None:
+        raise Corrupt(f"attribute {_OWN_SHARDS} of a row is missing")
+    return msgspec.structs.replace(model, shards=int_of(own.N))
+
+
+async def read_model(dynamo: Dynamo, table: str, model_version: str) -> Model:
+    """A model version's record, read consistently.
+
+    Raises:
+        NotFound: there is none.
+    """
+    reply = await dynamo.call(
+        "get_item", TableName=table, Key=key(model_version=model_version), ConsistentRead=True
+    )
+    if "Item" not in reply:
+        raise NotFound(f"there is no model version {model_version!r}")
+    return decode_model(reply["Item"])
+
+
+def same_model(model: Model) -> Condition:
+    """The record is of this generation, and not marked for deletion."""
+    generation = (
+        equals("generation", model.generation) if model.generation else missing("generation")
+    )
+    return exists("model_version") & missing("deleting_at") & generation
+
 
 class ModelRepository:
-    """The models table."""
+    """The models table. What is marked for deletion is given out by `find_model` alone."""
 
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
         self._dynamo = dynamo
         self._table = settings.table(tables.MODELS.name)
         self._cache_s = settings.ingest.model_cache_s
+        self._batch_s = settings.ingest.batch_deadline_s
         self._cache: dict[str, tuple[float, Model]] = {}
+        self._read_at: dict[str, tuple[int, float]] = {}
+        """Model version → generation, and when the last read began that found it unmarked."""
+
+    async def find_model(self, model_version: str) -> Model:
+        """The model version as it is now, be it marked for deletion.
+
+        Raises:
+            NotFound: it was never written to, or its deletion is done.
+        """
+        began = monotonic()
+        try:
+            model = await read_model(self._dynamo, self._table, model_version)
+        except NotFound:
+            self.forget(model_version)
+            raise
+        return self._remember(model, began)
 
     async def get_model(self, model_version: str) -> Model:
         """The model version as it is now.
 
         Raises:
-            NotFound: it was never written to.
+            NotFound: it was never written to, or its deletion is done.
+            ModelBeingDeleted: it is marked for deletion.
         """
-        reply = await self._dynamo.call(
-            "get_item",
-            TableName=self._table,
-            Key=key(model_version=model_version),
-            ConsistentRead=True,
-        )
-        if "Item" not in reply:
-            raise NotFound(f"there is no model version {model_version!r}")
-        return self._remember(MODEL_CODEC.decode(reply["Item"]))
+        model = await self.find_model(model_version)
+        if model.deleting_at is not None:
+            raise ModelBeingDeleted(model_version)
+        return model
 
     async def known_model(self, model_version: str) -> Model:
         """The model version as it was a few seconds ago at the most.
@@ -45,46 +127,112 @@ class ModelRepository:
         Good for what its first write fixed: dimension, metric, shards.
 
         Raises:
-            NotFound: it was never written to.
+            NotFound: it was never written to, or its deletion is done.
+            ModelBeingDeleted: it is marked for deletion.
         """
         cached = self._cache.get(model_version)
         if cached is not None and cached[0] > monotonic():
             return cached[1]
         return await self.get_model(model_version)
 
+    def forget(self, model_version: str) -> None:
+        """Has the model version read anew the next time."""
+        self._cache.pop(model_version, None)
+
+    def batch_until(self, model: Model) -> float:
+        """Up to when (`time.monotonic`) rows may be written without a condition, under its record.
+
+        It counts from the read that found the record unmarked. A worker that removes the rows
+        waits that long after the mark, and for requests that are on their way: so none of these
+        writes can arrive in a later model version of the same name.
+        """
+        generation, read_at = self._read_at.get(model.model_version, (model.generation, 0.0))
+        if generation != model.generation:
+            return 0.0
+        return read_at + self._cache_s + self._batch_s
+
     async def list_models(self) -> list[Model]:
-        """Every model version, by name."""
+        """Every model version, by name, those that are being deleted too."""
         models: list[Model] = []
         start: dict[str, object] = {}
         while True:
             reply = await self._dynamo.call("scan", TableName=self._table, **start)
-            models += [MODEL_CODEC.decode(item) for item in reply["Items"]]
+            models += [decode_model(item) for item in reply["Items"]]
             if "LastEvaluatedKey" not in reply:
-                return sorted(models, key=lambda model: model.model_version)
+                break
             start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
+        listed = {model.model_version: model for model in models}
+        for name, (_, cached) in list(self._cache.items()):
+            model = listed.get(name)
+            if model is None or model.deleting_at or model.generation != cached.generation:
+                self.forget(name)
+        return sorted(models, key=lambda model: model.model_version)
 
     async def create_model(
         self, model_version: str, dimension: int, metric: Metric, shards: int
     ) -> Model:
-        """The model version, made now unless another write was first; then that one's."""
+        """The model version, made now unless another write was first; then that one's.
+
+        Raises:
+            ModelBeingDeleted: there is one, marked for deletion.
+        """
+        began = monotonic()
         model = Model(
             model_version=model_version,
             dimension=dimension,
             metric=metric,
             shards=shards,
             created_at=timestamp(now()),
+            generation=time.time_ns() // 1000,
         )
         try:
             await self._dynamo.call(
                 "put_item",
                 TableName=self._table,
-                Item=MODEL_CODEC.encode(model),
+                Item=encode_model(model),
                 **expressions(condition=missing("model_version")),
             )
         except ConditionFailed:
             return await self.get_model(model_version)
-        return self._remember(model)
+        return self._remember(model, began)
 
-    def _remember(self, model: Model) -> Model:
-        self._cache[model.model_version] = (monotonic() + self._cache_s, model)
+    async def mark_model(self, marked: Model, also: Sequence[Part] = ()) -> None:
+        """Marks a model version for deletion, at its `deleting_at`.
+
+        `also` is what else belongs to the transaction.
+
+        Raises:
+            NotFound: it is gone, be it that there is a later one of its name.
+            ModelBeingDeleted: it is marked already.
+            InFlight: the idempotency claim in `also` was lost.
+        """
+        name = marked.model_version
+        mark = transactions.update(
+            self._table,
+            key(model_version=name),
+            Update(set={"deleting_at": marked.deleting_at}),
+            same_model(marked),
+        )
+        self.forget(name)
+        try:
+            await transactions.transact(self._dynamo, mark, *also)
+        except TransactionFailed as failed:
+            if not refused(failed, 0):
+                raise lost() from None
+            item = found(failed, 0)
+            there = None if item is None else decode_model(item)
+            if there is not None and there.generation == marked.generation:
+                if there.deleting_at == marked.deleting_at:
+                    return  # the answer to that was lost on the way
+                raise ModelBeingDeleted(name) from None
+            raise NotFound(f"there is no model version {name!r} any more") from None
+        finally:
+            self.forget(name)
+
+    def _remember(self, model: Model, began: float) -> Model:
+        if model.deleting_at is None:
+            self._cache[model.model_version] = (began + self._cache_s, model)
+            self._read_at[model.model_version] = (model.generation, began)
+        else:
+            self.forget(model.model_version)
         return model

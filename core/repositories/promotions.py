@@ -35,7 +35,7 @@ from core.repositories import transactions
 from core.repositories.build_rows import ours
 from core.repositories.builds import BuildRepository
 from core.repositories.idempotency import lost
-from core.repositories.models import ModelRepository
+from core.repositories.models import ModelRepository, same_model
 from core.repositories.transactions import Part, refused
 from core.settings import Settings
 
@@ -89,6 +89,7 @@ class PromotionRepository:
             # An operator may have made an automatic build their own since it was claimed.
             there = await self._builds.get_build(build.build_id)
             holds = equals(_OPEN, build.build_id) & equals("epoch", model.epoch)
+            holds &= same_model(model)
             if there.automatic:
                 holds &= differs("pinned", True)
             mine = ours(build) & differs("automatic", not there.automatic)
@@ -128,7 +129,11 @@ class PromotionRepository:
                 await transactions.transact(
                     self._dynamo,
                     self._on_build(build_id, Update(remove=("retired_at",)), kept),
-                    self._on_model(model_version, moved, equals("epoch", model.epoch) & same),
+                    self._on_model(
+                        model_version,
+                        moved,
+                        equals("epoch", model.epoch) & same_model(model) & same,
+                    ),
                     *completed,
                     *self._held_to_the_pin(under_way),
                 )
@@ -167,7 +172,7 @@ class PromotionRepository:
             raise NotPromotable(f"build {build_id} was not published: it is {build.status}")
         if build.removed_at is not None:
             raise NotPromotable(f"build {build_id} was removed at {build.removed_at}; build anew")
-        if (build.manifest or {}).get("epoch") != model.epoch:
+        if (build.generation, (build.manifest or {}).get("epoch")) != model.data:
             raise NotPromotable(
                 f"build {build_id} is of data from before a restore; build {model_version} anew"
             )
@@ -237,7 +242,9 @@ class PromotionRepository:
                 f"build {model.current_build_id} is pinned: only a build that an operator asks for "
                 "after that replaces it"
             )
-        raise LeaseLost(f"the data of {build.model_version} was restored since the build began")
+        raise LeaseLost(
+            f"the data of {build.model_version} was restored or made anew since the build began"
+        )
 
     def _not_current(self, build: Build) -> Part:
         return transactions.check(

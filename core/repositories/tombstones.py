@@ -1,15 +1,14 @@
 """Removing tombstones that no version needs any more."""
 
-import asyncio
 from collections.abc import Iterable
 
 import msgspec
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import equals, expressions
-from core.errors import ConditionFailed
+from core.dynamo.expressions import equals
 from core.repositories.embedding_rows import row_key
+from core.repositories.removals import remove_where
 from core.settings import Settings
 
 
@@ -31,33 +30,16 @@ class TombstoneRepository:
     async def remove(self, model_version: str, tombstones: Iterable[Tombstone]) -> int:
         """Removes those that are still the same tombstones; how many that were.
 
+        One that was written again, or deleted a second time, stays.
+
         Raises:
             Unavailable: DynamoDB did not take it in time; the rest is left for another time.
         """
-        waiting = iter(tombstones)
-        removed = 0
-
-        async def worker() -> None:
-            nonlocal removed
-            for tombstone in waiting:
-                removed += await self._remove(model_version, tombstone)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._concurrency):
-                    group.create_task(worker())
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return removed
-
-    async def _remove(self, model_version: str, tombstone: Tombstone) -> bool:
-        try:
-            await self._dynamo.call(
-                "delete_item",
-                TableName=self._table,
-                Key=row_key(model_version, tombstone.product_id),
-                **expressions(condition=equals("deleted_at", tombstone.deleted_at)),
+        rows = (
+            (
+                row_key(model_version, tombstone.product_id),
+                equals("deleted_at", tombstone.deleted_at),
             )
-        except ConditionFailed:
-            return False  # it was written again, or deleted a second time
-        return True
+            for tombstone in tombstones
+        )
+        return await remove_where(self._dynamo, self._table, rows, self._concurrency)

@@ -54,6 +54,7 @@ class VerificationRepository:
             requested_at=timestamp(now()),
             parameters=build.parameters,
             verifies=build.build_id,
+            generation=build.generation,
         )
         await self._dynamo.call("put_item", TableName=self._table, Item=open_row(verification))
         return verification

@@ -47,6 +47,7 @@ class BuildRequests:
         Raises:
             Invalid: a parameter is out of bounds.
             NotFound: there is no such model version.
+            ModelBeingDeleted: it is marked for deletion.
             EmptyModel: it has no embedding.
             BuildConflict: a build with other parameters is open.
             Pinned: it is automatic, and the current build is pinned.
@@ -55,9 +56,7 @@ class BuildRequests:
         model = await self._models.get_model(model_version)
         if model.open_build_id is None and not await self._embeddings.has_rows(model):
             raise EmptyModel(f"{model_version} has no embeddings; store some, then build")
-        build = await self._builds.open_build(
-            model_version, parameters, completed, automatic=automatic
-        )
+        build = await self._builds.open_build(model, parameters, completed, automatic=automatic)
         if build.parameters != parameters:
             raise BuildConflict(
                 f"build {build.build_id} is open with other parameters; "
@@ -71,6 +70,7 @@ class BuildRequests:
 
         Raises:
             NotFound: there is no such model version.
+            ModelBeingDeleted: it is marked for deletion.
             EmptyModel: it has no embedding.
             BuildConflict: a build with other parameters is open.
             Pinned: the current build is pinned.

@@ -1,9 +1,10 @@
 """Writing embeddings: validated as a whole before anything is stored."""
 
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,7 +15,9 @@ from core.errors import (
     FieldError,
     Invalid,
     MetricConflict,
+    ModelBeingDeleted,
     NotFound,
+    OtherGeneration,
     PartlyStored,
     Unavailable,
 )
@@ -33,7 +36,10 @@ from core.usecases.identifiers import (
 from core.vectors.arrays import check_vector
 from core.watermarks import Watermark
 
+T = TypeVar("T")
 Row = tuple[str, NDArray[np.float32]]
+
+_GENERATION_TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +101,38 @@ class Ingest:
         Raises:
             Invalid: the id, the model version's name or the vector does not hold.
             MetricConflict: the model version has another metric.
+            ModelBeingDeleted: it is marked for deletion.
             Unavailable: DynamoDB did not take it in time.
         """
         validate_model_version(model_version)
         validate_product_id(product_id, self._limits.product_id_bytes_max)
-        model = await self._known(model_version)
-        problem = check_vector(
-            vector,
-            _metric(model, metric),
-            model.dimension if model else None,
-            self._limits.dimension_max,
-        )
-        if problem:
-            raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
-        model = await self._model_for(model, model_version, len(vector), metric)
-        data = vector.tobytes()
-        with self._hinting(model_version, (product_id,)):
-            if completed is None:
-                done = await self._embeddings.store_embedding(model, product_id, data)
-            else:
-                done = await self._embeddings.keyed.store_embedding(
-                    model, product_id, data, lambda made, new: completed(_stored(made, created=new))
-                )
-        telemetry.ROWS_WRITTEN.inc()
-        return _stored(done[0], created=done[1])
+
+        async def attempt() -> Stored:
+            model = await self._known(model_version)
+            problem = check_vector(
+                vector,
+                _metric(model, metric),
+                model.dimension if model else None,
+                self._limits.dimension_max,
+            )
+            if problem:
+                raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
+            model = await self._model_for(model, model_version, len(vector), metric)
+            data = vector.tobytes()
+            with self._hinting(model_version, (product_id,)):
+                if completed is None:
+                    done = await self._embeddings.store_embedding(model, product_id, data)
+                else:
+                    done = await self._embeddings.keyed.store_embedding(
+                        model,
+                        product_id,
+                        data,
+                        lambda made, new: completed(_stored(made, created=new)),
+                    )
+            telemetry.ROWS_WRITTEN.inc()
+            return _stored(done[0], created=done[1])
+
+        return await self.in_one_generation(model_version, (product_id,), attempt)
 
     async def store_batch(
         self,
@@ -134,10 +148,24 @@ class Ingest:
         Raises:
             Invalid: one entry of `errors` a bad row, as `embeddings[3].vector`.
             MetricConflict: the model version has another metric.
+            ModelBeingDeleted: it is marked for deletion.
             PartlyStored: DynamoDB took only a part in time.
         """
         validate_model_version(model_version)
         self._check_size(rows)
+        return await self.in_one_generation(
+            model_version,
+            [product_id for product_id, _ in rows],
+            lambda: self._store_batch(model_version, rows, metric, noting),
+        )
+
+    async def _store_batch(
+        self,
+        model_version: str,
+        rows: Sequence[Row],
+        metric: Metric | None,
+        noting: Noting | None,
+    ) -> Watermark:
         model = await self._known(model_version)
         found = self.problems(rows, model, metric)
         if found:
@@ -150,7 +178,8 @@ class Ingest:
         packed = [(product_id, vector.tobytes()) for product_id, vector in rows]
         with self._hinting(model_version, [product_id for product_id, _ in rows]):
             if noting is None:
-                unprocessed = await self._embeddings.store_batch(model, packed)
+                until = self._models.batch_until(model)
+                unprocessed = await self._embeddings.store_batch(model, packed, until)
             else:
                 unprocessed = await self._embeddings.keyed.store_batch(
                     model, packed, noting.note, noting.noted
@@ -160,7 +189,7 @@ class Ingest:
             telemetry.ROWS_UNPROCESSED.inc(len(unprocessed))
             raise PartlyStored(len(rows) - len(unprocessed), tuple(unprocessed))
         # Not before now: what the shards show after this moment has all of the batch.
-        return Watermark(timestamp(now()), None)
+        return Watermark(timestamp(now()), None, model.generation)
 
     async def delete_embedding(
         self,
@@ -174,6 +203,7 @@ class Ingest:
 
         Raises:
             NotFound: there is no such model version or embedding.
+            ModelBeingDeleted: the model version is marked for deletion.
         """
         validate_product_id(product_id, self._limits.product_id_bytes_max)
         model = await self._models.known_model(model_version)
@@ -184,10 +214,10 @@ class Ingest:
                 tombstone = await self._embeddings.keyed.delete_embedding(
                     model,
                     product_id,
-                    lambda made: completed(Watermark(made.updated_at, product_id)),
+                    lambda made: completed(_watermark(made)),
                 )
         telemetry.ROWS_WRITTEN.inc()
-        return Watermark(tombstone.updated_at, product_id)
+        return _watermark(tombstone)
 
     async def plan(self, model_version: str) -> Model | None:
         """The model version as it stands, or None before its first write."""
@@ -246,15 +276,42 @@ class Ingest:
             raise Invalid(f"embeddings {problem}", (FieldError("embeddings", problem),))
 
     async def _known(self, model_version: str) -> Model | None:
+        """The model version, be it marked for deletion, or None before its first write."""
         try:
             return await self._models.known_model(model_version)
         except NotFound:
             return None
+        except ModelBeingDeleted:  # said once what is written was checked
+            return await self._models.find_model(model_version)
+
+    async def in_one_generation(
+        self, model_version: str, product_ids: Sequence[str], attempt: Callable[[], Awaitable[T]]
+    ) -> T:
+        """What an attempt to write rows comes to, where none of them is of another generation.
+
+        Either the model version was made anew since it was read, or a late write of an earlier
+        one left a row: that is removed. Rows are read before the record, so that one of another
+        generation than the record's is of a model version that is gone.
+        """
+        for _ in range(_GENERATION_TRIES):
+            try:
+                return await attempt()
+            except OtherGeneration:
+                rows = await self._embeddings.read_rows(model_version, product_ids)
+                self._models.forget(model_version)
+                model = await self._known(model_version)
+                generation = None if model is None else model.generation
+                await self._embeddings.remove_rows(
+                    [row for row in rows if row.generation != generation]
+                )
+        raise Unavailable(f"{model_version} is being made anew; try again")
 
     async def _model_for(
         self, model: Model | None, model_version: str, dimension: int, metric: Metric | None
     ) -> Model:
         """The model version to write to; made here by its first write, which may be another's."""
+        if model is not None and model.deleting_at is not None:
+            raise ModelBeingDeleted(model_version)
         if model is None:
             model = await self._models.create_model(
                 model_version, dimension, metric or "cosine", self._shards
@@ -270,7 +327,11 @@ class Ingest:
 
 
 def _stored(embedding: Embedding, *, created: bool) -> Stored:
-    return Stored(embedding, created, Watermark(embedding.updated_at, embedding.product_id))
+    return Stored(embedding, created, _watermark(embedding))
+
+
+def _watermark(embedding: Embedding) -> Watermark:
+    return Watermark(embedding.updated_at, embedding.product_id, embedding.generation)
 
 
 def _metric(model: Model | None, metric: Metric | None) -> Metric:

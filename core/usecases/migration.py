@@ -14,10 +14,23 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.items import int_of
 from core.dynamo.wire import Item, RequestItem
-from core.errors import Invalid, K9Error, MetricConflict, RowError, Stale, Unavailable
+from core.errors import (
+    Invalid,
+    K9Error,
+    MetricConflict,
+    ModelBeingDeleted,
+    RowError,
+    Stale,
+    Unavailable,
+)
 from core.models import Metric, Model, Report, User, next_version, now, timestamp
 from core.repositories.deletions import DeletionRepository
-from core.repositories.embedding_rows import embedding_of, live_row
+from core.repositories.embedding_rows import (
+    embedding_of,
+    generation_of,
+    live_row,
+    other_generation,
+)
 from core.repositories.migrated import put_over
 from core.repositories.models import ModelRepository
 from core.repositories.reports import REPORT_CODEC
@@ -62,8 +75,6 @@ class Migration:
         self._settings = settings
         self._models = models
         self._ingest = ingest
-        self._known: dict[str, Model] = {}
-        self._making = asyncio.Lock()
         # The worker that removes a user looks on for reports for `deletion_settle_s` from the
         # mark, or longer. So a report that is written within that time of a look at the marks is
         # seen.
@@ -128,41 +139,41 @@ class Migration:
         is that of a model version which there is none of yet; None: the embedding's own.
 
         Raises:
-            RowError: it cannot be stored; the model version has another dimension or metric.
+            RowError: it cannot be stored; the model version has another dimension or metric, or is
+                being deleted.
         """
-        with _one_row():
+
+        async def attempt() -> bool:
             model = await self._model(old, metric, dimension)
 
-        def item(_there: Item | None) -> RequestItem:
-            moment = timestamp(now())
-            row = embedding_of(model, old.product_id, old.vector.tobytes(), moment)
-            return {**live_row(row, model), "created_at": {"S": created_at or moment}}
+            def item(_there: Item | None) -> RequestItem:
+                moment = timestamp(now())
+                row = embedding_of(model, old.product_id, old.vector.tobytes(), moment)
+                return {**live_row(row, model), "created_at": {"S": created_at or moment}}
 
-        def check(_there: Item) -> None:
-            """Anyone's embedding may be replaced by a newer one."""
+            def check(there: Item) -> None:
+                if "model_shard" in there and generation_of(there) != model.generation:
+                    raise other_generation(model)
+
+            judge = _Judge(check, created_at, "model_shard")
+            return await self._put(tables.EMBEDDINGS, item, judge)
 
         with _one_row():
-            return await self._put(
-                tables.EMBEDDINGS, item, _Judge(check, created_at, "model_shard")
+            return await self._ingest.in_one_generation(
+                old.model_version, (old.product_id,), attempt
             )
 
     async def _model(
         self, old: OldEmbedding, metric: Metric | None, dimension: int | None
     ) -> Model:
         name = old.model_version
-        model = self._known.get(name)
-        if model is not None:
-            self._check(old, model, metric)
-            return model
-        async with self._making:
-            model = self._known.get(name) or await self._ingest.plan(name)
-            self._check(old, model, metric, dimension)
-            if model is None:
-                model = await self._models.create_model(
-                    name, len(old.vector), metric or "cosine", self._settings.ingest.shards
-                )
-                self._check(old, model, metric)  # it may be another's, made just before
-            self._known[name] = model
+        model = await self._ingest.plan(name)
+        self._check(old, model, metric, dimension)
+        if model is None:
+            model = await self._models.create_model(
+                name, len(old.vector), metric or "cosine", self._settings.ingest.shards
+            )
+            self._check(old, model, metric)  # it may be another's, made just before
         return model
 
     def _check(
@@ -179,6 +190,8 @@ class Migration:
             raise MetricConflict(
                 f"{model.model_version} was created with metric {model.metric}, which stays"
             )
+        if model is not None and model.deleting_at is not None:
+            raise ModelBeingDeleted(model.model_version)
 
     async def _put(
         self, table: tables.Table, item: Callable[[Item | None], RequestItem], judge: "_Judge"

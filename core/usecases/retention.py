@@ -11,6 +11,7 @@ where the bucket is.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import timedelta
 
 import msgspec
@@ -68,7 +69,7 @@ class Retention:
             NotFound: there is no such model version.
             Unavailable: a dependency did not do its part; the next round goes on.
         """
-        stored = await self._stored(model_version)
+        stored = await self.files_of(model_version)
         model = await self._models.get_model(model_version)
         kept = {build.build_id: build for build in await self._newest(model)}
         for build in kept.values():
@@ -88,13 +89,13 @@ class Retention:
                 else:
                     retired = True
                     kept[build_id] = known
-            await self._objects.delete([key for prefix in gone for key in tries[prefix]])
+            await self.remove_files({prefix: tries[prefix] for prefix in gone})
         if removed:
             _log.info("versions removed", model_version=model_version, versions=removed)
         watermarks = [str((build.manifest or {}).get("watermark") or "") for build in kept.values()]
         return Kept(min(watermarks, default=None), retired, removed)
 
-    async def _stored(self, model_version: str) -> dict[str, dict[str, list[str]]]:
+    async def files_of(self, model_version: str) -> dict[str, dict[str, list[str]]]:
         """Build id → prefix of a try → keys of what S3 has that this environment may delete."""
         stored: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         prefixes = [names.versions_prefix(self._environment, model_version)]
@@ -108,13 +109,21 @@ class Retention:
                     stored[build_id][f"{prefix}{build_id}/{fence}/"].append(key)
         return stored
 
+    async def remove_files(self, tries: Mapping[str, list[str]]) -> None:
+        """Removes files as `files_of` gives them for one build.
+
+        Raises:
+            Unavailable: some are still there.
+        """
+        await self._objects.delete([key for keys in tries.values() for key in keys])
+
     async def _newest(self, model: Model) -> list[Build]:
         """The last published versions that are not removed, and the current one."""
         newest: list[Build] = []
         position: Position | None = None
         while True:
             page, position = await self._builds.list_builds(
-                model.model_version, limit=_PAGE, position=position
+                model.model_version, limit=_PAGE, position=position, generation=model.generation
             )
             newest += [b for b in page if b.status == "published" and b.removed_at is None]
             if position is None or len(newest) >= self._kept:

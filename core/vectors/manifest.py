@@ -99,7 +99,14 @@ class Manifest(msgspec.Struct, frozen=True):
     """Those that changed between the watermark and the pull; None in earlier releases' versions."""
     changes: Changes | None = None
     """Against the version that was current then; None where there was none to compare with."""
+    generation: int = 0
+    """That of the model version; releases up to 23e14f8 wrote none."""
     format: Literal[1, 2] = FORMAT
+
+    @property
+    def data(self) -> tuple[int, int]:
+        """As `Model.data`: the version answers for no other."""
+        return self.generation, self.epoch
 
     def encode(self) -> bytes:
         """As JSON, on lines, for people too. The last line is a checksum of the others."""

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from core.errors import NotFound
+from core.errors import ModelBeingDeleted, NotFound
 from core.models import Build, BuildParameters
 from core.settings import Settings
 from deploy.aws.tables import read_mark, write_mark
@@ -89,7 +89,7 @@ async def build(settings: Settings, stage: Callable[[str], None]) -> Build | Non
     async with open_resources(settings.patient()) as resources:
         try:
             model = await resources.models.get_model(MODEL)
-        except NotFound:
+        except (ModelBeingDeleted, NotFound):
             return None  # someone else's data is here, without the sample
         if model.current_build_id is not None and model.open_build_id is None:
             return None

@@ -114,6 +114,9 @@ async def _filled(client: httpx.AsyncClient, url: str, token: str, pool: Pool, s
         metric = name.removeprefix("m-")
         path = f"/models/{name}/embeddings/pandas?metric={metric}"
         await _ok(client, "PUT", path, {"vector": [1, 2, 3]})
+    spare_models = [f"m-spare-{number}" for number in range(spare)]
+    for name in spare_models:
+        await _ok(client, "PUT", f"/models/{name}/embeddings/pandas", {"vector": [1, 2, 3]})
     await _until(client, "/health/ready", "loaded", {MODEL: builds[-1]})
     lists = (
         "/models",
@@ -132,6 +135,7 @@ async def _filled(client: httpx.AsyncClient, url: str, token: str, pool: Pool, s
         reports=tuple(reports[:_REPORTS_KEPT]),
         spare_products=tuple(spare_products),
         spare_reports=tuple(reports[_REPORTS_KEPT:]),
+        spare_models=tuple(spare_models),
         watermark=stored.headers["x-watermark"],
         cursors={
             path.replace(MODEL, "{model_version}"): page["next_cursor"]

@@ -27,6 +27,7 @@ REFUSALS: Final[dict[str, str]] = {
     ),
     r"has a norm of": "the norm is of all numbers together, and a maximum of each of them",
     r"has norm 0, which has no direction": "cosine takes no zero vector",
+    r"no dimension is that of most of": "what most entries have is of all of them together",
     r"is in the batch already": "each id once: unique by a member, which JSON Schema cannot say",
     r"has \d+ bytes, over the limit": "ids are limited in bytes, and maxLength counts characters",
     r"times k of \d+ is over|k times vectors": "vectors times k is a product, no limit of either",
@@ -56,7 +57,16 @@ def _is_of_a_build(case: Case[Any], _response: Response) -> bool:
     return bool(case.operation.path.startswith("/builds/{build_id}"))
 
 
+def _is_of_a_model(case: Case[Any], _response: Response) -> bool:
+    return bool(case.operation.path.startswith("/models/{model_version}"))
+
+
 WAIVERS: Final = (
+    Waiver(
+        UseAfterFree,
+        _is_of_a_model,
+        "a model version that is being deleted is there until the worker is done (202)",
+    ),
     Waiver(UseAfterFree, _is_of_a_build, "a build that was cancelled stays in the history"),
     Waiver(
         UseAfterFree,

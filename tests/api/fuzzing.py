@@ -44,6 +44,7 @@ class Known:
     spare_products: tuple[str, ...]
     """That may be deleted."""
     spare_reports: tuple[str, ...]
+    spare_models: tuple[str, ...]
     watermark: str
     cursors: Mapping[str, str]
     """Path of a list → the cursor of its second page."""
@@ -263,6 +264,7 @@ class _Steering:
         self._random = Random(seed)
         self._products = cycle(known.spare_products)
         self._reports = cycle(known.spare_reports)
+        self._models = cycle(known.spare_models)
 
     def hook(self, schema: Any) -> None:
         """Has schemathesis ask for each part of each request."""
@@ -273,6 +275,9 @@ class _Steering:
 
     def path(self, context: Any, held: Any) -> Any:
         """What may be deleted for writes, and what stays for reads."""
+        deletes = context.operation.method.lower() == "delete"
+        if held and deletes and set(held) == {"model_version"}:
+            return {"model_version": next(self._models)}  # without its model the rest has no sense
         if not held or not self._mostly:
             return held
         known, random = self._known, self._random

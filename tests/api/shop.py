@@ -44,19 +44,21 @@ class Rows(EmbeddingRepository):
     """Reads of single rows so far."""
 
     async def get_embeddings_by_model(
-        self, model: Model, since: str | None = None
+        self, model: Model, since: str | None = None, *, vectors: bool = True
     ) -> AsyncGenerator[list[Embedding], None]:
         """What the index shows."""
         self._check()
-        async for page in super().get_embeddings_by_model(model, since):
+        async for page in super().get_embeddings_by_model(model, since, vectors=vectors):
             if not (self.blind and since is not None):
                 yield page
 
-    async def read_rows(self, model_version: str, product_ids: Sequence[str]) -> list[Embedding]:
+    async def read_rows(
+        self, model_version: str, product_ids: Sequence[str], generation: int | None = None
+    ) -> list[Embedding]:
         """Rows as they are."""
         self._check()
         self.reads += 1
-        return await super().read_rows(model_version, product_ids)
+        return await super().read_rows(model_version, product_ids, generation)
 
     def _check(self) -> None:
         if self.away:

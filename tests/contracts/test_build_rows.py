@@ -92,7 +92,7 @@ async def test_a_cancel_whose_answer_is_lost_is_told_as_done(
 ) -> None:
     """It is sent again and refused, since it was done; another cancel is one too many."""
     builds = BuildRepository(dynamo, settings)
-    build = await builds.open_build(model.model_version, BuildParameters())
+    build = await builds.open_build(model, BuildParameters())
     if claimed:
         build = await builds.claim(build.build_id, build.fence)
     cancelled = await BuildRepository(Stuttering(dynamo), settings).cancel(build.build_id)

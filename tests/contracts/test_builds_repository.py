@@ -9,7 +9,7 @@ import pytest
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Update, expressions, key
 from core.errors import BuildEnded, LeaseLost, NotFound, NotPromotable, Pinned
-from core.models import Build, BuildParameters, Model, Progress
+from core.models import Build, BuildParameters, Model, Progress, now, timestamp
 from core.repositories.builds import BuildRepository
 from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
@@ -19,14 +19,14 @@ from core.settings import Settings
 
 async def running(builds: BuildRepository, model: Model, lease_s: float | None = None) -> Build:
     """A build that was opened and claimed."""
-    build = await builds.open_build(model.model_version, BuildParameters())
+    build = await builds.open_build(model, BuildParameters())
     return await builds.claim(build.build_id, build.fence, lease_s=lease_s)
 
 
 async def test_a_model_has_one_open_build(builds: BuildRepository, model: Model) -> None:
     """A second request, whatever it asks for, is answered with the build that is open."""
-    first = await builds.open_build(model.model_version, BuildParameters())
-    second = await builds.open_build(model.model_version, BuildParameters(matrix_k=5))
+    first = await builds.open_build(model, BuildParameters())
+    second = await builds.open_build(model, BuildParameters(matrix_k=5))
     assert second == first
     assert await builds.get_build(first.build_id) == first
 
@@ -35,22 +35,21 @@ async def test_of_requests_in_flight_together_one_opens(
     builds: BuildRepository, model: Model
 ) -> None:
     """Concurrent requests all get the same build."""
-    opened = await asyncio.gather(
-        *(builds.open_build(model.model_version, BuildParameters()) for _ in range(6))
-    )
+    opened = await asyncio.gather(*(builds.open_build(model, BuildParameters()) for _ in range(6)))
     assert len({build.build_id for build in opened}) == 1
 
 
 async def test_no_build_without_a_model(builds: BuildRepository) -> None:
     """A build of an unknown model version is refused and leaves nothing open."""
+    unknown = Model("unknown", 2, "cosine", 4, timestamp(now()))
     with pytest.raises(NotFound):
-        await builds.open_build("unknown", BuildParameters())
+        await builds.open_build(unknown, BuildParameters())
     assert "unknown" not in {build.model_version for build in await builds.list_open()}
 
 
 async def test_one_worker_claims(builds: BuildRepository, model: Model) -> None:
     """Of workers that claim together one gets the build, under the next fence."""
-    build = await builds.open_build(model.model_version, BuildParameters())
+    build = await builds.open_build(model, BuildParameters())
     claims = await asyncio.gather(
         *(builds.claim(build.build_id, build.fence) for _ in range(5)), return_exceptions=True
     )
@@ -105,7 +104,7 @@ async def test_publishing_moves_the_model(
     )
     await promotions.publish(build, model, {"rows": 4})  # its answer was lost, say: nothing changes
     assert await builds.get_build(build.build_id) == published
-    following = await builds.open_build(model.model_version, BuildParameters())
+    following = await builds.open_build(model, BuildParameters())
     assert following.build_id != build.build_id
 
 
@@ -190,7 +189,7 @@ async def test_a_cancelled_build_is_nobodys(
     claimed: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     """Cancelling ends a build that waits or runs, takes it from its worker, and frees the model."""
-    build = await builds.open_build(model.model_version, BuildParameters())
+    build = await builds.open_build(model, BuildParameters())
     if claimed:
         build = await builds.claim(build.build_id, build.fence)
     cancelled = await builds.cancel(build.build_id)
@@ -208,7 +207,7 @@ async def test_a_cancelled_build_is_nobodys(
             await change
     with pytest.raises(BuildEnded, match="cancelled"):
         await builds.cancel(build.build_id)
-    assert await builds.open_build(model.model_version, BuildParameters()) != build
+    assert await builds.open_build(model, BuildParameters()) != build
 
 
 async def test_what_is_not_there_is_not_cancelled(builds: BuildRepository) -> None:
@@ -354,14 +353,14 @@ async def test_an_automatic_build_leaves_a_pinned_one_alone(
 ) -> None:
     """It is neither opened nor published over a pinned build, unless an operator asks for it."""
     first = await published_build(builds, promotions, model)
-    asked = await builds.open_build(model.model_version, BuildParameters(), automatic=True)
+    asked = await builds.open_build(model, BuildParameters(), automatic=True)
     claimed = await builds.claim(asked.build_id, asked.fence)
     await promotions.promote(model.model_version, first.build_id)
     with pytest.raises(Pinned):
         await promotions.publish(claimed, model, {})
     with pytest.raises(Pinned):
-        await builds.open_build(model.model_version, BuildParameters(), automatic=True)
-    theirs = await builds.open_build(model.model_version, BuildParameters())
+        await builds.open_build(model, BuildParameters(), automatic=True)
+    theirs = await builds.open_build(model, BuildParameters())
     assert (theirs.build_id, theirs.automatic) == (asked.build_id, False)
     await promotions.publish(claimed, model, {})
     after = await models.get_model(model.model_version)

@@ -191,17 +191,18 @@ async def test_what_no_try_will_publish_goes_and_no_more(
 ) -> None:
     """Of a failed build all goes, of one under way what lost claims left; unknown ones stay."""
     await store(resources, model_version, 5)
+    model = await resources.models.get_model(model_version)
 
     async def leave(build_id: str, fence: int) -> str:
         prefix = try_prefix(resources, model_version, build_id, fence)
         await resources.objects.put(prefix + "ids", b"x")
         return f"{build_id}/{fence}"
 
-    opened = await resources.builds.open_build(model_version, BuildParameters())
+    opened = await resources.builds.open_build(model, BuildParameters())
     failed = await resources.builds.claim(opened.build_id, 0)
     await leave(failed.build_id, 1)
     await resources.builds.end(failed, "failed", "on purpose")
-    opened = await resources.builds.open_build(model_version, BuildParameters())
+    opened = await resources.builds.open_build(model, BuildParameters())
     for fence in (0, 1):
         await leave(opened.build_id, fence + 1)
         await resources.builds.claim(opened.build_id, fence, lease_s=0.001)

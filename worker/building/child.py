@@ -71,6 +71,7 @@ class ChildJob(msgspec.Struct, frozen=True):
     limits: ChildLimits = ChildLimits()
     k9_version: str = "0"
     pulled_at: str = ""
+    generation: int = 0
     previous: Previous | None = None
 
 

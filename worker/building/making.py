@@ -123,6 +123,7 @@ class Making:
             model_version=model.model_version,
             build_id=self._build.build_id,
             epoch=model.epoch,
+            generation=model.generation,
             built_at=timestamp(now()),
             watermark=pulled.watermark,
             pulled_at=pulled.pulled_at,
@@ -162,7 +163,7 @@ class Making:
                 "nothing to compare with", build_id=model.current_build_id, reason=str(error)
             )
             return await self.make(model, pulled, None)
-        if manifest.epoch != model.epoch:
+        if manifest.data != model.data:
             return await self.make(model, pulled, None)
         with leased(directory):
             previous = Previous(str(directory), manifest.build_id)

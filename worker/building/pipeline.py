@@ -15,8 +15,17 @@ import msgspec
 from core import names, telemetry
 from core.cached_versions import leased
 from core.counting import counted
-from core.errors import BuildFailed, K9Error, LeaseLost, Pinned, Unavailable
-from core.models import Build, Progress, Stage
+from core.errors import (
+    BuildFailed,
+    K9Error,
+    LeaseLost,
+    ModelBeingDeleted,
+    ModelGone,
+    NotFound,
+    Pinned,
+    Unavailable,
+)
+from core.models import Build, Model, Progress, Stage
 from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
@@ -89,7 +98,7 @@ class BuildRun:
                 self._log.warning("build left", reason=str(error))
         except BuildFailed as error:
             await self._fail(str(error))
-        except Pinned as error:
+        except (Pinned, ModelGone) as error:
             await self._fail(str(error), meant=True)
         except asyncio.CancelledError:
             await self._give_back("the worker was stopped", wait_s=0, fault=False)
@@ -113,7 +122,7 @@ class BuildRun:
     async def _work(self) -> None:
         self._directory.mkdir(parents=True)
         with leased(self._directory), counted() as requests:
-            model = await self._resources.models.get_model(self._build.model_version)
+            model = await self._model()
             making = Making(self._resources, self._build, self._directory, self.report, self._costs)
             if self._build.verifies is not None:
                 found = await verify(self._resources, self._build, model, making)
@@ -141,6 +150,21 @@ class BuildRun:
             )
             for stage, seconds in manifest.stages.items():
                 telemetry.BUILD_SECONDS.labels(stage).observe(seconds)
+
+    async def _model(self) -> Model:
+        """The model version that the build is of.
+
+        Raises:
+            ModelGone: it is being deleted, or gone, be it that there is a later one of its name.
+        """
+        name = self._build.model_version
+        try:
+            model = await self._resources.models.get_model(name)
+        except (ModelBeingDeleted, NotFound) as error:
+            raise ModelGone(str(error)) from None
+        if model.generation != self._build.generation:
+            raise ModelGone(f"{name} was deleted and made anew since the build was requested")
+        return model
 
     def _check_overlap(self, manifest: Manifest) -> None:
         """Stops a build that would replace the current one with something else altogether."""

@@ -231,6 +231,7 @@ def _manifest(
         model_version=job.model_version,
         build_id=job.build_id,
         epoch=job.epoch,
+        generation=job.generation,
         built_at=job.built_at,
         watermark=job.watermark,
         dimension=job.dimension,

@@ -63,12 +63,15 @@ class Table:
         )
         return moment
 
-    async def read_rows(self, _model_version: str, product_ids: Sequence[str]) -> list[Embedding]:
+    async def read_rows(
+        self, _model_version: str, product_ids: Sequence[str], generation: int
+    ) -> list[Embedding]:
         """Rows as they are."""
         self.reads += 1
         if self.reads_fail:
             raise Unavailable("rows are away, says the test")
-        return [self.rows[name] for name in product_ids if name in self.rows]
+        rows = [self.rows[name] for name in product_ids if name in self.rows]
+        return [row for row in rows if row.generation == generation]
 
     async def changed_since(
         self, _model: Model, moment: str
@@ -140,6 +143,7 @@ class Rig:
         )
         self.freshness = Freshness(resources, self.catalogue)
         self.catalogue.bring = self.freshness.bring
+        self.catalogue.forget = self.freshness.forget
         self.catalogue.learn([self.asked.model])
 
     @asynccontextmanager

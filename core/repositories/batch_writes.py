@@ -1,0 +1,101 @@
+"""One batch of rows by many BatchWriteItem calls side by side, within a deadline."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any, Final
+
+from core.dynamo.client import Dynamo
+from core.dynamo.wire import RequestItem
+from core.errors import Busy, K9Error, TableMissing, Unavailable
+
+_ROWS: Final = 25
+"""The most that one call takes."""
+_BACKOFF_FIRST_S: Final = 0.05
+_BACKOFF_MAX_S: Final = 2.0
+
+
+class BatchWrite:
+    """What the calls of one batch share; moments are the event loop's."""
+
+    def __init__(self, dynamo: Dynamo, table: str, deadline_s: float, patience_s: float) -> None:
+        """No call begins or lasts after `deadline_s` from now.
+
+        DynamoDB is given up before that once it has answered nothing for `patience_s`.
+        """
+        self._dynamo = dynamo
+        self._table = table
+        self._patience_s = patience_s
+        now_s = asyncio.get_running_loop().time()
+        self._until = now_s + deadline_s
+        self._ends = monotonic() + deadline_s
+        """The same by a clock that goes on while the process stands still; the loop's may not."""
+        self._silent_since: float | None = now_s
+        """Since when DynamoDB answers nothing; at first when the batch began."""
+        self._heard_at = 0.0
+        """When it last answered any of them."""
+        self._gone = False
+        """DynamoDB is away, and not just busy: no further call is begun."""
+
+    async def run(self, items: Sequence[RequestItem], concurrency: int) -> list[str]:
+        """Puts items, each product id once; the ids of those that were not taken in time.
+
+        Raises:
+            TableMissing: the table is not there.
+        """
+        requests = [{"PutRequest": {"Item": item}} for item in items]
+        chunks = [requests[start : start + _ROWS] for start in range(0, len(requests), _ROWS)]
+        gate = asyncio.Semaphore(concurrency)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._write(chunk, gate)) for chunk in chunks]
+        except* K9Error as failed:
+            raise failed.exceptions[0] from None
+        return [product_id for task in tasks for product_id in task.result()]
+
+    async def _write(self, requests: list[dict[str, Any]], gate: asyncio.Semaphore) -> list[str]:
+        """One call, and what it left undone again with backoff; the ids still left."""
+        loop = asyncio.get_running_loop()
+        backoff_s = _BACKOFF_FIRST_S
+        async with gate:
+            while monotonic() < self._ends and not self._gone:
+                began = loop.time()
+                try:
+                    async with asyncio.timeout_at(self._limit(began)):
+                        reply = await self._dynamo.call(
+                            "batch_write_item", RequestItems={self._table: requests}
+                        )
+                    requests = reply.get("UnprocessedItems", {}).get(self._table, [])
+                    self._heard(loop.time())
+                except TableMissing:
+                    raise
+                except Busy:
+                    self._heard(loop.time())
+                except (Unavailable, TimeoutError):
+                    # Nothing is known to be stored: all of it stays to be sent again.
+                    self._failed(began, loop.time())
+                if not requests:
+                    return []
+                wait_s = random.uniform(0, backoff_s)  # noqa: S311 - jitter, not a secret
+                left_s = self._limit(loop.time()) - loop.time()
+                await asyncio.sleep(max(0.0, min(wait_s, left_s)))
+                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+        return [request["PutRequest"]["Item"]["product_id"]["S"] for request in requests]
+
+    def _limit(self, moment: float) -> float:
+        """Up to when a call that begins now may take."""
+        since = moment if self._silent_since is None else self._silent_since
+        return min(self._until, since + self._patience_s)
+
+    def _heard(self, moment: float) -> None:
+        """It answered, be it that it is busy."""
+        self._heard_at = moment
+        self._silent_since = None
+        self._gone = False
+
+    def _failed(self, began: float, moment: float) -> None:
+        """It did not answer a call that began then."""
+        if self._silent_since is None:
+            self._silent_since = max(began, self._heard_at)
+        self._gone = moment - self._silent_since >= self._patience_s
