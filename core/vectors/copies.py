@@ -123,9 +123,10 @@ class Groups:
         self.trivial = self.first.shape[0] == of.shape[0]
         """Whether every row is a group of its own."""
         self._members: Ints = np.argsort(self.of, kind="stable")
-        self._sizes: Ints = np.bincount(self.of, minlength=self.first.shape[0])
-        self._starts: Ints = np.cumsum(self._sizes) - self._sizes
-        near = self._sizes[:0] if self.radii is None else self._sizes[self.radii > 0]
+        self.sizes: Ints = np.bincount(self.of, minlength=self.first.shape[0])
+        """Rows of each group."""
+        self._starts: Ints = np.cumsum(self.sizes) - self.sizes
+        near = self.sizes[:0] if self.radii is None else self.sizes[self.radii > 0]
         self.near_copies = int((near - 1).sum())
         """Rows that are almost equal to the one that represents them."""
         self.near_copies_max = int(near.max(initial=0))
@@ -151,7 +152,7 @@ class Groups:
 
     def members(self, groups: Ints) -> Members:
         """The rows of these groups (any,), which become the positions of an index."""
-        sizes = self._sizes[groups]
+        sizes = self.sizes[groups]
         starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
         flat = np.arange(int(starts[-1])) + np.repeat(self._starts[groups] - starts[:-1], sizes)
         radii = None if self.radii is None else self.radii[groups]
@@ -159,7 +160,7 @@ class Groups:
 
     def expand(self, found: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
         """The best k rows of each line of groups (m, c): every group has the score of its rows."""
-        sizes = np.minimum(self._sizes[found], k)
+        sizes = np.minimum(self.sizes[found], k)
         m = found.shape[0]
         flat = np.repeat(found.ravel(), sizes.ravel())
         line = np.repeat(np.arange(m), sizes.sum(axis=1))

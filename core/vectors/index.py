@@ -144,9 +144,9 @@ def _advice(plans: list[Plan], tuners: list[Tuner], target: float, limits: Index
     tried = ", ".join(planned.family for planned in plans)
     failed = [tuner.zero for tuner in tuners if tuner.zero is not None]
     if failed:
-        zero = min(failed, key=lambda measured: max(measured.upper, measured.near_copies))
+        zero = min(failed, key=lambda measured: max(measured.upper, measured.copies))
         return (
-            f"{zero.count} of {zero.queries} new queries and {zero.near_copies:.1%} of the near "
+            f"{zero.count} of {zero.queries} new queries and {zero.copies:.1%} of the "
             f"copies found none of their {RECALL_AT} nearest rows ({tried}), the most that can be "
             f"promised must be {ZERO_RECALL_MAX:.1%}: remove rows that are almost equal to many "
             "others, or raise K9_INDEX_BYTES_MAX so that other indexes fit"

@@ -37,8 +37,9 @@ class ZeroRecall(msgspec.Struct, frozen=True):
     upper: float
     """What the share of all queries like these surely does not exceed (97.5 %)."""
     method: str
-    near_copies: float = 0.0
-    """The share of near copies that find nothing right, one row of each group asked for all."""
+    copies: float = 0.0
+    """The share of copies and near copies, one row of each larger group asked for all, that find
+    nothing right."""
 
 
 class Recall(msgspec.Struct, frozen=True):

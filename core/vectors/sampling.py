@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from core.models import Metric
 from core.vectors.arrays import Doubles, Floats, Ints, prepare
 from core.vectors.copies import similar_rows
-from core.vectors.near_copies import spread
+from core.vectors.near_copies import MEMBERS_MIN, spread
 from core.vectors.parameters import IndexLimits
 from core.vectors.recall import RECALL_AT, ground_truth, held_out, surely
 
@@ -23,7 +23,7 @@ _DENSE_SHARE: Final = 0.25
 _NOISE_SHARE: Final = 0.25
 """How far a query with noise is from the row that it was made of, as such a share."""
 _GROUPS_MAX: Final = 1000
-"""Groups of near copies of which one row asks."""
+"""Groups of copies of which one row asks."""
 _SEED: Final = 31
 
 
@@ -39,6 +39,8 @@ class Sample:
         groups = similar_rows(rows, metric, radius_share)
         total = groups.first.shape[0]
         held = held_out(total, least=limits.held_out_min, most=limits.held_out_max)
+        # Whether a large group can be reached is measured while it is in the index.
+        held = held[groups.sizes[held] < MEMBERS_MIN]
         self.metric: Metric = metric
         self.method = "rows held out of the index, added last"
         if held.shape[0] < _QUERIES_MIN:
@@ -109,19 +111,19 @@ class Sample:
         return self._asked
 
     def among_copies(self) -> tuple[Floats, Floats, Ints]:
-        """A near copy of each of the largest groups, its best scores, and the size of the group.
+        """A row of each of the largest groups, equal or near, its best scores, and their sizes.
 
         All rows of a group are behind one: where that is out of reach, all are lost.
         """
         if self._among is None:
             queries, sizes = self._rows[:0], np.empty(0, dtype=np.int64)
-            if self.members is not None and self.members.radii is not None:
+            if self.members is not None:
                 starts = self.members.starts[: self.kept.shape[0] + 1]
-                near = np.flatnonzero(self.members.radii[: self.kept.shape[0]])
-                sizes = np.diff(starts)[near]
+                sizes = np.diff(starts)
                 largest = np.argsort(-sizes, kind="stable")[:_GROUPS_MAX]
-                near, sizes = near[largest], sizes[largest]
-                queries = self._rows[self.members.rows[starts[near + 1] - 1]]
+                largest = largest[sizes[largest] >= MEMBERS_MIN]
+                sizes = sizes[largest]
+                queries = self._rows[self.members.rows[starts[largest + 1] - 1]]
             self._among = queries, self._truth(queries, RECALL_AT), sizes
         return self._among
 

@@ -62,7 +62,7 @@ class Tuner:
         most = self._bounds(RECALL_AT)[1]
         while tuned is not None:
             self.zero = self._zero_recall(tuned[0])
-            if self.zero.upper <= ZERO_RECALL_MAX and self.zero.near_copies <= ZERO_RECALL_MAX:
+            if self.zero.upper <= ZERO_RECALL_MAX and self.zero.copies <= ZERO_RECALL_MAX:
                 return tuned
             if tuned[0].breadth >= most:
                 return None
@@ -149,7 +149,7 @@ class Tuner:
         return ZeroRecall(asked, count, bound, _ZERO_METHOD, self._lost_copies(effort))
 
     def _lost_copies(self, effort: Effort) -> float:
-        """The share of near copies, by rows, that find nothing right."""
+        """The share of copies, by rows, that find nothing right."""
         queries, truth, sizes = self._sample.among_copies()
         if not sizes.size:
             return 0.0

@@ -16,6 +16,7 @@ from core.vectors.near_copies import (
     spread,
 )
 from core.vectors.parameters import IndexLimits
+from core.vectors.sampling import Sample
 from core.vectors.search import Searcher
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, truth
 
@@ -141,6 +142,16 @@ def test_a_few_alike_and_real_rows_stay_in_the_index() -> None:
     assert similar_rows(rows, "cosine", RADIUS_SHARES[0]).near_copies == MEMBERS_MIN - 1
 
 
+def test_a_large_group_is_never_held_out() -> None:
+    """Its rows may be half of all, and are in the index when that is measured."""
+    rows, copies = with_copies(products(400, "cosine"), "cosine", 300, 1e-5)
+    rows[np.flatnonzero(~copies)[:40]] = rows[np.flatnonzero(~copies)[0]]
+    for start in range(0, 300, 10):  # another row is held out each time
+        sample = Sample(np.roll(rows, start, axis=0), "cosine", IndexLimits(), RADIUS_SHARES[0])
+        assert 30 <= sample.added_last.size <= 36
+        assert sample.among_copies()[2].tolist() == [301, 40]
+
+
 def test_the_same_rows_give_the_same_groups() -> None:
     """Whatever the threads: a deterministic build depends on it."""
     rows, _ = with_copies(products(3000, "l2"), "l2", 2000, 3e-3)
@@ -208,11 +219,12 @@ def test_the_matrix_of_near_copies(metric: Metric) -> None:
         assert matrix.scores[row].tolist() == found[wanted].tolist()
 
 
-def test_a_group_that_the_graph_does_not_reach_is_not_lost() -> None:
+@pytest.mark.parametrize("noise", [0, 1e-4])
+def test_a_group_that_the_graph_does_not_reach_is_not_lost(noise: float) -> None:
     """Far from all others one node is out of reach, and with it a fifth of the rows."""
     every = products(1700, "l2")
     every[500] *= 3
-    rows, copies = with_copies(every[500:], "l2", 300, 1e-4)
+    rows, copies = with_copies(every[500:], "l2", 300, noise)
     limits = IndexLimits(exact_numbers_max=0, held_out_min=100)
     built = build_index(rows, "l2", target_recall=0.9, limits=limits, progress=lambda *_: None)
     searcher = Searcher(rows, "l2", built.info, built.index, built.order, built.members)

@@ -192,7 +192,7 @@ def test_near_copies_are_served(tmp_path: Path) -> None:
     assert files.MEMBER_RADII in manifest.files
     zero = manifest.recall.zero
     assert zero is not None
-    assert (zero.near_copies, zero.upper <= 0.001) == (0.0, True)
+    assert (zero.copies, zero.upper <= 0.001) == (0.0, True)
     opened = MappedVersion.open(tmp_path / "out", manifest)
     near, found = opened.search_one(catalogue()[0], 51)
     exact, wanted = opened.search_one(catalogue()[0], 51, exact=True)
