@@ -88,11 +88,12 @@ class Turns:
     def _queued(self, caller: str, *, first: bool) -> "asyncio.Future[None]":
         """A turn to come. What has begun goes before what the same caller has not begun."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting.setdefault(caller, deque())
         if first:
-            queue.append(turn)
-        else:
+            self._waiting.setdefault(caller, deque()).append(turn)
+        else:  # the caller has just had a turn: it is last now
+            queue = self._waiting.pop(caller, deque())
             queue.appendleft(turn)
+            self._waiting[caller] = queue
         return turn
 
     async def _wait(self, turn: "asyncio.Future[None]", wait_s: float | None) -> None:

@@ -30,8 +30,11 @@ _RESULT_US: Final = 0.6
 _EXCLUDED_US: Final = 7.0
 """To find the row of one product id."""
 _LINKS: Final = 30
-_STEP_VECTORS: Final = 32
-"""A product of matrices of fewer vectors takes more time a vector."""
+_STEP_VECTORS: Final = 128
+"""A product of matrices of fewer vectors takes more time a vector: twice as much with 16."""
+_MANY: Final = 16
+_MANY_RATIO: Final = 0.3
+"""Of the time of a scan with one vector, that of each of so many in one product (measured)."""
 _STEP_NUMBERS: Final = 16 << 20
 """Scores of one step, of a scan."""
 _FEW: Final = 10
@@ -154,15 +157,18 @@ class LoadedIndex:
         """
         if vectors == 1 and k <= _FEW and not exact and not excluded and not beside:
             return self._few_take_long
-        estimated = self.estimate_us(vectors, k, exact=exact, excluded=excluded, beside=beside)
-        return estimated > _INLINE_US_MAX
+        estimated = self._estimate_us(vectors, k, excluded, exact=exact)
+        return estimated + vectors * _SCAN_US * beside > _INLINE_US_MAX
 
     def estimate_us(
         self, vectors: int, k: int, *, exact: bool, excluded: int = 0, beside: int = 0
     ) -> float:
         """Microseconds that a search may take, to within a factor of a few."""
         estimated = self._estimate_us(vectors, k, excluded, exact=exact)
-        return estimated + vectors * _SCAN_US * beside
+        estimated += vectors * _SCAN_US * beside
+        if vectors >= _MANY and (exact or self._always_exact):
+            estimated *= _MANY_RATIO
+        return estimated
 
     @staticmethod
     def scan_takes_long(numbers: int) -> bool:
