@@ -114,12 +114,22 @@ def explore(known: Known, effort: Effort, *, seed: int) -> Tally:
         seed: The same makes the same cases, though not the same answers.
     """
     tally = Tally()
-    schemathesis.hook("before_call")(_own_key)
+    models = cycle(known.spare_models)
+
+    def before_call(context: Any, case: Any, kwargs: Any) -> None:
+        """Deletes none but the spare model versions: the other requests are about the real one."""
+        _own_key(context, case, kwargs)
+        operation = case.operation.method.lower(), case.operation.path
+        named = (case.path_parameters or {}).get("model_version")
+        if operation == ("delete", "/models/{model_version}") and named == known.model_version:
+            case.path_parameters["model_version"] = next(models)
+
+    schemathesis.hook("before_call")(before_call)
     try:
         for part in _rounds(effort):
             _run(known, part, seed, tally)
     finally:
-        schemathesis.hooks.unregister(_own_key)
+        schemathesis.hooks.unregister(before_call)
     return tally
 
 
@@ -264,7 +274,6 @@ class _Steering:
         self._random = Random(seed)
         self._products = cycle(known.spare_products)
         self._reports = cycle(known.spare_reports)
-        self._models = cycle(known.spare_models)
 
     def hook(self, schema: Any) -> None:
         """Has schemathesis ask for each part of each request."""
@@ -275,9 +284,6 @@ class _Steering:
 
     def path(self, context: Any, held: Any) -> Any:
         """What may be deleted for writes, and what stays for reads."""
-        deletes = context.operation.method.lower() == "delete"
-        if held and deletes and set(held) == {"model_version"}:
-            return {"model_version": next(self._models)}  # without its model the rest has no sense
         if not held or not self._mostly:
             return held
         known, random = self._known, self._random
