@@ -8,7 +8,7 @@ from api import telemetry as metrics
 from api.serving.loaded import LoadedIndex
 from api.serving.view import View
 from core import telemetry
-from core.errors import K9Error, ModelBeingDeleted, NoIndex, NotYetVisible, Unavailable
+from core.errors import K9Error, NoIndex, NotYetVisible, Unavailable
 from core.models import Model
 from core.repositories.models import ModelRepository
 from core.usecases.identifiers import validate_model_version
@@ -175,9 +175,9 @@ class Catalogue:
     async def _absence(self, model_version: str) -> K9Error:
         """Why nothing is loaded for it. On doubt the model version itself is read."""
         validate_model_version(model_version)
-        model = self.known.get(model_version) or await self._models.get_model(model_version)
-        if model.deleting_at is not None:
-            return ModelBeingDeleted(model_version)
+        model = self.known.get(model_version)
+        if model is None or model.deleting_at is not None:  # which may be done by now
+            model = await self._models.get_model(model_version)
         if model.current_build_id is None:
             return NoIndex(f"{model_version} has no published build yet; POST one to its builds")
         trouble = self.troubles.get(model_version, "it is being loaded")
