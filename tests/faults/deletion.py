@@ -72,15 +72,22 @@ class Trial:
         replies = await asyncio.gather(*(self._report(key, number) for number in range(REPORTS)))
         for reply in replies:
             self._check("POST /reports", reply, httpx.codes.CREATED)
-            self._seen["reports acknowledged"] += 1
+            self._seen["reports acknowledged"] += reply.status_code == httpx.codes.CREATED
         return [str(reply.json().get("id")) for reply in replies]
 
     async def _report(self, key: str, number: int) -> httpx.Response:
-        return await self._client.post(
-            "/reports",
-            json={"title": f"report {number}"},
-            headers={"idempotency-key": f"{key}-{number}"},
-        )
+        """Writes a report; one that is answered 503 is sent again, under the same key."""
+        async with asyncio.timeout(120):
+            while True:
+                reply = await self._client.post(
+                    "/reports",
+                    json={"title": f"report {number}"},
+                    headers={"idempotency-key": f"{key}-{number}"},
+                )
+                if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    return reply
+                self._seen["503, sent again"] += 1
+                await asyncio.sleep(float(reply.headers["retry-after"]))
 
     async def _watch(self, made: list[str], watched_s: float) -> None:
         """Reads the reports for a while; one that is gone is lost."""
