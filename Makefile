@@ -27,7 +27,7 @@ dev: $(VENV)/.local ## Starts everything on this machine, until Ctrl-C
 	@exec $(BIN)/k9 dev $(ARGS)
 
 test: $(VENV)/.dev ## Runs every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, template, unit tests
 	$(BIN)/ruff format --check .
@@ -35,7 +35,7 @@ check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, templat
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/cfn-lint deploy/cloudformation/*.yaml
-	$(BIN)/python -m pytest -q tests/unit $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(ARGS)
 
 load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 	$(BIN)/python -m tests.load.run $(ARGS)

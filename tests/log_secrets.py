@@ -24,6 +24,8 @@ _TOKEN: Final = re.compile(r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}")
 _SHOWN_MAX: Final = 20
 _BEFORE: Final = 80
 """Characters that are shown of what stands before a secret."""
+_WORKER: Final = "PYTEST_XDIST_WORKER"
+"""Set in the processes that share the tests of a run; the one that started them searches."""
 _SECTIONS: Final = ("Captured stdout", "Captured stderr", "Captured log")
 
 _texts: dict[tuple[str, str], None] = {}
@@ -32,7 +34,9 @@ _found: list[str] = []
 
 
 def begin() -> None:
-    """Has every process that is started from now on write copies."""
+    """Has every process that is started from now on write copies, one directory a run."""
+    if _WORKER in os.environ:
+        return
     os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="k9-test-logs-")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_PATH), before)))
@@ -61,6 +65,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Searches all of it."""
+    if _WORKER in os.environ:
+        return
     directory = Path(os.environ.pop(DIRECTORY, ""))
     secrets = {CURSOR_KEY, *secrets_in(os.environ)}
     for path in directory.glob("*.secrets"):

@@ -56,10 +56,12 @@ async def objects(stack_settings: Settings) -> AsyncIterator[Objects]:
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """One with every file that serving maps: a graph, over rows some of which are copies."""
+    """One with every file that serving maps: a graph, over rows some of which are near copies."""
     directory = tmp_path_factory.mktemp("version")
-    rows = np.random.default_rng(2).standard_normal((ROWS, DIMENSION)).astype(np.float32)
-    rows[: ROWS // 4] = rows[-(ROWS // 4) :]
+    random = np.random.default_rng(2)
+    rows = random.standard_normal((ROWS, DIMENSION)).astype(np.float32)
+    noise = random.standard_normal((ROWS // 8, DIMENSION)).astype(np.float32)
+    rows[: ROWS // 8] = rows[-1] + np.float32(1e-6) * noise
     ids = [f"p{row:03d}" for row in range(ROWS)]
     manifest = make(directory, "b-1", ids, rows=rows, family="hnsw_flat")
     assert set(MAPPED) <= set(manifest.files)
@@ -139,7 +141,8 @@ async def test_a_spare_version_is_one_that_holds(
     found = await store.spare(current)
     assert found is not None
     assert found[1] == store.directory(first)
-    await store.prune(other)
-    assert store.directory(other).exists()
+    await store.prune(third)
     assert store.directory(third).exists()
+    assert store.directory(first).exists()
+    assert not store.directory(other).exists(), "no spare for other data"
     assert await store.spare(model_of(other.build_id, fence=FENCE, epoch=1)) is None

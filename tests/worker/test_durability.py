@@ -213,10 +213,10 @@ async def test_a_passing_fault_is_tried_again(
     away = ["S3 was away"]
     upload = type(resources.versions).upload
 
-    async def failing(self: object, *arguments: Any) -> None:
+    async def failing(self: object, *arguments: Any) -> Any:
         if away:
             raise Unavailable(away.pop())
-        await upload(self, *arguments)  # type: ignore[arg-type]
+        return await upload(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(resources.versions), "upload", failing)
     async with worker(settings):

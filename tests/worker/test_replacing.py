@@ -81,11 +81,11 @@ async def test_a_build_asked_for_before_a_promotion_does_not_take_it_back(
     upload = type(resources.versions).upload
     again: list[Build] = []
 
-    async def promoting(self: object, *arguments: Any) -> None:
+    async def promoting(self: object, *arguments: Any) -> Any:
         await resources.promotions.promote(model_version, good.build_id)
         if again:
             again.append(await resources.build_requests.request(model_version, BuildParameters()))
-        await upload(self, *arguments)  # type: ignore[arg-type]
+        return await upload(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(resources.versions), "upload", promoting)
     held = await build(resources, model_version)
