@@ -1,6 +1,7 @@
 """One request and its reply on a connection, and what answers in place of the application."""
 
-from typing import Any, Final
+import asyncio
+from typing import Any, Final, cast
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -14,8 +15,45 @@ TOO_MANY: Final = 429
 ADDRESS_FULL: Final = OverShare("this address has too much open; try again once some is done")
 
 
+class ReplyWriter:
+    """Writes the header of a reply together with what follows it: one system call, one packet."""
+
+    __slots__ = ("_header", "_transport", "holds_next")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._header = b""
+        self.holds_next = False
+        """What is written next is a header, and a body follows at once."""
+
+    def write(self, data: bytes) -> None:
+        """Writes, or holds a header until what follows is written."""
+        if self.holds_next:
+            self.holds_next = False
+            self._header = data
+        elif self._header:
+            header, self._header = self._header, b""
+            self._transport.write(header + data)
+        else:
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Closes the connection once all is written."""
+        if self._header:
+            self.write(b"")
+        self._transport.close()
+
+
 class Cycle(RequestResponseCycle):
     """One request and its reply."""
+
+    def __init__(self, transport: asyncio.Transport, **given: Any) -> None:
+        self._writer = ReplyWriter(transport)
+        super().__init__(transport=cast("asyncio.Transport", self._writer), **given)
 
     broken = False
     """What came of the body breaks its framing."""
@@ -48,6 +86,8 @@ class Cycle(RequestResponseCycle):
             self.keep_alive = False  # the rest of the body would be taken for the next request
         elif self.response_started and not self.keep_alive:
             self.closes = self.keep_alive = True  # the protocol closes, when all has been read
+        if not self.response_started and self.scope["method"] != "HEAD":
+            self._writer.holds_next = True
         await super().send(message)
 
 
