@@ -203,7 +203,7 @@ async def test_a_header_that_does_not_come_ends_the_connection(service: Service)
 
 async def test_a_connection_that_rests_too_long_is_closed(service: Service) -> None:
     """After its last reply."""
-    async with listening(service, idle_timeout_s=0.2) as listener:
+    async with listening(service, idle_timeout_s=1.0) as listener:
         stream = await listener.connect()
         assert await alive(stream)
         assert await at_end(stream) == b""
