@@ -7,8 +7,8 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tests.worker.work import store
 from worker.building.workshop import sweep
 from worker.context import WorkerContext, open_context
 
+_TRIES = 100
 SLOW = BuildParameters(matrix_k=1000)
 """With a few thousand rows a matrix of millions of entries, which takes a while to write."""
 SLOW_ROWS = 2500
@@ -59,6 +60,24 @@ async def requested(resources: Resources, model_version: str, *, slow: bool = Fa
     await store(resources, model_version, SLOW_ROWS if slow else 20)
     parameters = SLOW if slow else BuildParameters()
     return (await resources.build_requests.request(model_version, parameters)).build_id
+
+
+@contextmanager
+def valkey_on(port: int, data: Path) -> Iterator[None]:
+    """A Valkey on this port, as soon as no connection of another test has it for its own end."""
+    server = ValkeyServer(port=port, data_dir=data)
+    for attempt in range(_TRIES):
+        try:
+            server.start()
+            break
+        except OSError:
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        server.stop()
 
 
 async def published_once(resources: Resources, model_version: str, build_id: str) -> Build:
@@ -151,7 +170,7 @@ async def test_redis_may_be_emptied_go_away_and_come_back(
     with tempfile.TemporaryDirectory(prefix="k9-valkey-") as directory:
         data = Path(directory)
         async with open_resources(own) as mine, running(own) as process:
-            with ValkeyServer(port=port, data_dir=data):
+            with valkey_on(port, data):
                 ids = [await requested(mine, name) for name in names[:3]]
                 await mine.queue.redis.flushall()
                 last = await requested(mine, names[3], slow=True)
@@ -160,7 +179,7 @@ async def test_redis_may_be_emptied_go_away_and_come_back(
             for build_id in ids:
                 await until(mine, build_id, has_ended)
             assert (await mine.builds.get_build(last)).fence == running_one.fence
-            with ValkeyServer(port=port, data_dir=data):
+            with valkey_on(port, data):
                 ids.append(await requested(mine, names[5]))
                 await until(mine, ids[-1], has_ended)
                 async with asyncio.timeout(20):
