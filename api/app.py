@@ -28,9 +28,9 @@ from api.routes.models import ModelController
 from api.routes.reports import ReportController
 from api.routes.search import SearchController
 from api.routes.users import UserController
-from api.serving.catalogue import Catalogue
-from api.serving.freshness import open_freshness
-from api.serving.refresh import Refresher, following
+from api.serving.changes import open_freshness
+from api.serving.registry import IndexRegistry
+from api.serving.updater import IndexUpdater, following
 from api.turns import Turns, lower_priority
 from api.watching import Watches
 from core.dynamo.cursors import Cursors
@@ -138,21 +138,21 @@ async def _open_context(
         )
         if keys is None:
             keys = await stack.enter_async_context(open_keys(settings, health))
-        catalogue = Catalogue(resources.models, settings.serving.loaded_bytes_max)
+        registry = IndexRegistry(resources.models, settings.serving.loaded_bytes_max)
         admission = Admission(settings)
         set_threads(1)  # a search takes one thread, and another search takes the next
         serving = settings.serving
         searching = _turns("large searches", serving.search_threads, serving.search_queue_s, stack)
         decoding = _turns("bodies", 1, settings.http.body_timeout_s, stack)
-        freshness = await stack.enter_async_context(open_freshness(resources, catalogue))
-        refresher = Refresher(resources, catalogue, health, freshness)
+        freshness = await stack.enter_async_context(open_freshness(resources, registry))
+        refresher = IndexUpdater(resources, registry, health, freshness)
         await stack.enter_async_context(following(refresher))
         metrics.IN_FLIGHT.set_function(lambda: admission.requests)
         yield Context(
             settings=settings,
             resources=resources,
             authenticator=Authenticator(settings, keys),
-            catalogue=catalogue,
+            registry=registry,
             health=health,
             admission=admission,
             watches=Watches(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from api.auth import Authenticator
 from api.health import Health
 from api.limits import Admission, BodyLimits
-from api.serving.catalogue import Catalogue
+from api.serving.registry import IndexRegistry
 from api.turns import Turns
 from api.watching import Watches
 from core.resources import Resources
@@ -19,7 +19,7 @@ class Context:
     settings: Settings
     resources: Resources
     authenticator: Authenticator
-    catalogue: Catalogue
+    registry: IndexRegistry
     health: Health
     admission: Admission
     watches: Watches

@@ -27,7 +27,7 @@ class HealthController(Controller):
         A caller with a valid token also gets the model versions and what is wrong with them.
         """
         call = call_in(request)
-        health, catalogue = call.context.health, call.context.catalogue
+        health, registry = call.context.health, call.context.registry
         known = call.known_caller is not None
         readiness = Readiness(
             status="ready" if health.ready else "draining" if health.draining else "starting",
@@ -41,6 +41,6 @@ class HealthController(Controller):
             },
         )
         if known:
-            readiness.loaded = {name: i.build_id for name, i in catalogue.loaded.items()}
-            readiness.troubles = dict(catalogue.troubles)
+            readiness.loaded = {name: i.build_id for name, i in registry.loaded.items()}
+            readiness.troubles = dict(registry.troubles)
         return response(call.reply(readiness, 200 if health.ready else 503))

@@ -25,7 +25,7 @@ from api.schemas import (
     ModelPage,
     PromoteBody,
 )
-from api.serving.loaded import LoadedIndex
+from api.serving.segment import Segment
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
 from core.models import Build, Model, now, timestamp
 from core.usecases.identifiers import validate_model_version
@@ -97,7 +97,7 @@ class ModelController(Controller):
             marked = msgspec.structs.replace(model, deleting_at=timestamp(now()))
             reply = call.reply(await _item(call.context, marked), 202)
             await models.mark_model(marked, running.parts(reply))
-            call.context.catalogue.mark(marked)
+            call.context.registry.mark(marked)
             return reply
 
         return response(await once(call, nothing, act))
@@ -199,7 +199,7 @@ async def _file(
 
 
 async def _item(context: Context, model: Model) -> ModelItem:
-    loaded = context.catalogue.loaded.get(model.model_version)
+    loaded = context.registry.loaded.get(model.model_version)
     if loaded is not None and loaded.data != model.data:
         loaded = None  # of an earlier model version of the name, or of before a restore
     manifest = await _manifest(context, model)
@@ -220,7 +220,7 @@ async def _manifest(context: Context, model: Model) -> Manifest | None:
     """Of the current build: from memory where it is loaded, else from the builds table."""
     if model.current_build_id is None:
         return None
-    loaded = context.catalogue.loaded.get(model.model_version)
+    loaded = context.registry.loaded.get(model.model_version)
     if loaded is not None and loaded.build_id == model.current_build_id:
         return loaded.manifest
     try:
@@ -248,7 +248,7 @@ def _current(manifest: Manifest) -> CurrentBuild:
     )
 
 
-def _loaded(loaded: LoadedIndex) -> LoadedVersion:
+def _loaded(loaded: Segment) -> LoadedVersion:
     return LoadedVersion(
         build_id=loaded.build_id,
         rows=loaded.rows,

@@ -19,7 +19,7 @@ from api.paths import unescape
 from api.problems import Reply, invalid
 from api.queries import Query
 from api.schemas import Found, FoundMany, LargeSearchBody, Neighbor, PackedSearchBody, SearchBody
-from api.serving.view import View
+from api.serving.snapshot import Snapshot
 from api.turns import Steps, finished, one_step
 from api.vectors import (
     DECODED_AT_ONCE,
@@ -130,7 +130,7 @@ async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
     return call.reply(Found(neighbors=found, index=view.used_matrix))
 
 
-async def _reflecting(call: Call, model_version: str, after: Presented) -> View:
+async def _reflecting(call: Call, model_version: str, after: Presented) -> Snapshot:
     """What answers once it reflects a write. Only a watermark that a write answered is waited for.
 
     Raises:
@@ -140,31 +140,31 @@ async def _reflecting(call: Call, model_version: str, after: Presented) -> View:
         raise NotYetVisible(f"the index of {model_version} does not reflect this write")
     admission = call.context.admission
     with admission.one_of(admission.waits, call.caller.user_id):
-        return await call.context.catalogue.wanted(model_version, after.watermark)
+        return await call.context.registry.wanted(model_version, after.watermark)
 
 
-async def _view(call: Call, model_version: str) -> View:
+async def _view(call: Call, model_version: str) -> Snapshot:
     """What answers for a model version.
 
     Raises:
-        Invalid, NotFound, NoIndex, Unavailable: as `Catalogue.wanted` says.
+        Invalid, NotFound, NoIndex, Unavailable: as `IndexRegistry.wanted` says.
     """
-    catalogue = call.context.catalogue
-    view = catalogue.view(model_version)
+    registry = call.context.registry
+    view = registry.view(model_version)
     if view is not None:
         return view
     admission = call.context.admission  # whether there is such a model version is read
     with admission.one_of(admission.calls, call.caller.user_id):
-        return await catalogue.wanted(model_version)
+        return await registry.wanted(model_version)
 
 
 def _body_bytes_max(context: Context, model_version: str) -> int:
-    view = context.catalogue.view(model_version)
+    view = context.registry.view(model_version)
     limits = context.body_limits
     return limits.search if view is None else limits.search_of(view.dimension)
 
 
-def place_of(view: View, product_id: str, limits: Limits) -> int:
+def place_of(view: Snapshot, product_id: str, limits: Limits) -> int:
     """Where the product is, for the view's own methods.
 
     Raises:
@@ -231,7 +231,7 @@ def _check_options(body: _Body, limits: Limits) -> None:
 
 
 def _finding(
-    view: View, vectors: list[Floats], body: _Body, place: int | None
+    view: Snapshot, vectors: list[Floats], body: _Body, place: int | None
 ) -> Steps[list[list[Neighbor]]]:
     lists: list[list[Neighbor]] = []
     for start in range(0, len(vectors), view.searched_at_once):

@@ -1,7 +1,7 @@
 """Rows changed since a build: what they are now, what they hide in the index, exact search.
 
-A `Buffer` is filled by the one task that reads changed rows. Each time it is, it gives a new
-`Delta`, which never changes: a search works on the one that it began with.
+A `DeltaBuffer` is filled by the one task that reads changed rows. Each time it is, it gives a new
+`DeltaSnapshot`, which never changes: a search works on the one that it began with.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.schemas import Neighbor
-from api.serving.loaded import LoadedIndex
+from api.serving.segment import Segment
 from core.models import Embedding
 from core.vectors.arrays import (
     Floats,
@@ -26,11 +26,11 @@ from core.vectors.arrays import (
 from core.vectors.parameters import IndexInfo, Layout
 from core.vectors.search import Exclusion, Searcher
 
-SAME: Final = -1
+UNCHANGED: Final = -1
 """In place of a slot: written again as the index has it."""
-HIDDEN: Final = -2
+MASKED: Final = -2
 """Deleted, or no longer good: the index's row must not come back."""
-GONE: Final = -3
+ABSENT: Final = -3
 """The same, and the index never had it."""
 _CHUNK_ROWS: Final = 256
 _FEW_ROWS: Final = 64
@@ -47,13 +47,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     updated_at: str
     slot: int
-    """Where its vector is in the buffer, or `SAME`, `HIDDEN`, `GONE`."""
+    """Where its vector is in the buffer, or `UNCHANGED`, `MASKED`, `ABSENT`."""
 
 
 Entries = Mapping[str, Entry]
 
 
-class Delta:
+class DeltaSnapshot:
     """What a buffer had at one moment, to be searched beside the index."""
 
     __slots__ = ("_dead", "_ids", "_rows", "_searcher", "hidden", "live")
@@ -148,10 +148,10 @@ class Delta:
         return hits
 
 
-class Buffer:
+class DeltaBuffer:
     """The changed rows of one loaded version."""
 
-    def __init__(self, index: LoadedIndex) -> None:
+    def __init__(self, index: Segment) -> None:
         self.index = index
         self.watermark = index.manifest.watermark
         self.entries: dict[str, Entry] = {}
@@ -190,10 +190,10 @@ class Buffer:
             at = self.index.row_of(row.product_id)
             slot = self._slot(at, vectors.get(row.product_id))
             if full:
-                differs = at is not None and bool(self._hidden[at]) != (slot == HIDDEN)
+                differs = at is not None and bool(self._hidden[at]) != (slot == MASKED)
             else:
                 # One that was deleted, and that the index never had, is as it was.
-                differs = row.product_id in entries or slot not in {SAME, GONE}
+                differs = row.product_id in entries or slot not in {UNCHANGED, ABSENT}
             if differs:
                 found.append(row.product_id)
         return found
@@ -212,7 +212,7 @@ class Buffer:
             self._place(entries, product_id, moment, vectors.get(product_id))
         self._finish(entries)
 
-    def carry(self, older: "Buffer", product_ids: Sequence[str]) -> None:
+    def carry(self, older: "DeltaBuffer", product_ids: Sequence[str]) -> None:
         """Takes over what an older version's buffer knows and this version may not have."""
         entries = self.entries.copy()
         for product_id in product_ids:
@@ -225,13 +225,13 @@ class Buffer:
     def give_up(self) -> None:
         """Drops all but a byte a row of the index: what was deleted stays hidden.
 
-        What was overwritten is found in its old form again: a catalogue that is written anew would
+        What was overwritten is found in its old form again: a registry that is written anew would
         otherwise be gone from the answers until its build is done.
         """
         deleted = [
             row
             for product_id, entry in self.entries.items()
-            if entry.slot == HIDDEN and (row := self.index.row_of(product_id)) is not None
+            if entry.slot == MASKED and (row := self.index.row_of(product_id)) is not None
         ]
         self._hidden = np.zeros(self.index.rows, dtype=np.bool_)
         self._hidden[deleted] = True
@@ -247,7 +247,7 @@ class Buffer:
         self.entries = {
             product_id: entry
             for product_id, entry in self.entries.items()
-            if entry.slot >= 0 or entry.slot == HIDDEN or entry.updated_at >= before
+            if entry.slot >= 0 or entry.slot == MASKED or entry.updated_at >= before
         }
 
     def vector(self, product_id: str) -> Floats | None:
@@ -256,10 +256,10 @@ class Buffer:
         if entry.slot >= 0:
             found: Floats = self._matrix[entry.slot]
             return found
-        row = self.index.row_of(product_id) if entry.slot == SAME else None
+        row = self.index.row_of(product_id) if entry.slot == UNCHANGED else None
         return None if row is None else self.index.vector(row)
 
-    def delta(self) -> Delta | None:
+    def delta(self) -> DeltaSnapshot | None:
         """All that changes an answer now; None where nothing does."""
         used = len(self._ids)
         hidden = np.flatnonzero(self._hidden)
@@ -274,7 +274,7 @@ class Buffer:
             build={},
             norm_max=self._norm_max,
         )
-        return Delta(
+        return DeltaSnapshot(
             Exclusion(index.rows, hidden) if hidden.size else None,
             Searcher(self._matrix[:used], index.metric, info) if used else None,
             self._ids,
@@ -299,16 +299,16 @@ class Buffer:
         row = self.index.row_of(product_id)
         slot = self._slot(row, vector)
         if row is not None:
-            self._hidden[row] = slot == HIDDEN if self.full else slot != SAME
+            self._hidden[row] = slot == MASKED if self.full else slot != UNCHANGED
         if self.full:
             return
         before = entries.pop(product_id, None)
         if before is not None and before.slot >= 0:
             self._dead[before.slot] = True
-        self.changed -= before is not None and before.slot not in {SAME, GONE}
+        self.changed -= before is not None and before.slot not in {UNCHANGED, ABSENT}
         if slot >= 0 and vector is not None:
             self._append(product_id, vector)
-        effect = slot not in {SAME, GONE}
+        effect = slot not in {UNCHANGED, ABSENT}
         self.changed += effect
         # What the index has from before its watermark needs no remembering.
         if effect or moment > self.watermark:
@@ -316,9 +316,9 @@ class Buffer:
 
     def _slot(self, row: int | None, vector: Floats | None) -> int:
         if vector is None:
-            return GONE if row is None else HIDDEN
+            return ABSENT if row is None else MASKED
         if row is not None and np.array_equal(self.index.vector(row), vector):
-            return SAME
+            return UNCHANGED
         return len(self._ids)
 
     def _append(self, product_id: str, vector: Floats) -> None:

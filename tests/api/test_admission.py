@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from api.serving.view import View
+from api.serving.snapshot import Snapshot
 from tests.api.attacks import (
     QUESTION,
     SEARCH,
@@ -197,19 +197,19 @@ class Gate:
         self.open = threading.Event()
         self.steps: list[str] = []
         """The marks of the steps that ran, in order: a caller's `exclude`."""
-        search = View.search
+        search = Snapshot.search
         gate = self
 
         def gated(
-            view: View, vectors: Any, k: int, *, exclude: Sequence[str] = (), **more: Any
+            view: Snapshot, vectors: Any, k: int, *, exclude: Sequence[str] = (), **more: Any
         ) -> Any:
             if exclude:
                 assert gate.open.wait(20)
                 gate.steps.append(exclude[0])
             return search(view, vectors, k, exclude=exclude, **more)
 
-        monkeypatch.setattr(View, "search", gated)
-        monkeypatch.setattr(View, "takes_long", lambda _view, _n, _k, *, exact, **_: exact)
+        monkeypatch.setattr(Snapshot, "search", gated)
+        monkeypatch.setattr(Snapshot, "takes_long", lambda _view, _n, _k, *, exact, **_: exact)
 
 
 async def test_large_searches_take_turns_by_caller(
@@ -248,7 +248,7 @@ async def test_large_searches_are_shared_by_number_and_by_work(
     body = EXACT | {"exclude": ["x"]}
     for limits, second in (({"large_searches_max": 4}, 1.0), ({"search_queue_s": 60.0}, 50_000.0)):
         gate.open.clear()
-        monkeypatch.setattr(View, "estimate_us", lambda *_, cost=second, **__: 1000 * cost)
+        monkeypatch.setattr(Snapshot, "estimate_us", lambda *_, cost=second, **__: 1000 * cost)
         async with (
             limited(service, limits) as app,
             caller(service, app, "many") as many,
@@ -311,8 +311,8 @@ async def test_waits_for_a_watermark_are_shared(
         caller(service, app, "bystander") as bystander,
     ):
         assert app.holder.context is not None
-        monkeypatch.setattr(app.holder.context.catalogue, "bring", held_up)
-        monkeypatch.setattr(View, "reflects", lambda *_: False)
+        monkeypatch.setattr(app.holder.context.registry, "bring", held_up)
+        monkeypatch.setattr(Snapshot, "reflects", lambda *_: False)
         body = QUESTION | {"min_watermark": token}
         held = [asyncio.create_task(waiting.post(SEARCH, json=body)) for _ in range(2)]
         await until(lambda: admission(app).waits.held == 2)

@@ -56,7 +56,7 @@ async def test_an_error_nobody_expected_shows_nothing(
 
     for target, name, path in (
         (type(service.resources.models), "list_models", "/models"),
-        (_catalogue(service), "view", path_of(MODEL, "products", "plain", "neighbors")),
+        (_registry(service), "view", path_of(MODEL, "products", "plain", "neighbors")),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(target, name, broken)
@@ -70,10 +70,10 @@ async def test_an_error_nobody_expected_shows_nothing(
         assert "ZeroDivisionError" in written
 
 
-def _catalogue(service: Service) -> Any:
+def _registry(service: Service) -> Any:
     context = service.app.holder.context
     assert context is not None
-    return type(context.catalogue)
+    return type(context.registry)
 
 
 async def test_metrics_name_routes_and_never_ids(client: httpx.AsyncClient) -> None:

@@ -18,7 +18,7 @@ from core.vectors.manifest import MANIFEST, Manifest
 from core.vectors.version import MAPPED, MappedVersion
 from core.versions import VersionRecord, VersionStore
 from tests.faults.damage import DAMAGE
-from tests.unit.api.versions import DIMENSION, make, model_of, record_of
+from tests.unit.api.serving.versions import DIMENSION, make, model_of, record_of
 
 ENVIRONMENT = "e"
 FENCE = 1

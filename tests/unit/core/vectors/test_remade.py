@@ -9,7 +9,7 @@ from core.models import BuildParameters
 from core.vectors.files import IDS, INDEX, REPORT, VECTORS
 from core.vectors.manifest import FileInfo, Manifest
 from core.vectors.remade import ABSENT, compare
-from tests.unit.api.versions import make
+from tests.unit.api.serving.versions import make
 
 OTHER = FileInfo("0" * 64, 1)
 

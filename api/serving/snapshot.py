@@ -6,8 +6,8 @@ from typing import Final
 import msgspec
 
 from api.schemas import IndexUsed, Neighbor
-from api.serving.delta import SAME, Delta, Entries, merged
-from api.serving.loaded import LoadedIndex
+from api.serving.delta import UNCHANGED, DeltaSnapshot, Entries, merged
+from api.serving.segment import Segment
 from core.vectors.arrays import Floats
 from core.watermarks import Watermark
 
@@ -15,7 +15,7 @@ _SCAN_RATIO: Final = 4
 """With more than a fourth of its rows hidden, an index may find too few, and scan all of them."""
 
 
-class View:
+class Snapshot:
     """Immutable: a request answers from the one that it began with.
 
     A product's place is its row in the index, or `~slot` (negative) in the buffer.
@@ -38,8 +38,8 @@ class View:
 
     def __init__(
         self,
-        index: LoadedIndex,
-        delta: Delta | None = None,
+        index: Segment,
+        delta: DeltaSnapshot | None = None,
         entries: Entries | None = None,
         *,
         fresh: int | None = None,
@@ -89,7 +89,7 @@ class View:
     def place_of(self, product_id: str) -> int | None:
         """Where a product is; None where it is not, or no longer."""
         entry = self._entries.get(product_id)
-        if entry is not None and entry.slot != SAME:
+        if entry is not None and entry.slot != UNCHANGED:
             return ~entry.slot if entry.slot >= 0 else None
         row = self.index.row_of(product_id)
         if row is not None and self._hidden is not None and self._hidden.has(row):

@@ -13,7 +13,7 @@ _WATCH_S: Final = 10.0
 _ASK_S: Final = 5.0
 
 
-class DependencyWatch:
+class DependencyProbe:
     """Asks now and then, lest a part that is away is first missed when it is needed."""
 
     def __init__(

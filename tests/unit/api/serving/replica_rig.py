@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from api.schemas import Neighbor
-from api.serving.catalogue import Catalogue
-from api.serving.freshness import Freshness
-from api.serving.loaded import LoadedIndex
-from api.serving.view import View
+from api.serving.changes import Freshness
+from api.serving.registry import IndexRegistry
+from api.serving.segment import Segment
+from api.serving.snapshot import Snapshot
 from core.errors import Unavailable
 from core.hints import Hint
 from core.models import Embedding, Model, now, timestamp
 from core.settings import Serving, Settings
 from core.vectors.arrays import Floats
 from core.vectors.manifest import Manifest
-from tests.unit.api.versions import DIMENSION, make, model_of
+from tests.unit.api.serving.versions import DIMENSION, make, model_of
 
 IDS = ("a", "b", "c", "d", "e", "f")
 
@@ -133,7 +133,7 @@ class Rig:
         self.asked = Asked()
         self.radio = Radio()
         models: Any = self.asked
-        self.catalogue = Catalogue(models, 1 << 30)
+        self.registry = IndexRegistry(models, 1 << 30)
         resources: Any = SimpleNamespace(
             embeddings=self.table,
             models=self.asked,
@@ -141,10 +141,10 @@ class Rig:
             hints=self.radio,
             settings=Settings(serving=Serving(**{"poll_s": 600.0, **serving})),
         )
-        self.freshness = Freshness(resources, self.catalogue)
-        self.catalogue.bring = self.freshness.bring
-        self.catalogue.forget = self.freshness.forget
-        self.catalogue.learn([self.asked.model])
+        self.freshness = Freshness(resources, self.registry)
+        self.registry.bring = self.freshness.bring
+        self.registry.forget = self.freshness.forget
+        self.registry.learn([self.asked.model])
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -166,12 +166,12 @@ class Rig:
             self.manifests[build_id] = make(
                 directory, build_id, ids, rows=rows, watermark=ago(3600)
             )
-        index = LoadedIndex.open(directory / "out", self.manifests[build_id], model)
+        index = Segment.open(directory / "out", self.manifests[build_id], model)
         await self.freshness.adopt(model, index)
 
-    async def view(self) -> View:
+    async def view(self) -> Snapshot:
         """What answers."""
-        return await self.catalogue.wanted("m")
+        return await self.registry.wanted("m")
 
     async def fresh(self) -> int | None:
         """What answers say of what changed."""

@@ -9,11 +9,11 @@ from time import time
 from typing import Any, Final
 
 from api import telemetry as metrics
-from api.serving.catalogue import Catalogue
-from api.serving.delta import Buffer
-from api.serving.loaded import LoadedIndex
-from api.serving.reading import Found, Reading
-from api.serving.view import View
+from api.serving.delta import DeltaBuffer
+from api.serving.registry import IndexRegistry
+from api.serving.row_fetcher import Found, RowFetcher
+from api.serving.segment import Segment
+from api.serving.snapshot import Snapshot
 from core import telemetry
 from core.errors import Conflict, K9Error, NotFound, Unavailable
 from core.hints import Hint
@@ -40,9 +40,9 @@ _log = telemetry.logger(__name__)
 class _Stage:
     """One loaded version with its buffer."""
 
-    def __init__(self, index: LoadedIndex, settings: Serving) -> None:
+    def __init__(self, index: Segment, settings: Serving) -> None:
         self.index = index
-        self.buffer = Buffer(index)
+        self.buffer = DeltaBuffer(index)
         self.polled_at = ""
         """When the last whole look at the shards began; empty before the first one."""
         self.known_until = 0.0
@@ -59,13 +59,13 @@ class _Stage:
         self.polled_at = moment
         self.known_until = since_s + _STALE_POLLS * max(_POLL_GAP_S, self._settings.poll_s)
 
-    def view(self) -> View:
+    def view(self) -> Snapshot:
         """What answers now."""
         buffer = self.buffer
         if buffer.full:
-            return View(self.index, buffer.delta())
+            return Snapshot(self.index, buffer.delta())
         known = asyncio.get_running_loop().time() < self.known_until
-        return View(
+        return Snapshot(
             self.index,
             buffer.delta(),
             buffer.entries,
@@ -75,20 +75,20 @@ class _Stage:
         )
 
 
-class Follower:
+class ModelReplica:
     """The changes of one model version. Two tasks: one reads rows, one looks at the shards."""
 
-    def __init__(self, resources: Resources, catalogue: Catalogue, model: Model) -> None:
+    def __init__(self, resources: Resources, registry: IndexRegistry, model: Model) -> None:
         settings = resources.settings.serving
         self.name = model.model_version
         self._model = model
         self._resources = resources
-        self._catalogue = catalogue
+        self._registry = registry
         self._settings = settings
         self._stage: _Stage | None = None
         self._next: _Stage | None = None
         """A version that is about to answer, and gets all changes already."""
-        self._reading = Reading(
+        self._reading = RowFetcher(
             lambda ids: resources.embeddings.read_rows(self.name, ids, model.generation),
             self._apply,
             gather_s=settings.hint_gather_s,
@@ -109,7 +109,7 @@ class Follower:
             asyncio.create_task(self._lasting(self._poll_on)),
         ]
 
-    async def adopt(self, index: LoadedIndex) -> None:
+    async def adopt(self, index: Segment) -> None:
         """Puts a version to use, once all that changed since is known for it too.
 
         The version before it answers until then, so that at no moment a deleted product is back.
@@ -129,7 +129,7 @@ class Follower:
                 if before.polled_at or before.over:
                     await self._caught_up(stage)
             self._check_open()
-            self._catalogue.swap(index, stage.view())
+            self._registry.swap(index, stage.view())
             self._stage = stage
         finally:
             self._next = None
@@ -224,7 +224,7 @@ class Follower:
             buffer.forget("9")  # they are kept for the sake of a lagging index alone
         if buffer.changed + coming > self._settings.delta_rows_hard:
             reason = "rows"
-        elif not self._catalogue.has_room(self.name, buffer.resident_bytes):
+        elif not self._registry.has_room(self.name, buffer.resident_bytes):
             reason = "memory"
         else:
             return
@@ -237,7 +237,7 @@ class Follower:
         )
 
     def _show(self, stage: _Stage) -> None:
-        self._catalogue.show(stage.view(), stage.buffer.resident_bytes)
+        self._registry.show(stage.view(), stage.buffer.resident_bytes)
         metrics.FRESH_ROWS.labels(self.name).set(stage.buffer.changed)
         metrics.FRESH_BYTES.labels(self.name).set(stage.buffer.resident_bytes)
         self._consider_build(stage)
@@ -348,7 +348,7 @@ class Follower:
         much = stage.over or stage.buffer.changed > self._settings.delta_rows_soft
         if not much or clock < self._build_at:
             return
-        model = self._catalogue.known.get(self.name)
+        model = self._registry.known.get(self.name)
         if model is not None and (model.pinned or model.open_build_id is not None):
             return
         self._build_at = clock + self._build_wait_s

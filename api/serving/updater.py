@@ -15,12 +15,12 @@ import msgspec
 
 from api import telemetry as metrics
 from api.health import Health
-from api.serving.borrowed import BorrowedFiles
-from api.serving.catalogue import Catalogue
-from api.serving.dependencies import DependencyWatch
-from api.serving.freshness import Freshness
-from api.serving.loaded import LoadedIndex
-from api.serving.noted import NotedModels
+from api.serving.changes import Freshness
+from api.serving.dependency_probe import DependencyProbe
+from api.serving.foreign_versions import ForeignVersionWatch
+from api.serving.model_list_cache import ModelListCache
+from api.serving.registry import IndexRegistry
+from api.serving.segment import Segment
 from core import telemetry
 from core.errors import Corrupt, NotFound, Unavailable
 from core.models import Build, Model
@@ -47,23 +47,23 @@ class _Backoff(msgspec.Struct):
     """Its files are bad, or gone: waiting mends nothing, and readiness does not wait for it."""
 
 
-class Refresher:
-    """The task that keeps the catalogue as the models table has it."""
+class IndexUpdater:
+    """The task that keeps the registry as the models table has it."""
 
     def __init__(
         self,
         resources: Resources,
-        catalogue: Catalogue,
+        registry: IndexRegistry,
         health: Health,
         freshness: Freshness | None = None,
     ) -> None:
         """Nothing is looked up before `run`. Without `freshness` changes are not followed."""
         self._freshness = freshness
         self._resources = resources
-        self._catalogue = catalogue
+        self._registry = registry
         self._health = health
         self._refresh_s = resources.settings.serving.refresh_s
-        self._noted = NotedModels(resources.settings)
+        self._noted = ModelListCache(resources.settings)
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._downloading: set[str] = set()
         """Of those, the ones for which S3 is waited for."""
@@ -75,8 +75,8 @@ class Refresher:
         self.records: dict[str, VersionRecord] = {}
         """What the builds table said of the current versions, by model version."""
         self.watches = (
-            DependencyWatch(resources, health, self.records),
-            BorrowedFiles(resources, catalogue, self.records),
+            DependencyProbe(resources, health, self.records),
+            ForeignVersionWatch(resources, registry, self.records),
         )
 
     async def run(self) -> None:
@@ -114,7 +114,7 @@ class Refresher:
 
     async def _clear_deleted(self) -> None:
         """Removes local copies of deleted model versions, once no request reads them any more."""
-        known = self._catalogue.known
+        known = self._registry.known
         self._deleted |= {name for name, model in known.items() if model.deleting_at}
         for name in list(self._deleted):
             made_anew = name in known and not known[name].deleting_at  # which prunes by itself
@@ -122,18 +122,18 @@ class Refresher:
                 self._deleted.discard(name)
 
     def _apply(self, models: list[Model], *, offline: bool = False) -> None:
-        self._catalogue.learn(models)
-        for name, loaded in list(self._catalogue.loaded.items()):
-            model = self._catalogue.known.get(name)
+        self._registry.learn(models)
+        for name, loaded in list(self._registry.loaded.items()):
+            model = self._registry.known.get(name)
             if model is None or model.deleting_at or model.data != loaded.data:
-                self._catalogue.drop(name)
-        for name in self.records.keys() - self._catalogue.known.keys():
+                self._registry.drop(name)
+        for name in self.records.keys() - self._registry.known.keys():
             del self.records[name]
-        self._unverified &= self._catalogue.loaded.keys()
-        troubles = self._catalogue.troubles
-        for name in [name for name in troubles if self._in_use(self._catalogue.known.get(name))]:
+        self._unverified &= self._registry.loaded.keys()
+        troubles = self._registry.troubles
+        for name in [name for name in troubles if self._in_use(self._registry.known.get(name))]:
             del troubles[name]
-        for model in self._catalogue.known.values():
+        for model in self._registry.known.values():
             if self._wants(model):
                 task = asyncio.create_task(self._load(model, offline=offline))
                 self._loading[model.model_version] = task
@@ -155,7 +155,7 @@ class Refresher:
         """Whether its current build answers; of a model version that goes, none is missing."""
         if model is None or model.deleting_at:
             return True
-        loaded = self._catalogue.loaded.get(model.model_version)
+        loaded = self._registry.loaded.get(model.model_version)
         return loaded is not None and loaded.version == _version(model)
 
     async def _load(self, model: Model, *, offline: bool) -> None:
@@ -170,7 +170,7 @@ class Refresher:
             if found is None:
                 if not offline:
                     await self._verify_loaded(name)
-                if name not in self._catalogue.loaded:
+                if name not in self._registry.loaded:
                     await self._stand_in(model, offline=offline)
                 found = await self._download(record)
             await self._use(model, *found, verified=self.records.get(name) is record)
@@ -178,7 +178,7 @@ class Refresher:
             self._note_failure(model, error)
         else:
             self._backoff.pop(name, None)
-            self._catalogue.troubles.pop(name, None)
+            self._registry.troubles.pop(name, None)
             _log.info("index in use", model_version=name, build_id=model.current_build_id)
             await self._prune(VersionRecord.unread(model))
         finally:
@@ -212,7 +212,7 @@ class Refresher:
 
         Since a start without DynamoDB, say: what was deleted is in a removed one for good.
         """
-        loaded = self._catalogue.loaded.get(name)
+        loaded = self._registry.loaded.get(name)
         if loaded is None:
             return
         try:
@@ -221,8 +221,8 @@ class Refresher:
             return
         self._unverified.discard(name)
         if build is None or not _may_answer(build, loaded.manifest):
-            self._catalogue.drop(name)
-        elif self._in_use(self._catalogue.known.get(name)):
+            self._registry.drop(name)
+        elif self._in_use(self._registry.known.get(name)):
             self.records[name] = VersionRecord.of(build)
 
     async def _build(self, build_id: str) -> Build | None:
@@ -252,12 +252,12 @@ class Refresher:
     async def _use(
         self, model: Model, directory: Path, manifest: Manifest, *, verified: bool
     ) -> None:
-        loaded = await asyncio.to_thread(LoadedIndex.open, directory, manifest, model)
-        known = self._catalogue.known.get(model.model_version)
+        loaded = await asyncio.to_thread(Segment.open, directory, manifest, model)
+        known = self._registry.known.get(model.model_version)
         if known is None or known.deleting_at or known.data != model.data:
             raise Unavailable("the data was restored, deleted or made anew while it was loaded")
         if self._freshness is None:
-            self._catalogue.swap(loaded)
+            self._registry.swap(loaded)
         else:
             await self._freshness.adopt(model, loaded)
         if verified:
@@ -308,7 +308,7 @@ class Refresher:
         refused = isinstance(error, (Corrupt, NotFound))
         until = asyncio.get_running_loop().time() + wait_s
         self._backoff[name] = _Backoff(version, wait_s, until, refused)
-        self._catalogue.troubles[name] = _trouble(model, error)
+        self._registry.troubles[name] = _trouble(model, error)
         metrics.LOAD_FAILED.labels(type(error).__name__).inc()
         _log.error(
             "index not put to use",
@@ -330,13 +330,13 @@ class Refresher:
 
         Downloads are waited for only while nothing answers: S3 may hang.
         """
-        loaded = self._catalogue.loaded
+        loaded = self._registry.loaded
         pending = [name for name in self._loading if name not in loaded]
         if self._health.answering or not self._downloading.issuperset(pending):
             return
         waiting = [
             model
-            for name, model in self._catalogue.known.items()
+            for name, model in self._registry.known.items()
             if model.current_build_id is not None
             and not model.deleting_at
             and name not in loaded
@@ -347,7 +347,7 @@ class Refresher:
     async def _restore(self) -> None:
         """Loads what an earlier process had, as far as it is still on this disk."""
         models = await self._noted.read()
-        if self._catalogue.known:  # DynamoDB was faster after all
+        if self._registry.known:  # DynamoDB was faster after all
             return
         here = [model for model in models if self._is_here(model)]
         if here:
@@ -385,7 +385,7 @@ def _version(model: Model) -> Version:
 
 
 @asynccontextmanager
-async def following(refresher: Refresher) -> AsyncIterator[None]:
+async def following(refresher: IndexUpdater) -> AsyncIterator[None]:
     """Runs the refresher until the end of the block."""
     running = [refresher.run(), *(watch.run() for watch in refresher.watches)]
     tasks = [asyncio.create_task(each) for each in running]

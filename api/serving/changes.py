@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from api import telemetry as metrics
-from api.serving.catalogue import Catalogue
-from api.serving.follower import Follower
-from api.serving.loaded import LoadedIndex
+from api.serving.registry import IndexRegistry
+from api.serving.replica import ModelReplica
+from api.serving.segment import Segment
 from core import telemetry
 from core.models import Model
 from core.resources import Resources
@@ -25,17 +25,17 @@ _log = telemetry.logger(__name__)
 class Freshness:
     """The followers of all model versions that are loaded."""
 
-    def __init__(self, resources: Resources, catalogue: Catalogue) -> None:
+    def __init__(self, resources: Resources, registry: IndexRegistry) -> None:
         self._resources = resources
-        self._catalogue = catalogue
-        self._followers: dict[str, Follower] = {}
+        self._registry = registry
+        self._followers: dict[str, ModelReplica] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def adopt(self, model: Model, index: LoadedIndex) -> None:
-        """Puts a loaded version to use, with what changed since; see `Follower.adopt`."""
+    async def adopt(self, model: Model, index: Segment) -> None:
+        """Puts a loaded version to use, with what changed since; see `ModelReplica.adopt`."""
         follower = self._followers.get(model.model_version)
         if follower is None:
-            follower = Follower(self._resources, self._catalogue, model)
+            follower = ModelReplica(self._resources, self._registry, model)
             self._followers[model.model_version] = follower
         await follower.adopt(index)
 
@@ -49,7 +49,7 @@ class Freshness:
             task.add_done_callback(self._closing.discard)
 
     async def bring(self, model_version: str, after: Watermark) -> bool:
-        """Has a write applied; False where that cannot be. See `Follower.bring`."""
+        """Has a write applied; False where that cannot be. See `ModelReplica.bring`."""
         follower = self._followers.get(model_version)
         return follower is not None and await follower.bring(after)
 
@@ -86,11 +86,11 @@ class Freshness:
 
 
 @asynccontextmanager
-async def open_freshness(resources: Resources, catalogue: Catalogue) -> AsyncIterator[Freshness]:
+async def open_freshness(resources: Resources, registry: IndexRegistry) -> AsyncIterator[Freshness]:
     """Follows changes until the end of the block."""
-    freshness = Freshness(resources, catalogue)
-    catalogue.bring = freshness.bring
-    catalogue.forget = freshness.forget
+    freshness = Freshness(resources, registry)
+    registry.bring = freshness.bring
+    registry.forget = freshness.forget
     hearing = asyncio.create_task(freshness.run())
     try:
         yield freshness

@@ -9,7 +9,7 @@ import pytest
 from core.errors import NotYetVisible, Unavailable
 from core.models import now, timestamp
 from core.watermarks import Watermark
-from tests.unit.api.followed import IDS, Rig, ago, until, vector
+from tests.unit.api.serving.replica_rig import IDS, Rig, ago, until, vector
 
 
 async def test_a_version_that_is_coming_gets_what_is_read_meanwhile(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ async def test_a_version_that_is_coming_gets_what_is_read_meanwhile(tmp_path: Pa
         coming = asyncio.create_task(rig.adopt("b-2"))
         await until(lambda: _is(len(rig.table.looks) == 2))
         moment = rig.table.put("a", None)
-        await rig.catalogue.wanted("m", Watermark(moment, "a"))
+        await rig.registry.wanted("m", Watermark(moment, "a"))
         assert not coming.done()
         rig.table.gate.set()
         await coming
@@ -37,7 +37,7 @@ async def test_before_the_first_look_nobody_knows_what_changed(tmp_path: Path) -
     rig.table.gate.clear()
     async with rig.running():
         moment = rig.table.put("new", vector(1))
-        view = await rig.catalogue.wanted("m", Watermark(moment, "new"))
+        view = await rig.registry.wanted("m", Watermark(moment, "new"))
         assert view.place_of("new") is not None
         assert view.used(exact=False).fresh is None
         rig.table.gate.set()
@@ -83,12 +83,12 @@ async def test_the_row_of_a_token_is_read_until_it_is_as_the_write_left_it(tmp_p
     rig = Rig(tmp_path)
     async with rig.running():
         ahead = rig.table.put("a", vector(1), ago(-20))
-        await rig.catalogue.wanted("m", Watermark(ahead, "a"))
+        await rig.registry.wanted("m", Watermark(ahead, "a"))
         behind = rig.table.put("a", None, ago(10))
         view = await rig.view()
         assert view.reflects(Watermark(ahead, "a"))
         assert not view.reflects(Watermark(behind, "a"))
-        view = await rig.catalogue.wanted("m", Watermark(behind, "a"))
+        view = await rig.registry.wanted("m", Watermark(behind, "a"))
         assert view.place_of("a") is None
 
 
@@ -98,7 +98,7 @@ async def test_a_batch_by_a_clock_that_is_behind_is_found(tmp_path: Path) -> Non
     async with rig.running():
         await rig.looked()
         moment = rig.table.put("new", vector(1), ago(30))
-        view = await rig.catalogue.wanted("m", Watermark(moment))
+        view = await rig.registry.wanted("m", Watermark(moment))
         assert view.place_of("new") is not None
 
 
@@ -116,7 +116,7 @@ async def test_a_look_counts_from_its_beginning(tmp_path: Path) -> None:
         await rig.looked()
         assert not (await rig.view()).reflects(Watermark(moment))
         rig.table.shown = None
-        view = await rig.catalogue.wanted("m", Watermark(moment))
+        view = await rig.registry.wanted("m", Watermark(moment))
         assert view.place_of("new") is not None
 
 
@@ -130,7 +130,7 @@ async def test_all_who_wait_share_a_look_and_looks_are_few(tmp_path: Path) -> No
 
         async def client() -> None:
             while loop.time() < began + 1.2:
-                await rig.catalogue.wanted("m", Watermark(timestamp(now())))
+                await rig.registry.wanted("m", Watermark(timestamp(now())))
 
         await asyncio.gather(*(client() for _ in range(4)))
         assert len(rig.table.looks) <= 2 + (loop.time() - began) / 0.5
@@ -142,7 +142,7 @@ async def test_a_write_of_nobodys_clock_is_not_waited_for(tmp_path: Path) -> Non
     async with rig.running():
         for product_id in ("a", None):
             with pytest.raises(NotYetVisible):
-                await rig.catalogue.wanted("m", Watermark(ago(-120), product_id))
+                await rig.registry.wanted("m", Watermark(ago(-120), product_id))
         assert rig.table.reads == 0
 
 
@@ -214,14 +214,14 @@ async def test_a_model_version_dropped_while_a_version_is_coming_stays_so(
         coming = asyncio.create_task(rig.adopt("b-2"))
         await until(lambda: _is(len(rig.table.looks) == 2))
         await asyncio.sleep(0.02)
-        asking = asyncio.create_task(rig.catalogue.wanted("m", Watermark(ago(0), "a")))
+        asking = asyncio.create_task(rig.registry.wanted("m", Watermark(ago(0), "a")))
         await asyncio.sleep(0.02)
-        rig.catalogue.drop("m")
+        rig.registry.drop("m")
         rig.freshness.forget("m")
         rig.table.gate.set()
         with pytest.raises(Unavailable):
             await asyncio.wait_for(coming, 5)
-        assert rig.catalogue.loaded == {}
+        assert rig.registry.loaded == {}
         with pytest.raises(NotYetVisible):
             await asking
         rig.table.reads_fail = False
@@ -238,14 +238,14 @@ async def test_a_version_that_is_about_to_answer_does_not_once_it_was_dropped(
     rig.table.gate.clear()
     async with rig.running():
         moment = rig.table.put("new", vector(1))
-        await rig.catalogue.wanted("m", Watermark(moment, "new"))
+        await rig.registry.wanted("m", Watermark(moment, "new"))
         coming = asyncio.create_task(rig.adopt("b-2"))
         await asyncio.sleep(0)
-        rig.catalogue.drop("m")
+        rig.registry.drop("m")
         rig.freshness.forget("m")
         with pytest.raises(Unavailable):
             await coming
-        assert rig.catalogue.loaded == {}
+        assert rig.registry.loaded == {}
 
 
 async def test_deletions_of_what_the_index_never_had_count_for_nothing(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ async def test_past_the_hard_limit_nothing_deleted_comes_back(
         assert await rig.fresh() is None
         token = Watermark(rig.table.put("d", vector(7)), "d")
         with pytest.raises(NotYetVisible):
-            await rig.catalogue.wanted("m", token)
+            await rig.registry.wanted("m", token)
 
 
 async def _only(rig: Rig, names: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 
 from core.errors import Unavailable
-from tests.unit.api.test_refresh import ONE, TWO, Rig, restarted, until
-from tests.unit.api.versions import damaged, model_of
+from tests.unit.api.serving.test_updater import ONE, TWO, Rig, restarted, until
+from tests.unit.api.serving.versions import damaged, model_of
 
 
 async def test_what_answered_without_dynamodb_is_dropped_if_the_table_has_another(
@@ -22,7 +22,7 @@ async def test_what_answered_without_dynamodb_is_dropped_if_the_table_has_anothe
             rig.listing.manifests[build_id] = msgspec.to_builtins(told)
         rig.listing.models, rig.listing.failure = [model_of("b-2")], None
         await until(lambda: rig.build_id == "b-1")
-        await until(lambda: "builds table" in rig.catalogue.troubles.get("m", ""))
+        await until(lambda: "builds table" in rig.registry.troubles.get("m", ""))
         rig.listing.manifests["b-2"] = msgspec.to_builtins(rig.shelf.manifests["b-2"])
         await until(lambda: rig.build_id == "b-2")
 
@@ -41,4 +41,4 @@ async def test_a_start_without_the_builds_table_serves_what_the_cache_has(tmp_pa
         rig.listing.manifests["b-2"] = msgspec.to_builtins(told)
         rig.listing.builds_failure = None
         await until(lambda: rig.build_id == "b-1")
-        assert "b-2" in rig.catalogue.troubles["m"]
+        assert "b-2" in rig.registry.troubles["m"]

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from api.health import Health
-from api.serving.catalogue import Catalogue
-from api.serving.loaded import LoadedIndex
-from api.serving.refresh import Refresher
+from api.serving.registry import IndexRegistry
+from api.serving.segment import Segment
+from api.serving.updater import IndexUpdater
 from core.errors import Corrupt, K9Error, NoIndex, NotFound, NotYetVisible, Unavailable
 from core.names import directory_of
 from core.settings import Serving, Settings
 from core.watermarks import Watermark
-from tests.unit.api.versions import Listing, Shelf, damaged, model_of
+from tests.unit.api.serving.versions import Listing, Shelf, damaged, model_of
 
 ONE, TWO = ["a", "b", "c", "d"], ["a", "b", "c", "d", "e"]
 
@@ -36,19 +36,19 @@ class Rig:
         self.listing = Listing()
         self.health = Health()
         models: Any = self.listing
-        self.catalogue = Catalogue(models, bytes_max)
+        self.registry = IndexRegistry(models, bytes_max)
         resources: Any = SimpleNamespace(
             models=self.listing,
             builds=self.listing,
             versions=self.shelf,
             settings=Settings(serving=Serving(cache_dir=root / "cache", refresh_s=0.01)),
         )
-        self.refresher = Refresher(resources, self.catalogue, self.health)
+        self.refresher = IndexUpdater(resources, self.registry, self.health)
 
     @property
-    def loaded(self) -> LoadedIndex | None:
+    def loaded(self) -> Segment | None:
         """What answers."""
-        return self.catalogue.loaded.get("m")
+        return self.registry.loaded.get("m")
 
     @property
     def build_id(self) -> str | None:
@@ -99,12 +99,12 @@ async def test_a_new_build_takes_the_place_of_the_old_one(tmp_path: Path) -> Non
     rig.listing.models = [model_of("b-1")]
     async with rig.running():
         await until(lambda: rig.build_id == "b-1")
-        old = await rig.catalogue.wanted("m")
+        old = await rig.registry.wanted("m")
         rig.listing.models = [model_of("b-2")]
         await until(lambda: rig.build_id == "b-2")
         assert old.place_of("e") is None
         assert len(old.near(0, 10)) == 3
-        assert (await rig.catalogue.wanted("m")).place_of("e") is not None
+        assert (await rig.registry.wanted("m")).place_of("e") is not None
         await asyncio.sleep(0.05)
         assert rig.shelf.asked == ["b-1", "b-2"]
 
@@ -161,7 +161,7 @@ async def test_readiness_does_not_wait_for_a_first_download_where_something_answ
         rig.listing.models = [*rig.listing.models, model_of("b-1")]
         await until(lambda: rig.health.ready)
         assert rig.build_id == "b-1"
-        assert "other" not in rig.catalogue.loaded
+        assert "other" not in rig.registry.loaded
 
 
 @pytest.mark.parametrize("failure", [NotFound("gone"), Corrupt("bad"), Unavailable("away")])
@@ -175,15 +175,15 @@ async def test_a_start_without_the_current_version_serves_the_one_before(
     rig.shelf.failures["b-2"] = failure
     rig.listing.models = [model_of("b-2")]
     async with rig.running():
-        await until(lambda: rig.build_id == "b-1" and "m" in rig.catalogue.troubles)
+        await until(lambda: rig.build_id == "b-1" and "m" in rig.registry.troubles)
         assert rig.health.ready
-        assert "b-2" in rig.catalogue.troubles["m"]
+        assert "b-2" in rig.registry.troubles["m"]
         s3 = rig.health.dependencies["s3"].state
         assert s3 == ("failing" if isinstance(failure, Unavailable) else "ok")
         rig.shelf.add("b-3", TWO)
         rig.listing.models = [model_of("b-3")]
         await until(lambda: rig.build_id == "b-3")
-        assert rig.catalogue.troubles == {}
+        assert rig.registry.troubles == {}
 
 
 async def test_a_version_that_is_not_kept_any_more_answers_for_none(tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ async def test_a_version_that_is_not_kept_any_more_answers_for_none(tmp_path: Pa
     rig.listing.models = [model_of("b-2")]
     rig.listing.removed.add("b-1")
     async with rig.running():
-        await until(lambda: "m" in rig.catalogue.troubles)
+        await until(lambda: "m" in rig.registry.troubles)
         with pytest.raises(Unavailable, match=r"gone from S3.*k9 rebuild m"):
-            await rig.catalogue.wanted("m")
+            await rig.registry.wanted("m")
         assert rig.build_id is None
 
 
@@ -209,9 +209,9 @@ async def test_going_back_to_what_answers_ends_the_trouble(tmp_path: Path) -> No
     async with rig.running():
         await until(lambda: rig.build_id == "b-1")
         rig.listing.models = [model_of("b-9")]
-        await until(lambda: "damaged" in rig.catalogue.troubles.get("m", ""))
+        await until(lambda: "damaged" in rig.registry.troubles.get("m", ""))
         rig.listing.models = [model_of("b-1")]
-        await until(lambda: rig.catalogue.troubles == {})
+        await until(lambda: rig.registry.troubles == {})
 
 
 async def test_a_process_without_any_model_is_ready(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ async def test_what_answered_without_dynamodb_is_dropped_if_it_was_removed(tmp_p
         rig.listing.models, rig.listing.failure = [model_of("b-2")], None
         await until(lambda: rig.build_id is None)
         with pytest.raises(Unavailable):
-            await rig.catalogue.wanted("m")
+            await rig.registry.wanted("m")
 
 
 async def test_a_broken_note_of_what_was_current_is_passed_over(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ async def test_versions_of_another_epoch_are_not_served(tmp_path: Path) -> None:
         rig.listing.models = [model_of("b-1", epoch=1)]
         await until(lambda: rig.build_id is None)
         with pytest.raises(Unavailable):
-            await rig.catalogue.wanted("m")
+            await rig.registry.wanted("m")
         rig.shelf.add("b-2", TWO, epoch=1)
         rig.listing.models = [model_of("b-2", epoch=1)]
         await until(lambda: rig.build_id == "b-2")
@@ -304,8 +304,8 @@ async def test_a_version_of_another_epoch_is_not_served_though_its_loading_had_b
         await until(lambda: rig.listing.looks > looks + 1)
         rig.shelf.hanging.clear()
         rig.shelf.moved.set()
-        await until(lambda: "m" in rig.catalogue.troubles)
-        assert "restored" in rig.catalogue.troubles["m"]
+        await until(lambda: "m" in rig.registry.troubles)
+        assert "restored" in rig.registry.troubles["m"]
         assert rig.build_id is None
 
 
@@ -329,12 +329,12 @@ async def test_a_search_waits_for_the_build_that_shows_its_write(tmp_path: Path)
         await until(lambda: rig.build_id == "b-1")
         assert rig.loaded is not None
         after = Watermark(rig.loaded.manifest.watermark, "e")
-        waiting = asyncio.create_task(rig.catalogue.wanted("m", after))
+        waiting = asyncio.create_task(rig.registry.wanted("m", after))
         rig.shelf.add("b-2", TWO)
         rig.listing.models = [model_of("b-2")]
         assert (await waiting).index.build_id == "b-2"
         with pytest.raises(NotYetVisible):
-            await rig.catalogue.wanted("m", Watermark("9999-01-01T00:00:00.000000Z"))
+            await rig.registry.wanted("m", Watermark("9999-01-01T00:00:00.000000Z"))
 
 
 async def test_a_model_without_a_build_is_told_apart(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ async def test_a_model_without_a_build_is_told_apart(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.listing.models = [model_of(None)]
     with pytest.raises(NoIndex):
-        await rig.catalogue.wanted("m")
+        await rig.registry.wanted("m")
 
 
 async def test_long_searches_are_told_from_short_ones(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from api.serving.reading import Reading
+from api.serving.row_fetcher import RowFetcher
 from core.errors import Unavailable
 from core.models import Embedding
 
@@ -45,9 +45,9 @@ class Table:
 
 
 @asynccontextmanager
-async def reading(table: Table, waiting_max: int = 1000) -> AsyncIterator[Reading]:
+async def reading(table: Table, waiting_max: int = 1000) -> AsyncIterator[RowFetcher]:
     """Reads until the end of the block."""
-    made = Reading(table.read, table.apply, gather_s=0.001, waiting_max=waiting_max)
+    made = RowFetcher(table.read, table.apply, gather_s=0.001, waiting_max=waiting_max)
     running = asyncio.create_task(made.run())
     try:
         async with asyncio.timeout(20):
@@ -122,6 +122,6 @@ async def test_a_hint_beside_an_asker_outlives_them() -> None:
 async def test_no_more_waits_than_there_is_room_for() -> None:
     """Hints beyond it are counted as lost; one that waits already needs no room."""
     table = Table()
-    made = Reading(table.read, table.apply, gather_s=0.001, waiting_max=3)
+    made = RowFetcher(table.read, table.apply, gather_s=0.001, waiting_max=3)
     assert made.hint(["a", "b", "c", "d"]) == 1
     assert made.hint(["a", "c"]) == 0

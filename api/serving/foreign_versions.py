@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-from api.serving.catalogue import Catalogue
+from api.serving.registry import IndexRegistry
 from core import names, telemetry
 from core.errors import K9Error, Unavailable
 from core.resources import Resources
@@ -21,15 +21,15 @@ _AGAIN_S: Final = 600.0
 _log = telemetry.logger(__name__)
 
 
-class BorrowedFiles:
+class ForeignVersionWatch:
     """Watches the files that this environment serves from and does not own."""
 
     def __init__(
-        self, resources: Resources, catalogue: Catalogue, records: Mapping[str, VersionRecord]
+        self, resources: Resources, registry: IndexRegistry, records: Mapping[str, VersionRecord]
     ) -> None:
         """`records` says what is current, by model version, and changes with it."""
         self._resources = resources
-        self._catalogue = catalogue
+        self._registry = registry
         self._records = records
         self._not_before: dict[str, float] = {}
 
@@ -45,7 +45,7 @@ class BorrowedFiles:
         settings = self._resources.settings
         if names.owns(settings.environment, settings.aws.bucket, record.prefix):
             return False
-        model = self._catalogue.known.get(name)
+        model = self._registry.known.get(name)
         return (
             model is not None
             and model.current_build_id == record.build_id

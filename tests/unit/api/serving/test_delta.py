@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.schemas import Neighbor
-from api.serving.delta import GONE, HIDDEN, SAME, Buffer
-from api.serving.loaded import LoadedIndex
-from api.serving.view import View
+from api.serving.delta import ABSENT, MASKED, UNCHANGED, DeltaBuffer
+from api.serving.segment import Segment
+from api.serving.snapshot import Snapshot
 from core.models import Embedding, Metric
 from core.vectors.arrays import Floats, prepare, scores
-from tests.unit.api.versions import DIMENSION, make, model_of
+from tests.unit.api.serving.versions import DIMENSION, make, model_of
 
 BEFORE = "2026-01-01T00:00:00.000000Z"
 WATERMARK = "2026-02-01T00:00:00.000000Z"
@@ -43,11 +43,11 @@ def _stored() -> Truth:
 
 
 @cache
-def _index(metric: Metric, count: int = len(IDS)) -> LoadedIndex:
+def _index(metric: Metric, count: int = len(IDS)) -> Segment:
     directory = Path(mkdtemp())
     rows = np.stack(list(_stored().values()))[:count]
     manifest = make(directory, "b-1", IDS[:count], rows=rows, metric=metric, watermark=WATERMARK)
-    return LoadedIndex.open(directory / "out", manifest, model_of("b-1"))
+    return Segment.open(directory / "out", manifest, model_of("b-1"))
 
 
 def _row(product_id: str, vector: bytes | None, moment: str = AFTER) -> Embedding:
@@ -81,7 +81,7 @@ _steps = st.lists(
 )
 
 
-def _applied(buffer: Buffer, steps: Sequence[Step], at_once: int) -> Truth:
+def _applied(buffer: DeltaBuffer, steps: Sequence[Step], at_once: int) -> Truth:
     """Applies the steps to the buffer and to the rows as they are, which come back."""
     truth = _stored()
     for start in range(0, len(steps), at_once):
@@ -121,9 +121,9 @@ def test_a_search_is_that_of_an_index_over_the_rows_as_they_are(
     exact: bool,  # noqa: FBT001
 ) -> None:
     """Whatever was written, overwritten, deleted or written badly since, by whatever is asked."""
-    buffer = Buffer(_index(metric))
+    buffer = DeltaBuffer(_index(metric))
     truth = _applied(buffer, steps, at_once)
-    view = View(buffer.index, buffer.delta(), buffer.entries, fresh=buffer.changed)
+    view = Snapshot(buffer.index, buffer.delta(), buffer.entries, fresh=buffer.changed)
     vectors = [VECTORS[number] for number in queries]
     found = view.search(vectors, k, exact=exact, exclude=exclude)
     assert found == [_nearest(truth, vector, metric, k, exclude) for vector in vectors]
@@ -153,9 +153,9 @@ def test_neighbours_are_those_of_the_rows_as_they_are(
     metric: Metric, steps: list[Step], asked: str, k: int
 ) -> None:
     """By the product's present vector, from the matrix or not; a deleted product has none."""
-    buffer = Buffer(_index(metric))
+    buffer = DeltaBuffer(_index(metric))
     truth = _applied(buffer, steps, 3)
-    view = View(buffer.index, buffer.delta(), buffer.entries)
+    view = Snapshot(buffer.index, buffer.delta(), buffer.entries)
     place = view.place_of(asked)
     assert (place is not None) == (asked in truth)
     if place is None:
@@ -173,7 +173,7 @@ def test_a_buffer_moves_to_a_newer_version_without_loss(
     metric: Metric, steps: list[Step], later: list[Step]
 ) -> None:
     """Also to one that was pulled before the changes, and while further ones come."""
-    older, newer = Buffer(_index(metric)), Buffer(_index(metric, 11))
+    older, newer = DeltaBuffer(_index(metric)), DeltaBuffer(_index(metric, 11))
     _applied(older, steps, 5)
     ids = list(older.entries)
     newer.carry(older, ids[:3])
@@ -191,16 +191,16 @@ def test_a_buffer_moves_to_a_newer_version_without_loss(
     newer.carry(older, list(older.entries))
     stored = set(IDS[:11])
     present = {name: row for name, row in truth.items() if name in stored or name in older.entries}
-    view = View(newer.index, newer.delta(), newer.entries)
+    view = Snapshot(newer.index, newer.delta(), newer.entries)
     for query in VECTORS:
         assert view.search([query], 100)[0] == _nearest(present, query, metric, 100)
 
 
 def test_a_view_does_not_change_under_a_search() -> None:
     """Rows that come after it was made, overwrite its own, or move them, are not in it."""
-    buffer = Buffer(_index("cosine"))
+    buffer = DeltaBuffer(_index("cosine"))
     buffer.apply({"a": _row("a", VECTORS[4].tobytes())})
-    view = View(buffer.index, buffer.delta(), buffer.entries)
+    view = Snapshot(buffer.index, buffer.delta(), buffer.entries)
     before = view.search([VECTORS[4]], 5)
     for number in range(600):
         vector = np.array([1, number, 0, 0], np.float32)
@@ -208,13 +208,13 @@ def test_a_view_does_not_change_under_a_search() -> None:
     assert len(buffer.entries) == 41
     assert buffer.resident_bytes < 100_000
     assert view.search([VECTORS[4]], 5) == before
-    now = View(buffer.index, buffer.delta(), buffer.entries)
+    now = Snapshot(buffer.index, buffer.delta(), buffer.entries)
     assert now.search([VECTORS[4]], 5) != before
 
 
 def test_rows_as_the_index_has_them_are_no_changes() -> None:
     """A build right after an import finds all of it changed since its watermark, and none new."""
-    buffer = Buffer(_index("cosine"))
+    buffer = DeltaBuffer(_index("cosine"))
     page = [_row(name, (3 * vector).tobytes()) for name, vector in _stored().items()]
     assert buffer.differing(page) == []
     assert buffer.differing([_row("p00", None), _row("new", VECTORS[0].tobytes())]) == [
@@ -223,7 +223,7 @@ def test_rows_as_the_index_has_them_are_no_changes() -> None:
     ]
     buffer.apply({row.product_id: row for row in page})
     assert (buffer.changed, buffer.delta()) == (0, None)
-    assert {entry.slot for entry in buffer.entries.values()} == {SAME}
+    assert {entry.slot for entry in buffer.entries.values()} == {UNCHANGED}
     assert buffer.differing(page) == []
     buffer.forget("2027")
     assert buffer.entries == {}
@@ -231,7 +231,7 @@ def test_rows_as_the_index_has_them_are_no_changes() -> None:
 
 def test_what_has_no_effect_is_forgotten_and_nothing_else() -> None:
     """The index row of a deleted product stays hidden, however long ago that was."""
-    buffer = Buffer(_index("cosine"))
+    buffer = DeltaBuffer(_index("cosine"))
     buffer.apply(
         {
             "p00": _row("p00", None, BEFORE),
@@ -243,7 +243,7 @@ def test_what_has_no_effect_is_forgotten_and_nothing_else() -> None:
         }
     )
     slots = {name: entry.slot for name, entry in buffer.entries.items()}
-    assert slots == {"p00": HIDDEN, "gone": GONE, "p01": HIDDEN}
+    assert slots == {"p00": MASKED, "gone": ABSENT, "p01": MASKED}
     buffer.forget("2027")
     assert set(buffer.entries) == {"p00", "p01"}
     assert buffer.changed == 2
@@ -253,7 +253,7 @@ def test_what_has_no_effect_is_forgotten_and_nothing_else() -> None:
 def test_a_large_buffer_is_searched_exactly(metric: Metric) -> None:
     """Over many chunks, with dead slots between them."""
     random = np.random.default_rng(5)
-    buffer = Buffer(_index(metric))
+    buffer = DeltaBuffer(_index(metric))
     truth = _stored()
     for turn in range(4):
         names = [f"n{number:04d}" for number in range(turn * 100, turn * 100 + 400)]
@@ -263,7 +263,7 @@ def test_a_large_buffer_is_searched_exactly(metric: Metric) -> None:
             truth[name] = row
             found[name] = _row(name, row.tobytes())
         buffer.apply(found)
-    view = View(buffer.index, buffer.delta(), buffer.entries, fresh=buffer.changed)
+    view = Snapshot(buffer.index, buffer.delta(), buffer.entries, fresh=buffer.changed)
     assert view.used(exact=False).fresh == 700
     for query in random.normal(size=(20, DIMENSION)).astype(np.float32):
         assert view.search([query], 25)[0] == _nearest(truth, query, metric, 25)

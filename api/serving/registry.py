@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from api import telemetry as metrics
-from api.serving.loaded import LoadedIndex
-from api.serving.view import View
+from api.serving.segment import Segment
+from api.serving.snapshot import Snapshot
 from core import telemetry
 from core.errors import K9Error, NoIndex, NotYetVisible, Unavailable
 from core.models import Model
@@ -20,14 +20,14 @@ VISIBLE_WAIT_S: Final = 1.0
 """How long a search waits for what its `min_watermark` asks."""
 
 
-class Catalogue:
+class IndexRegistry:
     """The loaded versions, and the model versions as last listed."""
 
     def __init__(self, models: ModelRepository, bytes_max: int) -> None:
         self._models = models
         self._bytes_max = bytes_max
-        self._loaded: dict[str, LoadedIndex] = {}
-        self._views: dict[str, View] = {}
+        self._loaded: dict[str, Segment] = {}
+        self._views: dict[str, Snapshot] = {}
         self._beside: dict[str, int] = {}
         """Bytes of what changed since the builds."""
         self.bring: Bring | None = None
@@ -43,15 +43,15 @@ class Catalogue:
         """Model version → why its current build is not in use; empty where all are."""
 
     @property
-    def loaded(self) -> dict[str, LoadedIndex]:
+    def loaded(self) -> dict[str, Segment]:
         """What answers now; not to be changed."""
         return self._loaded
 
-    def view(self, model_version: str) -> View | None:
+    def view(self, model_version: str) -> Snapshot | None:
         """What answers for a model version now; None where nothing is loaded."""
         return self._views.get(model_version)
 
-    async def wanted(self, model_version: str, after: Watermark | None = None) -> View:
+    async def wanted(self, model_version: str, after: Watermark | None = None) -> Snapshot:
         """What answers for a model version.
 
         A request keeps it to its end, whatever changes meanwhile.
@@ -79,7 +79,7 @@ class Catalogue:
             )
         return await self._awaited(model_version, after)
 
-    def swap(self, loaded: LoadedIndex, view: View | None = None) -> None:
+    def swap(self, loaded: Segment, view: Snapshot | None = None) -> None:
         """Puts an index to use, in place of the one before it.
 
         Raises:
@@ -92,14 +92,14 @@ class Catalogue:
                 f"{left} are left of K9_LOADED_BYTES_MAX",
                 public="the index does not fit into the memory that is left",
             )
-        self._views[loaded.model_version] = view or View(loaded)
+        self._views[loaded.model_version] = view or Snapshot(loaded)
         self._loaded[loaded.model_version] = loaded
         metrics.SWAPS.labels(loaded.model_version).inc()
         telemetry.LOADED_ROWS.labels(loaded.model_version).set(loaded.rows)
         self._swapped.set()
         self._swapped = asyncio.Event()
 
-    def show(self, view: View, beside_bytes: int) -> None:
+    def show(self, view: Snapshot, beside_bytes: int) -> None:
         """Answers from a newer view of the index that is in use; of another one, it is dropped."""
         if self._loaded.get(view.model_version) is view.index:
             self._views[view.model_version] = view
@@ -145,7 +145,7 @@ class Catalogue:
         self.known = {**self.known, marked.model_version: marked}
         self.drop(marked.model_version)
 
-    async def _awaited(self, model_version: str, after: Watermark) -> View:
+    async def _awaited(self, model_version: str, after: Watermark) -> Snapshot:
         """A view that reflects the write: by reading what was written, or by a newer index."""
         until = asyncio.get_running_loop().time() + VISIBLE_WAIT_S
         brought = asyncio.create_task(self._brought(model_version, after))

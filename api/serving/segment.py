@@ -41,7 +41,7 @@ _FEW: Final = 10
 """The usual k, whose estimate is made once."""
 
 
-class LoadedIndex:
+class Segment:
     """A mapped version of a model version, with what an answer says of it."""
 
     def __init__(self, version: MappedVersion, fence: int) -> None:

@@ -39,7 +39,7 @@ _Reasons = list[_Ask | None]
 """Why a row is to be read: those who wait for it, and None for a hint."""
 
 
-class Reading:
+class RowFetcher:
     """The rows of one model version that wait to be read."""
 
     def __init__(

@@ -16,7 +16,7 @@ _FILE: Final = "current.json"
 _log = telemetry.logger(__name__)
 
 
-class NotedModels:
+class ModelListCache:
     """A file, rewritten when something changes."""
 
     def __init__(self, settings: Settings) -> None:
