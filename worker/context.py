@@ -13,7 +13,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.stalls import watched_loop
 from worker.background import Background
-from worker.building.workshop import Workshop, sweep
+from worker.building.runner import Workshop, sweep
 from worker.reconcile import reconcile_forever
 
 KEY = "k9"

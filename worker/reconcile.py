@@ -14,7 +14,7 @@ from core.models import Build, Model, now, parse_timestamp
 from core.queue import BuildJob
 from core.resources import Resources
 from worker.background import Background
-from worker.building.workshop import Workshop
+from worker.building.runner import Workshop
 from worker.deletion import delete_user
 from worker.model_deletion import delete_model
 

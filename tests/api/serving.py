@@ -13,7 +13,7 @@ from api.app import Application
 from core.queue import BuildJob
 from core.resources import Resources
 from core.vectors.arrays import Floats
-from worker.building.pipeline import run_build
+from worker.building.attempt import run_build
 
 DIMENSION = 8
 IDS = (

@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 from core.models import Stage
-from worker.building import child
-from worker.building.child import ChildJob, Report
+from worker.building import build_process as child
+from worker.building.build_process import ChildJob, Report
 
 
 def main(arguments: list[str]) -> int:

@@ -92,7 +92,7 @@ def children_of(work_dir: Path) -> list[int]:
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"worker.building.child" in command and bytes(work_dir) in command:
+            if b"worker.building.build_process" in command and bytes(work_dir) in command:
                 found.append(int(entry.name))
     return found
 

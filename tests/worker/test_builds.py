@@ -153,7 +153,7 @@ async def test_a_child_that_crashes_is_tried_again_and_then_fails(
     crash.parent.mkdir(parents=True)
     crash.write_text("#!/bin/sh\nkill -9 $$\n")
     crash.chmod(0o700)
-    monkeypatch.setattr("worker.building.process.sys.executable", str(crash))
+    monkeypatch.setattr("worker.building.launcher.sys.executable", str(crash))
     opened = await resources.build_requests.request(model_version, BuildParameters())
     for _ in range(settings.building.build_attempts_max):
         await work(settings)

@@ -129,4 +129,4 @@ def halting(work_dir: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None
     trap.parent.mkdir(parents=True, exist_ok=True)
     trap.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.worker.halting {stage} "$@"\n')
     trap.chmod(0o700)
-    monkeypatch.setattr("worker.building.process.sys.executable", str(trap))
+    monkeypatch.setattr("worker.building.launcher.sys.executable", str(trap))

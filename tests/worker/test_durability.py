@@ -26,7 +26,7 @@ from core.settings import Settings
 from tests.emulators import free_port
 from tests.worker.processes import LEASE_S, children_of, parent_of, running, until
 from tests.worker.work import store
-from worker.building.workshop import sweep
+from worker.building.runner import sweep
 from worker.context import WorkerContext, open_context
 
 _TRIES = 100
@@ -212,7 +212,7 @@ async def test_a_poison_build_fails_by_itself(
     trap.parent.mkdir(parents=True)
     trap.write_text(f'#!/bin/sh\ngrep -q venom "$3" && kill -9 $$\nexec {sys.executable} "$@"\n')
     trap.chmod(0o700)
-    monkeypatch.setattr("worker.building.process.sys.executable", str(trap))
+    monkeypatch.setattr("worker.building.launcher.sys.executable", str(trap))
     async with worker(settings, jobs_max=1):
         bad = await requested(resources, poison)
         good = [await requested(resources, f"{sound}-{number}") for number in range(2)]

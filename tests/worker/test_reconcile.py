@@ -20,7 +20,7 @@ from tests.worker.processes import until
 from tests.worker.test_durability import has_ended, hurried, published_once, requested, worker
 from tests.worker.work import lose_redis, work
 from worker.background import Background
-from worker.building.workshop import Workshop
+from worker.building.runner import Workshop
 from worker.context import open_context
 from worker.reconcile import reconcile
 
@@ -212,7 +212,7 @@ async def test_a_claim_that_is_not_answered_holds_up_no_stop(
     resources: Resources, model_version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is left after a while; should it have been made, its lease runs out."""
-    monkeypatch.setattr("worker.building.workshop._CLAIM_LIMIT_S", 0.2)
+    monkeypatch.setattr("worker.building.runner._CLAIM_LIMIT_S", 0.2)
     asked = asyncio.Event()
 
     async def hanging(_self: object, _build_id: str, _fence: int) -> Build:

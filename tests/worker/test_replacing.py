@@ -35,7 +35,7 @@ async def current(resources: Resources, model_version: str) -> str | None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other at once."""
-    monkeypatch.setattr("worker.building.pipeline._RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr("worker.building.attempt._RETRY_FIRST_S", 0.01)
 
 
 async def test_a_catalogue_that_is_mostly_gone_needs_force(
@@ -157,7 +157,7 @@ async def test_a_full_disk_is_named(
     def full(_self: object, _page: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "a path")
 
-    monkeypatch.setattr("worker.building.making.RowWriter.append", full)
+    monkeypatch.setattr("worker.building.builder.RowWriter.append", full)
     await store(resources, model_version, 10)
     asked = await resources.build_requests.request(model_version, BuildParameters())
     ended = await ended_after_tries(resources, asked.build_id)
@@ -174,7 +174,7 @@ async def test_a_file_that_the_child_cannot_write_is_named(
     shell = tmp_path / "limited"
     shell.write_text(f'#!/bin/sh\nulimit -f 40\ntrap "" XFSZ\nexec {sys.executable} "$@"\n')
     shell.chmod(0o700)
-    monkeypatch.setattr("worker.building.process.sys.executable", str(shell))
+    monkeypatch.setattr("worker.building.launcher.sys.executable", str(shell))
     await store(resources, model_version, 1000)
     parameters = BuildParameters(matrix_k=50)
     asked = await resources.build_requests.request(model_version, parameters)

@@ -11,7 +11,7 @@ import msgspec
 
 from core.models import Build, Embedding
 from core.repositories.build_rows import open_row, row_bytes
-from worker.building.child import ChildResult
+from worker.building.build_process import ChildResult
 
 _ROW_OVERHEAD_BYTES: Final = 160
 """Attribute names, times, dimension and shard of an embedding, beside its id and vector."""

@@ -33,7 +33,7 @@ from core.vectors.parameters import IndexLimits, Trial
 from core.vectors.rows import Rows, read_rows
 from core.vectors.search import Searcher
 from core.vectors.version import MAPPED, IdTable
-from worker.building.child import ChildJob, Report, thread_count
+from worker.building.build_process import ChildJob, Report, thread_count
 
 _NAMED_MAX: Final = 100
 """Ids named in the report, for each reason."""

@@ -6,7 +6,7 @@ import msgspec
 
 from core.models import Build, BuildParameters, Embedding
 from core.repositories.build_rows import open_row, row_bytes
-from worker.building.child import ChildResult
+from worker.building.build_process import ChildResult
 from worker.building.costs import Costs
 
 BUILD = Build(

@@ -14,7 +14,7 @@ from core.vectors.arrays import Floats
 from core.vectors.manifest import Manifest
 from core.vectors.rows import RowWriter
 from core.versions import VersionRecord
-from worker.building.child import ChildJob
+from worker.building.build_process import ChildJob
 from worker.building.stages import make_version
 
 DIMENSION = 4

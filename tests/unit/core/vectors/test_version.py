@@ -14,7 +14,7 @@ from core.vectors.manifest import Manifest, decode_manifest
 from core.vectors.rows import RowWriter
 from core.vectors.version import IdTable, MappedVersion, verify_files
 from tests.unit.core.vectors.sets import catalogue
-from worker.building.child import ChildJob, ChildLimits, run_job
+from worker.building.build_process import ChildJob, ChildLimits, run_job
 
 ROWS = 400
 

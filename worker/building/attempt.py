@@ -30,9 +30,9 @@ from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from core.vectors.manifest import Manifest
+from worker.building.builder import Making
 from worker.building.costs import Costs
-from worker.building.making import Making
-from worker.building.verifying import verify
+from worker.building.verification import verify
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 1.0, 60.0
 _PROGRESS_EVERY_S = 1.0

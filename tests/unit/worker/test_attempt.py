@@ -11,8 +11,8 @@ import pytest
 from core.errors import Unavailable
 from core.models import Build, BuildParameters, Model, Progress
 from core.settings import Building, Settings
-from worker.building import pipeline
-from worker.building.pipeline import BuildRun
+from worker.building import attempt as pipeline
+from worker.building.attempt import BuildRun
 
 BUILD = Build(
     build_id="b" * 32,

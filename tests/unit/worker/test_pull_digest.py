@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.models import Embedding
-from worker.building.recent import Recent
+from worker.building.pull_digest import Recent
 
 TIMES = [f"2026-01-01T00:00:0{second}.000000Z" for second in range(10)]
 SINCE, LATER = TIMES[3], TIMES[6]

@@ -19,8 +19,8 @@ from core.models import Build
 from core.queue import BuildJob
 from core.resources import Resources
 from worker.background import Background
-from worker.building.pipeline import BuildRun, claim_build
-from worker.building.tidying import Tidying
+from worker.building.attempt import BuildRun, claim_build
+from worker.building.garbage_collector import Tidying
 
 _HALF_REMOVED_S = 60.0
 _CLAIM_LIMIT_S = 10.0

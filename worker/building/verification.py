@@ -6,9 +6,9 @@ from core.errors import BuildFailed, Corrupt, NotFound
 from core.models import Build, Model
 from core.repositories.verifications import Difference, Verification
 from core.resources import Resources
+from core.vectors.comparison import comparable, digest
 from core.vectors.manifest import Manifest
-from core.vectors.remade import comparable, digest
-from worker.building.making import Making
+from worker.building.builder import Making
 
 
 async def verify(

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from core.models import BuildParameters
+from core.vectors.comparison import ABSENT, compare
 from core.vectors.files import IDS, INDEX, REPORT, VECTORS
 from core.vectors.manifest import FileInfo, Manifest
-from core.vectors.remade import ABSENT, compare
 from tests.unit.api.serving.versions import make
 
 OTHER = FileInfo("0" * 64, 1)

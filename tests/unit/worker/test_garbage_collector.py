@@ -12,8 +12,8 @@ from core.repositories.tombstones import Tombstone
 from core.settings import Building, Settings
 from core.usecases.retention import Kept
 from worker.background import Background
-from worker.building import tidying
-from worker.building.tidying import Tidying
+from worker.building import garbage_collector as tidying
+from worker.building.garbage_collector import Tidying
 
 GRACE_S = 0.05
 

@@ -18,7 +18,7 @@ import msgspec
 from core import telemetry
 from core.errors import BuildFailed, K9Error, RecallBelowTarget
 from core.models import Progress
-from worker.building.child import ChildFailure, ChildLine, ChildResult
+from worker.building.build_process import ChildFailure, ChildLine, ChildResult
 
 _LINE_BYTES_MAX = 1024 * 1024
 _STDERR_BYTES_KEPT = 4000
@@ -42,7 +42,7 @@ async def run_child(job: Path, report: Callable[[Progress], None]) -> ChildResul
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "worker.building.child",
+        "worker.building.build_process",
         str(job),
         stdin=PIPE,
         stdout=PIPE,

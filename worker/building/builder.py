@@ -19,10 +19,10 @@ from core.vectors.files import IDS, NEIGHBORS
 from core.vectors.manifest import MANIFEST, Manifest, RecentRows, decode_manifest
 from core.vectors.rows import RowWriter
 from core.versions import VersionRecord, VersionStore
-from worker.building.child import ChildJob, ChildLimits, ChildResult, Previous
+from worker.building.build_process import ChildJob, ChildLimits, ChildResult, Previous
 from worker.building.costs import Costs
-from worker.building.process import run_child
-from worker.building.recent import Recent
+from worker.building.launcher import run_child
+from worker.building.pull_digest import Recent
 
 CACHE: Final = "previous"
 """Where in the working directory the versions are that new ones are compared with."""

@@ -1,4 +1,4 @@
-"""The process that does the heavy work of one build: `python -m worker.building.child JOB.json`.
+"""The process that does the heavy work of a build: `python -m worker.building.build_process FILE`.
 
 It tells its progress as JSON lines on standard output, the last of which is its result:
 

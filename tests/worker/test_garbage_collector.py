@@ -15,8 +15,8 @@ from tests.worker.test_durability import has_ended, requested, worker
 from tests.worker.test_history import changed, stored_builds
 from tests.worker.work import build, store
 from worker.background import Background
-from worker.building import tidying
-from worker.building.workshop import Workshop
+from worker.building import garbage_collector as tidying
+from worker.building.runner import Workshop
 
 
 @asynccontextmanager

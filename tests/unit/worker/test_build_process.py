@@ -14,7 +14,7 @@ from core.errors import BuildFailed, EmptyModel, RecallBelowTarget
 from core.models import BuildParameters, Embedding, Metric, Stage
 from core.vectors.rows import RowWriter
 from core.vectors.version import MappedVersion, verify_files
-from worker.building.child import (
+from worker.building.build_process import (
     EXIT_FAILED,
     EXIT_ORPHANED,
     ChildJob,
@@ -64,7 +64,7 @@ def spawn(directory: Path, made: ChildJob) -> subprocess.Popen[bytes]:
     path = directory / "job.json"
     path.write_bytes(msgspec.json.encode(made))
     return subprocess.Popen(
-        [sys.executable, "-m", "worker.building.child", str(path)],
+        [sys.executable, "-m", "worker.building.build_process", str(path)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -175,7 +175,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     os.mkfifo(path)
     child = subprocess.Popen(
-        [sys.executable, "-m", "worker.building.child", str(path)],
+        [sys.executable, "-m", "worker.building.build_process", str(path)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
