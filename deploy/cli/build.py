@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from deploy.api_client import open_api, path_of
 from deploy.cli import environment
-from deploy.cli.watching import must_be_published, watch
-from deploy.http import open_api, path_of
+from deploy.cli.watch_build import must_be_published, watch
 
 
 @click.command("build")

@@ -10,7 +10,7 @@ import click
 from core.settings import Settings
 from deploy.errors import CommandError
 from deploy.local.files import DEFAULT_DIR, DataDir, locked
-from deploy.output import standard_output
+from deploy.terminal import standard_output
 
 
 @click.command("dev")
@@ -36,7 +36,7 @@ def command(port: int, data: Path, *, empty: bool) -> None:
     stack by themselves when they run in the same directory.
     """
     try:
-        from deploy.local.stack import choose_ports  # noqa: PLC0415
+        from deploy.local.services import choose_ports  # noqa: PLC0415
         from deploy.local.supervisor import Supervisor  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise CommandError(

@@ -62,9 +62,9 @@ async def _import(
 ) -> None:
     # Late, so that `k9 import --help` and a wrong option answer at once.
     from core.resources import open_resources  # noqa: PLC0415
-    from deploy.batches import Columns  # noqa: PLC0415
-    from deploy.ingest import Moved, import_file  # noqa: PLC0415
-    from deploy.readers import open_source  # noqa: PLC0415
+    from deploy.data.formats.readers import open_source  # noqa: PLC0415
+    from deploy.data.formats.rows import Columns  # noqa: PLC0415
+    from deploy.data.importing import Moved, import_file  # noqa: PLC0415
 
     console = Console(stderr=True)
     began = monotonic()

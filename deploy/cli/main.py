@@ -19,7 +19,7 @@ _COMMANDS = {
     "restore": "deploy.cli.restore",
     "tables": "deploy.cli.tables",
     "token": "deploy.cli.token",
-    "verify-build": "deploy.cli.verify",
+    "verify-build": "deploy.cli.verify_build",
 }
 _SHORT = {
     "backup": "Writes every table to files.",

@@ -19,7 +19,7 @@ from deploy.cli import environment
 from deploy.errors import CommandError
 
 if TYPE_CHECKING:  # it brings numpy and the clients along
-    from deploy.migrate import Told
+    from deploy.data.migration.migrate import Told
 
 BAD_SHOWN = 50
 _REASON_SHOWN = 300
@@ -118,8 +118,8 @@ async def _migrate(
 ) -> None:
     # Late, so that `k9 migrate --help` and a wrong option answer at once.
     from core.resources import open_resources  # noqa: PLC0415
-    from deploy.file_input import open_input  # noqa: PLC0415
-    from deploy.migrate import migrate_file, words  # noqa: PLC0415
+    from deploy.data.formats.file_input import open_input  # noqa: PLC0415
+    from deploy.data.migration.migrate import migrate_file, words  # noqa: PLC0415
 
     console = Console(stderr=True)
     began = monotonic()

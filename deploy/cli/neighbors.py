@@ -5,9 +5,9 @@ import os
 
 import click
 
+from deploy.api_client import open_api, path_of
 from deploy.cli import environment
-from deploy.http import open_api, path_of
-from deploy.output import index_line, neighbor_table, standard_output
+from deploy.terminal import index_line, neighbor_table, standard_output
 
 
 @click.command("neighbors")

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
+from deploy.api_client import Api, ProblemError, open_api, path_of
 from deploy.cli import environment
-from deploy.cli.watching import must_be_published, watch
+from deploy.cli.watch_build import must_be_published, watch
 from deploy.errors import CommandError
-from deploy.http import Api, ProblemError, open_api, path_of
 
 _PAGE = 100
 _POLL_S = 0.5

@@ -18,7 +18,7 @@ from deploy.errors import CommandError
 from deploy.local.files import RunningStack
 
 if TYPE_CHECKING:  # it brings the clients along
-    from deploy.rebuild import Requested
+    from deploy.data.request_builds import Requested
 
 
 _NEEDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -60,7 +60,7 @@ def command(directory: Path | None, to_time: str | None, into: str | None, *, fo
 
 async def _restore(settings: Settings, directory: Path, *, force: bool) -> None:
     from core.resources import open_resources  # noqa: PLC0415 - `k9 restore --help` is at once
-    from deploy.restore import restore  # noqa: PLC0415
+    from deploy.data.restore import restore  # noqa: PLC0415
 
     began = monotonic()
     console = Console(stderr=True)
@@ -95,7 +95,7 @@ async def _recover(
     settings: Settings, stack: RunningStack | None, to_time: str, into: str | None
 ) -> None:
     # Late, so that `k9 restore --help` is at once.
-    from deploy.recovery import environment_for, parse_time, recover  # noqa: PLC0415
+    from deploy.data.pitr import environment_for, parse_time, recover  # noqa: PLC0415
 
     moment = parse_time(to_time)
     name = environment_for(settings, moment, into)

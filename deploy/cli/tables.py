@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from deploy.aws.stack import Protection, create_tables
+from deploy.aws.data_stack import Protection, create_tables
 from deploy.aws.tables import count_items, describe_tables
 from deploy.cli import environment
 from deploy.errors import CommandError
-from deploy.output import standard_output
+from deploy.terminal import standard_output
 
 
 @click.group("tables")

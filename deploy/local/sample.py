@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from core.errors import ModelBeingDeleted, NotFound
 from core.models import Build, BuildParameters
 from core.settings import Settings
+from deploy.api_client import ProblemError, open_api, path_of
 from deploy.aws.tables import read_mark, write_mark
 from deploy.errors import CommandError
-from deploy.http import ProblemError, open_api, path_of
 
 CATALOGUE = Path(__file__).with_name("catalogue-5k.parquet")
 MODEL = "minilm-l6-v2"
@@ -43,8 +43,8 @@ async def load(settings: Settings, console: Console) -> int:
     """
     # numpy, pyarrow and the rest take a second to load, which a start with the data there saves.
     from core.resources import open_resources  # noqa: PLC0415
-    from deploy.ingest import Moved, import_file  # noqa: PLC0415
-    from deploy.readers import open_source  # noqa: PLC0415
+    from deploy.data.formats.readers import open_source  # noqa: PLC0415
+    from deploy.data.importing import Moved, import_file  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (

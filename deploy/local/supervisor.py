@@ -18,10 +18,10 @@ from rich.console import Console
 from core.errors import K9Error
 from core.settings import Settings
 from deploy.errors import CommandError
-from deploy.local import stack
+from deploy.local import services as stack
 from deploy.local.files import OPERATOR, DataDir, RunningStack, Secrets, write_private
 from deploy.local.processes import Backoff, Part, end_leftovers, identity
-from deploy.output import index_line, neighbor_table
+from deploy.terminal import index_line, neighbor_table
 
 STOP_GRACE_S = 4.0
 """For API and worker: together with the emulator's own second, all is over within ten."""
@@ -100,7 +100,7 @@ class Supervisor:
         await asyncio.to_thread(end_leftovers, self._data.pids, EMULATOR_GRACE_S, self._say)
         self._clear_up()
         # What brings aioboto3 along is loaded late, while the emulator starts.
-        loading = asyncio.to_thread(importlib.import_module, "deploy.aws.stack")
+        loading = asyncio.to_thread(importlib.import_module, "deploy.aws.data_stack")
         await asyncio.gather(self._up(self._aws), self._up(self._valkey), loading)
         self._data.marker.write_text(f"{datetime.now(UTC).isoformat()}\n", encoding="ascii")
         await self._prepare()
@@ -169,7 +169,7 @@ class Supervisor:
     async def _prepare(self) -> bool:
         """Tables, bucket and user pool. True when the services' environment is another now."""
         from deploy.aws.cognito import ensure_pool  # noqa: PLC0415
-        from deploy.aws.stack import create_tables  # noqa: PLC0415
+        from deploy.aws.data_stack import create_tables  # noqa: PLC0415
 
         reach = stack.aws_environ(self._ports, self._secrets)
         for name in os.environ.keys() - self._services.keys():

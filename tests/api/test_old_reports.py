@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from deploy.file_input import open_input
-from deploy.migrate import migrate_file
+from deploy.data.formats.file_input import open_input
+from deploy.data.migration.migrate import migrate_file
 from tests.api.conftest import Service
 from tests.api.people import person, same
 

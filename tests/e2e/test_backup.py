@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from core.dynamo import bulk, tables
-from core.dynamo.bulk import delete_batch, put_batch, scan_segment
+from core.dynamo import tables
 from core.dynamo.wire import AttributeValue, Item, item_of
 from core.errors import TableMissing, Unavailable
 from core.models import Build, BuildParameters, now, timestamp
@@ -19,13 +18,15 @@ from core.repositories.build_rows import BUILD_CODEC
 from core.repositories.models import MODEL_CODEC
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from deploy import restore as restoring
-from deploy.archive import MANIFEST
 from deploy.aws.tables import describe_tables, read_mark
-from deploy.backup import back_up
+from deploy.data import bulk
+from deploy.data import restore as restoring
+from deploy.data.archive import MANIFEST
+from deploy.data.backup import back_up
+from deploy.data.bulk import delete_batch, put_batch, scan_segment
+from deploy.data.pitr import recover
+from deploy.data.restore import MARK, restore
 from deploy.errors import CommandError
-from deploy.recovery import recover
-from deploy.restore import MARK, restore
 from tests.e2e.commands import NO_REDIS, kill, run_k9, start_k9
 from tests.emulators import create_tables, settings_for
 

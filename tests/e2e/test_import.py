@@ -13,10 +13,10 @@ from core.resources import open_resources
 from core.settings import Settings
 from core.usecases.embeddings import Ingest, Noting, Row
 from core.watermarks import Watermark
-from deploy import ingest
 from deploy.aws.tables import count_items
-from deploy.batches import BadRow
-from deploy.readers import open_source
+from deploy.data import importing as ingest
+from deploy.data.formats.readers import open_source
+from deploy.data.formats.rows import BadRow
 from tests.e2e.commands import run_k9
 from tests.emulators import create_tables, settings_for
 

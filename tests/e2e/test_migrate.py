@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.dynamo.bulk import put_batch, scan_segment
 from core.dynamo.wire import Item, item_of
 from core.errors import TableMissing
 from core.models import now, timestamp
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from deploy.aws.tables import count_items
+from deploy.data.bulk import put_batch, scan_segment
+from deploy.data.formats.file_input import open_input
+from deploy.data.migration.migrate import Migrated, Told, migrate_file
 from deploy.errors import CommandError
-from deploy.file_input import open_input
-from deploy.migrate import Migrated, Told, migrate_file
 from tests.e2e.commands import kill, run_k9, start_k9
 from tests.emulators import create_tables, settings_for
 

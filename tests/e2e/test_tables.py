@@ -6,7 +6,7 @@ import aioboto3
 import pytest
 
 from core.settings import Settings
-from deploy.aws.stack import create_tables
+from deploy.aws.data_stack import create_tables
 from deploy.aws.tables import TABLES, count_items, describe_tables, read_mark, write_mark
 from deploy.errors import CommandError
 from tests.emulators import settings_for

@@ -15,8 +15,8 @@ import pytest
 from core.errors import K9Error, NotFound
 from core.models import Model
 from core.resources import Resources, open_resources
-from deploy.ingest import import_file
-from deploy.readers import open_source
+from deploy.data.formats.readers import open_source
+from deploy.data.importing import import_file
 from tests.api.serving import build_here, eventually, path_of, vector
 from tests.faults.proxied_api import GONE, MODEL, ProxiedApi
 from tests.faults.proxy import Faults

@@ -17,7 +17,7 @@ from locust import FastHttpUser, constant, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
-from deploy.http import path_of
+from deploy.api_client import path_of
 from deploy.local.sample import CATALOGUE, MODEL
 from tests.load.report import Plan, Report
 

@@ -13,7 +13,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.vectors.version import MappedVersion
 from core.versions import VersionRecord
-from deploy.recovery import recover
+from deploy.data.pitr import recover
 from tests.worker.two_environments import (
     Pair,
     as_published_early,

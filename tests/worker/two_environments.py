@@ -8,13 +8,13 @@ from uuid import uuid4
 import msgspec
 
 from core.dynamo import tables
-from core.dynamo.bulk import put_batch, scan_segment
 from core.dynamo.expressions import Update, expressions, key
 from core.models import Build, Model
 from core.names import early_version_prefix
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import VersionRecord
+from deploy.data.bulk import put_batch, scan_segment
 from tests.emulators import create_tables
 
 

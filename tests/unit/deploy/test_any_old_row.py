@@ -15,8 +15,8 @@ from core.repositories.reports import REPORT_CODEC
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.reports import Reports
-from deploy.json_rows import Entry
-from deploy.old_rows import BadEntry, OldRow, RowReader
+from deploy.data.formats.json_entries import Entry
+from deploy.data.migration.legacy_rows import BadEntry, OldRow, RowReader
 
 SETTINGS = Settings()
 _NAMES = {

@@ -9,7 +9,7 @@ import pytest
 from core.dynamo.wire import Item, item_of
 from core.files import size_and_digest
 from core.settings import Files
-from deploy.archive import (
+from deploy.data.archive import (
     MANIFEST,
     FileEntry,
     Manifest,
@@ -21,8 +21,8 @@ from deploy.archive import (
     read_manifest,
     verify,
 )
+from deploy.data.formats.file_input import FREE_BYTES
 from deploy.errors import CommandError
-from deploy.file_input import FREE_BYTES
 
 LIMITS = Files()
 ITEMS: list[Item] = [

@@ -4,7 +4,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from core.settings import Settings, Tables
-from deploy.aws import stack
+from deploy.aws import data_stack as stack
 from deploy.errors import CommandError
 
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 
 from core.settings import Files
-from deploy.batches import Columns
+from deploy.data.formats.file_input import FREE_BYTES
+from deploy.data.formats.readers import open_source
+from deploy.data.formats.rows import Columns
 from deploy.errors import CommandError
-from deploy.file_input import FREE_BYTES
-from deploy.readers import open_source
 from tests.unit.deploy.vector_files import (
     IDS,
     LIMITS,

@@ -5,8 +5,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from deploy.api_client import Api, ProblemError, open_api, path_of
 from deploy.errors import CommandError
-from deploy.http import Api, ProblemError, open_api, path_of
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from deploy.batches import Columns
+from deploy.data.formats.rows import Columns
 from tests.unit.deploy.vector_files import (
     IDS,
     LISTS,

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.settings import Files
-from deploy import json_text
+from deploy.data.formats import json_text
+from deploy.data.formats.file_input import open_input
+from deploy.data.formats.json_entries import ENTRY_BYTES_MAX, Entry, entries
 from deploy.errors import CommandError
-from deploy.file_input import open_input
-from deploy.json_rows import ENTRY_BYTES_MAX, Entry, entries
 
 _ROWS = [
     {"id": "a", "x": [1, {"y": "]}{[,"}]},

@@ -13,12 +13,12 @@ import pytest
 
 from core.repositories.reports import ReportRepository
 from core.settings import Files, Settings
-from core.usecases.migration import OldEmbedding
 from core.usecases.reports import Reports
+from deploy.data.formats.file_input import FREE_BYTES, open_input
+from deploy.data.formats.json_entries import entries
+from deploy.data.migration.legacy_rows import BadEntry, Deletion, OldRow, RowReader
+from deploy.data.migration.store import OldEmbedding
 from deploy.errors import CommandError
-from deploy.file_input import FREE_BYTES, open_input
-from deploy.json_rows import entries
-from deploy.old_rows import BadEntry, Deletion, OldRow, RowReader
 
 CASES = Path(__file__).parents[2] / "cases"
 LIMITS = Files()

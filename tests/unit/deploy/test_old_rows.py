@@ -8,10 +8,10 @@ import pytest
 from core.models import Report, User
 from core.repositories.reports import ReportRepository
 from core.settings import Settings
-from core.usecases.migration import OldEmbedding
 from core.usecases.reports import Reports
-from deploy.json_rows import Entry
-from deploy.old_rows import BadEntry, Deletion, OldRow, RowReader
+from deploy.data.formats.json_entries import Entry
+from deploy.data.migration.legacy_rows import BadEntry, Deletion, OldRow, RowReader
+from deploy.data.migration.store import OldEmbedding
 
 _AT = "2025-09-30T10:00:00Z"
 _KEPT_AT = "2025-09-30T10:00:00.000000Z"

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from deploy.api_client import Api, ProblemError, open_api
 from deploy.cli.progress import BuildDisplay, _Amount, _short
 from deploy.errors import CommandError
-from deploy.http import Api, ProblemError, open_api
 from tests.scripted import ScriptedServer, answer
 
 

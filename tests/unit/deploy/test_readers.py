@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.batches import BadRow, Row
+from deploy.data.formats.json_embeddings import LINE_BYTES_MAX
+from deploy.data.formats.readers import open_source
+from deploy.data.formats.rows import BadRow, Row
 from deploy.errors import CommandError
-from deploy.json_embeddings import LINE_BYTES_MAX
-from deploy.readers import open_source
 
 
 def _read(path: Path, rows_max: int = 1000) -> tuple[list[Row], list[BadRow]]:

@@ -3,8 +3,8 @@ from datetime import UTC, datetime
 import pytest
 
 from core.settings import Settings
+from deploy.data.pitr import environment_for, parse_time
 from deploy.errors import CommandError
-from deploy.recovery import environment_for, parse_time
 
 _MOMENT = datetime(2025, 9, 30, 8, tzinfo=UTC)
 

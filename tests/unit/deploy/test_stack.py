@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import CommandError
-from deploy.local import stack
+from deploy.local import services as stack
 from deploy.local.files import DataDir
 
 

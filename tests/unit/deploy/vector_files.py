@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.settings import Files
-from deploy.batches import BadRow, Columns, Row
+from deploy.data.formats.readers import open_source
+from deploy.data.formats.rows import BadRow, Columns, Row
 from deploy.errors import CommandError
-from deploy.readers import open_source
 
 LIMITS = Files()
 IDS = np.array(["a", "b", "c"])

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from core.dynamo.bulk import patiently
 from core.errors import PartlyStored, Unavailable
 from core.models import Metric
 from core.usecases.embeddings import Ingest
-from deploy.batches import BadRow, Batch, Row
-from deploy.readers import Source
+from deploy.data.bulk import patiently
+from deploy.data.formats.readers import Source
+from deploy.data.formats.rows import BadRow, Batch, Row
 
 BATCHES_IN_FLIGHT = 4
 """Each writes its rows by several BatchWriteItem calls side by side (K9_BATCH_CONCURRENCY)."""

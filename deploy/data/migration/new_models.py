@@ -6,14 +6,14 @@ the end of the file, tells its dimension. So none is stored before that.
 
 from typing import Final
 
-from core.dynamo.bulk import patiently
 from core.errors import Invalid, K9Error, Unavailable
 from core.models import Metric
 from core.settings import Settings
 from core.usecases.dimensions import common_dimension
 from core.usecases.embeddings import Ingest
-from core.usecases.migration import OldEmbedding
-from deploy.old_rows import OldRow
+from deploy.data.bulk import patiently
+from deploy.data.migration.legacy_rows import OldRow
+from deploy.data.migration.store import OldEmbedding
 
 BLOCK_ROWS: Final = 1000
 """Of one model version, to tell its dimension by."""

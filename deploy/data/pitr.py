@@ -12,23 +12,23 @@ from typing import Final
 import msgspec
 
 from core.dynamo import tables
-from core.dynamo.bulk import put_batch, scan_segment
 from core.dynamo.client import Dynamo
 from core.dynamo.wire import Item
 from core.models import now, timestamp
-from core.repositories.renewal import (
+from core.resources import open_resources
+from core.settings import Settings
+from deploy.aws.pitr import Told, check_recoverable, protect_like, recover_tables
+from deploy.aws.tables import ensure_settings, read_mark, write_mark
+from deploy.data.bulk import put_batch, scan_segment
+from deploy.data.epochs import (
     ended_build,
     epoch_of,
     is_open,
     next_epoch,
     renewed_model,
 )
-from core.resources import open_resources
-from core.settings import Settings
-from deploy.aws.recovery import Told, check_recoverable, protect_like, recover_tables
-from deploy.aws.tables import ensure_settings, read_mark, write_mark
+from deploy.data.request_builds import Probes, Requested, rebuild
 from deploy.errors import CommandError
-from deploy.rebuild import Probes, Requested, rebuild
 
 MARK: Final = "k9:restored"
 """A tag of the new models table: all of it is done, and this is the time."""

@@ -2,7 +2,7 @@
 
 Nothing is ever in memory as a whole, and one bad entry does not take those after it along: an
 entry is cut out by its brackets and quotes alone, before anyone reads it. What surrounds items in
-a reply or a request of DynamoDB is passed over; what surrounds one item is `item_forms`' to take.
+a reply or a request of DynamoDB is skipped; what surrounds one item is left to `dynamodb_json`.
 """
 
 import re
@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
+from deploy.data.formats.file_input import TEXT, FileInput
+from deploy.data.formats.json_text import BrokenError, JsonText
 from deploy.errors import CommandError
-from deploy.file_input import TEXT, FileInput
-from deploy.json_text import BrokenError, JsonText
 
 ENTRY_BYTES_MAX: Final = 16 * 1024 * 1024
 """An item of DynamoDB has up to 400 KB, which indented DynamoDB-JSON can make twenty times of."""

@@ -10,13 +10,13 @@ import msgspec
 from core.errors import RowError, TableMissing, Unavailable
 from core.models import Metric, Report, User
 from core.resources import Resources
-from core.usecases.migration import Migration
+from deploy.data.formats.file_input import FileInput
+from deploy.data.formats.json_entries import entries
+from deploy.data.importing import pauses
+from deploy.data.migration.legacy_rows import BadEntry, Deletion, OldRow, RowReader
+from deploy.data.migration.new_models import FirstRows
+from deploy.data.migration.store import Migration
 from deploy.errors import CommandError
-from deploy.file_input import FileInput
-from deploy.first_rows import FirstRows
-from deploy.ingest import pauses
-from deploy.json_rows import entries
-from deploy.old_rows import BadEntry, Deletion, OldRow, RowReader
 
 Table = Literal["users", "reports", "embeddings"]
 

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
+from deploy.api_client import Api, ProblemError, path_of
 from deploy.cli.progress import build_display
 from deploy.errors import CommandError
-from deploy.http import Api, ProblemError, path_of
 
 _POLL_S = 0.5
 _POLLS = 10

@@ -12,18 +12,18 @@ from typing import Final, Protocol
 import msgspec
 
 from core.dynamo import tables
-from core.dynamo.bulk import BATCH_ROWS, delete_batch, is_empty, put_batch, scan_segment
 from core.dynamo.wire import Item
 from core.models import now, timestamp
-from core.repositories.renewal import ended_build, epoch_of, next_epoch, renewed_model
 from core.resources import Resources
 from core.settings import Files
-from deploy.archive import Manifest, TableEntry, read_items, read_manifest, verify
 from deploy.aws.clients import together
 from deploy.aws.tables import read_mark, remove_mark, write_mark
-from deploy.backup import SEGMENTS
+from deploy.data.archive import Manifest, TableEntry, read_items, read_manifest, verify
+from deploy.data.backup import SEGMENTS
+from deploy.data.bulk import BATCH_ROWS, delete_batch, is_empty, put_batch, scan_segment
+from deploy.data.epochs import ended_build, epoch_of, next_epoch, renewed_model
+from deploy.data.request_builds import Probes, Requested, rebuild
 from deploy.errors import CommandError
-from deploy.rebuild import Probes, Requested, rebuild
 
 MARK: Final = "k9:restoring"
 _BATCHES_IN_FLIGHT: Final = 16

@@ -1,6 +1,6 @@
 import pytest
 
-from core.usecases.moments import full_date, read_moment
+from deploy.data.migration.timestamps import full_date, read_moment
 
 
 @pytest.mark.parametrize(

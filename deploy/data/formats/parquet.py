@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core.settings import Files
-from deploy.batches import BadRow, Batch, Columns, Row, as_float32, text_of
+from deploy.data.formats.file_input import BLOCK_BYTES, expansion_problem
+from deploy.data.formats.rows import BadRow, Batch, Columns, Row, as_float32, text_of
 from deploy.errors import CommandError
-from deploy.file_input import BLOCK_BYTES, expansion_problem
 
 _WIDEST_BYTES: Final = 8
 """A number in memory, whatever its encoding: runs of one value take next to nothing in a file."""

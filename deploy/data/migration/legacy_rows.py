@@ -18,13 +18,13 @@ from core.models import VERSION_MAX, Report, User, now, timestamp
 from core.settings import Settings
 from core.usecases.documents import is_object
 from core.usecases.identifiers import is_report_id, validate_model_version
-from core.usecases.migration import OldEmbedding
-from core.usecases.moments import full_date, read_moment
 from core.usecases.reports import Reports
 from core.usecases.users import preferences_problem, profile_problems
-from deploy.item_forms import MEMBERS, surrounded, without_key
-from deploy.json_rows import Entry
-from deploy.old_vectors import Binary, from_bytes, from_numbers, javascript_binary
+from deploy.data.formats.dynamodb_json import MEMBERS, surrounded, without_key
+from deploy.data.formats.json_entries import Entry
+from deploy.data.migration.legacy_vectors import Binary, from_bytes, from_numbers, javascript_binary
+from deploy.data.migration.store import OldEmbedding
+from deploy.data.migration.timestamps import full_date, read_moment
 
 T = TypeVar("T")
 Record = User | Report | OldEmbedding
@@ -103,7 +103,7 @@ class RowReader:
         self._records = settings.records
         self._reports = reports
         self._seen: set[int] = set()
-        """64-bit hashes of the keys so far: some 60 bytes a row, as in `deploy.ingest`."""
+        """64-bit hashes of the keys so far: some 60 bytes a row, as in `deploy.data.importing`."""
         readers: dict[str, Callable[[_Members], tuple[Record, str | None]]] = {
             "users": self._user,
             "reports": self._report,

@@ -20,8 +20,8 @@ import msgspec
 from core.dynamo.wire import AttributeValue, Item
 from core.files import size_and_digest
 from core.settings import Files
+from deploy.data.formats.file_input import open_input
 from deploy.errors import CommandError
-from deploy.file_input import open_input
 
 MANIFEST: Final = "manifest.json"
 INCOMPLETE: Final = "incomplete"

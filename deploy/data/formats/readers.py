@@ -14,12 +14,12 @@ from typing import BinaryIO, Final, Self
 import pyarrow as pa
 
 from core.settings import Files
-from deploy.batches import Batch, Columns, RowReader
+from deploy.data.formats.file_input import NPY, PARQUET, ZIP, FileInput, open_input
+from deploy.data.formats.json_embeddings import JsonRows
+from deploy.data.formats.npz import NpzRows, not_npz
+from deploy.data.formats.parquet import ParquetRows
+from deploy.data.formats.rows import Batch, Columns, RowReader
 from deploy.errors import CommandError
-from deploy.file_input import NPY, PARQUET, ZIP, FileInput, open_input
-from deploy.json_embeddings import JsonRows
-from deploy.npz_rows import NpzRows, not_npz
-from deploy.parquet_rows import ParquetRows
 
 _FAULTS: Final = (
     *(OSError, EOFError, ValueError, LookupError, OverflowError, RuntimeError, MemoryError),

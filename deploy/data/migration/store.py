@@ -31,14 +31,14 @@ from core.repositories.embedding_rows import (
     live_row,
     other_generation,
 )
-from core.repositories.migrated import put_over
 from core.repositories.models import ModelRepository
 from core.repositories.reports import REPORT_CODEC
 from core.repositories.transactions import pause
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.embeddings import Ingest
-from core.usecases.moments import read_moment
+from deploy.data.migration.conditional import put_over
+from deploy.data.migration.timestamps import read_moment
 
 Versioned = TypeVar("Versioned", User, Report)
 

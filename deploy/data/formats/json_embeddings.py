@@ -10,11 +10,11 @@ import numpy as np
 from msgspec import Raw
 
 from core.settings import Files
-from deploy.batches import BadRow, Batch, Columns, Row, as_float32
+from deploy.data.formats.dynamodb_json import is_typed
+from deploy.data.formats.file_input import FileInput, open_input
+from deploy.data.formats.json_entries import DYNAMODB, Entry, Forms, entries
+from deploy.data.formats.rows import BadRow, Batch, Columns, Row, as_float32
 from deploy.errors import CommandError
-from deploy.file_input import FileInput, open_input
-from deploy.item_forms import is_typed
-from deploy.json_rows import DYNAMODB, Entry, Forms, entries
 
 LINE_BYTES_MAX: Final = 1024 * 1024
 """Of one row; 4,096 numbers written out in full take a tenth of it."""

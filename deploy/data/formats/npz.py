@@ -15,9 +15,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from core.settings import Files
-from deploy.batches import BadRow, Batch, Columns, Row, as_float32
+from deploy.data.formats.file_input import expansion_problem
+from deploy.data.formats.rows import BadRow, Batch, Columns, Row, as_float32
 from deploy.errors import CommandError
-from deploy.file_input import expansion_problem
 
 _HEADER_BYTES_MAX: Final = 65_536
 """numpy takes headers of up to 10,000 characters."""

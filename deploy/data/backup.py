@@ -7,12 +7,12 @@ from typing import Final
 
 from core import __version__
 from core.dynamo import tables
-from core.dynamo.bulk import scan_segment
 from core.dynamo.client import Dynamo
 from core.models import now, timestamp
 from core.settings import Settings
-from deploy.archive import FileEntry, Manifest, SegmentFile, TableEntry, claimed, finish
 from deploy.aws.clients import together
+from deploy.data.archive import FileEntry, Manifest, SegmentFile, TableEntry, claimed, finish
+from deploy.data.bulk import scan_segment
 
 SEGMENTS: Final = 8
 """Parts of a table that are read side by side."""
