@@ -13,8 +13,8 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
 from core import files, names
+from core.aws import client_config, new_session, open_client, unreachable
 from core.counting import count_one
-from core.dynamo.client import client_config, new_session, open_client, unreachable
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.files import Head
 from core.settings import Settings

@@ -18,12 +18,13 @@ from uuid import uuid4
 
 import msgspec
 
-from core import cached_versions, files, names, telemetry
+from core import files, names, telemetry
 from core.errors import Corrupt, NotFound
+from core.index import cache
+from core.index.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest
+from core.index.version import mapped_files, verify_files
 from core.models import Build, Model
 from core.objects import PART_BYTES, Objects
-from core.vectors.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest
-from core.vectors.version import mapped_files, verify_files
 
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 RECORD: Final = "record.json"
@@ -181,7 +182,7 @@ class VersionStore:
             return await asyncio.to_thread(self._verified, directory, record)
         except (Corrupt, OSError) as error:
             _refused(record, "cache", error)
-            await asyncio.to_thread(cached_versions.remove, directory)
+            await asyncio.to_thread(cache.remove, directory)
             return None
 
     async def download(self, record: VersionRecord) -> tuple[Path, Manifest]:
@@ -209,7 +210,7 @@ class VersionStore:
         It is of the same data, but may be of a build that is not kept any more.
         """
         current = self.directory(VersionRecord.unread(model))
-        for directory in await asyncio.to_thread(cached_versions.others, current):
+        for directory in await asyncio.to_thread(cache.others, current):
             build_id, _, fence = directory.name.rpartition(".")
             then = VersionRecord(model.model_version, build_id, int(fence), "")
             record = await asyncio.to_thread(self._remembered, then)
@@ -249,13 +250,13 @@ class VersionStore:
     async def prune(self, current: VersionRecord) -> None:
         """Removes cached versions but the current one, the spare ones, and what is leased."""
         directory = self.directory(current)
-        await asyncio.to_thread(cached_versions.prune, directory, self._spares)
+        await asyncio.to_thread(cache.prune, directory, self._spares)
         early = self._early_dir / current.model_version / directory.name
-        await asyncio.to_thread(cached_versions.prune, early, 0)
+        await asyncio.to_thread(cache.prune, early, 0)
 
     async def clear(self, model_version: str) -> bool:
         """Removes the local copies of a model version that are not leased; whether none is left."""
-        return await asyncio.to_thread(cached_versions.clear, self._cache_dir / model_version)
+        return await asyncio.to_thread(cache.clear, self._cache_dir / model_version)
 
     def _prefix(self, manifest: Manifest, fence: int) -> str:
         return names.version_prefix(
@@ -275,7 +276,7 @@ class VersionStore:
                     )
             (incoming / RECORD).write_bytes(msgspec.json.encode(record))
             (incoming / MANIFEST).write_bytes(raw)
-            cached_versions.settle(incoming, directory)
+            cache.settle(incoming, directory)
         except ExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
         finally:
@@ -292,7 +293,7 @@ class VersionStore:
     def _verified(self, directory: Path, record: VersionRecord) -> tuple[Path, Manifest] | None:
         if record.manifest is not None:  # what it is does not depend on who put it there
             early = self._early_dir / record.model_version / directory.name
-            cached_versions.take_over(early, directory)
+            cache.take_over(early, directory)
         if not directory.exists():
             return None
         manifest = record.check((directory / MANIFEST).read_bytes())

@@ -16,8 +16,8 @@ import msgspec
 
 from core.dynamo.cursors import cipher_key
 from core.errors import Unreadable
+from core.identifiers import product_id_problem
 from core.models import parse_timestamp
-from core.usecases.identifiers import product_id_problem
 
 TOKEN_CHARACTERS_MAX: Final = 1024
 """Longer texts are refused unread; a product id of 512 bytes makes a token of about 780."""

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
+from core.identifiers import REPORT_ID
 from core.settings import Limits
-from core.usecases.identifiers import REPORT_ID
 
 Schema = dict[str, Any]
 Route = tuple[str, str]

@@ -17,9 +17,9 @@ from api.problems import Reply
 from api.schemas import BuildBody, BuildItem, BuildPage, BuildParametersItem, ProgressItem
 from api.watching import EVENT_STREAM
 from core.errors import NotFound
+from core.identifiers import validate_model_version
 from core.models import Build, BuildParameters, BuildStatus
 from core.repositories.builds import Position
-from core.usecases.identifiers import validate_model_version
 
 BUILD_ID_CHARACTERS_MAX: Final = 64
 

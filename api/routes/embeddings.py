@@ -24,10 +24,10 @@ from api.schemas import (
 )
 from api.vectors import floats
 from core.errors import Unreadable
+from core.identifiers import validate_model_version, validate_product_id
 from core.models import Embedding, Metric
 from core.repositories.embeddings import Position
 from core.usecases.embeddings import Stored
-from core.usecases.identifiers import validate_model_version, validate_product_id
 from core.vectors.arrays import Floats, as_vector, json_floats
 from core.watermarks import Watermark
 

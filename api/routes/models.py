@@ -27,10 +27,10 @@ from api.schemas import (
 )
 from api.serving.segment import Segment
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
+from core.identifiers import validate_model_version
+from core.index.files import NPZ, PARQUET
+from core.index.manifest import Manifest
 from core.models import Build, Model, now, timestamp
-from core.usecases.identifiers import validate_model_version
-from core.vectors.files import NPZ, PARQUET
-from core.vectors.manifest import Manifest
 from core.versions import VersionRecord
 
 URL_EXPIRES_S: Final = 300

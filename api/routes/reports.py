@@ -15,9 +15,9 @@ from api.pages import Paging
 from api.paths import unescape
 from api.problems import Reply
 from api.schemas import ReportBody, ReportItem, ReportPage
+from core.identifiers import is_report_id
 from core.models import Report
 from core.repositories.reports import Position, unknown_report
-from core.usecases.identifiers import is_report_id
 
 _TAG: Final = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _VERSION: Final = re.compile(rb'"([1-9][0-9]{0,37}0{0,88})"')

@@ -30,8 +30,8 @@ from api.vectors import (
     floats,
 )
 from core.errors import Invalid, ModelBeingDeleted, NoIndex, NotFound, NotYetVisible
+from core.identifiers import validate_product_id
 from core.settings import Limits
-from core.usecases.identifiers import validate_product_id
 from core.vectors.arrays import Floats
 from core.watermarks import Presented
 

@@ -9,9 +9,9 @@ from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
 from core import telemetry
 from core.errors import K9Error, NoIndex, NotYetVisible, Unavailable
+from core.identifiers import validate_model_version
 from core.models import Model
 from core.repositories.models import ModelRepository
-from core.usecases.identifiers import validate_model_version
 from core.watermarks import Watermark
 
 Bring = Callable[[str, Watermark], Awaitable[bool]]

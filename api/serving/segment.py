@@ -9,14 +9,14 @@ from typing import Final, Self
 import numpy as np
 
 from api.schemas import IndexUsed, Neighbor
-from core.cached_versions import leased
 from core.errors import Corrupt
+from core.index.cache import leased
+from core.index.manifest import Manifest
+from core.index.version import MappedVersion
 from core.models import Metric, Model, now, timestamp
 from core.vectors.arrays import Floats, Ints
-from core.vectors.manifest import Manifest
 from core.vectors.parameters import IndexInfo
 from core.vectors.search import Exclusion, effort_for
-from core.vectors.version import MappedVersion
 
 _INLINE_US_MAX: Final = 1500.0
 """A search estimated at more goes to a thread: the event loop waits for nobody that long."""

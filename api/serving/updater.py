@@ -23,9 +23,9 @@ from api.serving.registry import IndexRegistry
 from api.serving.segment import Segment
 from core import telemetry
 from core.errors import Corrupt, NotFound, Unavailable
+from core.index.manifest import Manifest
 from core.models import Build, Model
 from core.resources import Resources
-from core.vectors.manifest import Manifest
 from core.versions import VersionRecord
 
 _FIRST_LIST_S: Final = 1.5

@@ -6,20 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aioboto3
-import aiobotocore
-from aiobotocore.config import AioConfig
-from aiobotocore.session import AioSession
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
-from botocore.exceptions import ConnectionError as ConnectionFailed
+from botocore.exceptions import BotoCoreError, ClientError
 
+from core.aws import client_config, new_session, open_client, public_message, unreachable
 from core.dynamo.wire import UNREADABLE, Item, WireParserFactory, WireSerializer, item_of
 from core.errors import (
     Busy,
@@ -59,12 +48,6 @@ _REFUSED = frozenset(
         "UnrecognizedClientException",
     }
 )
-_NO_CREDENTIALS = (
-    "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "AWS_PROFILE, or give the process a role"
-)
-_OPEN_DEADLINE_S = 20.0
-"""For creating a client: reading botocore's models, and asking for a role's credentials."""
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.1, 5.0
 
 
@@ -176,7 +159,7 @@ def _translate(error: ClientError, operation: str, parameters: dict[str, Any]) -
     if code in _REFUSED:
         return Unavailable(
             f"DynamoDB refused K9's AWS credentials for {operation}: {code}",
-            public=_public("DynamoDB"),
+            public=public_message("DynamoDB"),
         )
     return None
 
@@ -206,87 +189,6 @@ def _tables(parameters: dict[str, Any]) -> str:
     for operation in parameters.get("TransactItems", []):
         names |= {part["TableName"] for part in operation.values()}
     return f"table among {', '.join(sorted(names))}" if names else "such table"
-
-
-def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
-    """What an error of botocore's own means for the caller; None for a mistake of ours."""
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return Unavailable(_NO_CREDENTIALS, public=_public(service))
-    if isinstance(error, CredentialRetrievalError):
-        return Unavailable(f"AWS credentials could not be had: {error}", public=_public(service))
-    if isinstance(error, ConnectionFailed | HTTPClientError):
-        # The message of the error holds the endpoint's address, which is no caller's business.
-        return Unavailable(
-            f"{service} could not be reached: {type(error).__name__}", public=_public(service)
-        )
-    return None
-
-
-def _public(service: str) -> str:
-    return f"{service} could not be used; try again"
-
-
-def client_config(settings: Settings, *, read_timeout_s: float | None = None) -> AioConfig:
-    """The configuration of botocore for a client of K9's, of DynamoDB or another service."""
-    aws = settings.aws
-    return AioConfig(
-        region_name=aws.region,
-        connect_timeout=aws.connect_timeout_s,
-        read_timeout=read_timeout_s or aws.read_timeout_s,
-        max_pool_connections=aws.pool_connections,
-        retries={"mode": "standard", "total_max_attempts": aws.attempts_max},
-        # botocore checks each value against its model, a second walk over every row sent; what
-        # is wrong with a request comes back from DynamoDB just as clearly.
-        parameter_validation=False,
-        # Looking up the account's own endpoint needs the account of the credentials; a process
-        # that has none would ask for it.
-        account_id_endpoint_mode="disabled",
-        # Given, it is one string; otherwise botocore composes it anew for each request, which is
-        # an eighth of the processor time of a small one.
-        user_agent=f"k9 aiobotocore/{aiobotocore.__version__}",
-    )
-
-
-def new_session(*, response_parser_factory: Any = None) -> aioboto3.Session:
-    """A session with AWS's chain of credentials, and botocore's own parsers unless given others."""
-    session = AioSession()
-    if response_parser_factory is not None:
-        session.register_component("response_parser_factory", response_parser_factory)
-    return aioboto3.Session(botocore_session=session)
-
-
-@asynccontextmanager
-async def open_client(
-    session: aioboto3.Session, service: str, config: AioConfig, endpoint_url: str | None
-) -> AsyncIterator[Any]:
-    """A low-level client, closed at the end.
-
-    Creating one reads botocore's models from disk and decodes them, 50 to 200 ms, and may ask for
-    credentials over the network. All that happens in a thread with an event loop of its own; the
-    client's connections are opened later, on the caller's loop.
-
-    Raises:
-        Unavailable: no client could be made in time.
-    """
-
-    async def create() -> Any:
-        context = session.client(service, config=config, endpoint_url=endpoint_url)
-        async with asyncio.timeout(_OPEN_DEADLINE_S):
-            return await context.__aenter__()
-
-    try:
-        client = await asyncio.to_thread(lambda: asyncio.run(create()))
-    except TimeoutError:
-        raise Unavailable(f"no client of {service} could be made in time") from None
-    except BotoCoreError as error:
-        raised = unreachable(error, service)
-        if raised is None:
-            raise
-        raise raised from error
-    try:
-        yield client
-    finally:
-        await client.__aexit__(None, None, None)
 
 
 @asynccontextmanager

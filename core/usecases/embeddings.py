@@ -22,17 +22,17 @@ from core.errors import (
     Unavailable,
 )
 from core.hints import Hints
+from core.identifiers import (
+    product_id_problem,
+    validate_model_version,
+    validate_product_id,
+)
 from core.models import Embedding, Metric, Model, now, timestamp
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.models import ModelRepository
 from core.repositories.transactions import Part
 from core.settings import Settings
 from core.usecases.dimensions import common_dimension
-from core.usecases.identifiers import (
-    product_id_problem,
-    validate_model_version,
-    validate_product_id,
-)
 from core.vectors.arrays import check_vector
 from core.watermarks import Watermark
 

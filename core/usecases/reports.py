@@ -9,11 +9,11 @@ from typing import Any, Final
 import msgspec
 
 from core.errors import FieldError, Invalid, Stale, Unavailable
+from core.identifiers import product_id_problem
 from core.models import Report, next_version, now, timestamp
 from core.repositories.reports import ReportRepository
 from core.repositories.transactions import Part, pause
 from core.settings import Settings
-from core.usecases.identifiers import product_id_problem
 from core.usecases.users import text_problem
 
 Completed = Callable[[Report], Sequence[Part]]

@@ -160,8 +160,8 @@ class _Rebuild:
         # Late: it brings FAISS along, which the others do without.
         import msgspec  # noqa: PLC0415
 
-        from core.vectors.comparison import compare  # noqa: PLC0415
-        from core.vectors.manifest import Manifest  # noqa: PLC0415
+        from core.index.comparison import compare  # noqa: PLC0415
+        from core.index.manifest import Manifest  # noqa: PLC0415
 
         try:
             before, after = (

@@ -10,10 +10,10 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from api.app import create_app
+from core.index.files import PARQUET
 from core.models import Build
 from core.resources import Resources
 from core.settings import Settings
-from core.vectors.files import PARQUET
 from core.versions import VersionRecord, VersionStore
 from tests.api.conftest import MODEL, Service
 from tests.api.pool import Pool

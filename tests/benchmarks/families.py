@@ -16,11 +16,11 @@ import faiss as _faiss
 import msgspec
 import numpy as np
 
+from core.index import files
 from core.models import Family, Metric
-from core.vectors import files
 from core.vectors.arrays import Floats, prepare
+from core.vectors.builder import Built, build_index
 from core.vectors.families import search_parameters, set_threads
-from core.vectors.index import Built, build_index
 from core.vectors.parameters import IndexLimits
 from core.vectors.recall import ground_truth, recalls
 from core.vectors.search import Searcher

@@ -38,8 +38,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core.index.files import INDEX
 from core.vectors.arrays import Floats, json_floats
-from core.vectors.files import INDEX
 from tests.benchmarks.published import read
 from tests.benchmarks.stock import Catalogue
 from tests.emulators import CREDENTIALS, free_port

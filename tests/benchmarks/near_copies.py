@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from core.errors import RecallBelowTarget
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, prepare
+from core.vectors.builder import Built, build_index
 from core.vectors.families import set_threads
-from core.vectors.index import Built, build_index
 from core.vectors.parameters import IndexLimits
 from core.vectors.search import Searcher
 from worker.building.build_process import thread_count

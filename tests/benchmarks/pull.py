@@ -26,12 +26,13 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
+from core.aws import client_config, new_session, open_client
 from core.dynamo import tables
-from core.dynamo.client import client_config, new_session, open_client, open_dynamo
+from core.dynamo.client import open_dynamo
+from core.index.rows import RowWriter
 from core.models import Model
 from core.repositories.embeddings import EmbeddingRepository
 from core.settings import Aws, Settings
-from core.vectors.rows import RowWriter
 from tests.emulators import CREDENTIALS, free_port
 
 DIMENSION, SHARDS, PAGE_ROWS = 384, 8, 440

@@ -12,9 +12,9 @@ from time import perf_counter
 import faiss
 import numpy as np
 
+from core.index.files import INDEX
+from core.index.manifest import MANIFEST, decode_manifest
 from core.vectors.families import search_parameters, set_threads
-from core.vectors.files import INDEX
-from core.vectors.manifest import MANIFEST, decode_manifest
 from core.vectors.search import effort_for
 
 K = 10

@@ -38,9 +38,9 @@ import aiohttp
 import msgspec
 import numpy as np
 
+from core.index.manifest import Manifest
 from core.models import Build, BuildParameters, parse_timestamp
 from core.stalls import WINDOW_S
-from core.vectors.manifest import Manifest
 from tests.benchmarks.answers import Version, telling, wrong_at_rest, wrong_under_load
 from tests.benchmarks.asking import Clients, Question, questions_of
 from tests.benchmarks.published import SAMPLE, read

@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
+from core.index.files import INDEX
 from core.models import Build, Model
-from core.vectors.files import INDEX
 from tests.faults.damage import DAMAGE
 from tests.faults.machine import Machine, main
 from tests.faults.questions import Answer, Questions, answering, differing, troubled

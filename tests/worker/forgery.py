@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from core.index.files import VECTORS, file_info
+from core.index.manifest import MANIFEST, Manifest, decode_manifest
 from core.objects import Objects
-from core.vectors.files import VECTORS, file_info
-from core.vectors.manifest import MANIFEST, Manifest, decode_manifest
 
 
 def forged(directory: Path, manifest: Manifest) -> Manifest:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from core.errors import BuildConflict, Corrupt, EmptyModel, NotFound
+from core.index.version import MappedVersion
 from core.models import BuildParameters, now, timestamp
 from core.repositories.embedding_rows import embedding_of, live_row
 from core.resources import Resources
 from core.settings import Settings
-from core.vectors.version import MappedVersion
 from tests.worker.work import build, current, lose_redis, store, work
 from worker.reconcile import reconcile
 

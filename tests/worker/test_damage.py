@@ -11,11 +11,11 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from core.errors import Corrupt
+from core.index.manifest import MANIFEST, Manifest
+from core.index.version import MAPPED, MappedVersion
 from core.names import version_prefix
 from core.objects import Objects, open_objects
 from core.settings import Settings
-from core.vectors.manifest import MANIFEST, Manifest
-from core.vectors.version import MAPPED, MappedVersion
 from core.versions import VersionRecord, VersionStore
 from tests.faults.damage import DAMAGE
 from tests.unit.api.serving.versions import DIMENSION, make, model_of, record_of

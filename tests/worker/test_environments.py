@@ -7,11 +7,11 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from core.index.version import MappedVersion
 from core.models import BuildParameters, now
 from core.names import directory_of, environment_prefix
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from core.vectors.version import MappedVersion
 from core.versions import VersionRecord
 from deploy.data.pitr import recover
 from tests.worker.two_environments import (

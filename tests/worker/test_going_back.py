@@ -5,10 +5,10 @@ from functools import partial
 import msgspec
 import pytest
 
+from core.index.manifest import Manifest
 from core.models import BuildParameters
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from core.vectors.manifest import Manifest
 from tests.worker.test_history import changed, rows_of, verified
 from tests.worker.work import build, store
 from worker.building.build_process import ChildJob

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from core.errors import NotFound, Pinned
+from core.index.manifest import MANIFEST, Manifest, decode_manifest
 from core.models import Build, BuildParameters, Embedding
 from core.names import version_prefix, versions_prefix
 from core.repositories.verifications import Verification, found_in
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from core.vectors.manifest import MANIFEST, Manifest, decode_manifest
 from tests.worker.work import build, store, work
 from worker.building.build_process import ChildJob
 

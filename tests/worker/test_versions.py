@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from core.cached_versions import leased
 from core.errors import NotFound
+from core.index.cache import leased
+from core.index.version import MappedVersion
 from core.models import BuildParameters, Model
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from core.vectors.version import MappedVersion
 from core.versions import VersionStore
 from tests.worker.work import current
 from worker.main import create_worker

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from core import names, telemetry
-from core.cached_versions import leased
 from core.counting import counted
 from core.errors import (
     BuildFailed,
@@ -25,11 +24,12 @@ from core.errors import (
     Pinned,
     Unavailable,
 )
+from core.index.cache import leased
+from core.index.manifest import Manifest
 from core.models import Build, Model, Progress, Stage
 from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
-from core.vectors.manifest import Manifest
 from worker.building.builder import Making
 from worker.building.costs import Costs
 from worker.building.verification import verify

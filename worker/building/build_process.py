@@ -151,7 +151,7 @@ def main(arguments: list[str]) -> int:
     except (BuildFailed, EmptyModel, Corrupt, OSError, MemoryError) as error:
         say(ChildLine(failed=_failure(error)))
         return EXIT_FAILED
-    from core.vectors.manifest import MANIFEST  # noqa: PLC0415 - see run_job
+    from core.index.manifest import MANIFEST  # noqa: PLC0415 - see run_job
 
     result = ChildResult(str(Path(job.out_dir) / MANIFEST), _peak_bytes(), time.process_time())
     say(ChildLine(result=result))

@@ -10,14 +10,14 @@ from typing import Final
 import msgspec
 
 from core import __version__, telemetry
-from core.cached_versions import leased
 from core.errors import Corrupt, NotFound
+from core.index.cache import leased
+from core.index.files import IDS, NEIGHBORS
+from core.index.manifest import MANIFEST, Manifest, RecentRows, decode_manifest
+from core.index.rows import RowWriter
 from core.models import Build, Model, Progress, Stage, now, timestamp
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
-from core.vectors.files import IDS, NEIGHBORS
-from core.vectors.manifest import MANIFEST, Manifest, RecentRows, decode_manifest
-from core.vectors.rows import RowWriter
 from core.versions import VersionRecord, VersionStore
 from worker.building.build_process import ChildJob, ChildLimits, ChildResult, Previous
 from worker.building.costs import Costs

@@ -8,8 +8,8 @@ sees whether they are still the same ones.
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from core.index.manifest import RecentRows
 from core.models import Embedding
-from core.vectors.manifest import RecentRows
 
 _BYTES = 16
 

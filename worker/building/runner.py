@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from core import telemetry
-from core.cached_versions import LEASE
 from core.errors import K9Error
+from core.index.cache import LEASE
 from core.models import Build
 from core.queue import BuildJob
 from core.resources import Resources

@@ -12,13 +12,8 @@ import msgspec
 import numpy as np
 
 from core.errors import BuildFailed, EmptyModel
-from core.models import Stage
-from core.vectors import files
-from core.vectors.arrays import REASONS, WRONG_DIMENSION, Floats, check_rows, prepare, row_blocks
-from core.vectors.changes import Changes, changes
-from core.vectors.families import set_threads, software
-from core.vectors.index import Built, build_index
-from core.vectors.manifest import (
+from core.index import files
+from core.index.manifest import (
     FORMAT,
     FORMAT_NEAR_COPIES,
     MANIFEST,
@@ -28,11 +23,16 @@ from core.vectors.manifest import (
     MatrixInfo,
     Software,
 )
+from core.index.rows import Rows, read_rows
+from core.index.version import MAPPED, IdTable
+from core.models import Stage
+from core.vectors.arrays import REASONS, WRONG_DIMENSION, Floats, check_rows, prepare, row_blocks
+from core.vectors.builder import Built, build_index
+from core.vectors.changes import Changes, changes
+from core.vectors.families import set_threads, software
 from core.vectors.matrix import Matrix, exact_matrix, index_matrix
 from core.vectors.parameters import IndexLimits, Trial
-from core.vectors.rows import Rows, read_rows
 from core.vectors.search import Searcher
-from core.vectors.version import MAPPED, IdTable
 from worker.building.build_process import ChildJob, Report, thread_count
 
 _NAMED_MAX: Final = 100

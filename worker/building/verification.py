@@ -3,11 +3,11 @@
 import msgspec
 
 from core.errors import BuildFailed, Corrupt, NotFound
+from core.index.comparison import comparable, digest
+from core.index.manifest import Manifest
 from core.models import Build, Model
 from core.repositories.verifications import Difference, Verification
 from core.resources import Resources
-from core.vectors.comparison import comparable, digest
-from core.vectors.manifest import Manifest
 from worker.building.builder import Making
 
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from core.dynamo.wire import AttributeValue
 from core.errors import Corrupt, Invalid, Unreadable
+from core.identifiers import is_report_id, validate_model_version
 from core.models import VERSION_MAX, Report, User, now, timestamp
 from core.settings import Settings
 from core.usecases.documents import is_object
-from core.usecases.identifiers import is_report_id, validate_model_version
 from core.usecases.reports import Reports
 from core.usecases.users import preferences_problem, profile_problems
 from deploy.data.formats.dynamodb_json import MEMBERS, surrounded, without_key

@@ -7,10 +7,10 @@ import pytest
 
 from core.dynamo.wire import Item
 from core.errors import Corrupt
+from core.index.manifest import Manifest, decode_manifest
 from core.models import BuildParameters
 from core.repositories.build_rows import decode
 from core.repositories.models import MODEL_CODEC
-from core.vectors.manifest import Manifest, decode_manifest
 from core.versions import VersionRecord
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "23e14f8"

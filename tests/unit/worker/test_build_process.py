@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from core.errors import BuildFailed, EmptyModel, RecallBelowTarget
+from core.index.rows import RowWriter
+from core.index.version import MappedVersion, verify_files
 from core.models import BuildParameters, Embedding, Metric, Stage
-from core.vectors.rows import RowWriter
-from core.vectors.version import MappedVersion, verify_files
 from worker.building.build_process import (
     EXIT_FAILED,
     EXIT_ORPHANED,

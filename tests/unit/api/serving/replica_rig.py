@@ -17,10 +17,10 @@ from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
 from core.errors import Unavailable
 from core.hints import Hint
+from core.index.manifest import Manifest
 from core.models import Embedding, Model, now, timestamp
 from core.settings import Serving, Settings
 from core.vectors.arrays import Floats
-from core.vectors.manifest import Manifest
 from tests.unit.api.serving.versions import DIMENSION, make, model_of
 
 IDS = ("a", "b", "c", "d", "e", "f")

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 
 from core.errors import Corrupt, K9Error
+from core.index.manifest import Manifest
+from core.index.rows import RowWriter
 from core.models import Build, BuildParameters, Embedding, Family, Metric, Model, now, timestamp
 from core.vectors.arrays import Floats
-from core.vectors.manifest import Manifest
-from core.vectors.rows import RowWriter
 from core.versions import VersionRecord
 from worker.building.build_process import ChildJob
 from worker.building.stages import make_version

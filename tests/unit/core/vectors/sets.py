@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, Ints, prepare
-from core.vectors.index import Built, build_index
+from core.vectors.builder import Built, build_index
 from core.vectors.parameters import IndexLimits
 from core.vectors.search import Searcher
 

@@ -4,9 +4,9 @@ import pytest
 from core.errors import RecallBelowTarget
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, prepare, scores
+from core.vectors.builder import build_index
 from core.vectors.copies import equal_rows, similar_rows
 from core.vectors.families import set_threads
-from core.vectors.index import build_index
 from core.vectors.matrix import exact_matrix
 from core.vectors.near_copies import (
     MEMBERS_MIN,

@@ -5,8 +5,8 @@ import pytest
 
 from core.errors import RecallBelowTarget
 from core.models import Family
+from core.vectors.builder import build_index, choose
 from core.vectors.families import make, plan, set_threads
-from core.vectors.index import build_index, choose
 from core.vectors.parameters import IndexLimits
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, real
 

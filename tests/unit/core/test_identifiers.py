@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import Invalid
-from core.usecases.identifiers import (
+from core.identifiers import (
     product_id_problem,
     validate_model_version,
     validate_product_id,

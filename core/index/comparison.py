@@ -4,8 +4,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from core.vectors.files import IDS, INDEX, NEIGHBORS, NPZ, PARQUET, REPORT, SCORES, VECTORS
-from core.vectors.manifest import Manifest
+from core.index.files import IDS, INDEX, NEIGHBORS, NPZ, PARQUET, REPORT, SCORES, VECTORS
+from core.index.manifest import Manifest
 
 ABSENT: Final = "absent"
 """In place of a digest, where the version does not have the file."""

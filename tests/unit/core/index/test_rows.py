@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import Corrupt
+from core.index.rows import VECTORS, RowCounts, RowWriter, read_rows
 from core.models import Embedding
-from core.vectors.rows import VECTORS, RowCounts, RowWriter, read_rows
 
 
 def row(product_id: str, value: float, dimension: int = 2) -> Embedding:

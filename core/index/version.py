@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import Corrupt
-from core.models import Metric
-from core.vectors.arrays import Floats, Ints
-from core.vectors.copies import Members
-from core.vectors.files import (
+from core.index.files import (
     IDS,
     IDS_MAGIC,
     INDEX,
@@ -28,7 +25,10 @@ from core.vectors.files import (
     VECTORS,
     file_info,
 )
-from core.vectors.manifest import Manifest
+from core.index.manifest import Manifest
+from core.models import Metric
+from core.vectors.arrays import Floats, Ints
+from core.vectors.copies import Members
 from core.vectors.search import Exclusion, Searcher
 
 MAPPED: Final = (

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import Corrupt
+from core.index import files
+from core.index.manifest import Manifest, decode_manifest
+from core.index.rows import RowWriter
+from core.index.version import IdTable, MappedVersion, verify_files
 from core.models import BuildParameters, Embedding, Family
-from core.vectors import files
-from core.vectors.manifest import Manifest, decode_manifest
-from core.vectors.rows import RowWriter
-from core.vectors.version import IdTable, MappedVersion, verify_files
 from tests.unit.core.vectors.sets import catalogue
 from worker.building.build_process import ChildJob, ChildLimits, run_job
 

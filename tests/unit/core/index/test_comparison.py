@@ -5,10 +5,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from core.index.comparison import ABSENT, compare
+from core.index.files import IDS, INDEX, REPORT, VECTORS
+from core.index.manifest import FileInfo, Manifest
 from core.models import BuildParameters
-from core.vectors.comparison import ABSENT, compare
-from core.vectors.files import IDS, INDEX, REPORT, VECTORS
-from core.vectors.manifest import FileInfo, Manifest
 from tests.unit.api.serving.versions import make
 
 OTHER = FileInfo("0" * 64, 1)

@@ -9,8 +9,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from core.index.manifest import FileInfo
 from core.vectors.arrays import Floats
-from core.vectors.manifest import FileInfo
 from core.vectors.matrix import Matrix
 
 IDS: Final = "ids"

@@ -11,7 +11,7 @@ from typing import Final
 from uuid import uuid4
 
 from core.errors import Corrupt
-from core.vectors.manifest import MANIFEST, decode_manifest
+from core.index.manifest import MANIFEST, decode_manifest
 
 LEASE: Final = ".lease"
 """In a directory that must not go while its holder lives: locked as long as that is."""

@@ -1,0 +1,114 @@
+"""AWS clients: sessions, configuration, opening, and what botocore's own errors mean."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aioboto3
+import aiobotocore
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore.exceptions import (
+    BotoCoreError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as ConnectionFailed
+
+from core.errors import Unavailable
+from core.settings import Settings
+
+_NO_CREDENTIALS: Final = (
+    "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "AWS_PROFILE, or give the process a role"
+)
+_OPEN_DEADLINE_S: Final = 20.0
+"""For creating a client: reading botocore's models, and asking for a role's credentials."""
+
+
+def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
+    """What an error of botocore's own means for the caller; None for a mistake of ours."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return Unavailable(_NO_CREDENTIALS, public=public_message(service))
+    if isinstance(error, CredentialRetrievalError):
+        return Unavailable(
+            f"AWS credentials could not be had: {error}", public=public_message(service)
+        )
+    if isinstance(error, ConnectionFailed | HTTPClientError):
+        # The message of the error holds the endpoint's address, which is no caller's business.
+        return Unavailable(
+            f"{service} could not be reached: {type(error).__name__}",
+            public=public_message(service),
+        )
+    return None
+
+
+def public_message(service: str) -> str:
+    """What a caller may know of a service that K9 could not use: no address, no reason."""
+    return f"{service} could not be used; try again"
+
+
+def client_config(settings: Settings, *, read_timeout_s: float | None = None) -> AioConfig:
+    """The configuration of botocore for a client of K9's, of DynamoDB or another service."""
+    aws = settings.aws
+    return AioConfig(
+        region_name=aws.region,
+        connect_timeout=aws.connect_timeout_s,
+        read_timeout=read_timeout_s or aws.read_timeout_s,
+        max_pool_connections=aws.pool_connections,
+        retries={"mode": "standard", "total_max_attempts": aws.attempts_max},
+        # botocore checks each value against its model, a second walk over every row sent; what
+        # is wrong with a request comes back from DynamoDB just as clearly.
+        parameter_validation=False,
+        # Looking up the account's own endpoint needs the account of the credentials; a process
+        # that has none would ask for it.
+        account_id_endpoint_mode="disabled",
+        # Given, it is one string; otherwise botocore composes it anew for each request, which is
+        # an eighth of the processor time of a small one.
+        user_agent=f"k9 aiobotocore/{aiobotocore.__version__}",
+    )
+
+
+def new_session(*, response_parser_factory: Any = None) -> aioboto3.Session:
+    """A session with AWS's chain of credentials, and botocore's own parsers unless given others."""
+    session = AioSession()
+    if response_parser_factory is not None:
+        session.register_component("response_parser_factory", response_parser_factory)
+    return aioboto3.Session(botocore_session=session)
+
+
+@asynccontextmanager
+async def open_client(
+    session: aioboto3.Session, service: str, config: AioConfig, endpoint_url: str | None
+) -> AsyncIterator[Any]:
+    """A low-level client, closed at the end.
+
+    Creating one reads botocore's models from disk and decodes them, 50 to 200 ms, and may ask for
+    credentials over the network. All that happens in a thread with an event loop of its own; the
+    client's connections are opened later, on the caller's loop.
+
+    Raises:
+        Unavailable: no client could be made in time.
+    """
+
+    async def create() -> Any:
+        context = session.client(service, config=config, endpoint_url=endpoint_url)
+        async with asyncio.timeout(_OPEN_DEADLINE_S):
+            return await context.__aenter__()
+
+    try:
+        client = await asyncio.to_thread(lambda: asyncio.run(create()))
+    except TimeoutError:
+        raise Unavailable(f"no client of {service} could be made in time") from None
+    except BotoCoreError as error:
+        raised = unreachable(error, service)
+        if raised is None:
+            raise
+        raise raised from error
+    try:
+        yield client
+    finally:
+        await client.__aexit__(None, None, None)
