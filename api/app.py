@@ -9,17 +9,19 @@ from typing import Any, Final
 from litestar import Controller, Litestar, Request, Response
 from litestar.types import Message, Scope
 
-from api import telemetry as metrics
-from api.auth import Authenticator, check_settings
-from api.calls import GONE, Disconnected, call_in, response
+from api import metrics
+from api.admission.executor import Turns, lower_priority
+from api.admission.quotas import Admission, BodyLimits
+from api.auth.keys import KeyStore, jwks_url, open_keys
+from api.auth.tokens import Authenticator, check_settings
+from api.build_events import Watches
 from api.context import Context
-from api.front import Front, note_failure
-from api.guards import admitted, authenticated
+from api.entrypoint import Front, note_failure
 from api.health import Health
-from api.keys import KeyStore, jwks_url, open_keys
-from api.limits import Admission, BodyLimits
-from api.problems import problem_reply
-from api.reference.routes import reference_controller
+from api.http.context import GONE, Disconnected, call_in, response
+from api.http.guards import admitted, authenticated
+from api.http.problems import problem_reply
+from api.openapi.routes import reference_controller
 from api.routes.builds import BuildController
 from api.routes.builds import item as build_item
 from api.routes.embeddings import EmbeddingController
@@ -31,8 +33,6 @@ from api.routes.users import UserController
 from api.serving.changes import open_freshness
 from api.serving.registry import IndexRegistry
 from api.serving.updater import IndexUpdater, following
-from api.turns import Turns, lower_priority
-from api.watching import Watches
 from core.dynamo.cursors import Cursors
 from core.queue import redis_settings
 from core.resources import Resources, open_resources

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from api.auth import Authenticator
+from api.admission.executor import Turns
+from api.admission.quotas import Admission, BodyLimits
+from api.auth.tokens import Authenticator
+from api.build_events import Watches
 from api.health import Health
-from api.limits import Admission, BodyLimits
 from api.serving.registry import IndexRegistry
-from api.turns import Turns
-from api.watching import Watches
 from core.resources import Resources
 from core.settings import Settings
 

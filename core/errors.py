@@ -1,4 +1,4 @@
-"""The one tree of errors. It knows nothing of HTTP: `api/problems.py` and `worker/jobs.py` map it.
+"""The one tree of errors, without HTTP: `api/http/problems.py` and `worker/jobs.py` map it.
 
 `str(error)` is safe to show to the caller: it says what is wrong and what to do, and holds no
 secret, no key of another row and no internal address. Of an `Unavailable` a caller is shown only

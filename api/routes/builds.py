@@ -7,15 +7,15 @@ from litestar import Controller, Request, Response, delete, get, post
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from api.auth import operators, readers
-from api.bodies import Shape, whole
-from api.calls import Call, call_in, response
-from api.idempotency import Once, nothing, once
-from api.pages import Paging
-from api.paths import unescape
-from api.problems import Reply
-from api.schemas import BuildBody, BuildItem, BuildPage, BuildParametersItem, ProgressItem
-from api.watching import EVENT_STREAM
+from api.auth.tokens import operators, readers
+from api.build_events import EVENT_STREAM
+from api.http.context import Call, call_in, response
+from api.http.idempotency import Once, nothing, once
+from api.http.paging import Paging
+from api.http.paths import unescape
+from api.http.problems import Reply
+from api.wire.decoding import Shape, whole
+from api.wire.schemas import BuildBody, BuildItem, BuildPage, BuildParametersItem, ProgressItem
 from core.errors import NotFound
 from core.identifiers import validate_model_version
 from core.models import Build, BuildParameters, BuildStatus

@@ -5,24 +5,24 @@ from typing import Any, Final, cast
 from litestar import Controller, Request, Response, delete, get, post, put
 from litestar.params import FromPath
 
-from api.auth import operators, readers
-from api.batches import Batch, read_batch, store_batch
-from api.bodies import Shape
-from api.calls import Call, call_in, response
-from api.guards import BODY
-from api.idempotency import Once, nothing, once
-from api.pages import Paging
-from api.paths import unescape
-from api.problems import Reply
-from api.queries import Query
-from api.schemas import (
+from api.auth.tokens import operators, readers
+from api.http.context import Call, call_in, response
+from api.http.guards import BODY
+from api.http.idempotency import Once, nothing, once
+from api.http.paging import Paging
+from api.http.paths import unescape
+from api.http.problems import Reply
+from api.http.queries import Query
+from api.routes.batches import Batch, read_batch, store_batch
+from api.wire.decoding import Shape
+from api.wire.schemas import (
     BatchStored,
     EmbeddingItem,
     EmbeddingPage,
     EmbeddingStored,
     VectorBody,
 )
-from api.vectors import floats
+from api.wire.vectors import floats
 from core.errors import Unreadable
 from core.identifiers import validate_model_version, validate_product_id
 from core.models import Embedding, Metric

@@ -5,8 +5,8 @@ from typing import Any
 from litestar import Controller, Request, Response, get
 from msgspec import UNSET
 
-from api.calls import call_in, response
-from api.schemas import Alive, DependencyItem, Readiness
+from api.http.context import call_in, response
+from api.wire.schemas import Alive, DependencyItem, Readiness
 
 
 class HealthController(Controller):

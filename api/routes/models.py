@@ -6,16 +6,17 @@ import msgspec
 from litestar import Controller, Request, Response, delete, get, post
 from litestar.params import FromPath
 
-from api.auth import operators, readers
-from api.bodies import Shape
-from api.calls import Call, call_in, response
+from api.auth.tokens import operators, readers
 from api.context import Context
-from api.idempotency import Once, nothing, once
-from api.pages import Paging
-from api.paths import unescape
-from api.problems import Reply, invalid
+from api.http.context import Call, call_in, response
+from api.http.idempotency import Once, nothing, once
+from api.http.paging import Paging
+from api.http.paths import unescape
+from api.http.problems import Reply, invalid
 from api.routes.builds import BUILD_ID_CHARACTERS_MAX
-from api.schemas import (
+from api.serving.segment import Segment
+from api.wire.decoding import Shape
+from api.wire.schemas import (
     CurrentBuild,
     LoadedVersion,
     MatrixFile,
@@ -25,7 +26,6 @@ from api.schemas import (
     ModelPage,
     PromoteBody,
 )
-from api.serving.segment import Segment
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
 from core.identifiers import validate_model_version
 from core.index.files import NPZ, PARQUET

@@ -7,14 +7,14 @@ from litestar import Controller, Request, Response, delete, get, patch, post
 from litestar.params import FromPath
 from msgspec import UNSET
 
-from api.bodies import Shape
-from api.calls import Call, call_in, response
-from api.guards import BODY
-from api.idempotency import Once, nothing, once
-from api.pages import Paging
-from api.paths import unescape
-from api.problems import Reply
-from api.schemas import ReportBody, ReportItem, ReportPage
+from api.http.context import Call, call_in, response
+from api.http.guards import BODY
+from api.http.idempotency import Once, nothing, once
+from api.http.paging import Paging
+from api.http.paths import unescape
+from api.http.problems import Reply
+from api.wire.decoding import Shape
+from api.wire.schemas import ReportBody, ReportItem, ReportPage
 from core.identifiers import is_report_id
 from core.models import Report
 from core.repositories.reports import Position, unknown_report

@@ -11,17 +11,24 @@ from litestar import Controller, Request, Response, get, post
 from litestar.params import FromPath
 from msgspec import UNSET
 
-from api.bodies import Shape, whole
-from api.calls import Call, call_in, response
+from api.admission.executor import Steps, finished, one_step
 from api.context import Context
-from api.guards import BODY
-from api.paths import unescape
-from api.problems import Reply, invalid
-from api.queries import Query
-from api.schemas import Found, FoundMany, LargeSearchBody, Neighbor, PackedSearchBody, SearchBody
+from api.http.context import Call, call_in, response
+from api.http.guards import BODY
+from api.http.paths import unescape
+from api.http.problems import Reply, invalid
+from api.http.queries import Query
 from api.serving.snapshot import Snapshot
-from api.turns import Steps, finished, one_step
-from api.vectors import (
+from api.wire.decoding import Shape, whole
+from api.wire.schemas import (
+    Found,
+    FoundMany,
+    LargeSearchBody,
+    Neighbor,
+    PackedSearchBody,
+    SearchBody,
+)
+from api.wire.vectors import (
     DECODED_AT_ONCE,
     LARGE_BYTES,
     Wire,

@@ -7,13 +7,13 @@ from litestar import Controller, Request, Response, delete, get, patch, post
 from litestar.params import FromPath
 from msgspec import UNSET, Raw
 
-from api.bodies import Shape
-from api.calls import Call, call_in, response
-from api.guards import BODY
-from api.idempotency import Once, nothing, once
-from api.paths import unescape
-from api.problems import Reply
-from api.schemas import UserBody, UserItem
+from api.http.context import Call, call_in, response
+from api.http.guards import BODY
+from api.http.idempotency import Once, nothing, once
+from api.http.paths import unescape
+from api.http.problems import Reply
+from api.wire.decoding import Shape
+from api.wire.schemas import UserBody, UserItem
 from core.models import User
 from core.repositories.users import unknown_user
 from core.usecases.documents import check_text

@@ -10,7 +10,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Literal, Protocol
 
-from api import telemetry as metrics
+from api import metrics
 from core.errors import SettingsError
 from core.settings import Http
 

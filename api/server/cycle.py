@@ -6,8 +6,8 @@ from typing import Any, Final, cast
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from api.calls import request_id_of
-from api.problems import problem_reply
+from api.http.context import request_id_of
+from api.http.problems import problem_reply
 from api.server.connections import ConnectionTable
 from core.errors import OverShare, Unreadable
 

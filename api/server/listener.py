@@ -20,8 +20,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import make_asgi_app
 from uvicorn.server import ServerState
 
-from api import telemetry as metrics
-from api.problems import problem_reply
+from api import metrics
+from api.http.problems import problem_reply
 from api.server.connections import ConnectionTable
 from api.server.protocol import HttpProtocol
 from core import telemetry

@@ -18,9 +18,9 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from api import telemetry as metrics
-from api.calls import request_id_of
-from api.problems import Reply, problem_reply
+from api import metrics
+from api.http.context import request_id_of
+from api.http.problems import Reply, problem_reply
 from api.server.connections import Cause, ConnectionTable, Group
 from api.server.cycle import ADDRESS_FULL, TOO_MANY, Cycle, counted, too_many
 from core.errors import Overloaded, Unreadable

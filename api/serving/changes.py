@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from api import telemetry as metrics
+from api import metrics
 from api.serving.registry import IndexRegistry
 from api.serving.replica import ModelReplica
 from api.serving.segment import Segment

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from api.schemas import Neighbor
 from api.serving.segment import Segment
+from api.wire.schemas import Neighbor
 from core.models import Embedding
 from core.vectors.arrays import (
     Floats,

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from api import telemetry as metrics
+from api import metrics
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
 from core import telemetry

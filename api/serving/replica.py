@@ -8,7 +8,7 @@ from datetime import timedelta
 from time import time
 from typing import Any, Final
 
-from api import telemetry as metrics
+from api import metrics
 from api.serving.delta import DeltaBuffer
 from api.serving.registry import IndexRegistry
 from api.serving.row_fetcher import Found, RowFetcher

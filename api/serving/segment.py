@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from api.schemas import IndexUsed, Neighbor
+from api.wire.schemas import IndexUsed, Neighbor
 from core.errors import Corrupt
 from core.index.cache import leased
 from core.index.manifest import Manifest

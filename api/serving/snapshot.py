@@ -5,9 +5,9 @@ from typing import Final
 
 import msgspec
 
-from api.schemas import IndexUsed, Neighbor
 from api.serving.delta import UNCHANGED, DeltaSnapshot, Entries, merged
 from api.serving.segment import Segment
+from api.wire.schemas import IndexUsed, Neighbor
 from core.vectors.arrays import Floats
 from core.watermarks import Watermark
 

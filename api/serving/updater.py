@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from api import telemetry as metrics
+from api import metrics
 from api.health import Health
 from api.serving.changes import Freshness
 from api.serving.dependency_probe import DependencyProbe

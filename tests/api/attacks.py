@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import msgspec
 
+from api.admission.quotas import Admission
 from api.app import Application, create_app
-from api.limits import Admission
 from core.settings import Http
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import client_of, eventually, path_of, started

@@ -17,7 +17,7 @@ from schemathesis.core.transport import Response
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.generation.case import Case
 
-from api.reference.operations import operations
+from api.openapi.operations import operations
 from core.settings import Settings
 from tests.api.fuzz_msgpack import DIMENSION
 from tests.api.fuzz_waivers import ACCEPTABLE, reason_for

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 from openapi_spec_validator import validate
 
-from api.limits import BodyLimits
-from api.reference.operations import operations
+from api.admission.quotas import BodyLimits
+from api.openapi.operations import operations
 from core.settings import Settings
 from tests.api.conftest import Service
 from tests.api.serving import client_of

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.batches import decode_batch
-from api.bodies import Shape
-from api.paths import routed_path, unescape
-from api.queries import Query
-from api.turns import finished
-from api.vectors import LARGE_BYTES, floats
+from api.admission.executor import finished
+from api.http.paths import routed_path, unescape
+from api.http.queries import Query
+from api.routes.batches import decode_batch
+from api.wire.decoding import Shape
+from api.wire.vectors import LARGE_BYTES, floats
 from core.errors import Invalid, Unreadable
 from core.settings import Limits
 

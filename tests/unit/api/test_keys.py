@@ -10,9 +10,9 @@ import aiohttp
 import msgspec
 import pytest
 
-from api.auth import Authenticator, check_settings
+from api.auth.keys import Jwk, Jwks, KeyStore, public_keys
+from api.auth.tokens import Authenticator, check_settings
 from api.health import Health
-from api.keys import Jwk, Jwks, KeyStore, public_keys
 from core.errors import SettingsError, Unauthenticated, Unavailable
 from core.settings import Auth, Serving, Settings
 from tests.api.pool import CLIENT_ID, Pool, jwk, new_key, running_pool

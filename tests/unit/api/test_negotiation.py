@@ -6,9 +6,9 @@ import tracemalloc
 import pytest
 from backports import zstd
 
-from api.codings import STEP_BYTES, decoded
-from api.negotiation import Coding, coding_of, media_of, prefers_msgpack
-from api.turns import finished
+from api.admission.executor import finished
+from api.http.codings import STEP_BYTES, decoded
+from api.http.negotiation import Coding, coding_of, media_of, prefers_msgpack
 from core.errors import TooLarge, Unreadable
 
 MANY = bytes(range(256)) * 8192

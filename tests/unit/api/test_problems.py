@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from litestar.exceptions import HTTPException, MethodNotAllowedException, ValidationException
 
-from api.problems import PROBLEM_JSON, TABLE, Problem, kind_of, problem_reply, unexpected
+from api.http.problems import PROBLEM_JSON, TABLE, Problem, kind_of, problem_reply, unexpected
 from core.errors import (
     Corrupt,
     FieldError,

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from api.schemas import Neighbor
 from api.serving.changes import Freshness
 from api.serving.registry import IndexRegistry
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
+from api.wire.schemas import Neighbor
 from core.errors import Unavailable
 from core.hints import Hint
 from core.index.manifest import Manifest

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.schemas import Neighbor
 from api.serving.delta import ABSENT, MASKED, UNCHANGED, DeltaBuffer
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
+from api.wire.schemas import Neighbor
 from core.models import Embedding, Metric
 from core.vectors.arrays import Floats, prepare, scores
 from tests.unit.api.serving.versions import DIMENSION, make, model_of

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from api import telemetry as metrics
+from api import metrics
 from core.errors import Overloaded, OverShare
 from core.settings import Limits, Settings
 

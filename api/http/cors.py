@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from api.calls import Call
-from api.problems import Reply
+from api.http.context import Call
+from api.http.problems import Reply
 from core.settings import Http
 
 _METHODS: Final = b"GET, POST, PUT, PATCH, DELETE"

@@ -4,8 +4,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from api.calls import Call
-from api.queries import Query
+from api.http.context import Call
+from api.http.queries import Query
 
 P = TypeVar("P", bound=msgspec.Struct)
 

@@ -13,12 +13,12 @@ from typing import Any, Final, cast
 from litestar import Litestar
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from api import telemetry as metrics
-from api.calls import CALL, GONE, Call, Disconnected, call_of
+from api import metrics
 from api.context import Context
-from api.cors import Cors
-from api.paths import routed_path, unescape
-from api.problems import Reply, problem_reply, unexpected
+from api.http.context import CALL, GONE, Call, Disconnected, call_of
+from api.http.cors import Cors
+from api.http.paths import routed_path, unescape
+from api.http.problems import Reply, problem_reply, unexpected
 from api.routes import search
 from core import telemetry
 from core.errors import Overloaded, Unavailable

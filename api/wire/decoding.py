@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Raw
 
-from api.schemas import Whole
+from api.wire.schemas import Whole
 from core.errors import FieldError, Invalid, K9Error, Unreadable
 
 T = TypeVar("T")

@@ -8,12 +8,12 @@ from typing import Any, Final
 from litestar import Controller, Litestar
 from litestar.openapi import OpenAPIConfig
 
-from api.idempotency import KEY_CHARACTERS_MAX
-from api.limits import BodyLimits
-from api.problems import PROBLEM_JSON, TABLE, UNKNOWN_TYPE
-from api.reference.links import links
-from api.reference.operations import BINARY, operations
-from api.reference.parts import Operation, Schema, path_parameters
+from api.admission.quotas import BodyLimits
+from api.http.idempotency import KEY_CHARACTERS_MAX
+from api.http.problems import PROBLEM_JSON, TABLE, UNKNOWN_TYPE
+from api.openapi.links import links
+from api.openapi.operations import BINARY, operations
+from api.openapi.parts import Operation, Schema, path_parameters
 from core.settings import Settings
 
 TITLE: Final = "K9"

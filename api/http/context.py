@@ -11,12 +11,12 @@ import msgspec
 from litestar import Request, Response
 from litestar.types import HTTPReceiveMessage, HTTPScope, Receive
 
-from api import telemetry as metrics
-from api.codings import decoded
+from api import metrics
+from api.admission.quotas import Share
 from api.context import Context
-from api.limits import Share
-from api.negotiation import CODINGS, Media, coding_of, media_of, prefers_msgpack
-from api.problems import Reply
+from api.http.codings import decoded
+from api.http.negotiation import CODINGS, Media, coding_of, media_of, prefers_msgpack
+from api.http.problems import Reply
 from core.errors import NotAcceptedType, TooLarge, Unreadable
 from core.models import Caller
 

@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 from litestar.types import Receive, Scope, Send
 
-from api.limits import Share
-from api.schemas import BuildItem
+from api.admission.quotas import Share
+from api.wire.schemas import BuildItem
 from core import telemetry
 from core.errors import NotFound, Unavailable
 from core.models import Build, Caller

@@ -5,9 +5,9 @@ from typing import Final
 
 from msgspec import Raw
 
-from api.bodies import Shape
-from api.schemas import Numbers
-from api.turns import Steps
+from api.admission.executor import Steps
+from api.wire.decoding import Shape
+from api.wire.schemas import Numbers
 from core.errors import FieldError, Invalid
 from core.models import Metric
 from core.settings import Limits

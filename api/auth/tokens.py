@@ -11,7 +11,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Scope
 
-from api.keys import KeyStore
+from api.auth.keys import KeyStore
 from core.errors import Forbidden, SettingsError, Unauthenticated, Unavailable
 from core.models import Caller
 from core.settings import Settings

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from api.reference.parts import Route, Schema
+from api.openapi.parts import Route, Schema
 
 _MODEL: Final = "/models/{model_version}"
 _BUILD: Final = ("/builds/{build_id}", "get")

@@ -9,8 +9,8 @@ from typing import Final, Protocol
 
 from backports import zstd
 
-from api.negotiation import Coding
-from api.turns import Steps
+from api.admission.executor import Steps
+from api.http.negotiation import Coding
 from core.errors import TooLarge, Unreadable
 
 STEP_BYTES: Final = 512 * 1024

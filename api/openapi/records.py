@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from api.reference.parts import Operation, Route, Schema, object_, paged, path_parameters
+from api.openapi.parts import Operation, Route, Schema, object_, paged, path_parameters
 from core.settings import Settings
 
 _TAG: Final[dict[str, Schema]] = {

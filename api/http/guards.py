@@ -10,8 +10,8 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from api.auth import CALLER
-from api.calls import ANY, CALL, RECORD, Call, call_in
+from api.auth.tokens import CALLER
+from api.http.context import ANY, CALL, RECORD, Call, call_in
 
 OPEN: Final = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"})
 """Routes that take no token, and are answered however busy the process is."""

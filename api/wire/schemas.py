@@ -1,4 +1,4 @@
-"""What goes over the wire. Limits that are settings are not here: `api/reference.py` adds them.
+"""What goes over the wire. Limits that are settings are not here: `api/openapi.py` adds them.
 
 Bodies that carry vectors have two forms: numbers in JSON, float32 little-endian bytes in msgpack
 (numbers are taken there too).
@@ -27,7 +27,7 @@ allow. The limits themselves are in settings, and name both numbers."""
 
 Entries = Annotated[list[Raw], Meta(max_length=ENTRIES_CEILING)]
 Whole = int | float
-"""A whole number, which JSON may write as 10.0 too; `api.bodies.whole` reads it."""
+"""A whole number, which JSON may write as 10.0 too; `api.wire.decoding.whole` reads it."""
 Numbers = Annotated[list[float], Meta(max_length=NUMBERS_CEILING)]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Final, TypeVar, cast
 
-from api.calls import Call
-from api.problems import Reply, invalid, problem_reply
+from api.http.context import Call
+from api.http.problems import Reply, invalid, problem_reply
 from core import telemetry
 from core.errors import InFlight, Invalid, K9Error, Unreadable
 from core.repositories.idempotency import Claim, IdempotencyRepository, Kept

@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from api import telemetry as metrics
+from api import metrics
 from core.errors import Overloaded
 
 T = TypeVar("T")

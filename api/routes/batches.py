@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Final
 
-from api.bodies import Shape
-from api.calls import Call
-from api.problems import invalid
-from api.schemas import BatchBody, BatchEntry
-from api.turns import Steps, finished
-from api.vectors import DECODED_AT_ONCE, LARGE_BYTES, count_parts, floats
+from api.admission.executor import Steps, finished
+from api.http.context import Call
+from api.http.problems import invalid
+from api.wire.decoding import Shape
+from api.wire.schemas import BatchBody, BatchEntry
+from api.wire.vectors import DECODED_AT_ONCE, LARGE_BYTES, count_parts, floats
 from core.errors import FieldError, Invalid
 from core.models import Metric
 from core.settings import Limits

@@ -3,7 +3,7 @@
 from typing import Final, TypeVar
 from urllib.parse import parse_qsl
 
-from api.problems import invalid
+from api.http.problems import invalid
 from core.errors import Unreadable
 
 C = TypeVar("C", bound=str)

@@ -6,8 +6,8 @@ from functools import cache
 import msgspec
 from litestar import Controller, MediaType, Response, get
 
-from api.reference.document import document
-from api.reference.page import page, policy
+from api.openapi.document import document
+from api.openapi.page import page, policy
 from core.settings import Settings
 
 

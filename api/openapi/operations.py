@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from api.reference.parts import (
+from api.openapi.parts import (
     Operation,
     Route,
     Schema,
@@ -18,7 +18,7 @@ from api.reference.parts import (
     parameter,
     path_parameters,
 )
-from api.reference.records import on_records
+from api.openapi.records import on_records
 from core.settings import Limits, Settings
 from core.vectors.arrays import NORM_MAX
 from core.watermarks import TOKEN_CHARACTERS_MAX
