@@ -1,8 +1,11 @@
 """Files on the local disk, and on their way to and from S3: blocking work, for threads."""
 
+import fcntl
 import hashlib
 import os
 from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -110,3 +113,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def file_lock(path: Path, *, shared: bool = False, create: bool = True) -> Iterator[int]:
+    """Locks a file against other processes until the end of the block, and yields its handle.
+
+    The system releases the lock when the process ends, so a crash leaves none behind. A shared lock
+    waits while another process holds the exclusive one; an exclusive lock does not wait.
+
+    Raises:
+        BlockingIOError: another process holds a lock on the file.
+        FileNotFoundError: the file is missing, and `create` is False.
+    """
+    flags = (os.O_RDONLY if shared else os.O_RDWR) | (os.O_CREAT if create else 0) | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield handle
+    finally:
+        os.close(handle)

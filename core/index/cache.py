@@ -1,7 +1,5 @@
 """Index versions on the local disk: whole or not there, and not removed from under a reader."""
 
-import fcntl
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,6 +9,7 @@ from typing import Final
 from uuid import uuid4
 
 from core.errors import Corrupt
+from core.files import file_lock
 from core.index.manifest import MANIFEST, decode_manifest
 
 LEASE: Final = ".lease"
@@ -21,12 +20,8 @@ _ABANDONED_S: Final = 3600.0
 @contextmanager
 def leased(directory: Path) -> Iterator[None]:
     """Keeps a version from being pruned while it is mapped, by any process on this machine."""
-    handle = os.open(directory / LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
+    with file_lock(directory / LEASE, shared=True):
         yield
-    finally:
-        os.close(handle)
 
 
 def settle(incoming: Path, directory: Path) -> None:
@@ -110,12 +105,5 @@ def _came_at(directory: Path) -> float:
 
 
 def _remove_unless_leased(directory: Path) -> None:
-    handle = os.open(directory / LEASE, os.O_CREAT | os.O_RDONLY, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return  # some process has it mapped
-    else:
+    with suppress(BlockingIOError), file_lock(directory / LEASE):  # unless a process has it mapped
         remove(directory)
-    finally:
-        os.close(handle)

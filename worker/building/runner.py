@@ -5,8 +5,6 @@ and is made anew, and the builds go on.
 """
 
 import asyncio
-import fcntl
-import os
 import re
 import shutil
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from core import telemetry
 from core.errors import K9Error
+from core.files import file_lock
 from core.index.cache import LEASE
 from core.models import Build
 from core.queue import BuildJob
@@ -139,20 +138,14 @@ def sweep(work_dir: Path) -> int:
         if not _OF_A_BUILD.fullmatch(directory.name) or not directory.is_dir():
             continue
         try:
-            handle = os.open(directory / LEASE, os.O_RDONLY)
+            with file_lock(directory / LEASE, create=False):
+                shutil.rmtree(directory, ignore_errors=True)
+                swept += 1
+        except BlockingIOError:
+            continue  # its worker lives
         except FileNotFoundError:
             # Just made, or half removed by a worker that died over it.
             if _age_s(directory) > _HALF_REMOVED_S:
                 shutil.rmtree(directory, ignore_errors=True)
                 swept += 1
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its worker lives
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-            swept += 1
-        finally:
-            os.close(handle)
     return swept
