@@ -31,9 +31,9 @@ def test_an_exclusive_lock_has_one_holder(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with file_lock(path), pytest.raises(BlockingIOError), file_lock(path):
         pass
-    with file_lock(path, shared=True), file_lock(path, shared=True):
-        with pytest.raises(BlockingIOError), file_lock(path):
-            pass
+    shared = file_lock(path, shared=True)
+    with shared, file_lock(path, shared=True), pytest.raises(BlockingIOError), file_lock(path):
+        pass
     with file_lock(path, create=False):
         pass
 
