@@ -193,10 +193,16 @@ class ModelReplica:
         metrics.forget_fresh(self.name)
 
     async def aclose(self) -> None:
-        """Closes it, and waits for its tasks to end."""
+        """Closes it, waits for its tasks to end, and lets go of the index.
+
+        The index leaves memory, and its files may be removed, when the last request that has it
+        ends: not only with the next garbage collection, which may be hours away.
+        """
         self.close()
         tasks = [*self._tasks, *([self._requesting] if self._requesting else [])]
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()  # their exceptions have tracebacks, whose frames have the index
+        self._requesting = self._ageing = self._stage = None
 
     def _check_open(self) -> None:
         """Raises Unavailable once closed: the data may have been restored to another state."""

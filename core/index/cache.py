@@ -66,10 +66,7 @@ def prune(current: Path, spares: int) -> None:
     """Removes all but the current version, so many others of the same data, and what is leased."""
     if not current.parent.exists():
         return
-    for directory in current.parent.glob(".*"):  # a download, perhaps of a process that died in it
-        with suppress(FileNotFoundError):
-            if time.time() - directory.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(directory, ignore_errors=True)
+    _remove_abandoned(current.parent)
     data = _data(current)
     for directory in others(current):
         if spares > 0 and _data(directory) == data:
@@ -81,12 +78,21 @@ def prune(current: Path, spares: int) -> None:
 
 def clear(directory: Path) -> bool:
     """Removes the versions of a model version that are not leased; whether none is left."""
+    _remove_abandoned(directory)
     for version in others(directory / "none"):
         with suppress(FileNotFoundError):
             _remove_unless_leased(version)
     with suppress(OSError):  # another process may be putting one there
         directory.rmdir()
     return not directory.exists()
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes downloads of processes that died in them, by their age."""
+    for incoming in directory.glob(".*"):
+        with suppress(FileNotFoundError):
+            if time.time() - incoming.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(incoming, ignore_errors=True)
 
 
 def _data(directory: Path) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from tests.emulators import create_tables, settings_for
 __all__ = ["shop"]
 """A fixture, by being named here."""
 MODEL = "m-1"
+"""Its rows are read by tests of several modules: none writes to it."""
 ROWS = 60
 
 
@@ -85,9 +86,26 @@ async def service(
         await build_here(resources, reply.json()["build_id"])
         await eventually(client, MODEL)
         yield Service(app, api_settings, resources, pool, client)
+        listed = await client.get(path_of(MODEL, "embeddings"), params={"limit": 100})
+        assert len(listed.json()["items"]) == ROWS, "a test wrote to the model version of all"
 
 
 @pytest.fixture
 def client(service: Service) -> httpx.AsyncClient:
     """An operator's client."""
     return service.client
+
+
+async def filled(service: Service, model: str, rows: int, dimension: int) -> httpx.Response:
+    """The answer to a batch that makes a model version with an index, which is in use."""
+    entries = [
+        {"product_id": f"p{n}", "vector": vector(n, dimension).tolist()} for n in range(rows)
+    ]
+    stored = await service.client.post(
+        path_of(model, "embeddings:batch"), json={"embeddings": entries}
+    )
+    assert stored.status_code == 200, stored.text
+    asked = await service.client.post(path_of(model, "builds"), json={})
+    await build_here(service.resources, asked.json()["build_id"])
+    await eventually(service.client, model)
+    return stored

@@ -20,8 +20,8 @@ from tests.api.attacks import (
     limited,
     until,
 )
-from tests.api.conftest import MODEL, Service
-from tests.api.serving import assert_problem, path_of, vector
+from tests.api.conftest import MODEL, Service, filled
+from tests.api.serving import assert_problem, eventually, path_of, vector
 
 EXACT = {"vectors": [vector(n).tolist() for n in range(256)], "exact": True, "k": 10}
 
@@ -295,8 +295,12 @@ async def test_waits_for_a_watermark_are_shared(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real ones too: over its share a caller gets 429, and all other searches are answered."""
+    model = "m-waits"
+    search = path_of(model, "search")
+    question = {"product_id": "p0"}
+    await filled(service, model, 5, 4)
     written = await service.client.put(
-        path_of(MODEL, "embeddings", "waited-for"), json={"vector": vector(77).tolist()}
+        path_of(model, "embeddings", "waited-for"), json={"vector": vector(77, 4).tolist()}
     )
     token = written.headers["x-watermark"]
     release = asyncio.Event()
@@ -310,15 +314,16 @@ async def test_waits_for_a_watermark_are_shared(
         caller(service, app, "waiting") as waiting,
         caller(service, app, "bystander") as bystander,
     ):
+        await eventually(waiting, model)
         assert app.holder.context is not None
         monkeypatch.setattr(app.holder.context.registry, "bring", held_up)
         monkeypatch.setattr(Snapshot, "reflects", lambda *_: False)
-        body = QUESTION | {"min_watermark": token}
-        held = [asyncio.create_task(waiting.post(SEARCH, json=body)) for _ in range(2)]
+        body = question | {"min_watermark": token}
+        held = [asyncio.create_task(waiting.post(search, json=body)) for _ in range(2)]
         await until(lambda: admission(app).waits.held == 2)
-        assert_problem(await waiting.post(SEARCH, json=body), 429, "over-share")
-        assert (await waiting.post(SEARCH, json=QUESTION)).status_code == 200
-        held.append(asyncio.create_task(bystander.post(SEARCH, json=body)))
+        assert_problem(await waiting.post(search, json=body), 429, "over-share")
+        assert (await waiting.post(search, json=question)).status_code == 200
+        held.append(asyncio.create_task(bystander.post(search, json=body)))
         await until(lambda: admission(app).waits.held == 3)
         release.set()
         assert [reply.status_code for reply in await asyncio.gather(*held)] == [200] * 3

@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import httpx
 import msgspec
 import pytest
 
 from core.errors import NotFound
 from core.resources import Resources, open_resources
-from tests.api.conftest import Service
-from tests.api.serving import assert_problem, build_here, client_of, eventually, path_of, vector
+from tests.api.conftest import Service, filled
+from tests.api.serving import assert_problem, client_of, path_of, vector
 from worker.model_deletion import delete_model
 
 
@@ -38,21 +37,6 @@ async def deleted(worker: Resources, model: str) -> None:
             except NotFound:
                 return
             await asyncio.sleep(0.02)
-
-
-async def filled(service: Service, model: str, rows: int, dimension: int) -> httpx.Response:
-    """The answer to a batch that makes a model version with an index, which is in use."""
-    entries = [
-        {"product_id": f"p{n}", "vector": vector(n, dimension).tolist()} for n in range(rows)
-    ]
-    stored = await service.client.post(
-        path_of(model, "embeddings:batch"), json={"embeddings": entries}
-    )
-    assert stored.status_code == 200, stored.text
-    asked = await service.client.post(path_of(model, "builds"), json={})
-    await build_here(service.resources, asked.json()["build_id"])
-    await eventually(service.client, model)
-    return stored
 
 
 async def test_until_it_is_done_every_other_route_is_a_conflict(

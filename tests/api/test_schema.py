@@ -17,6 +17,8 @@ SPARE = 12
 
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
+# The jitter of the application in the thread beside it, which Hypothesis takes for a strategy's.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 async def test_the_service_does_what_the_document_says(
     api_settings: Settings, pool: Pool, tmp_path: Path
 ) -> None:

@@ -1,6 +1,8 @@
 """Following what changed since a build: what is read when, and what answers say of it."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import msgspec
@@ -340,3 +342,17 @@ async def _lacks(rig: Rig, product_id: str) -> bool:
 
 async def _is(holds: bool) -> bool:  # noqa: FBT001
     return holds
+
+
+async def test_a_dropped_index_leaves_memory_at_once(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Without a garbage collection: files of a deleted model version wait for that."""
+    rig = Rig(tmp_path)
+    request.addfinalizer(gc.enable)
+    async with rig.running():
+        await rig.looked()
+        gc.disable()
+        index = weakref.ref(rig.registry.loaded["m"])
+        rig.registry.drop("m")
+        await until(lambda: _is(index() is None))
