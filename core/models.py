@@ -56,6 +56,17 @@ def next_version(version: int) -> int:
     return version + 1 if version < VERSION_MAX else 1 + secrets.randbelow(10**36)
 
 
+class Watermark(msgspec.Struct, frozen=True):
+    """The moment of a write, and which product it was for."""
+
+    moment: str
+    """As `timestamp` writes it, so that watermarks compare as text."""
+    product_id: str | None = None
+    """None for a batch: whatever its shards showed after the moment."""
+    generation: int | None = None
+    """Of the model version that was written to; None in tokens of releases up to 23e14f8."""
+
+
 class Embedding(msgspec.Struct, frozen=True, gc=False):
     """One product's vector in one model version."""
 
@@ -118,7 +129,7 @@ class Progress(msgspec.Struct, frozen=True):
     total: int = 0
 
 
-class Build(msgspec.Struct, frozen=True):
+class Build(msgspec.Struct, frozen=True, tag="build"):
     """One run of pull → index → matrix → measure → publish, and what came of it."""
 
     build_id: str
@@ -163,7 +174,7 @@ class Build(msgspec.Struct, frozen=True):
         return self.status in {"queued", "running"}
 
 
-class User(msgspec.Struct, frozen=True):
+class User(msgspec.Struct, frozen=True, tag="user"):
     """A caller's own profile."""
 
     user_id: str
@@ -181,7 +192,7 @@ class User(msgspec.Struct, frozen=True):
     """Set once its deletion is asked for; a worker then removes it and its reports."""
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True, tag="report"):
     """A report, which is its user's alone."""
 
     id: str

@@ -17,7 +17,7 @@ import msgspec
 from core.dynamo.cursors import cipher_key
 from core.errors import Unreadable
 from core.identifiers import product_id_problem
-from core.models import parse_timestamp
+from core.models import Watermark, parse_timestamp
 
 TOKEN_CHARACTERS_MAX: Final = 1024
 """Longer texts are refused unread; a product id of 512 bytes makes a token of about 780."""
@@ -26,17 +26,6 @@ _KEY_BYTES: Final = 32
 _CODE_BYTES: Final = 16
 _PURPOSE: Final = b"k9 watermark 1"
 """Derives the keys of codes, so that no key serves two algorithms."""
-
-
-class Watermark(msgspec.Struct, frozen=True):
-    """The moment of a write, and which product it was for."""
-
-    moment: str
-    """As `core.models.timestamp` writes it, so that watermarks compare as text."""
-    product_id: str | None = None
-    """None for a batch: whatever its shards showed after the moment."""
-    generation: int | None = None
-    """Of the model version that was written to; None in tokens of releases up to 23e14f8."""
 
 
 class Presented(msgspec.Struct, frozen=True):

@@ -89,6 +89,8 @@ class Call:
     """Bytes of the body that count as buffered."""
     read: bool = False
     """Whether all of the body has come."""
+    first_media_out: Media | None = None
+    """Of a request that is answered again: what the first answer was in, whatever it accepts."""
     data: bytes = b""
     """The body, once the request has begun; empty where it has none."""
 
@@ -107,6 +109,8 @@ class Call:
     @property
     def msgpack_out(self) -> bool:
         """Whether the answer should be msgpack."""
+        if self.first_media_out is not None:
+            return self.first_media_out == "msgpack"
         return prefers_msgpack(self.accept)
 
     def reply(

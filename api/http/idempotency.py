@@ -1,147 +1,139 @@
-"""`Idempotency-Key`: a write that is sent again answers as before, and has no second effect."""
+"""`Idempotency-Key`: a write that is sent again is answered as before, and has no second effect."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Final, TypeVar, cast
 
 from api.http.context import Call
-from api.http.problems import Reply, invalid, problem_reply
+from api.http.negotiation import Media
+from api.http.problems import ERRORS_MAX, TABLE, Reply, invalid, kind_of
 from core import telemetry
-from core.errors import InFlight, Invalid, K9Error, Unreadable
-from core.repositories.idempotency import Claim, IdempotencyRepository, Kept
-from core.repositories.transactions import Part
-from core.usecases.embeddings import Noting
+from core.errors import (
+    BeingDeleted,
+    Conflict,
+    InFlight,
+    Invalid,
+    K9Error,
+    ModelBeingDeleted,
+    OverShare,
+    Unreadable,
+)
+from core.repositories.idempotency import Claim, IdempotencyRepository, StoredReply, StoredResult
+from core.results import Refusal, Result
 
-T = TypeVar("T")
+Body = TypeVar("Body")
+R = TypeVar("R", bound=Result)
 
 KEY_CHARACTERS_MAX: Final = 255
 _SERVER_ERRORS: Final = 500
-_FREE_S: Final = 0.5
-_FREEING: Final[set[asyncio.Task[None]]] = set()
+_PASSING: Final = (InFlight, BeingDeleted, ModelBeingDeleted, OverShare)
+"""Refusals that say nothing of the request: the same one is taken a little later."""
+_ERRORS: Final = {error.__name__: error for error in TABLE}
+_ABANDON_S: Final = 0.5
+_ABANDONING: Final[set[asyncio.Task[None]]] = set()
 """Held until they are done: the loop itself does not hold its tasks."""
 
 _log = telemetry.logger(__name__)
 
 
-class Once:
-    """One write under its key, or under none."""
-
-    def __init__(
-        self, records: IdempotencyRepository, claim: Claim | None, body_bytes_max: int
-    ) -> None:
-        self.records = records
-        self.claim = claim
-        """None where the request has no key."""
-        self._handed: Reply | None = None
-        """The answer that went into the last transaction that was tried."""
-        self._body_bytes_max = body_bytes_max
-
-    def parts(self, reply: Reply, *, lasting: bool = False) -> tuple[Part, ...]:
-        """What goes into the transaction of the effect, so that both happen or neither.
-
-        A lasting answer outlives the caller's profile: sent again, the request that deleted it
-        must not delete the one that was made since.
-        """
-        if self.claim is None or len(reply.body) > self._body_bytes_max:
-            return ()
-        self._handed = reply
-        return (self.records.completion(self.claim, _kept(reply), lasting=lasting),)
-
-    @property
-    def noting(self) -> Noting | None:
-        """How the parts of a large effect are noted; None where the request has no key."""
-        claim = self.claim
-        if claim is None:
-            return None
-        return Noting(lambda name: self.records.chunk(claim, name), claim.chunks)
-
-    async def finish(self, reply: Reply) -> None:
-        """Keeps an answer that went into no transaction: a refusal, or something as found.
-
-        One that was handed to a transaction and is given all the same was kept by it; any other
-        means that it did not happen, as where a build is open already.
-        """
-        if self.claim is not None and reply != self._handed:
-            if len(reply.body) > self._body_bytes_max:
-                await self.abandon()
-            else:
-                await self.records.finish(self.claim, _kept(reply))
-
-    async def abandon(self) -> None:
-        """Gives the key free: what failed here is not kept.
-
-        The answer waits for that a short while only: what failed may be DynamoDB itself.
-        """
-        if self.claim is not None:
-            freeing = asyncio.create_task(self._free(self.claim))
-            _FREEING.add(freeing)
-            freeing.add_done_callback(_FREEING.discard)
-            await asyncio.wait({freeing}, timeout=_FREE_S)
-
-    async def _free(self, claim: Claim) -> None:
-        try:
-            await self.records.abandon(claim)
-        except K9Error as error:  # its lease ends by itself
-            _log.warning("idempotency key not freed", error=str(error))
-
-
-async def once(
+async def answer_once(
     call: Call,
-    read: Callable[[Call], Awaitable[T]],
-    act: Callable[[Once, T], Awaitable[Reply]],
+    read: Callable[[Call], Awaitable[Body]],
+    act: Callable[[Claim | None, Body], Awaitable[R]],
+    render: Callable[[R], Reply],
 ) -> Reply:
-    """Answers a write: as before where its key was answered, else by acting.
+    """Answers a write: with the result that its key has already, else by acting.
 
     What cannot be read is told before what the key says, and that before what is not valid.
 
     Args:
         call: The request, which has begun.
         read: Decodes what was sent.
-        act: Has the effect, with `Once.parts` in its transaction, and answers.
+        act: Has the effect, completes the claim in its transaction, and gives the result. There is
+            no claim where the request has no key.
+        render: The reply that tells the result, the first time and whenever it is sent again.
 
     Raises:
         Unreadable: what was sent cannot be read.
         Invalid: it is not valid, or the key is not.
         KeyReused: it was used for another request.
         InFlight: the same request has not been answered yet.
+        K9Error: it was refused, now or before.
     """
-    resources = call.context.resources
-    body_bytes_max = call.context.settings.records.idempotency_body_bytes_max
     if call.idempotency_key is None:
-        return await act(Once(resources.idempotency, None, body_bytes_max), await read(call))
-    sent: T | None = None
+        return render(await act(None, await read(call)))
+    records = call.context.resources.idempotency
+    body: Body | None = None
     refused: Unreadable | Invalid | None = None
     try:
-        sent = await read(call)
+        body = await read(call)
     except (Unreadable, Invalid) as error:
         refused = error
+    begun = await _begin(call, call.idempotency_key, refused)
+    if isinstance(begun, Claim):
+        records = call.context.resources.idempotency
+        async with _settled(records, begun):
+            if refused is not None:
+                raise refused
+            result = await act(begun, cast("Body", body))
+        await records.finish(begun, result)
+        return render(result)
+    if isinstance(begun, StoredReply):
+        return _reply(begun)
+    if isinstance(begun.result, Refusal):
+        raise _error(begun.result)
+    call.first_media_out = cast("Media", begun.media)
+    return render(cast("R", begun.result))
+
+
+async def _begin(
+    call: Call, key: bytes, refused: Unreadable | Invalid | None
+) -> Claim | StoredResult | StoredReply:
+    media: Media = "msgpack" if call.msgpack_out else "json"
+    caller = f"user/{call.caller.user_id}"
+    records = call.context.resources.idempotency
     try:
-        key = _checked(call.idempotency_key)
-        begun = await resources.idempotency.begin(
-            f"user/{call.caller.user_id}", key, _fingerprint(call)
-        )
+        return await records.begin(caller, _checked(key), _fingerprint(call), media)
     except (Invalid, InFlight):
         if isinstance(refused, Unreadable):
             raise refused from None
         raise
-    if isinstance(begun, Kept):
-        return _reply(begun)
-    running = Once(resources.idempotency, begun, body_bytes_max)
+
+
+@asynccontextmanager
+async def _settled(records: IdempotencyRepository, claim: Claim) -> AsyncIterator[None]:
+    """Stores the refusal that is raised inside; the key is given free where nothing is stored."""
     try:
-        if refused is not None:
-            raise refused  # noqa: TRY301 - kept as any other answer
-        reply = await act(running, cast("T", sent))
+        yield
     except K9Error as error:
-        reply = problem_reply(error)
-        if reply.status >= _SERVER_ERRORS:
-            await running.abandon()
-            raise
-    except BaseException:
-        await asyncio.shield(running.abandon())
+        if kind_of(error).status >= _SERVER_ERRORS or isinstance(error, _PASSING):
+            await _abandon(records, claim)
+        else:
+            await records.finish(claim, _refusal(error))
         raise
-    await running.finish(reply)
-    return reply
+    except BaseException:
+        await asyncio.shield(_abandon(records, claim))
+        raise
+
+
+async def _abandon(records: IdempotencyRepository, claim: Claim) -> None:
+    """Gives the key free: what failed here is not stored.
+
+    The answer waits for that a short while only: what failed may be DynamoDB itself.
+    """
+    abandoning = asyncio.create_task(_try_to_abandon(records, claim))
+    _ABANDONING.add(abandoning)
+    abandoning.add_done_callback(_ABANDONING.discard)
+    await asyncio.wait({abandoning}, timeout=_ABANDON_S)
+
+
+async def _try_to_abandon(records: IdempotencyRepository, claim: Claim) -> None:
+    try:
+        await records.abandon(claim)
+    except K9Error as error:  # its lease ends by itself
+        _log.warning("idempotency key not freed", error=str(error))
 
 
 def _checked(raw: bytes) -> str:
@@ -175,13 +167,20 @@ def _fingerprint(call: Call) -> str:
     return digest.hexdigest()
 
 
-def _kept(reply: Reply) -> Kept:
-    headers = [text.decode("latin-1") for pair in reply.headers for text in pair]
-    return Kept(reply.status, reply.content_type, reply.body, headers)
+def _refusal(error: K9Error) -> Refusal:
+    errors = error.errors[:ERRORS_MAX] if isinstance(error, Invalid) else ()
+    return Refusal(type(error).__name__, str(error), errors)
 
 
-def _reply(kept: Kept) -> Reply:
-    raw = [text.encode("latin-1") for text in kept.headers]
-    return Reply(
-        kept.status, kept.body, kept.content_type, tuple(zip(raw[::2], raw[1::2], strict=True))
-    )
+def _error(refusal: Refusal) -> K9Error:
+    """The error of a refusal; one that a later release named is a conflict."""
+    kind = _ERRORS.get(refusal.error, Conflict)
+    if issubclass(kind, Invalid):
+        return kind(refusal.detail, refusal.errors)
+    return kind(refusal.detail)
+
+
+def _reply(stored: StoredReply) -> Reply:
+    raw = [text.encode("latin-1") for text in stored.headers]
+    headers = tuple(zip(raw[::2], raw[1::2], strict=True))
+    return Reply(stored.status, stored.body, stored.content_type, headers)

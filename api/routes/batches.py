@@ -11,10 +11,11 @@ from api.wire.schemas import BatchBody, BatchEntry
 from api.wire.vectors import DECODED_AT_ONCE, LARGE_BYTES, count_parts, floats
 from core.errors import FieldError, Invalid
 from core.models import Metric
+from core.repositories.idempotency import Claim
+from core.results import StoredBatch
 from core.settings import Limits
-from core.usecases.embeddings import Noting, Row
+from core.usecases.embeddings import Row
 from core.vectors.arrays import as_vector
-from core.watermarks import Watermark
 
 _batch: Final = Shape(BatchBody)
 _entry: Final = Shape(BatchEntry)
@@ -83,8 +84,8 @@ async def store_batch(
     model_version: str,
     batch: Batch,
     metric: Metric | None,
-    noting: Noting | None = None,
-) -> Watermark:
+    claim: Claim | None = None,
+) -> StoredBatch:
     """Stores all of a batch, or nothing of it.
 
     Raises:
@@ -94,7 +95,7 @@ async def store_batch(
     """
     ingest = call.context.resources.ingest
     if not batch.errors:
-        return await ingest.store_batch(model_version, batch.rows, metric, noting)
+        return await ingest.store_batch(model_version, batch.rows, metric, claim)
     # Nothing will be stored: the other entries are looked at only to name those too.
     errors = dict(batch.errors)
     general: tuple[FieldError, ...] = ()

@@ -1,5 +1,6 @@
 """Builds: request one, list them, look at one or watch it, cancel it."""
 
+from functools import partial
 from typing import Any, Final, cast
 
 import msgspec
@@ -10,7 +11,7 @@ from litestar.types import ASGIApp
 from api.auth.tokens import operators, readers
 from api.build_events import EVENT_STREAM
 from api.http.context import Call, call_in, response
-from api.http.idempotency import Once, nothing, once
+from api.http.idempotency import answer_once, nothing
 from api.http.paging import Paging
 from api.http.paths import unescape
 from api.http.problems import Reply
@@ -20,6 +21,7 @@ from core.errors import NotFound
 from core.identifiers import validate_model_version
 from core.models import Build, BuildParameters, BuildStatus
 from core.repositories.builds import Position
+from core.repositories.idempotency import Claim
 
 BUILD_ID_CHARACTERS_MAX: Final = 64
 
@@ -46,15 +48,12 @@ class BuildController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once, parameters: BuildParameters) -> Reply:
+        async def act(claim: Claim | None, parameters: BuildParameters) -> Build:
             name = unescape(model_version)
             validate_model_version(name)
-            build = await call.context.resources.build_requests.request(
-                name, parameters, lambda opened: running.parts(_accepted(call, opened))
-            )
-            return _accepted(call, build)
+            return await call.context.resources.build_requests.request(name, parameters, claim)
 
-        return response(await once(call, _read, act))
+        return response(await answer_once(call, _read, act, partial(_accepted, call)))
 
     @get("/models/{model_version:str}/builds", guards=[readers], summary="List builds")
     async def get_page(
@@ -112,13 +111,10 @@ class BuildController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once, _sent: None) -> Reply:
-            cancelled = await call.context.resources.builds.cancel(
-                _checked(build_id), lambda ended: running.parts(call.reply(item(ended), 202))
-            )
-            return call.reply(item(cancelled), 202)
+        async def act(claim: Claim | None, _sent: None) -> Build:
+            return await call.context.resources.builds.cancel(_checked(build_id), claim)
 
-        return response(await once(call, nothing, act))
+        return response(await answer_once(call, nothing, act, partial(_cancelled, call)))
 
 
 async def _read(call: Call) -> BuildParameters:
@@ -136,6 +132,10 @@ def _checked(build_id: str) -> str:
 
 def _accepted(call: Call, build: Build) -> Reply:
     return call.reply(item(build), 202, ((b"location", f"/builds/{build.build_id}".encode()),))
+
+
+def _cancelled(call: Call, build: Build) -> Reply:
+    return call.reply(item(build), 202)
 
 
 def item(build: Build) -> BuildItem:

@@ -1,5 +1,6 @@
 """Embeddings: write, read, delete, page through."""
 
+from functools import partial
 from typing import Any, Final, cast
 
 from litestar import Controller, Request, Response, delete, get, post, put
@@ -8,7 +9,7 @@ from litestar.params import FromPath
 from api.auth.tokens import operators, readers
 from api.http.context import Call, call_in, response
 from api.http.guards import BODY
-from api.http.idempotency import Once, nothing, once
+from api.http.idempotency import answer_once, nothing
 from api.http.paging import Paging
 from api.http.paths import unescape
 from api.http.problems import Reply
@@ -25,11 +26,11 @@ from api.wire.schemas import (
 from api.wire.vectors import floats
 from core.errors import Unreadable
 from core.identifiers import validate_model_version, validate_product_id
-from core.models import Embedding, Metric
+from core.models import Embedding, Metric, Watermark
 from core.repositories.embeddings import Position
-from core.usecases.embeddings import Stored
+from core.repositories.idempotency import Claim
+from core.results import DeletedEmbedding, StoredBatch, StoredEmbedding
 from core.vectors.arrays import Floats, as_vector, json_floats
-from core.watermarks import Watermark
 
 METRICS: Final[tuple[Metric, ...]] = ("cosine", "ip", "l2")
 
@@ -60,18 +61,17 @@ class EmbeddingController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once, sent: tuple[Query, Floats]) -> Reply:
+        async def act(claim: Claim | None, sent: tuple[Query, Floats]) -> StoredEmbedding:
             query, vector = sent
-            stored = await call.context.resources.ingest.store_embedding(
+            return await call.context.resources.ingest.store_embedding(
                 unescape(model_version),
                 unescape(product_id),
                 vector,
                 query.choice("metric", METRICS),
-                (lambda made: running.parts(_kept(call, made))) if running.claim else None,
+                claim,
             )
-            return _kept(call, stored)
 
-        return response(await once(call, _read_vector, act))
+        return response(await answer_once(call, _read_vector, act, partial(_stored, call)))
 
     @post(
         "/embeddings:batch",
@@ -86,16 +86,12 @@ class EmbeddingController(Controller):
         """Stores many embeddings, each id once, or none of them when one does not hold."""
         call = call_in(request)
 
-        async def act(running: Once, sent: tuple[Query, Batch]) -> Reply:
+        async def act(claim: Claim | None, sent: tuple[Query, Batch]) -> StoredBatch:
             query, batch = sent
             metric = query.choice("metric", METRICS)
-            watermark = await store_batch(
-                call, unescape(model_version), batch, metric, running.noting
-            )
-            answer = BatchStored(stored=len(batch.rows))
-            return call.reply(answer, headers=_watermark(call, watermark))
+            return await store_batch(call, unescape(model_version), batch, metric, claim)
 
-        return response(await once(call, _read_batch, act))
+        return response(await answer_once(call, _read_batch, act, partial(_stored_batch, call)))
 
     @get("/embeddings/{product_id:str}", guards=[readers], summary="Get an embedding")
     async def get_one(
@@ -129,17 +125,14 @@ class EmbeddingController(Controller):
         """Deletes one embedding; 404 when there is none, or no more."""
         call = call_in(request)
 
-        async def act(running: Once, _sent: None) -> Reply:
+        async def act(claim: Claim | None, _sent: None) -> DeletedEmbedding:
             name = unescape(model_version)
             validate_model_version(name)
-            watermark = await call.context.resources.ingest.delete_embedding(
-                name,
-                unescape(product_id),
-                (lambda made: running.parts(_gone(call, made))) if running.claim else None,
+            return await call.context.resources.ingest.delete_embedding(
+                name, unescape(product_id), claim
             )
-            return _gone(call, watermark)
 
-        return response(await once(call, nothing, act))
+        return response(await answer_once(call, nothing, act, partial(_deleted, call)))
 
     @get("/embeddings", guards=[readers], summary="List embeddings")
     async def get_page(
@@ -165,17 +158,19 @@ class EmbeddingController(Controller):
         return response(call.reply(page))
 
 
-def _kept(call: Call, stored: Stored) -> Reply:
+def _stored(call: Call, stored: StoredEmbedding) -> Reply:
     answer = EmbeddingStored(
-        product_id=stored.embedding.product_id,
-        dimension=stored.embedding.dimension,
-        updated_at=stored.embedding.updated_at,
+        product_id=stored.product_id, dimension=stored.dimension, updated_at=stored.updated_at
     )
     return call.reply(answer, 201 if stored.created else 200, _watermark(call, stored.watermark))
 
 
-def _gone(call: Call, watermark: Watermark) -> Reply:
-    return Reply(204, b"", "text/plain", _watermark(call, watermark))
+def _stored_batch(call: Call, stored: StoredBatch) -> Reply:
+    return call.reply(BatchStored(stored=stored.rows), headers=_watermark(call, stored.watermark))
+
+
+def _deleted(call: Call, deleted: DeletedEmbedding) -> Reply:
+    return Reply(204, b"", "text/plain", _watermark(call, deleted.watermark))
 
 
 async def _read_vector(call: Call) -> tuple[Query, Floats]:

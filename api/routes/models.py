@@ -1,5 +1,6 @@
 """Model versions: what is current, what an operator makes current, and the current matrix."""
 
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -9,12 +10,11 @@ from litestar.params import FromPath
 from api.auth.tokens import operators, readers
 from api.context import Context
 from api.http.context import Call, call_in, response
-from api.http.idempotency import Once, nothing, once
+from api.http.idempotency import answer_once, nothing
 from api.http.paging import Paging
 from api.http.paths import unescape
 from api.http.problems import Reply, invalid
 from api.routes.builds import BUILD_ID_CHARACTERS_MAX
-from api.serving.segment import Segment
 from api.wire.decoding import Shape
 from api.wire.schemas import (
     CurrentBuild,
@@ -26,11 +26,14 @@ from api.wire.schemas import (
     ModelPage,
     PromoteBody,
 )
+from core import results
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
 from core.identifiers import validate_model_version
 from core.index.files import NPZ, PARQUET
 from core.index.manifest import Manifest
 from core.models import Build, Model, now, timestamp
+from core.repositories.idempotency import Claim, completion
+from core.results import LoadedBuild, ModelSummary
 from core.versions import VersionRecord
 
 URL_EXPIRES_S: Final = 300
@@ -58,7 +61,7 @@ class ModelController(Controller):
         limit = paging.limit
         models = await call.context.resources.models.list_models()
         rest = [m for m in models if after is None or m.model_version > after.model_version]
-        items = [await _item(call.context, model) for model in rest[:limit]]
+        items = [_item(await _summary(call.context, model)) for model in rest[:limit]]
         further = After(items[-1].model_version) if len(rest) > limit else None
         return response(call.reply(ModelPage(items=items, next_cursor=paging.cursor(further))))
 
@@ -71,7 +74,7 @@ class ModelController(Controller):
         name = unescape(model_version)
         validate_model_version(name)
         model = await call.context.resources.models.find_model(name)
-        return response(call.reply(await _item(call.context, model)))
+        return response(_shown(call, await _summary(call.context, model)))
 
     @delete(
         "/{model_version:str}",
@@ -89,18 +92,18 @@ class ModelController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once, _sent: None) -> Reply:
+        async def act(claim: Claim | None, _sent: None) -> ModelSummary:
             name = unescape(model_version)
             validate_model_version(name)
             models = call.context.resources.models
             model = await models.get_model(name)
             marked = msgspec.structs.replace(model, deleting_at=timestamp(now()))
-            reply = call.reply(await _item(call.context, marked), 202)
-            await models.mark_model(marked, running.parts(reply))
+            summary = await _summary(call.context, marked)
+            await models.mark_model(marked, completion(claim, summary))
             call.context.registry.mark(marked)
-            return reply
+            return summary
 
-        return response(await once(call, nothing, act))
+        return response(await answer_once(call, nothing, act, partial(_shown, call, status=202)))
 
     @post(
         "/{model_version:str}/promote",
@@ -118,7 +121,7 @@ class ModelController(Controller):
         """
         call = call_in(request)
 
-        async def act(running: Once, body: PromoteBody) -> Reply:
+        async def act(claim: Claim | None, body: PromoteBody) -> ModelSummary:
             name = unescape(model_version)
             validate_model_version(name)
             if not 1 <= len(body.build_id) <= BUILD_ID_CHARACTERS_MAX:
@@ -141,11 +144,11 @@ class ModelController(Controller):
                 current_fence=build.fence,
                 pinned=True,
             )
-            reply = call.reply(await _item(call.context, after))
-            await promotions.promote(name, body.build_id, running.parts(reply))
-            return reply
+            summary = await _summary(call.context, after)
+            await promotions.promote(name, body.build_id, completion(claim, summary))
+            return summary
 
-        return response(await once(call, _read, act))
+        return response(await answer_once(call, _read, act, partial(_shown, call)))
 
     @get("/{model_version:str}/matrix", guards=[readers], summary="Get the similarity matrix")
     async def get_matrix(
@@ -198,21 +201,15 @@ async def _file(
     return MatrixFile(url=url, bytes=info.bytes, sha256=info.sha256)
 
 
-async def _item(context: Context, model: Model) -> ModelItem:
+async def _summary(context: Context, model: Model) -> ModelSummary:
     loaded = context.registry.loaded.get(model.model_version)
     if loaded is not None and loaded.data != model.data:
         loaded = None  # of an earlier model version of the name, or of before a restore
     manifest = await _manifest(context, model)
-    return ModelItem(
-        model_version=model.model_version,
-        dimension=model.dimension,
-        metric=model.metric,
-        created_at=model.created_at,
-        pinned=model.pinned,
-        current_build=None if manifest is None else _current(manifest),
-        open_build_id=model.open_build_id,
-        loaded=None if loaded is None else _loaded(loaded),
-        deleting_at=model.deleting_at,
+    return ModelSummary(
+        model,
+        None if manifest is None else _current(manifest),
+        None if loaded is None else msgspec.convert(loaded, LoadedBuild, from_attributes=True),
     )
 
 
@@ -236,8 +233,8 @@ def _published(build: Build) -> Manifest | None:
         return None
 
 
-def _current(manifest: Manifest) -> CurrentBuild:
-    return CurrentBuild(
+def _current(manifest: Manifest) -> results.CurrentBuild:
+    return results.CurrentBuild(
         build_id=manifest.build_id,
         built_at=manifest.built_at,
         rows=manifest.counts.rows,
@@ -248,10 +245,20 @@ def _current(manifest: Manifest) -> CurrentBuild:
     )
 
 
-def _loaded(loaded: Segment) -> LoadedVersion:
-    return LoadedVersion(
-        build_id=loaded.build_id,
-        rows=loaded.rows,
-        resident_bytes=loaded.resident_bytes,
-        loaded_at=loaded.loaded_at,
+def _shown(call: Call, summary: ModelSummary, status: int = 200) -> Reply:
+    return call.reply(_item(summary), status)
+
+
+def _item(summary: ModelSummary) -> ModelItem:
+    model, current, loaded = summary.model, summary.current_build, summary.loaded
+    return ModelItem(
+        model_version=model.model_version,
+        dimension=model.dimension,
+        metric=model.metric,
+        created_at=model.created_at,
+        pinned=model.pinned,
+        current_build=msgspec.convert(current, CurrentBuild | None, from_attributes=True),
+        open_build_id=model.open_build_id,
+        loaded=msgspec.convert(loaded, LoadedVersion | None, from_attributes=True),
+        deleting_at=model.deleting_at,
     )

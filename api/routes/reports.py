@@ -1,6 +1,7 @@
 """Reports: the caller's own, and nobody else's."""
 
 import re
+from functools import partial
 from typing import Any, Final
 
 from litestar import Controller, Request, Response, delete, get, patch, post
@@ -9,7 +10,7 @@ from msgspec import UNSET
 
 from api.http.context import Call, call_in, response
 from api.http.guards import BODY
-from api.http.idempotency import Once, nothing, once
+from api.http.idempotency import answer_once, nothing
 from api.http.paging import Paging
 from api.http.paths import unescape
 from api.http.problems import Reply
@@ -17,7 +18,9 @@ from api.wire.decoding import Shape
 from api.wire.schemas import ReportBody, ReportItem, ReportPage
 from core.identifiers import is_report_id
 from core.models import Report
+from core.repositories.idempotency import Claim
 from core.repositories.reports import Position, unknown_report
+from core.results import DeletedReport
 
 _TAG: Final = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _VERSION: Final = re.compile(rb'"([1-9][0-9]{0,37}0{0,88})"')
@@ -38,15 +41,11 @@ class ReportController(Controller):
         """Creates a report of the caller's; duplicates in `favorites` are dropped."""
         call = call_in(request)
 
-        async def act(running: Once, fields: dict[str, Any]) -> Reply:
-            report = await call.context.resources.reporting.create(
-                call.caller.user_id,
-                fields,
-                lambda made: running.parts(_created(call, made)),
-            )
-            return _created(call, report)
+        async def act(claim: Claim | None, fields: dict[str, Any]) -> Report:
+            reporting = call.context.resources.reporting
+            return await reporting.create(call.caller.user_id, fields, claim)
 
-        return response(await once(call, _read, act))
+        return response(await answer_once(call, _read, act, partial(_created, call)))
 
     @get("", summary="List your reports")
     async def get_page(self, request: Request[Any, Any, Any]) -> Response[ReportPage]:
@@ -80,19 +79,14 @@ class ReportController(Controller):
         """Applies a JSON merge patch (RFC 7396); `If-Match` holds it to a version."""
         call = call_in(request)
 
-        async def act(running: Once, fields: dict[str, Any]) -> Reply:
+        async def act(claim: Claim | None, fields: dict[str, Any]) -> Report:
             reporting = call.context.resources.reporting
             reporting.held(fields)  # 422 comes before 404
-            report = await reporting.change(
-                _id(report_id),
-                call.caller.user_id,
-                fields,
-                matching(call.if_match),
-                lambda changed: running.parts(_shown(call, changed)),
+            return await reporting.change(
+                _id(report_id), call.caller.user_id, fields, matching(call.if_match), claim
             )
-            return _shown(call, report)
 
-        return response(await once(call, _read, act))
+        return response(await answer_once(call, _read, act, partial(_shown, call)))
 
     @delete("/{report_id:str}", status_code=204, summary="Delete a report")
     async def delete(
@@ -101,17 +95,12 @@ class ReportController(Controller):
         """Deletes one of the caller's reports; `If-Match` holds it to a version."""
         call = call_in(request)
 
-        async def act(running: Once, _sent: None) -> Reply:
-            gone = Reply(204, b"", "text/plain")
-            await call.context.resources.reporting.delete(
-                _id(report_id),
-                call.caller.user_id,
-                matching(call.if_match),
-                running.parts(gone),
+        async def act(claim: Claim | None, _sent: None) -> DeletedReport:
+            return await call.context.resources.reporting.delete(
+                _id(report_id), call.caller.user_id, matching(call.if_match), claim
             )
-            return gone
 
-        return response(await once(call, nothing, act))
+        return response(await answer_once(call, nothing, act, _deleted))
 
 
 def matching(if_match: bytes | None) -> frozenset[int] | None:
@@ -147,6 +136,10 @@ def _created(call: Call, report: Report) -> Reply:
 
 def _shown(call: Call, report: Report) -> Reply:
     return call.reply_json(_item(report), 200, (_tag(report),))
+
+
+def _deleted(_deleted: DeletedReport) -> Reply:
+    return Reply(204, b"", "text/plain")
 
 
 def _tag(report: Report) -> tuple[bytes, bytes]:

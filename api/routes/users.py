@@ -1,5 +1,6 @@
 """Users: each caller's own profile."""
 
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -9,12 +10,13 @@ from msgspec import UNSET, Raw
 
 from api.http.context import Call, call_in, response
 from api.http.guards import BODY
-from api.http.idempotency import Once, nothing, once
+from api.http.idempotency import answer_once, nothing
 from api.http.paths import unescape
 from api.http.problems import Reply
 from api.wire.decoding import Shape
 from api.wire.schemas import UserBody, UserItem
 from core.models import User
+from core.repositories.idempotency import Claim
 from core.repositories.users import unknown_user
 from core.usecases.documents import check_text
 
@@ -39,17 +41,11 @@ class UserController(Controller):
         """Creates the caller's own profile; `user_id` is the token's `sub`."""
         call = call_in(request)
 
-        async def act(running: Once, sent: Sent) -> Reply:
-            fields, preferences = sent
-            user = await call.context.resources.profiles.create(
-                call.caller.user_id,
-                fields,
-                preferences,
-                lambda made: running.parts(_created(call, made)),
-            )
-            return _created(call, user)
+        async def act(claim: Claim | None, sent: Sent) -> User:
+            profiles = call.context.resources.profiles
+            return await profiles.create(call.caller.user_id, *sent, claim)
 
-        return response(await once(call, _read, act))
+        return response(await answer_once(call, _read, act, partial(_created, call)))
 
     @get("/{user_id:str}", summary="Get your profile")
     async def get_one(
@@ -67,19 +63,12 @@ class UserController(Controller):
         """Applies a JSON merge patch (RFC 7396): null removes, preferences are merged."""
         call = call_in(request)
 
-        async def act(running: Once, sent: Sent) -> Reply:
-            fields, preferences = sent
+        async def act(claim: Claim | None, sent: Sent) -> User:
             profiles = call.context.resources.profiles
-            profiles.check_patch(fields, preferences)  # 422 comes before 404
-            user = await profiles.change(
-                _own(call, user_id),
-                fields,
-                preferences,
-                lambda changed: running.parts(_shown(call, changed)),
-            )
-            return _shown(call, user)
+            profiles.check_patch(*sent)  # 422 comes before 404
+            return await profiles.change(_own(call, user_id), *sent, claim)
 
-        return response(await once(call, _read, act))
+        return response(await answer_once(call, _read, act, partial(_shown, call)))
 
     @delete("/{user_id:str}", status_code=202, summary="Delete your profile and reports")
     async def delete(
@@ -88,14 +77,10 @@ class UserController(Controller):
         """Marks the profile; a worker removes it and its reports. Until then writes are 409."""
         call = call_in(request)
 
-        async def act(running: Once, _sent: None) -> Reply:
-            user = await call.context.resources.profiles.mark(
-                _own(call, user_id),
-                lambda marked: running.parts(_shown(call, marked, 202), lasting=True),
-            )
-            return _shown(call, user, 202)
+        async def act(claim: Claim | None, _sent: None) -> User:
+            return await call.context.resources.profiles.mark(_own(call, user_id), claim)
 
-        reply = await once(call, nothing, act)
+        reply = await answer_once(call, nothing, act, partial(_shown, call, status=202))
         await call.context.resources.queue.enqueue_deletion(call.caller.user_id)
         return response(reply)
 

@@ -11,9 +11,8 @@ from api.serving.registry import IndexRegistry
 from api.serving.replica import ModelReplica
 from api.serving.segment import Segment
 from core import telemetry
-from core.models import Model
+from core.models import Model, Watermark
 from core.resources import Resources
-from core.watermarks import Watermark
 
 _SPREAD_S: Final = 1.0
 """Once hints are heard again, all processes look at their shards, within this time."""

@@ -10,9 +10,8 @@ from api.serving.snapshot import Snapshot
 from core import telemetry
 from core.errors import K9Error, NoIndex, NotYetVisible, Unavailable
 from core.identifiers import validate_model_version
-from core.models import Model
+from core.models import Model, Watermark
 from core.repositories.models import ModelRepository
-from core.watermarks import Watermark
 
 Bring = Callable[[str, Watermark], Awaitable[bool]]
 

@@ -17,10 +17,9 @@ from api.serving.snapshot import Snapshot
 from core import telemetry
 from core.errors import Conflict, K9Error, NotFound, Unavailable
 from core.hints import Hint
-from core.models import Model, now, parse_timestamp, timestamp
+from core.models import Model, Watermark, now, parse_timestamp, timestamp
 from core.resources import Resources
 from core.settings import Serving
-from core.watermarks import Watermark
 
 _CARRY_IDS: Final = 500
 _POLL_GAP_S: Final = 0.5

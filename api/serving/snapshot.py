@@ -8,8 +8,8 @@ import msgspec
 from api.serving.delta import UNCHANGED, DeltaSnapshot, Entries, merged
 from api.serving.segment import Segment
 from api.wire.schemas import IndexUsed, Neighbor
+from core.models import Watermark
 from core.vectors.arrays import Floats
-from core.watermarks import Watermark
 
 _SCAN_RATIO: Final = 4
 """With more than a fourth of its rows hidden, an index may find too few, and scan all of them."""

@@ -1,4 +1,4 @@
-"""One batch of rows by many BatchWriteItem calls side by side, within a deadline."""
+"""One batch of rows: by BatchWriteItem calls side by side, or under a claim in transactions."""
 
 import asyncio
 import random
@@ -8,10 +8,17 @@ from typing import Any, Final
 
 from core.dynamo.client import Dynamo
 from core.dynamo.wire import RequestItem
-from core.errors import Busy, K9Error, TableMissing, Unavailable
+from core.errors import Busy, K9Error, TableMissing, TransactionFailed, Unavailable
+from core.models import Model
+from core.repositories import transactions
+from core.repositories.embedding_rows import other_generation, writable
+from core.repositories.idempotency import Claim, lost
+from core.repositories.transactions import refused
 
 _ROWS: Final = 25
 """The most that one call takes."""
+_ONCE_ROWS: Final = 99
+"""A transaction has 100 parts, one of them the checkpoint."""
 _BACKOFF_FIRST_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 2.0
 
@@ -99,3 +106,46 @@ class BatchWrite:
         if self._silent_since is None:
             self._silent_since = max(began, self._heard_at)
         self._gone = moment - self._silent_since >= self._patience_s
+
+
+async def write_once(
+    dynamo: Dynamo,
+    table: str,
+    model: Model,
+    items: Sequence[RequestItem],
+    claim: Claim,
+    deadline_s: float,
+) -> list[str]:
+    """Puts items in transactions of up to 99, each with a checkpoint under an idempotency key.
+
+    What has a checkpoint of an earlier try is left alone: it may have been overwritten since.
+    Returns the ids that DynamoDB did not take in time.
+
+    Raises:
+        InFlight: the claim was lost.
+        OtherGeneration: a row is of another model version of the same name.
+        TableMissing: a table is not there.
+    """
+    # Rows of an earlier model version of the name, and so what its checkpoints say, are gone.
+    prefix = f"{model.generation}_" if model.generation else ""
+    starts = range(0, len(items), _ONCE_ROWS)
+    waiting = [start for start in starts if f"{prefix}{start}" not in claim.checkpoints]
+    clock = asyncio.get_running_loop().time
+    until = clock() + deadline_s
+    while waiting and clock() < until:
+        start = waiting[0]
+        rows = items[start : start + _ONCE_ROWS]
+        try:
+            await transactions.transact(
+                dynamo,
+                claim.checkpoint(f"{prefix}{start}"),
+                *(transactions.put(table, item, writable(model)) for item in rows),
+            )
+        except TransactionFailed as failed:
+            raise (lost() if refused(failed, 0) else other_generation(model)) from None
+        except TableMissing:
+            raise
+        except Unavailable:
+            break  # whether it happened is not known; the next try finds its checkpoint, or none
+        del waiting[0]
+    return [item["product_id"]["S"] for s in waiting for item in items[s : s + _ONCE_ROWS]]

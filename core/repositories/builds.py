@@ -1,7 +1,7 @@
 """Builds: the table that says which are open, who has claimed them, and what came of them."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -40,7 +40,7 @@ from core.repositories.build_rows import (
     ours,
     still_open,
 )
-from core.repositories.idempotency import lost
+from core.repositories.idempotency import Claim, completion, lost
 from core.repositories.models import read_model, same_model
 from core.repositories.transactions import Part, refused
 from core.settings import Settings
@@ -48,19 +48,12 @@ from core.settings import Settings
 _TRIES = 5
 _BUILD, _MODEL = 0, 1  # where the two rows stand in the transactions that open and end a build
 
-Completed = Callable[[Build], Sequence[Part]]
-"""What else belongs to a transaction, given the build as it will be."""
-
 
 class Position(msgspec.Struct, frozen=True):
     """Where a listing of builds goes on."""
 
     build_id: str
     requested_at: str
-
-
-def _nothing(_build: Build) -> Sequence[Part]:
-    return ()
 
 
 class BuildRepository:
@@ -144,21 +137,20 @@ class BuildRepository:
         self,
         model: Model,
         parameters: BuildParameters,
-        completed: Completed = _nothing,
+        claim: Claim | None = None,
         *,
         automatic: bool = False,
     ) -> Build:
         """Writes a new build and opens it for its model in one transaction.
 
         Returns the build that is open already where there is one: an automatic one that an
-        operator asks for as well becomes the operator's. `completed` gives what else belongs to
-        the transaction of a new one.
+        operator asks for as well becomes the operator's. A new one completes the claim.
 
         Raises:
             NotFound: there is no such model version any more.
             ModelBeingDeleted: it is marked for deletion.
             Pinned: an automatic build, and the current one is pinned.
-            InFlight: the idempotency claim among those parts was lost.
+            InFlight: the claim was lost.
             Unavailable: other writes of the model's record kept coming between.
         """
         name = model.model_version
@@ -181,7 +173,7 @@ class BuildRepository:
                     self._dynamo,
                     transactions.put(self._builds, open_row(build), missing("build_id")),
                     self._model_update(name, change, free),
-                    *completed(build),
+                    *completion(claim, build),
                 )
             except TransactionFailed as failed:
                 if not refused(failed, _MODEL):
@@ -274,7 +266,7 @@ class BuildRepository:
             raise LeaseLost(f"build {build.build_id} has another owner now") from None
 
     async def cancel(
-        self, build_id: str, completed: Completed = _nothing, *, verification: bool = False
+        self, build_id: str, claim: Claim | None = None, *, verification: bool = False
     ) -> Build:
         """Ends a build that waits or runs. Its worker learns of it at its next heartbeat.
 
@@ -283,7 +275,7 @@ class BuildRepository:
         Raises:
             NotFound: there is no such build, or it is a verification and `verification` is not set.
             BuildEnded: it has ended.
-            InFlight: the idempotency claim among the further parts was lost.
+            InFlight: the claim was lost.
             Unavailable: it kept changing.
         """
         cancelled: Build | None = None
@@ -311,7 +303,7 @@ class BuildRepository:
                 remove=(tables.OPEN, "error"),
             )
             try:
-                await self._end(build, change, still_open(build), completed(cancelled))
+                await self._end(build, change, still_open(build), completion(claim, cancelled))
             except ConditionFailed:
                 continue  # it was claimed, or ended, since it was read
             return cancelled

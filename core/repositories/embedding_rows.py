@@ -9,6 +9,7 @@ from core.dynamo.items import float32_bytes
 from core.dynamo.wire import Item, RequestItem
 from core.errors import Corrupt, NotFound, OtherGeneration
 from core.models import Embedding, Model
+from core.results import DeletedEmbedding
 
 GENERATION: Final = "generation"
 """Attribute with the generation of the model version that a row was written to; rows of
@@ -55,53 +56,28 @@ def row_key(model_version: str, product_id: str) -> RequestItem:
     return key(product_id=product_id, model_version=model_version)
 
 
-def live_row(embedding: Embedding, model: Model) -> RequestItem:
-    """The item of an embedding that has a vector."""
+def live_row(model: Model, product_id: str, vector: bytes, moment: str) -> RequestItem:
+    """The item of an embedding stored at this moment; `vector` is float32 little-endian."""
     own = {GENERATION: {"N": str(model.generation)}} if model.generation else {}
     return {
         **own,
-        "product_id": {"S": embedding.product_id},
+        "product_id": {"S": product_id},
         "model_version": {"S": model.model_version},
-        tables.MODEL_SHARD: {"S": shard_key(model, embedding.product_id)},
-        "embedding_vector": {"B": embedding.vector},
-        "vector_dimension": {"N": str(embedding.dimension)},
-        "created_at": {"S": embedding.updated_at},
-        "updated_at": {"S": embedding.updated_at},
+        tables.MODEL_SHARD: {"S": shard_key(model, product_id)},
+        "embedding_vector": {"B": vector},
+        "vector_dimension": {"N": str(model.dimension)},
+        "created_at": {"S": moment},
+        "updated_at": {"S": moment},
     }
 
 
-def embedding_of(model: Model, product_id: str, vector: bytes, moment: str) -> Embedding:
-    """An embedding that is stored at this moment; `vector` is float32 little-endian."""
-    return Embedding(
-        product_id=product_id,
-        model_version=model.model_version,
-        vector=vector,
-        dimension=model.dimension,
-        updated_at=moment,
-        generation=model.generation,
-    )
-
-
-def tombstone_of(model: Model, product_id: str, moment: str) -> Embedding:
-    """What is left of an embedding that is deleted at this moment."""
-    return Embedding(
-        product_id=product_id,
-        model_version=model.model_version,
-        vector=None,
-        dimension=0,
-        updated_at=moment,
-        deleted_at=moment,
-        generation=model.generation,
-    )
-
-
-def burial(model: Model, tombstone: Embedding) -> tuple[Update, Condition]:
+def tombstone_update(model: Model, deleted: DeletedEmbedding) -> tuple[Update, Condition]:
     """What turns a live row into its tombstone, and the condition that it lives."""
     change = Update(
         set={
-            "updated_at": tombstone.updated_at,
-            "deleted_at": tombstone.deleted_at,
-            tables.MODEL_SHARD: shard_key(model, tombstone.product_id),
+            "updated_at": deleted.deleted_at,
+            "deleted_at": deleted.deleted_at,
+            tables.MODEL_SHARD: shard_key(model, deleted.product_id),
         },
         remove=("embedding_vector", "vector_dimension", "created_at"),
     )
@@ -109,11 +85,11 @@ def burial(model: Model, tombstone: Embedding) -> tuple[Update, Condition]:
     return change, lives & of_generation(model.generation)
 
 
-def unchanged(there: Item | None) -> Condition:
+def unchanged(before: Item | None) -> Condition:
     """The row is as it was read, or as absent."""
-    if there is None:
+    if before is None:
         return missing("product_id")
-    return equals("updated_at", there["updated_at"]) & of_generation(generation_of(there))
+    return equals("updated_at", before["updated_at"]) & of_generation(generation_of(before))
 
 
 def decode(item: Item) -> Embedding:

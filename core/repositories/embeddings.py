@@ -17,28 +17,30 @@ from core.dynamo.expressions import (
     missing,
 )
 from core.dynamo.wire import Item, RequestItem, request_item
-from core.errors import (
-    ConditionFailed,
-)
+from core.errors import ConditionFailed, TransactionFailed, Unavailable
 from core.models import Embedding, Model, now, timestamp
-from core.repositories.batch_writes import BatchWrite
+from core.repositories import transactions
+from core.repositories.batch_writes import BatchWrite, write_once
 from core.repositories.embedding_reads import read_rows
 from core.repositories.embedding_rows import (
+    GENERATION,
     SMALL,
-    burial,
     decode,
     decode_any,
-    embedding_of,
+    generation_of,
     live_row,
     of_generation,
     other_generation,
     row_key,
-    tombstone_of,
+    tombstone_update,
+    unchanged,
     unknown,
     writable,
 )
-from core.repositories.keyed_embeddings import KeyedEmbeddings
+from core.repositories.idempotency import Claim, completion, lost
 from core.repositories.removals import remove_where
+from core.repositories.transactions import refused
+from core.results import DeletedEmbedding, StoredEmbedding
 from core.settings import Settings
 
 _LIST_ROWS = 100
@@ -47,6 +49,8 @@ _LIST_QUERIES = 10
 """Queries a page, beyond one a shard."""
 _CHANGED_SHARDS = 2
 """Shards that are read side by side for what changed."""
+
+_ONCE_TRIES = 5
 
 _Pages = asyncio.Queue[list[Embedding] | Exception | None]
 
@@ -69,47 +73,87 @@ class EmbeddingRepository:
         self._table = settings.table(tables.EMBEDDINGS.name)
         self._ingest = settings.ingest
         self._patience_s = settings.aws.deadline_s
-        self.keyed = KeyedEmbeddings(dynamo, settings)
-        """The writes that carry an idempotency key."""
 
     async def store_embedding(
-        self, model: Model, product_id: str, vector: bytes
-    ) -> tuple[Embedding, bool]:
-        """Puts one row; True when there was none, or a tombstone.
+        self, model: Model, product_id: str, vector: bytes, claim: Claim | None = None
+    ) -> StoredEmbedding:
+        """Puts one row; under a claim in a transaction with the result.
 
         `vector` is float32 little-endian of the model version's dimension.
 
         Raises:
             OtherGeneration: the row is of another model version of the same name.
+            InFlight: the claim was lost.
+            Unavailable: under a claim, others kept writing the same row.
         """
-        stored = embedding_of(model, product_id, vector, timestamp(now()))
+        if claim is not None:
+            return await self._store_once(model, product_id, vector, claim)
+        moment = timestamp(now())
         try:
             reply = await self._dynamo.call(
                 "put_item",
                 TableName=self._table,
-                Item=live_row(stored, model),
+                Item=live_row(model, product_id, vector, moment),
                 ReturnValues="ALL_OLD",
                 **expressions(condition=writable(model)),
             )
         except ConditionFailed:
             raise other_generation(model) from None
-        old = reply.get("Attributes")
-        created = old is None or "deleted_at" in old
-        return stored, created
+        return _stored(model, product_id, moment, reply.get("Attributes"))
+
+    async def _store_once(
+        self, model: Model, product_id: str, vector: bytes, claim: Claim
+    ) -> StoredEmbedding:
+        for _ in range(_ONCE_TRIES):
+            reply = await self._dynamo.call(
+                "get_item",
+                TableName=self._table,
+                Key=row_key(model.model_version, product_id),
+                ConsistentRead=True,
+                **expressions(projection=("updated_at", "deleted_at", GENERATION)),
+            )
+            before: Item | None = reply.get("Item")
+            if before is not None and generation_of(before) != model.generation:
+                raise other_generation(model)
+            moment = timestamp(now())
+            stored = _stored(model, product_id, moment, before)
+            item = live_row(model, product_id, vector, moment)
+            try:
+                await transactions.transact(
+                    self._dynamo,
+                    transactions.put(self._table, item, unchanged(before)),
+                    *completion(claim, stored),
+                )
+            except TransactionFailed as failed:
+                if not refused(failed, 0):
+                    raise lost() from None
+            else:
+                return stored
+        raise Unavailable("others kept writing the same row; try again")
 
     async def store_batch(
-        self, model: Model, rows: Sequence[tuple[str, bytes]], until: float | None = None
+        self,
+        model: Model,
+        rows: Sequence[tuple[str, bytes]],
+        until: float | None = None,
+        claim: Claim | None = None,
     ) -> list[str]:
         """Puts many rows, each id once; returns the ids that DynamoDB did not take in time.
 
-        They are put without a condition, and by no call that begins or lasts after `until`
-        (`time.monotonic`); see `ModelRepository.batch_until`.
+        Without a claim they are put without a condition, and by no call that begins or lasts after
+        `until` (`time.monotonic`); see `ModelRepository.batch_until`. Under a claim each row is put
+        once, however often the batch is sent.
+
+        Raises:
+            InFlight: the claim was lost.
+            OtherGeneration: under a claim, a row is of another model version of the same name.
         """
         moment = timestamp(now())
-        items = [
-            live_row(embedding_of(model, product_id, vector, moment), model)
-            for product_id, vector in rows
-        ]
+        items = [live_row(model, product_id, vector, moment) for product_id, vector in rows]
+        if claim is not None:
+            return await write_once(
+                self._dynamo, self._table, model, items, claim, self._ingest.batch_deadline_s
+            )
         left_s = self._ingest.batch_deadline_s
         if until is not None:
             left_s = min(left_s, until - monotonic())
@@ -137,24 +181,39 @@ class EmbeddingRepository:
             raise unknown(model_version, product_id)
         return embedding
 
-    async def delete_embedding(self, model: Model, product_id: str) -> Embedding:
+    async def delete_embedding(
+        self, model: Model, product_id: str, claim: Claim | None = None
+    ) -> DeletedEmbedding:
         """Turns a row into a tombstone, which running indexes learn of.
 
         Raises:
             NotFound: there is no such row, or it was deleted before.
+            InFlight: the claim was lost.
         """
-        tombstone = tombstone_of(model, product_id, timestamp(now()))
-        change, condition = burial(model, tombstone)
+        deleted = DeletedEmbedding(product_id, timestamp(now()), model.generation)
+        change, lives = tombstone_update(model, deleted)
+        row = row_key(model.model_version, product_id)
         try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._table,
-                Key=row_key(model.model_version, product_id),
-                **expressions(update=change, condition=condition),
-            )
+            if claim is None:
+                await self._dynamo.call(
+                    "update_item",
+                    TableName=self._table,
+                    Key=row,
+                    **expressions(update=change, condition=lives),
+                )
+            else:
+                await transactions.transact(
+                    self._dynamo,
+                    transactions.update(self._table, row, change, lives),
+                    *completion(claim, deleted),
+                )
         except ConditionFailed:
             raise unknown(model.model_version, product_id) from None
-        return tombstone
+        except TransactionFailed as failed:
+            if not refused(failed, 0):
+                raise lost() from None
+            raise unknown(model.model_version, product_id) from None
+        return deleted
 
     async def list_embeddings(
         self, model: Model, *, limit: int, position: Position | None = None, vectors: bool = True
@@ -312,6 +371,11 @@ class EmbeddingRepository:
         return await self._dynamo.call(
             "query", TableName=self._table, IndexName=tables.MODEL_VERSION_INDEX, **parameters
         )
+
+
+def _stored(model: Model, product_id: str, moment: str, before: Item | None) -> StoredEmbedding:
+    created = before is None or "deleted_at" in before
+    return StoredEmbedding(product_id, model.dimension, moment, model.generation, created)
 
 
 def _start(model: Model, at: Position) -> RequestItem | None:

@@ -106,15 +106,13 @@ class PromotionRepository:
                 return
         raise LeaseLost(f"build {build.build_id} kept changing while it was being published")
 
-    async def promote(
-        self, model_version: str, build_id: str, completed: Sequence[Part] = ()
-    ) -> None:
+    async def promote(self, model_version: str, build_id: str, also: Sequence[Part] = ()) -> None:
         """Makes an earlier published build current, and pins it.
 
         Raises:
             NotFound: there is no such build of this model version.
             NotPromotable: it was not published, was removed, or is of another epoch.
-            InFlight: the idempotency claim among the further parts was lost.
+            InFlight: the idempotency claim in `also` was lost.
             Unavailable: builds kept being opened and ended meanwhile.
         """
         for _ in range(_TRIES):
@@ -134,7 +132,7 @@ class PromotionRepository:
                         moved,
                         equals("epoch", model.epoch) & same_model(model) & same,
                     ),
-                    *completed,
+                    *also,
                     *self._held_to_the_pin(under_way),
                 )
             except TransactionFailed as failed:

@@ -1,7 +1,5 @@
 """Requesting a build: written to the table first, then hinted to the workers."""
 
-from collections.abc import Callable, Sequence
-
 import msgspec
 
 from core.errors import BuildConflict, EmptyModel, FieldError, Invalid
@@ -9,8 +7,8 @@ from core.models import Build, BuildParameters
 from core.queue import BuildQueue
 from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
+from core.repositories.idempotency import Claim
 from core.repositories.models import ModelRepository
-from core.repositories.transactions import Part
 
 _RECALL_MIN, _RECALL_MAX = 0.5, 1.0
 _MATRIX_K_MAX = 1000
@@ -35,14 +33,14 @@ class BuildRequests:
         self,
         model_version: str,
         parameters: BuildParameters,
-        completed: Callable[[Build], Sequence[Part]] = lambda _build: (),
+        claim: Claim | None = None,
         *,
         automatic: bool = False,
     ) -> Build:
         """The build that was opened, or the open one where it was asked for the same.
 
-        `completed` gives what else belongs to the transaction that opens it. One that is asked
-        for automatically never replaces a pinned build.
+        The transaction that opens it completes the claim. One that is asked for automatically
+        never replaces a pinned build.
 
         Raises:
             Invalid: a parameter is out of bounds.
@@ -56,7 +54,7 @@ class BuildRequests:
         model = await self._models.get_model(model_version)
         if model.open_build_id is None and not await self._embeddings.has_rows(model):
             raise EmptyModel(f"{model_version} has no embeddings; store some, then build")
-        build = await self._builds.open_build(model, parameters, completed, automatic=automatic)
+        build = await self._builds.open_build(model, parameters, claim, automatic=automatic)
         if build.parameters != parameters:
             raise BuildConflict(
                 f"build {build.build_id} is open with other parameters; "

@@ -3,7 +3,6 @@
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import msgspec
@@ -27,38 +26,19 @@ from core.identifiers import (
     validate_model_version,
     validate_product_id,
 )
-from core.models import Embedding, Metric, Model, now, timestamp
+from core.models import Metric, Model, Watermark, now, timestamp
 from core.repositories.embeddings import EmbeddingRepository
+from core.repositories.idempotency import Claim
 from core.repositories.models import ModelRepository
-from core.repositories.transactions import Part
+from core.results import DeletedEmbedding, StoredBatch, StoredEmbedding
 from core.settings import Settings
 from core.usecases.dimensions import common_dimension
 from core.vectors.arrays import check_vector
-from core.watermarks import Watermark
 
 T = TypeVar("T")
 Row = tuple[str, NDArray[np.float32]]
 
 _GENERATION_TRIES: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a single write did."""
-
-    embedding: Embedding
-    created: bool
-    """True when there was no such embedding, or it had been deleted."""
-    watermark: Watermark
-
-
-@dataclass(frozen=True, slots=True)
-class Noting:
-    """How the parts of a batch are noted under its idempotency key."""
-
-    note: Callable[[str], Part]
-    noted: frozenset[str]
-    """Those that an earlier try has stored."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -92,11 +72,9 @@ class Ingest:
         product_id: str,
         vector: NDArray[np.float32],
         metric: Metric | None = None,
-        completed: Callable[[Stored], Sequence[Part]] | None = None,
-    ) -> Stored:
+        claim: Claim | None = None,
+    ) -> StoredEmbedding:
         """Stores one embedding; `vector` is float32 (d,).
-
-        `completed` gives what else belongs to the transaction, which there is only then.
 
         Raises:
             Invalid: the id, the model version's name or the vector does not hold.
@@ -107,7 +85,7 @@ class Ingest:
         validate_model_version(model_version)
         validate_product_id(product_id, self._limits.product_id_bytes_max)
 
-        async def attempt() -> Stored:
+        async def attempt() -> StoredEmbedding:
             model = await self._known(model_version)
             problem = check_vector(
                 vector,
@@ -118,19 +96,12 @@ class Ingest:
             if problem:
                 raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
             model = await self._model_for(model, model_version, len(vector), metric)
-            data = vector.tobytes()
             with self._hinting(model_version, (product_id,)):
-                if completed is None:
-                    done = await self._embeddings.store_embedding(model, product_id, data)
-                else:
-                    done = await self._embeddings.keyed.store_embedding(
-                        model,
-                        product_id,
-                        data,
-                        lambda made, new: completed(_stored(made, created=new)),
-                    )
+                stored = await self._embeddings.store_embedding(
+                    model, product_id, vector.tobytes(), claim
+                )
             telemetry.ROWS_WRITTEN.inc()
-            return _stored(done[0], created=done[1])
+            return stored
 
         return await self.in_one_generation(model_version, (product_id,), attempt)
 
@@ -139,11 +110,12 @@ class Ingest:
         model_version: str,
         rows: Sequence[Row],
         metric: Metric | None = None,
-        noting: Noting | None = None,
-    ) -> Watermark:
-        """Stores many embeddings, or none when one of them does not hold.
+        claim: Claim | None = None,
+    ) -> StoredBatch:
+        """Stores many embeddings, or none when one of them is not valid.
 
-        With `noting` each part of them is stored once, however often the batch is sent.
+        Under a claim each of them is stored once, however often the batch is sent. A large batch
+        does not fit into one transaction, so the claim is not completed here.
 
         Raises:
             Invalid: one entry of `errors` a bad row, as `embeddings[3].vector`.
@@ -156,7 +128,7 @@ class Ingest:
         return await self.in_one_generation(
             model_version,
             [product_id for product_id, _ in rows],
-            lambda: self._store_batch(model_version, rows, metric, noting),
+            lambda: self._store_batch(model_version, rows, metric, claim),
         )
 
     async def _store_batch(
@@ -164,8 +136,8 @@ class Ingest:
         model_version: str,
         rows: Sequence[Row],
         metric: Metric | None,
-        noting: Noting | None,
-    ) -> Watermark:
+        claim: Claim | None,
+    ) -> StoredBatch:
         model = await self._known(model_version)
         found = self.problems(rows, model, metric)
         if found:
@@ -177,29 +149,22 @@ class Ingest:
         model = await self._model_for(model, model_version, len(rows[0][1]), metric)
         packed = [(product_id, vector.tobytes()) for product_id, vector in rows]
         with self._hinting(model_version, [product_id for product_id, _ in rows]):
-            if noting is None:
-                until = self._models.batch_until(model)
-                unprocessed = await self._embeddings.store_batch(model, packed, until)
-            else:
-                unprocessed = await self._embeddings.keyed.store_batch(
-                    model, packed, noting.note, noting.noted
-                )
+            until = self._models.batch_until(model)
+            unprocessed = await self._embeddings.store_batch(model, packed, until, claim)
         telemetry.ROWS_WRITTEN.inc(len(rows) - len(unprocessed))
         if unprocessed:
             telemetry.ROWS_UNPROCESSED.inc(len(unprocessed))
             raise PartlyStored(len(rows) - len(unprocessed), tuple(unprocessed))
         # Not before now: what the shards show after this moment has all of the batch.
-        return Watermark(timestamp(now()), None, model.generation)
+        return StoredBatch(len(rows), Watermark(timestamp(now()), None, model.generation))
 
     async def delete_embedding(
         self,
         model_version: str,
         product_id: str,
-        completed: Callable[[Watermark], Sequence[Part]] | None = None,
-    ) -> Watermark:
+        claim: Claim | None = None,
+    ) -> DeletedEmbedding:
         """Leaves a tombstone in the embedding's place.
-
-        `completed` gives what else belongs to the transaction, which there is only then.
 
         Raises:
             NotFound: there is no such model version or embedding.
@@ -208,16 +173,9 @@ class Ingest:
         validate_product_id(product_id, self._limits.product_id_bytes_max)
         model = await self._models.known_model(model_version)
         with self._hinting(model_version, (product_id,)):
-            if completed is None:
-                tombstone = await self._embeddings.delete_embedding(model, product_id)
-            else:
-                tombstone = await self._embeddings.keyed.delete_embedding(
-                    model,
-                    product_id,
-                    lambda made: completed(_watermark(made)),
-                )
+            deleted = await self._embeddings.delete_embedding(model, product_id, claim)
         telemetry.ROWS_WRITTEN.inc()
-        return _watermark(tombstone)
+        return deleted
 
     async def plan(self, model_version: str) -> Model | None:
         """The model version as it stands, or None before its first write."""
@@ -324,14 +282,6 @@ class Ingest:
                 f"{model_version} was created with metric {model.metric}, which stays"
             )
         return model
-
-
-def _stored(embedding: Embedding, *, created: bool) -> Stored:
-    return Stored(embedding, created, _watermark(embedding))
-
-
-def _watermark(embedding: Embedding) -> Watermark:
-    return Watermark(embedding.updated_at, embedding.product_id, embedding.generation)
 
 
 def _metric(model: Model | None, metric: Metric | None) -> Metric:

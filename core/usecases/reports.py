@@ -11,13 +11,12 @@ import msgspec
 from core.errors import FieldError, Invalid, Stale, Unavailable
 from core.identifiers import product_id_problem
 from core.models import Report, next_version, now, timestamp
+from core.repositories.idempotency import Claim, completion
 from core.repositories.reports import ReportRepository
-from core.repositories.transactions import Part, pause
+from core.repositories.transactions import pause
+from core.results import DeletedReport
 from core.settings import Settings
 from core.usecases.users import text_problem
-
-Completed = Callable[[Report], Sequence[Part]]
-"""What else belongs to the transaction of a change, given its result."""
 
 _TITLE_MAX: Final = 500
 _AUTHOR_MAX: Final = 500
@@ -38,14 +37,14 @@ class Reports:
         self,
         user_id: str,
         fields: Mapping[str, Any],
-        completed: Completed = lambda _report: (),
+        claim: Claim | None = None,
     ) -> Report:
         """Creates a report of the caller's.
 
         Args:
             user_id: The caller.
             fields: `title` (required), `author`, `date`, `reference`, `favorites`; None is unset.
-            completed: What else to write in the same transaction.
+            claim: On the request's idempotency key, to be completed with the report.
 
         Raises:
             Invalid: naming each field that does not hold.
@@ -60,7 +59,7 @@ class Reports:
             updated_at=moment,
             **held,
         )
-        await self._reports.create_report(report, completed(report))
+        await self._reports.create_report(report, completion(claim, report))
         return report
 
     async def change(
@@ -69,7 +68,7 @@ class Reports:
         user_id: str,
         fields: Mapping[str, Any],
         versions: frozenset[int] | None = None,
-        completed: Completed = lambda _report: (),
+        claim: Claim | None = None,
     ) -> Report:
         """Applies a merge patch: fields that are None are removed.
 
@@ -78,7 +77,7 @@ class Reports:
             user_id: The caller.
             fields: As for `create`.
             versions: Those that the caller takes it to have; None: any.
-            completed: What else to write in the same transaction.
+            claim: On the request's idempotency key, to be completed with the report.
 
         Raises:
             Invalid: naming each field that does not hold.
@@ -99,7 +98,7 @@ class Reports:
                 version=next_version(before.version),
             )
             try:
-                await self._reports.update_report(after, before.version, completed(after))
+                await self._reports.update_report(after, before.version, completion(claim, after))
             except Stale:
                 if versions is not None:
                     raise
@@ -113,8 +112,8 @@ class Reports:
         report_id: str,
         user_id: str,
         versions: frozenset[int] | None = None,
-        also: Sequence[Part] = (),
-    ) -> None:
+        claim: Claim | None = None,
+    ) -> DeletedReport:
         """Deletes a report of the caller's.
 
         Raises:
@@ -124,13 +123,14 @@ class Reports:
         """
         if versions is None or len(versions) == 1:
             expected = None if versions is None else next(iter(versions))
-            await self._reports.delete_report(report_id, user_id, expected, also)
-            return
-        # None of several versions, or one of them: which it is has to be read.
-        there = await self._reports.get_report(report_id, user_id)
-        if there.version not in versions:
-            raise Stale("the report has changed since the version that was named")
-        await self._reports.delete_report(report_id, user_id, there.version, also)
+        else:
+            # None of several versions, or one of them: which it is has to be read.
+            expected = (await self._reports.get_report(report_id, user_id)).version
+            if expected not in versions:
+                raise Stale("the report has changed since the version that was named")
+        deleted = DeletedReport()
+        await self._reports.delete_report(report_id, user_id, expected, completion(claim, deleted))
+        return deleted
 
     def held(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields, checked, and as a Report has them.

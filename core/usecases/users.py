@@ -1,7 +1,7 @@
 """A caller's own profile: create, change, and mark for deletion."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -9,13 +9,11 @@ import msgspec
 
 from core.errors import FieldError, Invalid, Stale, Unavailable
 from core.models import User, next_version, now, timestamp
-from core.repositories.transactions import Part, pause
+from core.repositories.idempotency import Claim, completion
+from core.repositories.transactions import pause
 from core.repositories.users import UserRepository
 from core.settings import Records
 from core.usecases import documents
-
-Completed = Callable[[User], Sequence[Part]]
-"""What else belongs to the transaction of a change, given its result."""
 
 _NAME_MAX: Final = 200
 _EMAIL_MAX: Final = 254
@@ -36,7 +34,7 @@ class Profiles:
         user_id: str,
         fields: Mapping[str, str | None],
         preferences: bytes | None,
-        completed: Completed = lambda _user: (),
+        claim: Claim | None = None,
     ) -> User:
         """Creates the caller's profile.
 
@@ -44,7 +42,7 @@ class Profiles:
             user_id: The caller.
             fields: `name`, `email`, `avatar_url`; what is missing or None is not set.
             preferences: JSON text that reads; None for `{}`.
-            completed: What else to write in the same transaction.
+            claim: On the request's idempotency key, to be completed with the profile.
 
         Raises:
             Invalid: naming each field that does not hold.
@@ -56,7 +54,7 @@ class Profiles:
         self._check(fields, preferences_problem(text, self._records))
         bare = User(user_id, moment, moment, preferences=text.decode())
         user = msgspec.structs.replace(bare, **fields)
-        await self._users.create_user(user, completed(user))
+        await self._users.create_user(user, completion(claim, user))
         return user
 
     async def change(
@@ -64,7 +62,7 @@ class Profiles:
         user_id: str,
         fields: Mapping[str, str | None],
         preferences: bytes | None,
-        completed: Completed = lambda _user: (),
+        claim: Claim | None = None,
     ) -> User:
         """Applies a merge patch: fields that are None are removed, preferences are merged.
 
@@ -91,14 +89,14 @@ class Profiles:
                 version=next_version(before.version),
             )
             try:
-                await self._users.update_user(after, before.version, completed(after))
+                await self._users.update_user(after, before.version, completion(claim, after))
             except Stale:
                 await pause(attempt)
             else:
                 return after
         raise Unavailable("other changes of the profile kept coming between; try again")
 
-    async def mark(self, user_id: str, completed: Completed = lambda _user: ()) -> User:
+    async def mark(self, user_id: str, claim: Claim | None = None) -> User:
         """Marks the caller's profile for deletion; a worker removes it and its reports.
 
         Raises:
@@ -108,7 +106,7 @@ class Profiles:
         user = await self._users.get_user(user_id)
         moment = timestamp(now())
         marked = msgspec.structs.replace(user, deleting_at=moment)
-        await self._users.mark_user(user_id, moment, completed(marked))
+        await self._users.mark_user(user_id, moment, completion(claim, marked, lasting=True))
         return marked
 
     def check_patch(self, fields: Mapping[str, str | None], preferences: bytes | None) -> None:

@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from core.watermarks import Watermark, Watermarks
+from core.models import Watermark
+from core.watermarks import Watermarks
 from tests.api.serving import assert_problem, path_of, vector
 from tests.api.shop import ROWS, Opened, until
 

@@ -15,13 +15,15 @@ from core.errors import InFlight, LeaseLost, NotFound, Unavailable
 from core.models import Report, User
 from core.repositories import transactions
 from core.repositories.deletions import REMOVALS_MAX, Deletion, DeletionRepository
-from core.repositories.idempotency import Claim, IdempotencyRepository, Kept
+from core.repositories.idempotency import Claim, IdempotencyRepository, StoredResult, completion
 from core.repositories.reports import ReportRepository
 from core.repositories.users import UserRepository
+from core.results import DeletedReport
 from core.settings import Settings
 
 MOMENT = "2025-01-01T00:00:00.000000Z"
-ANSWER = Kept(201, "text/plain", b"made", [])
+RESULT = DeletedReport()
+STORED = StoredResult(RESULT, "json")
 
 
 @pytest.fixture
@@ -279,18 +281,18 @@ async def test_a_caller_is_forgotten_but_for_lasting_answers(
     claims = [await records.begin(caller, f"k{number:02d}", "f") for number in range(30)]
     for claim in claims[2:]:
         assert isinstance(claim, Claim)
-        await records.finish(claim, ANSWER)
+        await records.finish(claim, RESULT)
     lasting, theirs = claims[1], await records.begin(other, "k", "f")
     assert isinstance(lasting, Claim)
-    await transactions.transact(dynamo, records.completion(lasting, ANSWER, lasting=True))
+    await transactions.transact(dynamo, *completion(lasting, RESULT, lasting=True))
     assert isinstance(theirs, Claim)
-    await records.finish(theirs, ANSWER)
+    await records.finish(theirs, RESULT)
     deletion = await claimed(deletions, marked)
     assert await removed(deletions, deletion, records.removals(caller)) == 29
     assert await removed(deletions, deletion, records.removals(caller)) == 0
     assert isinstance(claims[0], Claim)
     with pytest.raises(InFlight):
-        await records.finish(claims[0], ANSWER)
+        await records.finish(claims[0], RESULT)
     assert isinstance(await records.begin(caller, "k05", "f"), Claim)
-    assert await records.begin(caller, "k01", "f") == ANSWER
-    assert await records.begin(other, "k", "f") == ANSWER
+    assert await records.begin(caller, "k01", "f") == STORED
+    assert await records.begin(other, "k", "f") == STORED

@@ -12,14 +12,13 @@ import pytest
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import equals, expressions, key, missing
+from core.dynamo.expressions import equals, expressions, key
 from core.errors import LeaseLost, ModelBeingDeleted, NotFound, OtherGeneration
 from core.models import Model, now, timestamp
-from core.repositories import transactions
 from core.repositories.embeddings import EmbeddingRepository
+from core.repositories.idempotency import Claim, IdempotencyRepository
 from core.repositories.model_deletions import ModelDeletionRepository
 from core.repositories.models import MODEL_CODEC, ModelRepository, decode_model
-from core.repositories.transactions import Part
 from core.settings import Settings
 from tests.contracts.test_embeddings_repository import pulled, vector
 
@@ -50,8 +49,11 @@ def later(model: Model) -> Model:
     return msgspec.structs.replace(model, generation=model.generation + 10**6, dimension=3)
 
 
-def _nothing(*_made: object) -> list[Part]:
-    return []
+async def claimed(dynamo: Dynamo, settings: Settings) -> Claim:
+    """A claim on an idempotency key of its own."""
+    claim = await IdempotencyRepository(dynamo, settings).begin(uuid4().hex, "key", "f")
+    assert isinstance(claim, Claim)
+    return claim
 
 
 async def marked(models: ModelRepository, model: Model) -> Model:
@@ -79,18 +81,19 @@ async def test_a_late_row_shows_in_no_later_model(
 
 
 async def test_a_late_write_replaces_no_row_of_a_later_model(
-    embeddings: EmbeddingRepository, earlier: Model, later: Model
+    dynamo: Dynamo,
+    settings: Settings,
+    embeddings: EmbeddingRepository,
+    earlier: Model,
+    later: Model,
 ) -> None:
     """Neither a put nor a deletion, with an idempotency key or without."""
     await embeddings.store_embedding(later, "p", vector(1, 2, 3))
-    with pytest.raises(OtherGeneration):
-        await embeddings.store_embedding(earlier, "p", vector(9, 9))
-    with pytest.raises(OtherGeneration):
-        await embeddings.keyed.store_embedding(earlier, "p", vector(9, 9), _nothing)
-    with pytest.raises(NotFound):
-        await embeddings.delete_embedding(earlier, "p")
-    with pytest.raises(NotFound):
-        await embeddings.keyed.delete_embedding(earlier, "p", _nothing)
+    for claim in (None, await claimed(dynamo, settings)):
+        with pytest.raises(OtherGeneration):
+            await embeddings.store_embedding(earlier, "p", vector(9, 9), claim)
+        with pytest.raises(NotFound):
+            await embeddings.delete_embedding(earlier, "p", claim)
     found = await embeddings.get_embedding(later.model_version, "p", later.generation)
     assert found.vector == vector(1, 2, 3)
 
@@ -102,19 +105,15 @@ async def test_a_late_batch_under_a_key_replaces_nothing(
     earlier: Model,
     later: Model,
 ) -> None:
-    """And a chunk that was noted for the earlier model version does not count for the later."""
-    table = settings.table("idempotency")
-    notes: list[str] = []
-
-    def note(name: str) -> Part:
-        notes.append(name)
-        return transactions.put(table, key(caller=uuid4().hex, key=name), missing("caller"))
-
+    """And a checkpoint of the earlier model version does not count for the later."""
+    claim = await claimed(dynamo, settings)
     await embeddings.store_embedding(later, "p", vector(1, 2, 3))
     with pytest.raises(OtherGeneration):
-        await embeddings.keyed.store_batch(earlier, [("p", vector(9, 9))], note, frozenset())
-    done = frozenset(notes)
-    left = await embeddings.keyed.store_batch(later, [("p", vector(4, 5, 6))], note, done)
+        await embeddings.store_batch(earlier, [("p", vector(9, 9))], claim=claim)
+    had = f"{earlier.generation}_0" if earlier.generation else "0"
+    claim = msgspec.structs.replace(claim, checkpoints=frozenset({had}))
+    assert await embeddings.store_batch(earlier, [("p", vector(9, 9))], claim=claim) == []
+    left = await embeddings.store_batch(later, [("p", vector(4, 5, 6))], claim=claim)
     assert left == []
     found = await embeddings.get_embedding(later.model_version, "p", later.generation)
     assert found.vector == vector(4, 5, 6)

@@ -10,16 +10,30 @@ import pytest
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Update, exists, expressions, key, missing
-from core.errors import ConditionFailed, InFlight, KeyReused, TransactionFailed, Unavailable
-from core.models import User
+from core.errors import (
+    ConditionFailed,
+    FieldError,
+    InFlight,
+    KeyReused,
+    TransactionFailed,
+    Unavailable,
+)
+from core.models import Report, User
 from core.repositories import transactions
-from core.repositories.idempotency import Claim, IdempotencyRepository, Kept
+from core.repositories.idempotency import (
+    Claim,
+    IdempotencyRepository,
+    StoredResult,
+    completion,
+)
 from core.repositories.transactions import refused
 from core.repositories.users import UserRepository
+from core.results import DeletedReport, Refusal
 from core.settings import Settings
 
 MOMENT = "2025-01-01T00:00:00.000000Z"
-ANSWER = Kept(201, "application/json", b'{"a":"\xc3\xa9"}', ["location", "/reports/1"])
+RESULT = Report("1", "ada", "é", MOMENT, MOMENT, favorites=("b", "a"), version=10**37)
+STORED = StoredResult(RESULT, "json")
 KEY = "key"
 
 
@@ -72,15 +86,16 @@ async def claimed(records: IdempotencyRepository, caller: str, print_: str = "f"
     return claim
 
 
-async def test_an_answer_is_given_again(records: IdempotencyRepository, caller: str) -> None:
-    """As it was, however often, with an empty body and none of its headers too."""
-    await records.finish(await claimed(records, caller), ANSWER)
-    assert [await records.begin(caller, KEY, "f") for _ in range(2)] == [ANSWER, ANSWER]
-    empty = Kept(204, "text/plain", b"", [])
-    claim = await records.begin(caller, "other", "f")
-    assert isinstance(claim, Claim)
-    await records.finish(claim, empty)
-    assert await records.begin(caller, "other", "f") == empty
+async def test_a_result_is_given_again(records: IdempotencyRepository, caller: str) -> None:
+    """As it was, however often, and with the media type that it was first answered in."""
+    await records.finish(await claimed(records, caller), RESULT)
+    assert [await records.begin(caller, KEY, "f") for _ in range(2)] == [STORED, STORED]
+    for result in (DeletedReport(), Refusal("Invalid", "no", (FieldError("k", "is odd"),))):
+        claim = await records.begin(caller, type(result).__name__, "f", "msgpack")
+        assert isinstance(claim, Claim)
+        await records.finish(claim, result)
+        again = await records.begin(caller, type(result).__name__, "f", "json")
+        assert again == StoredResult(result, "msgpack")
 
 
 async def test_another_request_is_refused(records: IdempotencyRepository, caller: str) -> None:
@@ -91,7 +106,7 @@ async def test_another_request_is_refused(records: IdempotencyRepository, caller
     await records.abandon(claim)
     with pytest.raises(KeyReused):
         await records.begin(caller, KEY, "g")
-    await records.finish(await claimed(records, caller), ANSWER)
+    await records.finish(await claimed(records, caller), RESULT)
     with pytest.raises(KeyReused):
         await records.begin(caller, KEY, "g")
 
@@ -108,7 +123,7 @@ async def test_a_request_in_flight_is_not_joined(
 
 async def test_keys_of_two_callers_never_meet(records: IdempotencyRepository, caller: str) -> None:
     """Nor do those of a caller whose name begins like another's."""
-    await records.finish(await claimed(records, caller), ANSWER)
+    await records.finish(await claimed(records, caller), RESULT)
     for other in (f"{caller}2", caller[:-1], caller.upper()):
         assert isinstance(await records.begin(other, KEY, "g"), Claim)
 
@@ -121,16 +136,16 @@ async def test_a_lease_that_ended_is_taken_over(
     await asyncio.sleep(0.02)
     second = await claimed(records, caller)
     with pytest.raises(InFlight):
-        await records.finish(first, ANSWER)
+        await records.finish(first, RESULT)
     await records.abandon(first)  # which gives nothing free that is another's
     with pytest.raises(InFlight):
         await records.begin(caller, KEY, "f")
     users = UserRepository(dynamo, settings)
     user = User(uuid4().hex, MOMENT, MOMENT)
     with pytest.raises(InFlight):
-        await users.create_user(user, [records.completion(first, ANSWER)])
-    await users.create_user(user, [records.completion(second, ANSWER)])
-    assert await records.begin(caller, KEY, "f") == ANSWER
+        await users.create_user(user, completion(first, RESULT))
+    await users.create_user(user, completion(second, RESULT))
+    assert await records.begin(caller, KEY, "f") == STORED
 
 
 async def test_a_crash_after_the_effect_leaves_its_answer(
@@ -142,11 +157,9 @@ async def test_a_crash_after_the_effect_leaves_its_answer(
     records, users = IdempotencyRepository(cut, settings), UserRepository(cut, settings)
     claim = await claimed(records, caller)
     with pytest.raises(Unavailable):
-        await users.create_user(
-            User(uuid4().hex, MOMENT, MOMENT), [records.completion(claim, ANSWER)]
-        )
+        await users.create_user(User(uuid4().hex, MOMENT, MOMENT), completion(claim, RESULT))
     await records.abandon(claim)
-    assert await records.begin(caller, KEY, "f") == ANSWER
+    assert await records.begin(caller, KEY, "f") == STORED
 
 
 async def test_a_crash_before_the_effect_blocks_for_the_lease_alone(
@@ -163,7 +176,7 @@ async def test_a_crash_before_the_effect_blocks_for_the_lease_alone(
             transactions.check(
                 settings.table(tables.USERS.name), key(user_id="nobody"), exists("user_id")
             ),
-            records.completion(first, ANSWER),
+            *completion(first, RESULT),
         )
     assert [refused(failed.value, place) for place in range(2)] == [True, False]
     await asyncio.sleep(0.35)
@@ -178,9 +191,9 @@ async def test_what_failed_here_is_free_at_once(
     await records.abandon(claim)
     await asyncio.sleep(0.002)
     again = await claimed(records, caller)
-    await records.finish(again, ANSWER)
+    await records.finish(again, RESULT)
     await records.abandon(again)
-    assert await records.begin(caller, KEY, "f") == ANSWER
+    assert await records.begin(caller, KEY, "f") == STORED
 
 
 async def test_an_expired_key_is_as_good_as_new(
@@ -188,7 +201,7 @@ async def test_an_expired_key_is_as_good_as_new(
 ) -> None:
     """For any request, once its time is over, though the row is still there."""
     brief = with_times(dynamo, settings, ttl_s=1)
-    await brief.finish(await claimed(brief, caller), ANSWER)
+    await brief.finish(await claimed(brief, caller), RESULT)
     await asyncio.sleep(1.1)
     begun = await asyncio.gather(
         *(records.begin(caller, KEY, "g") for _ in range(4)), return_exceptions=True
@@ -201,18 +214,18 @@ async def test_parts_of_an_effect_are_noted_once(
 ) -> None:
     """A later claim is told of them, and no claim notes one twice."""
     claim = await claimed(records, caller)
-    assert claim.chunks == frozenset()
+    assert claim.checkpoints == frozenset()
     for name in ("0", "99"):
-        await transactions.transact(dynamo, records.chunk(claim, name))
+        await transactions.transact(dynamo, claim.checkpoint(name))
     with pytest.raises(TransactionFailed):
-        await transactions.transact(dynamo, records.chunk(claim, "99"))
+        await transactions.transact(dynamo, claim.checkpoint("99"))
     await records.abandon(claim)
     await asyncio.sleep(0.002)
     later = await claimed(records, caller)
-    assert later.chunks == {"0", "99"}
+    assert later.checkpoints == {"0", "99"}
     with pytest.raises(TransactionFailed):
-        await transactions.transact(dynamo, records.chunk(claim, "198"))
-    await transactions.transact(dynamo, records.chunk(later, "198"))
+        await transactions.transact(dynamo, claim.checkpoint("198"))
+    await transactions.transact(dynamo, later.checkpoint("198"))
 
 
 async def test_an_expired_key_has_noted_nothing(
@@ -221,9 +234,9 @@ async def test_an_expired_key_has_noted_nothing(
     """Parts that were stored more than the key's time ago are to be stored again."""
     brief = with_times(dynamo, settings, ttl_s=1, lease_s=0.01)
     claim = await claimed(brief, caller)
-    await transactions.transact(dynamo, brief.chunk(claim, "0"))
+    await transactions.transact(dynamo, claim.checkpoint("0"))
     await asyncio.sleep(1.1)
-    assert (await claimed(brief, caller)).chunks == frozenset()
+    assert (await claimed(brief, caller)).checkpoints == frozenset()
 
 
 async def test_an_answer_that_was_lost_on_the_way(
@@ -234,8 +247,8 @@ async def test_an_answer_that_was_lost_on_the_way(
     cut.operation, cut.again = "update_item", True
     records = IdempotencyRepository(cut, settings)
     claim = await claimed(records, caller)
-    await records.finish(claim, ANSWER)
-    assert await records.begin(caller, KEY, "f") == ANSWER
+    await records.finish(claim, RESULT)
+    assert await records.begin(caller, KEY, "f") == STORED
 
 
 async def test_a_transaction_tells_which_part_was_refused(

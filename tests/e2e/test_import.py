@@ -9,10 +9,11 @@ import pytest
 
 from core.errors import PartlyStored
 from core.models import Metric
+from core.repositories.idempotency import Claim
 from core.resources import open_resources
+from core.results import StoredBatch
 from core.settings import Settings
-from core.usecases.embeddings import Ingest, Noting, Row
-from core.watermarks import Watermark
+from core.usecases.embeddings import Ingest, Row
 from deploy.aws.tables import count_items
 from deploy.data import importing as ingest
 from deploy.data.formats.readers import open_source
@@ -76,12 +77,12 @@ class _Throttled(Ingest):
         model_version: str,
         rows: Sequence[Row],
         metric: Metric | None = None,
-        noting: Noting | None = None,
-    ) -> Watermark:
+        claim: Claim | None = None,
+    ) -> StoredBatch:
         if rows[0][0] not in self.refused:
             self.refused.add(rows[0][0])
             raise PartlyStored(1, tuple(product_id for product_id, _ in rows[1:]))
-        return await super().store_batch(model_version, rows, metric, noting)
+        return await super().store_batch(model_version, rows, metric, claim)
 
 
 async def test_a_batch_that_was_taken_in_part_is_sent_again(

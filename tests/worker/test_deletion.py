@@ -12,7 +12,7 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.errors import BeingDeleted, NotFound, Unavailable
 from core.models import Report, User, now, timestamp
-from core.repositories.idempotency import Claim, Kept
+from core.repositories.idempotency import Claim
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.work import lose_redis
@@ -57,7 +57,7 @@ async def settled_user(resources: Resources) -> str:
     await asyncio.gather(*(add_report(resources, user_id) for _ in range(40)))
     claim = await resources.idempotency.begin(f"user/{user_id}", "key", "f")
     assert isinstance(claim, Claim)
-    await resources.idempotency.finish(claim, Kept(200, "text/plain", b"secret", []))
+    await resources.idempotency.finish(claim, User(user_id, MOMENT, MOMENT))
     return user_id
 
 

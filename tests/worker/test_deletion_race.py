@@ -12,8 +12,9 @@ import pytest
 from core.dynamo.client import Dynamo
 from core.errors import NotFound
 from core.models import User
-from core.repositories.idempotency import Claim, Kept
+from core.repositories.idempotency import Claim, StoredResult
 from core.resources import Resources, open_resources
+from core.results import DeletedReport
 from core.settings import Settings
 from tests.worker.test_deletion import MOMENT, add_report
 from worker import deletion
@@ -21,7 +22,8 @@ from worker.background import Background
 from worker.deletion import delete_user
 
 LEASE_S = 0.3
-ANSWER = Kept(201, "text/plain", b"made", [])
+RESULT = DeletedReport()
+STORED = StoredResult(RESULT, "json")
 REPORTS = 12
 
 
@@ -81,7 +83,7 @@ async def a_life(resources: Resources, user_id: str) -> list[str]:
     made = await asyncio.gather(*(add_report(resources, user_id) for _ in range(REPORTS)))
     claim = await resources.idempotency.begin(f"user/{user_id}", "key", "f")
     assert isinstance(claim, Claim)
-    await resources.idempotency.finish(claim, ANSWER)
+    await resources.idempotency.finish(claim, RESULT)
     return [report.id for report in made]
 
 
@@ -90,7 +92,9 @@ async def assert_alive(resources: Resources, user_id: str, report_ids: list[str]
     assert (await resources.users.get_user(user_id)).deleting_at is None
     for report_id in report_ids:
         await resources.reports.get_report(report_id, user_id)
-    assert await resources.idempotency.begin(f"user/{user_id}", "key", "f") == ANSWER
+    assert await resources.idempotency.begin(f"user/{user_id}", "key", "f") == StoredResult(
+        RESULT, "json"
+    )
 
 
 async def deleted(resources: Resources, user_id: str) -> None:

@@ -26,7 +26,6 @@ from core.errors import (
 from core.models import Metric, Model, Report, User, next_version, now, timestamp
 from core.repositories.deletions import DeletionRepository
 from core.repositories.embedding_rows import (
-    embedding_of,
     generation_of,
     live_row,
     other_generation,
@@ -148,8 +147,8 @@ class Migration:
 
             def item(_there: Item | None) -> RequestItem:
                 moment = timestamp(now())
-                row = embedding_of(model, old.product_id, old.vector.tobytes(), moment)
-                return {**live_row(row, model), "created_at": {"S": created_at or moment}}
+                row = live_row(model, old.product_id, old.vector.tobytes(), moment)
+                return {**row, "created_at": {"S": created_at or moment}}
 
             def check(there: Item) -> None:
                 if "model_shard" in there and generation_of(there) != model.generation:

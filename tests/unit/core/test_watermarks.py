@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import SettingsError, Unreadable
-from core.watermarks import TOKEN_CHARACTERS_MAX, Watermark, Watermarks
+from core.models import Watermark
+from core.watermarks import TOKEN_CHARACTERS_MAX, Watermarks
 
 MOMENT = "2026-01-02T03:04:05.000006Z"
 EARLIER = "krsyMDI2LTAxLTAyVDAzOjA0OjA1LjAwMDAwNlqjYS9i"

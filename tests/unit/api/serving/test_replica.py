@@ -9,8 +9,7 @@ import msgspec
 import pytest
 
 from core.errors import NotYetVisible, Unavailable
-from core.models import now, timestamp
-from core.watermarks import Watermark
+from core.models import Watermark, now, timestamp
 from tests.unit.api.serving.replica_rig import IDS, Rig, ago, until, vector
 
 

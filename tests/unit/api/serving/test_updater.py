@@ -15,9 +15,9 @@ from api.serving.registry import IndexRegistry
 from api.serving.segment import Segment
 from api.serving.updater import IndexUpdater
 from core.errors import Corrupt, K9Error, NoIndex, NotFound, NotYetVisible, Unavailable
+from core.models import Watermark
 from core.names import directory_of
 from core.settings import Serving, Settings
-from core.watermarks import Watermark
 from tests.unit.api.serving.versions import Listing, Shelf, damaged, model_of
 
 ONE, TWO = ["a", "b", "c", "d"], ["a", "b", "c", "d", "e"]
