@@ -1,6 +1,7 @@
 """One request, as handlers see it: what matters of its headers, its body, its caller."""
 
 import asyncio
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ ANY: Final[tuple[Media, ...]] = ("json", "msgpack")
 """What a body that may carry vectors is written in."""
 RECORD: Final[tuple[Media, ...]] = ("json",)
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_PROCESS: Final = token_hex(8).encode()
+"""Begins the request ids of this process: random bytes for each request cost a system call."""
+_NUMBERS: Final = itertools.count()
 _DISCARD_BYTES_MAX: Final = 256 * 1024 * 1024
 _DISCARD_S: Final = 3.0
 _encode_json: Final = msgspec.json.Encoder().encode
@@ -284,7 +288,7 @@ def call_of(scope: HTTPScope, receive: Receive, context: Context) -> Call:
 
 def request_id_of(given: bytes) -> bytes:
     """The caller's own request id, where it is a good one; else a new one."""
-    return given if _REQUEST_ID.fullmatch(given) else token_hex(16).encode()
+    return given if _REQUEST_ID.fullmatch(given) else b"%b%016x" % (_PROCESS, next(_NUMBERS))
 
 
 def call_in(request: Request[Any, Any, Any]) -> Call:

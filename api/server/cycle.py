@@ -1,98 +1,185 @@
-"""One request and its reply on a connection, and what answers in place of the application."""
+"""One request and its response on a connection, and what answers in place of the application."""
 
 import asyncio
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.server import ServerState
 
 from api.http.context import request_id_of
 from api.http.problems import problem_reply
 from api.server.connections import ConnectionTable
+from core import telemetry
 from core.errors import OverShare, Unreadable
 
 TOO_MANY: Final = 429
 ADDRESS_FULL: Final = OverShare("this address has too much open; try again once some is done")
+_WITHOUT_BODY: Final = frozenset({204, 304})
+
+_log = telemetry.logger(__name__)
 
 
-class ReplyWriter:
-    """Writes the header of a reply together with what follows it: one system call, one packet."""
+class Connection(Protocol):
+    """What a request needs of its connection."""
 
-    __slots__ = ("_header", "_transport", "holds_next")
+    transport: asyncio.Transport
+    flow: FlowControl
+    server_state: ServerState
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def on_response_complete(self) -> None:
+        """The last part of the response has been written."""
+        ...
+
+
+class Cycle:
+    """The ASGI interface of one request.
+
+    uvicorn's own writes header and body of a response apart, and searches each header field twice
+    by a regular expression: a tenth of the time of a small response.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_disconnect_told",
+        "_header",
+        "_length_left",
+        "_waiting_for_continue",
+        "body",
+        "broken",
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "more_body",
+        "response_complete",
+        "response_started",
+        "scope",
+    )
+
+    def __init__(
+        self, connection: Connection, scope: Any, *, keep_alive: bool, expects_continue: bool
+    ) -> None:
+        self._connection = connection
+        self.scope = scope
+        self.keep_alive = keep_alive
+        """Whether the connection may take another request after the response."""
+        self.body = bytearray()
+        """What has come and was not received."""
+        self.more_body = True
+        self.broken = False
+        """What came of the body breaks its framing."""
+        self.disconnected = False
+        self.message_event = asyncio.Event()
+        self.response_started = False
+        self.response_complete = False
+        self._waiting_for_continue = expects_continue
+        self._disconnect_told = False
         self._header = b""
-        self.holds_next = False
-        """What is written next is a header, and a body follows at once."""
+        """Written with the first part of the body: one system call, one packet."""
+        self._chunked = False
+        self._length_left = 0
 
-    def write(self, data: bytes) -> None:
-        """Writes, or holds a header until what follows is written."""
-        if self.holds_next:
-            self.holds_next = False
-            self._header = data
-        elif self._header:
-            header, self._header = self._header, b""
-            self._transport.write(header + data)
-        else:
-            self._transport.write(data)
-
-    def is_closing(self) -> bool:
-        """Whether nothing more can be written."""
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        """Closes the connection once all is written."""
-        if self._header:
-            self.write(b"")
-        self._transport.close()
-
-
-class Cycle(RequestResponseCycle):
-    """One request and its reply."""
-
-    def __init__(self, transport: asyncio.Transport, **given: Any) -> None:
-        self._writer = ReplyWriter(transport)
-        super().__init__(transport=cast("asyncio.Transport", self._writer), **given)
-
-    broken = False
-    """What came of the body breaks its framing."""
-    given_up = False
-    """The application knows."""
-    closes = False
-    """The connection is closed after the reply."""
+    async def run_asgi(self, app: Any) -> None:
+        """Runs the application; a response that it leaves incomplete ends the connection."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except Exception as error:  # noqa: BLE001 - nobody else is there to catch it
+            _log.error("application failed", exc_info=error)
+        finally:
+            if not self.response_complete and not self.disconnected:
+                self._connection.transport.close()
 
     async def receive(self) -> ASGIReceiveEvent:
         """The next part of the body.
 
         Raises:
-            Unreadable: the body breaks its framing. Told once; from then on nobody is there.
+            Unreadable: the body breaks its framing. Raised once; then the client is gone.
         """
-        if self._framed():
-            message = await super().receive()
-            if self._framed() or message["type"] == "http.disconnect":
-                return message
-        if self.given_up:
+        transport, flow = self._connection.transport, self._connection.flow
+        if not self.broken:
+            if self._waiting_for_continue and not transport.is_closing():
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._waiting_for_continue = False
+            if not self.disconnected and not self.response_complete:
+                flow.resume_reading()
+                await self.message_event.wait()
+                self.message_event.clear()
+        if self.disconnected or self.response_complete or self._disconnect_told:
             return {"type": "http.disconnect"}
-        self.given_up = True
-        raise Unreadable("the body is not framed as HTTP/1.1 has it: a bad chunk, or trailer")
-
-    def _framed(self) -> bool:
-        return not self.broken
+        if self.broken:
+            self._disconnect_told = True
+            raise Unreadable("the body is not framed as HTTP/1.1 has it: a bad chunk, or trailer")
+        body, self.body = bytes(self.body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Sends a part of the reply."""
-        if not self.response_started and self.more_body:
+        """Sends a part of the response.
+
+        Raises:
+            RuntimeError: the application's messages are no valid response.
+        """
+        flow = self._connection.flow
+        if flow.write_paused and not self.disconnected:
+            await flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if kind == "http.response.start" and not self.response_started:
+            self._start(message)
+        elif kind == "http.response.body" and self.response_started and not self.response_complete:
+            part: Any = message
+            self._send_body(part.get("body", b""), more=part.get("more_body", False))
+        else:
+            raise RuntimeError(f"the application sent {kind} out of order")
+
+    def _start(self, message: Any) -> None:
+        self.response_started = True
+        self._waiting_for_continue = False
+        if self.more_body:
             self.keep_alive = False  # the rest of the body would be taken for the next request
-        elif self.response_started and not self.keep_alive:
-            self.closes = self.keep_alive = True  # the protocol closes, when all has been read
-        if not self.response_started and self.scope["method"] != "HEAD":
-            self._writer.holds_next = True
-        await super().send(message)
+        status: int = message["status"]
+        fields: list[tuple[bytes, bytes]] = message["headers"]
+        lines = [STATUS_LINE[status]]
+        length = None
+        for name, value in (*self._connection.server_state.default_headers, *fields):
+            if name == b"content-length":
+                length = int(value)
+            lines.append(b"%b: %b\r\n" % (name, value))
+        self._length_left = length or 0
+        if length is None and status not in _WITHOUT_BODY and self.scope["method"] != "HEAD":
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        header = b"".join(lines)
+        if header.count(b"\n") != len(lines) or header.count(b"\r") != len(lines) or 0 in header:
+            raise RuntimeError("a header field of the response holds a control character")
+        self._header = header + b"\r\n"
+
+    def _send_body(self, body: bytes, *, more: bool) -> None:
+        header, self._header = self._header, b""
+        if self.scope["method"] == "HEAD":
+            body, self._length_left = b"", 0
+        elif self._chunked:
+            if body:
+                body = b"%x\r\n%b\r\n" % (len(body), body)
+            if not more:
+                body += b"0\r\n\r\n"
+        else:
+            self._length_left -= len(body)
+            if self._length_left < 0 or (self._length_left and not more):
+                raise RuntimeError("the body of the response is not as long as its Content-Length")
+        self._connection.transport.write(header + body)
+        if not more:
+            self.response_complete = True
+            self.message_event.set()
+            self._connection.on_response_complete()
 
 
 async def too_many(scope: Any, _receive: Any, send: Any) -> None:
-    """Answers a request of an address that has its share in progress."""
+    """Answers a request of an address that has its quota in progress."""
     reply = problem_reply(ADDRESS_FULL)
     given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
     headers = [
@@ -106,7 +193,7 @@ async def too_many(scope: Any, _receive: Any, send: Any) -> None:
 
 
 def counted(app: Any, table: ConnectionTable, client: str) -> Any:
-    """The application, which gives back the client's share when it is done."""
+    """The application, which gives back the client's quota when it is done."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         try:

@@ -12,11 +12,7 @@ from urllib.parse import unquote
 import httptools
 from litestar.exceptions import HTTPException
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api import metrics
 from api.http.context import request_id_of
@@ -276,24 +272,18 @@ class HttpProtocol(HttpToolsProtocol):
             scope["client"] = (self._table.client_of(self.client[0], self._forwarded), 0)
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
         previous = self._newest
-        self.cycle = Cycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
+        cycle = Cycle(
+            self,
+            scope,
             keep_alive=keep_alive and not self._table.draining,
-            on_response=self.on_response_complete,
+            expects_continue=self.expect_100_continue,
         )
+        self.cycle = cast("Any", cycle)
         self._in_header = False
         self._framing_bytes = self._body_bytes = 0
         self._table.begin(self)
         if previous is None or (previous.response_complete and not self.flow.write_paused):
-            self._start_asgi_task(self.cycle, self.app)
+            self._start(cycle)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
@@ -335,27 +325,29 @@ class HttpProtocol(HttpToolsProtocol):
 
     # --- requests in turn -------------------------------------------------------------------------
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._active = cast("Cycle", cycle)
+    def _start(self, cycle: Cycle) -> None:
+        self._active = cycle
+        app: Any = self.app
         client = cycle.scope["client"]
-        if not self._proxied or client is None:
-            super()._start_asgi_task(cycle, app)
-            return
-        if not self._table.begin_request(client[0]):
-            super()._start_asgi_task(cycle, too_many)
-            return
-        super()._start_asgi_task(cycle, counted(app, self._table, client[0]))
+        if self._proxied and client is not None:
+            if self._table.begin_request(client[0]):
+                app = counted(app, self._table, client[0])
+            else:
+                app = too_many
+        task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def _start_next(self) -> None:
-        cycle, app = self.pipeline.pop()
-        self._start_asgi_task(cycle, app)
+        cycle, _ = self.pipeline.pop()
+        self._start(cast("Any", cycle))
 
     def on_response_complete(self) -> None:
         """A reply has been written: the next request, the end, or a rest."""
         active = self._active
         if self.transport.is_closing() or active is None:
             return
-        if active.closes or active.more_body:
+        if not active.keep_alive or active.more_body:
             self.pipeline.clear()
             self._close()
             return
