@@ -11,7 +11,7 @@ from tests.api.conftest import Service
 
 
 class Dying:
-    """Stands before DynamoDB, and has the process die at a chosen transaction."""
+    """Stands before DynamoDB, and has the process die at a chosen call."""
 
     def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         self._call = service.resources.dynamo.call
@@ -21,6 +21,8 @@ class Dying:
         self._left = 0
         self._done = False
         self._stays_dead = True
+        self._operation: str | None = None
+        self._later_s = 0.0
         self._lease_s = service.settings.records.idempotency_lease_s
 
     def at(self, transaction: int, *, done: bool, for_good: bool = True) -> None:
@@ -28,8 +30,16 @@ class Dying:
 
         For good, so that nothing is tidied up; or it is only that one's answer that is missing.
         """
-        self._left, self._done, self._stays_dead = transaction, done, for_good
-        self._patch.setattr(self._dynamo, "call", self._through)
+        self._begin("transact_write_items", transaction, done=done, for_good=for_good)
+
+    def at_call(self, call: int, *, done: bool) -> None:
+        """Dies for good at this call (from 1), of whichever operation."""
+        self._begin(None, call, done=done, for_good=True)
+
+    @property
+    def died(self) -> bool:
+        """Whether the chosen call came."""
+        return self._left <= 0
 
     def risen(self) -> None:
         """From here on the process is a new one."""
@@ -38,14 +48,19 @@ class Dying:
 
     def lease_ends(self) -> None:
         """From here on it is so much later for whoever looks at a key that its lease has ended."""
-        later_s = self._lease_s + 1
-        clock = SimpleNamespace(time=lambda: time.time() + later_s)
+        self._later_s += self._lease_s + 1
+        clock = SimpleNamespace(time=lambda: time.time() + self._later_s)
         self._patch.setattr("core.repositories.idempotency.time", clock)
+
+    def _begin(self, operation: str | None, number: int, *, done: bool, for_good: bool) -> None:
+        self._operation, self._left = operation, number
+        self._done, self._stays_dead = done, for_good
+        self._patch.setattr(self._dynamo, "call", self._through)
 
     async def _through(self, operation: str, **parameters: Any) -> dict[str, Any]:
         if self._dead:
             raise Unavailable("the process is dead")
-        if operation == "transact_write_items":
+        if self._operation in {None, operation}:
             self._left -= 1
             if self._left == 0:
                 self._dead = self._stays_dead
