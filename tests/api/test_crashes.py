@@ -31,7 +31,7 @@ async def ada(service: Service) -> AsyncIterator[Person]:
 @pytest.fixture
 def model() -> str:
     """A model version of this test's own."""
-    return f"k-{uuid4().hex[:12]}"
+    return f"z-{uuid4().hex[:12]}"
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def test_a_retry_after_a_crash_at_any_call(
     does not write again.
     """
     for number in itertools.count(1):
-        model = f"k-{uuid4().hex[:12]}"
+        model = f"z-{uuid4().hex[:12]}"
         async with person(service, "operators") as ada:
             write = await prepare(ada, model)
             before = await state(ada, model)

@@ -1,12 +1,16 @@
 """`Idempotency-Key`: on every write, one effect and one answer, whoever asks again and when."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import cast
 from uuid import uuid4
 
+import msgspec
 import pytest
 
+from core.dynamo.wire import AttributeValue, Item, request_item
 from tests.api.conftest import Service
 from tests.api.people import Person, person, same
 from tests.api.serving import assert_problem, path_of, vector
@@ -21,6 +25,33 @@ from tests.api.writes import (
     state,
 )
 from worker.deletion import delete_user
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "23e14f8" / "idempotency.json"
+
+
+class GoldenRequest(msgspec.Struct):
+    """As it was sent to 23e14f8."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class GoldenReply(msgspec.Struct):
+    """As 23e14f8 answered."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Answered(msgspec.Struct):
+    """A request, its answer, and the record that 23e14f8 left of it."""
+
+    request: GoldenRequest
+    reply: GoldenReply
+    item: Item
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +77,7 @@ async def bob(service: Service) -> AsyncIterator[Person]:
 @pytest.fixture
 def model() -> str:
     """A model version of this test's own."""
-    return f"k-{uuid4().hex[:12]}"
+    return f"z-{uuid4().hex[:12]}"
 
 
 @every_write
@@ -200,3 +231,37 @@ async def test_a_deletion_sent_again_spares_the_profile_made_since(
     assert (await ada.client.delete("/users/me")).status_code == 202
     await delete_user(service.resources, ada.sub)
     same(gone, await ada.client.delete("/users/me", headers=headers))
+
+
+async def test_what_23e14f8_answered_is_answered_again(service: Service) -> None:
+    """To the byte: its records hold replies, of all kinds, and are good for a day."""
+    answered = msgspec.json.decode(GOLDEN.read_bytes(), type=list[Answered])
+    async with person(service, "operators", sub="golden") as caller:
+        for each in answered:
+            item = {**each.item, "expires_at": AttributeValue(N=str(int(time.time()) + 60))}
+            table = service.settings.table("idempotency")
+            await service.resources.dynamo.call(
+                "put_item", TableName=table, Item=request_item(item)
+            )
+            headers = {**each.request.headers, "idempotency-key": each.item["key"].S or ""}
+            reply = await caller.client.request(
+                each.request.method, each.request.path, content=each.request.body, headers=headers
+            )
+            assert reply.status_code == each.reply.status
+            assert reply.content == each.reply.body
+            assert {name: reply.headers[name] for name in each.reply.headers} == each.reply.headers
+
+
+async def test_a_retry_is_answered_in_the_first_media_type(ada: Person, model: str) -> None:
+    """Whatever it accepts, as the answer is to be the same to the byte."""
+    for first_type in ("application/msgpack", "application/json"):
+        path = path_of(model, "embeddings", first_type)
+        replies = [
+            await ada.client.put(
+                path,
+                json={"vector": [1.0, 2.0]},
+                headers={"idempotency-key": first_type, "accept": accept},
+            )
+            for accept in (first_type, "application/json", "application/msgpack")
+        ]
+        assert same(*replies).headers["content-type"] == first_type

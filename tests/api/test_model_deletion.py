@@ -81,6 +81,8 @@ async def test_until_it_is_done_every_other_route_is_a_conflict(
         assert_problem(await client.request(method, path, json={"vector": []}), 422, "invalid")
     await deleted(worker, model)
     assert_problem(await client.get(path_of(model)), 404, "not-found")
+    later = await client.put(product, json=good, headers={"idempotency-key": "put-m-deleting"})
+    assert later.status_code == 201  # the refusal has passed, and was not kept
 
 
 async def test_nothing_of_the_earlier_model_shows_in_the_later(
