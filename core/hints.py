@@ -5,7 +5,6 @@ hints looks at the table now and then as well.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from core import names, telemetry
+from core.retry import RetryPolicy
 from core.settings import Settings
 
 IDS_MAX: Final = 250
@@ -30,8 +30,7 @@ _CLOSE_S: Final = 1.0
 _SILENT_S: Final = 5.0
 """A connection on which nothing came for so long is asked whether it lives, and given up when it
 is silent for as long again."""
-_BACKOFF_FIRST_S: Final = 0.1
-_BACKOFF_MAX_S: Final = 5.0
+_RECONNECT: Final = RetryPolicy(first_s=0.1, max_s=5.0, jitter=0.5)
 
 _log = telemetry.logger(__name__)
 
@@ -84,21 +83,21 @@ class Hints:
         What changed before a None may have been missed. Never ends by itself: a connection that
         breaks, or goes silent, is made anew with backoff.
         """
-        backoff_s = _BACKOFF_FIRST_S
+        failures = 0
         while True:
             pubsub = self._redis.pubsub()
-            wait_s = backoff_s
+            wait_s = 0.0
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await pubsub.subscribe(self._channel)
                 _heed_cancellation()
                 async for hint in _listen(pubsub):
-                    backoff_s = _BACKOFF_FIRST_S
+                    failures = 0
                     yield hint and self._sound(hint)
             except _FAILURES as error:
-                wait_s = random.uniform(backoff_s / 2, backoff_s)  # noqa: S311 - jitter
+                failures += 1
+                wait_s = _RECONNECT.delay_s(failures)
                 _log.warning("hints not heard", error=type(error).__name__, again_in_s=wait_s)
-                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
             finally:
                 await _closed(pubsub)
             await asyncio.sleep(wait_s)

@@ -17,6 +17,7 @@ from core.aws import client_config, new_session, open_client, unreachable
 from core.counting import count_one
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.files import Head
+from core.retry import RetryPolicy
 from core.settings import Settings
 
 R = TypeVar("R")
@@ -37,7 +38,7 @@ _REFUSED: Final = frozenset(
 _CONFLICT: Final = "ConditionalRequestConflict"
 
 
-class _BrokenOff(Exception):
+class _Truncated(Exception):
     """The body of a reply ended too early."""
 
 
@@ -51,7 +52,8 @@ class Objects:
         self._bucket_of = bucket
         self._bucket: str | None = None
         self._deadline_s = deadline_s
-        self._attempts = attempts
+        self._retry = RetryPolicy(first_s=0.05, max_s=1.0, attempts_max=attempts)
+        """For a body that ends too early: botocore retries only until the reply has begun."""
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE)
         self.requests = 0
         """Requests made so far, without botocore's retries: what they cost goes by their number."""
@@ -273,10 +275,7 @@ class Objects:
     async def _get(
         self, key: str, *, max_bytes: int, **parameters: Any
     ) -> tuple[bytes, dict[str, Any]]:
-        """The bytes and the reply. A body that breaks off is asked for again.
-
-        botocore tries again only while the reply has not begun.
-        """
+        """The bytes and the reply, requested again where the body ends too early."""
 
         async def read(bucket: str) -> tuple[bytes, dict[str, Any]]:
             reply = await self._client.get_object(Bucket=bucket, Key=key, **parameters)
@@ -291,16 +290,16 @@ class Objects:
                     IncompleteReadError,
                     OSError,
                 ) as error:
-                    raise _BrokenOff from error
+                    raise _Truncated from error
 
-        for attempt in range(1, self._attempts + 1):
+        async def attempt() -> tuple[bytes, dict[str, Any]]:
             self._count()
-            try:
-                return await self._within(key, read)
-            except _BrokenOff as error:
-                if attempt == self._attempts:
-                    raise Unavailable("S3 broke off in the middle of an object") from error
-        raise AssertionError("unreachable")
+            return await self._within(key, read)
+
+        try:
+            return await self._retry.call(attempt, on=_Truncated)
+        except _Truncated as error:
+            raise Unavailable("S3 broke off in the middle of an object") from error
 
     def _count(self) -> None:
         self.requests += 1

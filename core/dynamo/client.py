@@ -1,7 +1,6 @@
 """The one DynamoDB client of a process. All of DynamoDB's I/O goes through `Dynamo.call`."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from core.errors import (
     TransactionFailed,
     Unavailable,
 )
+from core.retry import RetryPolicy
 from core.settings import Settings
 
 _BUSY = frozenset(
@@ -48,7 +48,7 @@ _REFUSED = frozenset(
         "UnrecognizedClientException",
     }
 )
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.1, 5.0
+_THROTTLED = RetryPolicy(first_s=0.1, max_s=5.0)
 
 
 class Dynamo:
@@ -59,7 +59,7 @@ class Dynamo:
     ) -> None:
         self._client = client
         self._deadline_s = deadline_s
-        self._patience_s = deadline_s if waits_out_throttling else 0.0
+        self._waits_out_throttling = waits_out_throttling
         self._answered = float("-inf")
         """When DynamoDB last answered any call, by the loop's clock."""
 
@@ -85,7 +85,15 @@ class Dynamo:
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await self._until_taken(operation, parameters, began + self._patience_s)
+                if not self._waits_out_throttling:
+                    return await self._once(operation, parameters)
+                # botocore's own attempts end early where very many calls are throttled: its retry
+                # quota is the process's, and runs out.
+                return await _THROTTLED.call(
+                    lambda: self._once(operation, parameters),
+                    on=Busy,
+                    until=began + self._deadline_s,
+                )
         except TimeoutError:
             kind = Busy if self._answered > began else Unavailable
             raise kind(
@@ -93,28 +101,8 @@ class Dynamo:
                 public=f"DynamoDB did not answer within {self._deadline_s:g} s",
             ) from None
 
-    async def _until_taken(
-        self, operation: str, parameters: dict[str, Any], until: float
-    ) -> dict[str, Any]:
-        """The call, and again with backoff where DynamoDB turns it away, up to a moment.
-
-        botocore's own tries end early where very many calls are turned away: its quota of retries
-        is the process's, and empties.
-        """
-        loop = asyncio.get_running_loop()
-        backoff_s = _BACKOFF_FIRST_S
-        while True:
-            try:
-                return await self._once(operation, parameters)
-            except Busy:
-                wait_s = random.uniform(0, backoff_s)  # noqa: S311 - jitter, not a secret
-                if loop.time() + wait_s >= until:
-                    raise
-                await asyncio.sleep(wait_s)
-                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
-
     async def _once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """The call with botocore's tries."""
+        """The call with botocore's own attempts."""
         try:
             reply: dict[str, Any] = await getattr(self._client, operation)(**parameters)
         except ClientError as error:

@@ -1,7 +1,6 @@
 """One batch of rows: by BatchWriteItem calls side by side, or under a claim in transactions."""
 
 import asyncio
-import random
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
@@ -14,13 +13,13 @@ from core.repositories import transactions
 from core.repositories.embedding_rows import other_generation, writable
 from core.repositories.idempotency import Claim, lost
 from core.repositories.transactions import refused
+from core.retry import RetryPolicy
 
 _ROWS: Final = 25
 """The most that one call takes."""
 _ONCE_ROWS: Final = 99
 """A transaction has 100 parts, one of them the checkpoint."""
-_BACKOFF_FIRST_S: Final = 0.05
-_BACKOFF_MAX_S: Final = 2.0
+_UNPROCESSED: Final = RetryPolicy(first_s=0.05, max_s=2.0)
 
 
 class BatchWrite:
@@ -64,7 +63,7 @@ class BatchWrite:
     async def _write(self, requests: list[dict[str, Any]], gate: asyncio.Semaphore) -> list[str]:
         """One call, and what it left undone again with backoff; the ids still left."""
         loop = asyncio.get_running_loop()
-        backoff_s = _BACKOFF_FIRST_S
+        attempts = 0
         async with gate:
             while monotonic() < self._ends and not self._gone:
                 began = loop.time()
@@ -84,10 +83,9 @@ class BatchWrite:
                     self._failed(began, loop.time())
                 if not requests:
                     return []
-                wait_s = random.uniform(0, backoff_s)  # noqa: S311 - jitter, not a secret
+                attempts += 1
                 left_s = self._limit(loop.time()) - loop.time()
-                await asyncio.sleep(max(0.0, min(wait_s, left_s)))
-                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+                await asyncio.sleep(max(0.0, min(_UNPROCESSED.delay_s(attempts), left_s)))
         return [request["PutRequest"]["Item"]["product_id"]["S"] for request in requests]
 
     def _limit(self, moment: float) -> float:

@@ -18,7 +18,8 @@ from core.dynamo.expressions import (
     key,
     missing,
 )
-from core.dynamo.wire import Item, request_item
+from core.dynamo.pagination import paginate
+from core.dynamo.wire import Item
 from core.errors import (
     BuildEnded,
     ConditionFailed,
@@ -42,10 +43,9 @@ from core.repositories.build_rows import (
 )
 from core.repositories.idempotency import Claim, completion, lost
 from core.repositories.models import read_model, same_model
-from core.repositories.transactions import Part, refused
+from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
 
-_TRIES = 5
 _BUILD, _MODEL = 0, 1  # where the two rows stand in the transactions that open and end a build
 
 
@@ -119,19 +119,15 @@ class BuildRepository:
         A row that cannot be read is passed over.
         """
         builds: list[Build] = []
-        start: dict[str, Any] = {}
-        while True:
-            reply = await self._dynamo.call(
-                "query",
-                TableName=self._builds,
-                IndexName=tables.OPEN_BUILDS_INDEX,
-                **start,
-                **expressions(key=equals(tables.OPEN, tables.OPEN_VALUE)),
-            )
-            builds += decode_all(reply["Items"])
-            if "LastEvaluatedKey" not in reply:
-                return builds
-            start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
+        async for items in paginate(
+            self._dynamo.call,
+            "query",
+            TableName=self._builds,
+            IndexName=tables.OPEN_BUILDS_INDEX,
+            **expressions(key=equals(tables.OPEN, tables.OPEN_VALUE)),
+        ):
+            builds += decode_all(items)
+        return builds
 
     async def open_build(
         self,
@@ -167,7 +163,7 @@ class BuildRepository:
         if automatic:
             free &= differs("pinned", True)
         change = Update(set={"open_build_id": build.build_id})
-        for _ in range(_TRIES):
+        async for _ in CONFLICTS.attempts():
             try:
                 await transactions.transact(
                     self._dynamo,
@@ -279,7 +275,7 @@ class BuildRepository:
             Unavailable: it kept changing.
         """
         cancelled: Build | None = None
-        for _ in range(_TRIES):
+        async for _ in CONFLICTS.attempts():
             build = await self.get_build(build_id)
             if build.verifies is not None and not verification:
                 raise NotFound(f"there is no build {build_id!r}")

@@ -7,7 +7,6 @@ marked anew, or once another worker has taken over.
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -21,7 +20,8 @@ from core.dynamo.expressions import (
     key,
     missing,
 )
-from core.dynamo.wire import Item, request_item
+from core.dynamo.pagination import paginate
+from core.dynamo.wire import Item
 from core.errors import ConditionFailed, LeaseLost, TransactionFailed, Unavailable
 from core.repositories import transactions
 from core.repositories.build_rows import milliseconds
@@ -73,19 +73,14 @@ class DeletionRepository:
         """The users whose deletion is not done, read consistently."""
         found_ids: dict[str, None] = {}
         for partition in (_NOTES, _OLDER_NOTES):
-            start: dict[str, Any] = {}
-            while True:
-                reply = await self._dynamo.call(
-                    "query",
-                    TableName=self._notes,
-                    ConsistentRead=True,
-                    **start,
-                    **expressions(key=equals("caller", partition)),
-                )
-                found_ids |= dict.fromkeys(item["key"].S or "" for item in reply["Items"])
-                if "LastEvaluatedKey" not in reply:
-                    break
-                start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
+            async for items in paginate(
+                self._dynamo.call,
+                "query",
+                TableName=self._notes,
+                ConsistentRead=True,
+                **expressions(key=equals("caller", partition)),
+            ):
+                found_ids |= dict.fromkeys(item["key"].S or "" for item in items)
         return list(found_ids)
 
     async def claim(self, user_id: str) -> Deletion | None:

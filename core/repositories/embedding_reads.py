@@ -1,7 +1,6 @@
 """Reading many rows of a model version by their ids, as they are now."""
 
 import asyncio
-import random
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -9,13 +8,12 @@ from core.dynamo.client import Dynamo
 from core.errors import Unavailable
 from core.models import Embedding
 from core.repositories.embedding_rows import decode_any, row_key
+from core.retry import RetryPolicy
 
 _IDS_MAX: Final = 100
 """DynamoDB's, of one BatchGetItem."""
 _SIDE_BY_SIDE: Final = 4
-_TRIES: Final = 6
-_BACKOFF_FIRST_S: Final = 0.05
-_BACKOFF_MAX_S: Final = 1.0
+_UNPROCESSED: Final = RetryPolicy(first_s=0.05, max_s=1.0, attempts_max=6)
 
 
 async def read_rows(
@@ -62,14 +60,11 @@ async def _read(
         "ConsistentRead": True,
     }
     found: list[Embedding] = []
-    backoff_s = _BACKOFF_FIRST_S
-    for _ in range(_TRIES):
+    async for _ in _UNPROCESSED.attempts():
         reply = await dynamo.call("batch_get_item", RequestItems={table: keys})
         found += [decode_any(item) for item in reply.get("Responses", {}).get(table, ())]
         left = reply.get("UnprocessedKeys", {}).get(table)
         if not left:
             return found
         keys = {**left, "ConsistentRead": True}
-        await asyncio.sleep(random.uniform(0, backoff_s))  # noqa: S311 - jitter, not a secret
-        backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
     raise Unavailable("DynamoDB did not give all rows that were asked for")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from time import monotonic
 from typing import Any
 
@@ -16,7 +17,8 @@ from core.dynamo.expressions import (
     expressions,
     missing,
 )
-from core.dynamo.wire import Item, RequestItem, request_item
+from core.dynamo.pagination import paginate
+from core.dynamo.wire import Item, RequestItem
 from core.errors import ConditionFailed, TransactionFailed, Unavailable
 from core.models import Embedding, Model, now, timestamp
 from core.repositories import transactions
@@ -227,13 +229,12 @@ class EmbeddingRepository:
         for _ in range(model.shards + _LIST_QUERIES):
             if at.shard >= model.shards:
                 return found, None
-            reply = await self._query(
-                model,
-                at.shard,
-                start=_start(model, at),
-                limit=max(limit, _LIST_ROWS),
-                live=True,
-                vectors=vectors,
+            start = _start(model, at)
+            reply = await self._dynamo.call(
+                "query",
+                Limit=max(limit, _LIST_ROWS),
+                **({"ExclusiveStartKey": start} if start else {}),
+                **self._parameters(model, at.shard, live=True, vectors=vectors),
             )
             for item in reply["Items"]:
                 found.append(decode_any(item))
@@ -253,14 +254,11 @@ class EmbeddingRepository:
     async def has_rows(self, model: Model) -> bool:
         """Whether the model version has a row that is not a tombstone."""
         for shard in range(model.shards):
-            start: RequestItem | None = None
-            while True:
-                reply = await self._query(model, shard, start=start, live=True, vectors=False)
-                if reply["Items"]:
-                    return True
-                if "LastEvaluatedKey" not in reply:
-                    break
-                start = request_item(reply["LastEvaluatedKey"])
+            parameters = self._parameters(model, shard, live=True, vectors=False)
+            async with aclosing(paginate(self._dynamo.call, "query", **parameters)) as pages:
+                async for items in pages:
+                    if items:
+                        return True
         return False
 
     async def read_rows(
@@ -330,47 +328,36 @@ class EmbeddingRepository:
         vectors: bool,
     ) -> None:
         """Puts the pages of one shard, then None; or the error that ended it."""
-        start: RequestItem | None = None
+        parameters = self._parameters(model, shard, since=since, vectors=vectors)
         try:
-            while True:
-                async with gate:
-                    reply = await self._query(
-                        model, shard, start=start, since=since, vectors=vectors
-                    )
-                await pages.put([decode_any(item) for item in reply["Items"]])
-                if "LastEvaluatedKey" not in reply:
-                    break
-                start = request_item(reply["LastEvaluatedKey"])
+            async for items in paginate(self._dynamo.call, "query", gate=gate, **parameters):
+                await pages.put([decode_any(item) for item in items])
         except Exception as error:  # noqa: BLE001 - raised where the pages are taken
             await pages.put(error)
         else:
             await pages.put(None)
 
-    async def _query(
+    def _parameters(
         self,
         model: Model,
         shard: int,
         *,
-        start: RequestItem | None = None,
-        limit: int | None = None,
         live: bool = False,
         vectors: bool = True,
         since: str | None = None,
     ) -> dict[str, Any]:
+        """Of the query of one shard."""
         partition = tables.model_shard(model.model_version, shard, model.generation)
         within = equals(tables.MODEL_SHARD, partition)
-        parameters: dict[str, Any] = expressions(
-            key=within if since is None else within & above("updated_at", since),
-            filtered=missing("deleted_at") if live else None,
-            projection=None if vectors else SMALL,
-        )
-        if start:
-            parameters["ExclusiveStartKey"] = start
-        if limit:
-            parameters["Limit"] = limit
-        return await self._dynamo.call(
-            "query", TableName=self._table, IndexName=tables.MODEL_VERSION_INDEX, **parameters
-        )
+        return {
+            "TableName": self._table,
+            "IndexName": tables.MODEL_VERSION_INDEX,
+            **expressions(
+                key=within if since is None else within & above("updated_at", since),
+                filtered=missing("deleted_at") if live else None,
+                projection=None if vectors else SMALL,
+            ),
+        }
 
 
 def _stored(model: Model, product_id: str, moment: str, before: Item | None) -> StoredEmbedding:

@@ -11,7 +11,8 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, equals, exists, expressions, key, missing
 from core.dynamo.items import Codec, int_of
-from core.dynamo.wire import AttributeValue, RequestItem, request_item
+from core.dynamo.pagination import paginate
+from core.dynamo.wire import AttributeValue, RequestItem
 from core.errors import (
     ConditionFailed,
     Corrupt,
@@ -154,13 +155,8 @@ class ModelRepository:
     async def list_models(self) -> list[Model]:
         """Every model version, by name, those that are being deleted too."""
         models: list[Model] = []
-        start: dict[str, object] = {}
-        while True:
-            reply = await self._dynamo.call("scan", TableName=self._table, **start)
-            models += [decode_model(item) for item in reply["Items"]]
-            if "LastEvaluatedKey" not in reply:
-                break
-            start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
+        async for items in paginate(self._dynamo.call, "scan", TableName=self._table):
+            models += [decode_model(item) for item in items]
         listed = {model.model_version: model for model in models}
         for name, (_, cached) in list(self._cache.items()):
             model = listed.get(name)

@@ -36,10 +36,9 @@ from core.repositories.build_rows import ours
 from core.repositories.builds import BuildRepository
 from core.repositories.idempotency import lost
 from core.repositories.models import ModelRepository, same_model
-from core.repositories.transactions import Part, refused
+from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
 
-_TRIES = 5
 _OPEN = "open_build_id"
 _BUILD, _MODEL = 0, 1
 """Where the two rows stand in the transactions."""
@@ -85,7 +84,7 @@ class PromotionRepository:
             },
             remove=(_OPEN,),
         )
-        for _ in range(_TRIES):
+        async for _ in CONFLICTS.attempts():
             # An operator may have made an automatic build their own since it was claimed.
             there = await self._builds.get_build(build.build_id)
             holds = equals(_OPEN, build.build_id) & equals("epoch", model.epoch)
@@ -115,7 +114,7 @@ class PromotionRepository:
             InFlight: the idempotency claim in `also` was lost.
             Unavailable: builds kept being opened and ended meanwhile.
         """
-        for _ in range(_TRIES):
+        async for _ in CONFLICTS.attempts():
             build, model = await self.promotable(model_version, build_id)
             moved = Update(
                 set={"current_build_id": build_id, "current_fence": build.fence, "pinned": True}

@@ -9,7 +9,8 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, equals, expressions, key, missing
 from core.dynamo.items import Codec
-from core.dynamo.wire import Item, request_item
+from core.dynamo.pagination import paginate
+from core.dynamo.wire import Item
 from core.errors import AlreadyExists, NotFound, Stale, TransactionFailed
 from core.models import Report
 from core.repositories import transactions
@@ -130,26 +131,21 @@ class ReportRepository:
 
     async def removals(self, user_id: str) -> AsyncIterator[list[Part]]:
         """What removes the reports of a user that the index shows, a transaction's at a time."""
-        start: dict[str, Any] = {}
-        while True:
-            reply = await self._dynamo.call(
-                "query",
-                TableName=self._table,
-                IndexName=tables.USER_REPORTS_INDEX,
-                Limit=REMOVALS_MAX,
-                **start,
-                **expressions(key=equals("user_id", user_id), projection=("id",)),
-            )
-            if reply["Items"]:
+        async for items in paginate(
+            self._dynamo.call,
+            "query",
+            TableName=self._table,
+            IndexName=tables.USER_REPORTS_INDEX,
+            Limit=REMOVALS_MAX,
+            **expressions(key=equals("user_id", user_id), projection=("id",)),
+        ):
+            if items:
                 yield [
                     transactions.delete(
                         self._table, key(id=item["id"].S or ""), _owned(user_id) | missing("id")
                     )
-                    for item in reply["Items"]
+                    for item in items
                 ]
-            if "LastEvaluatedKey" not in reply:
-                return
-            start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
 
     async def _write(
         self, part: Part, user_id: str, also: Sequence[Part], *, create: bool = False

@@ -1,13 +1,12 @@
 """Parts of a transaction, and what made one fail."""
 
-import asyncio
-import random
 from typing import Any, cast
 
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, expressions
 from core.dynamo.wire import Item, RequestItem
 from core.errors import TransactionFailed, Unavailable
+from core.retry import RetryPolicy
 
 Part = dict[str, Any]
 """One operation of TransactWriteItems."""
@@ -15,8 +14,8 @@ Part = dict[str, Any]
 REFUSED = "ConditionalCheckFailed"
 """The reason of a part whose condition did not hold."""
 
-_TRIES = 6
-_BACKOFF_S, _BACKOFF_MAX_S = 0.02, 0.2
+CONFLICTS = RetryPolicy(first_s=0.02, max_s=0.2, attempts_max=10)
+"""For writes that met another write of the same rows: read again, and write again."""
 
 
 def refused(failed: TransactionFailed, position: int) -> bool:
@@ -59,22 +58,15 @@ async def transact(dynamo: Dynamo, *parts: Part) -> None:
             rows of those that were refused.
         Unavailable: other transactions kept coming between.
     """
-    for attempt in range(_TRIES):
+    async for _ in CONFLICTS.attempts():
         try:
             await dynamo.call("transact_write_items", TransactItems=list(parts))
         except TransactionFailed as failed:
             if REFUSED in failed.reasons:
                 raise
-            await pause(attempt)
         else:
             return
     raise Unavailable("other writes of the same rows kept coming between; try again")
-
-
-async def pause(attempt: int) -> None:
-    """Lets others go first, for longer with each attempt (from 0)."""
-    wait_s = min(_BACKOFF_S * 2**attempt, _BACKOFF_MAX_S)
-    await asyncio.sleep(random.uniform(0, wait_s))  # noqa: S311 - jitter
 
 
 def _part(

@@ -13,7 +13,7 @@ from core.identifiers import product_id_problem
 from core.models import Report, next_version, now, timestamp
 from core.repositories.idempotency import Claim, completion
 from core.repositories.reports import ReportRepository
-from core.repositories.transactions import pause
+from core.repositories.transactions import CONFLICTS
 from core.results import DeletedReport
 from core.settings import Settings
 from core.usecases.users import text_problem
@@ -22,7 +22,6 @@ _TITLE_MAX: Final = 500
 _AUTHOR_MAX: Final = 500
 _REFERENCE_MAX: Final = 2000
 _FULL_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_CHANGE_TRIES: Final = 10
 
 
 class Reports:
@@ -87,7 +86,7 @@ class Reports:
             Unavailable: no version was named, and others kept changing it meanwhile.
         """
         held = self.held(fields)
-        for attempt in range(_CHANGE_TRIES):
+        async for _ in CONFLICTS.attempts():
             before = await self._reports.get_report(report_id, user_id)
             if versions is not None and before.version not in versions:
                 raise Stale("the report has changed since the version that was named")
@@ -102,7 +101,6 @@ class Reports:
             except Stale:
                 if versions is not None:
                     raise
-                await pause(attempt)
             else:
                 return after
         raise Unavailable("other changes of the report kept coming between; try again")

@@ -10,7 +10,7 @@ import msgspec
 from core.errors import FieldError, Invalid, Stale, Unavailable
 from core.models import User, next_version, now, timestamp
 from core.repositories.idempotency import Claim, completion
-from core.repositories.transactions import pause
+from core.repositories.transactions import CONFLICTS
 from core.repositories.users import UserRepository
 from core.settings import Records
 from core.usecases import documents
@@ -19,7 +19,6 @@ _NAME_MAX: Final = 200
 _EMAIL_MAX: Final = 254
 _URL_MAX: Final = 2048
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
-_CHANGE_TRIES: Final = 10
 
 
 class Profiles:
@@ -74,7 +73,7 @@ class Profiles:
             Unavailable: others kept changing it meanwhile.
         """
         self.check_patch(fields, preferences)
-        for attempt in range(_CHANGE_TRIES):
+        async for _ in CONFLICTS.attempts():
             before = await self._users.get_user(user_id)
             text = before.preferences.encode()
             if preferences is not None:
@@ -91,7 +90,7 @@ class Profiles:
             try:
                 await self._users.update_user(after, before.version, completion(claim, after))
             except Stale:
-                await pause(attempt)
+                continue
             else:
                 return after
         raise Unavailable("other changes of the profile kept coming between; try again")

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ from core.repositories.embedding_rows import (
 )
 from core.repositories.models import ModelRepository
 from core.repositories.reports import REPORT_CODEC
-from core.repositories.transactions import pause
+from core.repositories.transactions import CONFLICTS
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.embeddings import Ingest
@@ -40,8 +40,6 @@ from deploy.data.migration.conditional import put_over
 from deploy.data.migration.timestamps import read_moment
 
 Versioned = TypeVar("Versioned", User, Report)
-
-_TRIES: Final = 5
 
 
 class OldEmbedding(msgspec.Struct, frozen=True):
@@ -197,14 +195,13 @@ class Migration:
     ) -> bool:
         name = self._settings.table(table.name)
         there: Item | None = None
-        for attempt in range(_TRIES):
+        async for _ in CONFLICTS.attempts():
             met = await put_over(self._dynamo, name, table.key.partition, item(there), there)
             if met is None:
                 return True
             there = met.item
             if there is not None and not judge.replaces(there):
                 return False
-            await pause(attempt)
         raise Stale("others kept writing the same row; migrate it again")
 
 

@@ -1,0 +1,35 @@
+"""All pages of a Query or Scan."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any
+
+from core.dynamo.wire import Item, request_item
+
+Call = Callable[..., Awaitable[dict[str, Any]]]
+"""`Dynamo.call`, or a function that retries it."""
+
+
+async def paginate(
+    call: Call,
+    operation: str,
+    *,
+    gate: AbstractAsyncContextManager[Any] | None = None,
+    **parameters: Any,
+) -> AsyncGenerator[list[Item], None]:
+    """The items of each page, until DynamoDB has no further one. A page may be empty.
+
+    Args:
+        call: Makes one request.
+        operation: `query` or `scan`.
+        gate: Entered for each request, such as a semaphore that limits concurrent ones.
+        parameters: Of the operation.
+    """
+    gate = gate or nullcontext()
+    while True:
+        async with gate:
+            reply = await call(operation, **parameters)
+        yield reply["Items"]
+        if "LastEvaluatedKey" not in reply:
+            return
+        parameters["ExclusiveStartKey"] = request_item(reply["LastEvaluatedKey"])
