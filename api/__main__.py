@@ -20,7 +20,7 @@ from api.server.listener import Server, bound_socket, operations
 from core import telemetry
 from core.errors import SettingsError
 from core.settings import Http, Settings
-from core.stalls import settle_memory
+from core.stalls import freeze_memory
 
 if TYPE_CHECKING:
     from api.app import Application
@@ -35,7 +35,7 @@ def main() -> int:
     try:
         settings = Settings.from_env(os.environ)
         trusted_networks(settings.http)
-        app = create_app(settings, started=settle_memory)
+        app = create_app(settings, started=freeze_memory)
         bound = bound_socket(settings.http, settings.http.port, "K9_PORT")
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,12 +1,11 @@
-"""How late the event loop comes to its work: measured always, told in the metrics and the log.
+"""Event loop delays: measured all the time, shown in the metrics and the log.
 
-While one callback runs nothing else in the process is answered, renewed or read. What is too long
-for the loop goes to a thread; this tells where that was forgotten.
+While a callback runs, the process answers, renews and reads nothing else. Work that takes longer
+belongs in a thread; these delays show where that was forgotten.
 """
 
 import asyncio
 import gc
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter, thread_time
@@ -15,95 +14,77 @@ from typing import Final
 from core import telemetry
 
 WINDOW_S: Final = 15.0
-"""For how long the longest delay stays in the gauge: whoever scrapes as often sees every peak."""
-_SAY_EVERY_S: Final = 10.0
+"""The gauge shows the longest delay of this window and the one before it: a scrape at least every
+15 s sees every peak."""
+_LOG_EVERY_S: Final = 10.0
 
 _log = telemetry.logger(__name__)
 
 
-class Longest:
-    """The longest delay of a window of time. One thread notes them, any thread may ask."""
-
-    def __init__(self, window_s: float) -> None:
-        self._window_s = window_s
-        self._peaks: deque[tuple[float, float]] = deque()
-        """When and how long; each is longer than all that came after it."""
-
-    def note(self, moment: float, late_s: float) -> None:
-        """Takes a delay that ended at `moment`, which never goes back."""
-        peaks = self._peaks
-        while peaks and peaks[-1][1] <= late_s:
-            peaks.pop()
-        peaks.append((moment, late_s))
-        while peaks[0][0] <= moment - self._window_s:
-            peaks.popleft()
-
-    def at(self, moment: float) -> float:
-        """The longest that ended within the window before `moment`; 0 where there is none."""
-        since = moment - self._window_s
-        return next((late_s for ended, late_s in tuple(self._peaks) if ended > since), 0.0)
-
-
 class LoopProbe:
-    """Asks the running event loop to be woken again and again, and notes how late it is."""
+    """Wakes up at a fixed interval, and measures how late the event loop ran it."""
 
-    def __init__(self, every_s: float, limit_s: float, say_every_s: float = _SAY_EVERY_S) -> None:
+    def __init__(self, every_s: float, limit_s: float, log_every_s: float = _LOG_EVERY_S) -> None:
         """Nothing is measured before `start`.
 
         Args:
-            every_s: How often to be woken. A stall shows as its length less up to so much.
-            limit_s: A delay over it is a warning in the log.
-            say_every_s: No two warnings come sooner; the next one counts what was passed over.
+            every_s: The interval. A stall shows as its length less up to this much.
+            limit_s: A longer delay is logged as a stall.
+            log_every_s: The shortest time between two log lines; each counts the stalls since the
+                last one.
         """
         self._every_s = every_s
         self._limit_s = limit_s
-        self._say_every_s = say_every_s
+        self._log_every_s = log_every_s
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
-        self._longest = Longest(WINDOW_S)
+        self._thread_s = 0.0
+        """Processor time of the loop's thread when the probe was last scheduled."""
+        self._window_ends = 0.0
+        self._longest_s = self._longest_before_s = 0.0
+        """The longest delays of the present window and of the one before it."""
         self._stalls = 0
         self._worst = 0.0, 0.0
-        """Of the stalls not yet told of: how late, and how much of that was work."""
-        self._used = 0.0
-        """Processor time of the loop's thread, at the last look."""
-        self._silent_until = 0.0
+        """Of the stalls not logged yet: the longest delay, and the processor time in it."""
+        self._logs_from = 0.0
 
     def start(self) -> None:
         """Begins to measure."""
-        self._ask(perf_counter())
+        self._schedule(perf_counter())
 
     def stop(self) -> None:
-        """Measures no more."""
+        """Ends it."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        self._due = 0.0
-        self._longest = Longest(WINDOW_S)
+        self._due = self._longest_s = self._longest_before_s = 0.0
 
     def longest_s(self) -> float:
-        """The longest delay within the window, one that still lasts included. From any thread."""
-        moment, due = perf_counter(), self._due
-        lasting_s = moment - due if due else 0.0
-        return max(lasting_s, self._longest.at(moment))
+        """The longest recent delay in seconds, a present one included. Callable in any thread."""
+        present_s = perf_counter() - self._due if self._due else 0.0
+        return max(present_s, self._longest_s, self._longest_before_s)
 
-    def _ask(self, moment: float) -> None:
-        self._due = moment + self._every_s
-        self._used = thread_time()
-        self._timer = self._loop.call_later(self._every_s, self._wake)
+    def _schedule(self, time_s: float) -> None:
+        self._due = time_s + self._every_s
+        self._thread_s = thread_time()
+        self._timer = self._loop.call_later(self._every_s, self._measure)
 
-    def _wake(self) -> None:
-        moment = perf_counter()
-        late_s = max(0.0, moment - self._due)
-        busy_s = thread_time() - self._used
-        self._ask(moment)
-        telemetry.LOOP_DELAY.observe(late_s)
-        self._longest.note(moment, late_s)
-        if late_s > self._limit_s:
+    def _measure(self) -> None:
+        time_s = perf_counter()
+        delay_s = max(0.0, time_s - self._due)
+        busy_s = thread_time() - self._thread_s
+        self._schedule(time_s)
+        telemetry.LOOP_DELAY.observe(delay_s)
+        if time_s >= self._window_ends:
+            self._window_ends = time_s + WINDOW_S
+            self._longest_before_s, self._longest_s = self._longest_s, 0.0
+        self._longest_s = max(self._longest_s, delay_s)
+        if delay_s > self._limit_s:
             self._stalls += 1
-            self._worst = max(self._worst, (late_s, busy_s))
-        if self._stalls and moment >= self._silent_until:
-            self._silent_until = moment + self._say_every_s
+            self._worst = max(self._worst, (delay_s, busy_s))
+        if self._stalls and time_s >= self._logs_from:
+            self._logs_from = time_s + self._log_every_s
             _log.warning(
                 "event loop stalled",
                 longest_s=round(self._worst[0], 3),
@@ -116,7 +97,7 @@ class LoopProbe:
 
 @contextmanager
 def watched_loop(every_s: float, limit_s: float) -> Iterator[None]:
-    """Measures the running event loop until the end of the block; one a process."""
+    """Measures the running event loop until the end of the block; once per process."""
     probe = LoopProbe(every_s, limit_s)
     probe.start()
     telemetry.LOOP_DELAY_LONGEST.set_function(probe.longest_s)
@@ -126,11 +107,11 @@ def watched_loop(every_s: float, limit_s: float) -> Iterator[None]:
         probe.stop()
 
 
-def settle_memory() -> None:
-    """For a process that has started: what is there now is there to stay.
+def freeze_memory() -> None:
+    """Takes all objects of a started process out of garbage collection: they stay anyway.
 
-    A full collection goes through every object that is left to the collector, some 170,000 of the
-    libraries alone, and holds up the event loop for 50 ms and more.
+    A full collection visits every object it knows, some 170,000 of the libraries alone, and stalls
+    the event loop for 50 ms and more.
     """
     gc.collect()
     gc.freeze()

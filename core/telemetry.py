@@ -181,5 +181,5 @@ LOOP_DELAY = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 LOOP_DELAY_LONGEST = Gauge(
-    "k9_event_loop_delay_longest_seconds", "The longest such delay of the last 15 seconds."
+    "k9_event_loop_delay_longest_seconds", "The longest such delay of the last 15 to 30 seconds."
 )

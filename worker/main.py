@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from core import names, queue, telemetry
 from core.settings import Settings
-from core.stalls import settle_memory
+from core.stalls import freeze_memory
 from worker.context import KEY, WorkerContext, context_of, open_context
 from worker.jobs import build, delete
 
@@ -96,7 +96,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         port = settings.building.worker_metrics_port
         stack.enter_context(telemetry.metrics_server(settings.http.host, port))
         context = await stack.enter_async_context(open_context(settings))
-        settle_memory()
+        freeze_memory()
         stopping = asyncio.create_task(stop.wait())
         backoff_s = _BACKOFF_FIRST_S
         while not stop.is_set():

@@ -104,23 +104,6 @@ def above(attribute: str, value: Plain) -> Condition:
     return _compare(attribute, ">", value)
 
 
-def at_least(attribute: str, value: Plain) -> Condition:
-    """The attribute is greater than the value or equal to it."""
-    return _compare(attribute, ">=", value)
-
-
-def between(attribute: str, low: Plain, high: Plain) -> Condition:
-    """The attribute is in the range, both ends included."""
-    return Condition(
-        lambda to: f"({to.name(attribute)} BETWEEN {to.value(low)} AND {to.value(high)})"
-    )
-
-
-def begins_with(attribute: str, prefix: str) -> Condition:
-    """The attribute is a string that begins so."""
-    return Condition(lambda to: f"begins_with({to.name(attribute)}, {to.value(prefix)})")
-
-
 def one_of(attribute: str, values: Iterable[Plain]) -> Condition:
     """The attribute equals one of the values, 1 to 100 of them."""
     wanted = tuple(values)

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from core import stalls
-from core.stalls import Longest, LoopProbe, watched_loop
+from core.stalls import LoopProbe, watched_loop
 
 EVERY_S = 0.02
 STALL_S = 0.2
@@ -98,7 +98,7 @@ async def test_a_stall_shows_while_it_lasts() -> None:
 
 async def test_many_stalls_are_few_lines() -> None:
     """The first is told at once, the others together, with their number and the longest."""
-    probe = LoopProbe(EVERY_S, limit_s=0.03, say_every_s=1.0)
+    probe = LoopProbe(EVERY_S, limit_s=0.03, log_every_s=1.0)
     with capture_logs() as lines:
         probe.start()
         for seconds in (0.08, 0.08, STALL_S, 0.08):
@@ -113,16 +113,18 @@ async def test_many_stalls_are_few_lines() -> None:
     assert max(line["longest_s"] for line in lines) >= SEEN_S - 0.001
 
 
-def test_the_longest_of_the_window_is_kept() -> None:
-    """A smaller one does not hide it; once it is too long ago, the longest since shows."""
-    longest = Longest(window_s=15)
-    for moment, late_s in ((0, 0.5), (5, 0.1), (10, 0.3), (12, 0.2)):
-        longest.note(moment, late_s)
-    assert [longest.at(moment) for moment in (12, 14, 16, 24, 26, 27)] == [
-        0.5,
-        0.5,
-        0.3,
-        0.3,
-        0.2,
-        0.0,
-    ]
+async def test_the_longest_delay_of_two_windows_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A shorter delay does not hide a longer one of the window before; an older one is gone."""
+    monkeypatch.setattr(stalls, "WINDOW_S", STALL_S)
+    probe = LoopProbe(EVERY_S, limit_s=60)
+    probe.start()
+    await settle()
+    block(2 * STALL_S)
+    await settle()
+    assert probe.longest_s() >= 2 * STALL_S - EVERY_S
+    async with asyncio.timeout(20):
+        while probe.longest_s() >= 2 * STALL_S - EVERY_S:
+            await settle()
+    probe.stop()
