@@ -63,7 +63,7 @@ def job_id(environment: str, *parts: object) -> str:
 def channel_name(environment: str) -> str:
     """The channel on which changed rows are announced.
 
-    The version is that of the message: old processes leave new hints alone.
+    The version is that of the message: old processes ignore new notifications.
     """
     return f"k9:{environment}:changes:v1"
 

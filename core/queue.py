@@ -1,7 +1,7 @@
 """The contract of API and worker: job names, payloads, serializer, enqueue.
 
-Redis is a hint here. The builds table is the truth, so that losing a message, or all of Redis,
-loses nothing: the reconciler enqueues what the table shows open.
+Redis only wakes workers up. The builds table is authoritative, so that losing a message, or all of
+Redis, loses nothing: the reconciler enqueues what the table shows open.
 """
 
 import asyncio
@@ -71,34 +71,34 @@ class BuildQueue:
     """Tells the workers of what waits."""
 
     def __init__(
-        self, redis: ArqRedis, environment: str, *, hint_timeout_s: float, ping_timeout_s: float
+        self, redis: ArqRedis, environment: str, *, enqueue_timeout_s: float, ping_timeout_s: float
     ) -> None:
         self.redis = redis
         self.name = names.queue_name(environment)
         self._environment = environment
-        self._hint_timeout_s = hint_timeout_s
+        self._enqueue_timeout_s = enqueue_timeout_s
         self._ping_timeout_s = ping_timeout_s
 
     async def enqueue(self, build_id: str, fence: int) -> bool:
-        """Hints that a build waits. False when Redis did not take it: the reconciler will.
+        """Enqueues a build. False when Redis did not take it: the reconciler enqueues it later.
 
         The job id holds the fence, since arq keeps a killed worker's id blocked for as long as
         the longest job may take.
         """
-        return await self._hint(BUILD_JOB, BuildJob(build_id, fence), build_id, fence)
+        return await self._enqueue(BUILD_JOB, BuildJob(build_id, fence), build_id, fence)
 
     async def enqueue_deletion(self, user_id: str, attempt: int = 0) -> bool:
-        """Hints that a user is to be removed. False when Redis did not take it.
+        """Enqueues the removal of a user. False when Redis did not take it.
 
         `attempt` is part of the job's id: a reconciler counts up, since a killed worker's id stays
         blocked.
         """
-        return await self._hint(DELETION_JOB, DeletionJob(user_id), "delete", user_id, attempt)
+        return await self._enqueue(DELETION_JOB, DeletionJob(user_id), "delete", user_id, attempt)
 
-    async def _hint(self, job: str, payload: msgspec.Struct, *parts: object) -> bool:
+    async def _enqueue(self, job: str, payload: msgspec.Struct, *parts: object) -> bool:
         job_id = names.job_id(self._environment, *parts)
         try:
-            async with asyncio.timeout(self._hint_timeout_s):
+            async with asyncio.timeout(self._enqueue_timeout_s):
                 await self.redis.enqueue_job(job, payload, _job_id=job_id, _queue_name=self.name)
         except (RedisError, OSError, TimeoutError) as error:
             telemetry.ENQUEUE_FAILED.inc()
@@ -139,7 +139,7 @@ async def open_queue(settings: Settings) -> AsyncIterator[BuildQueue]:
         yield BuildQueue(
             redis,
             settings.environment,
-            hint_timeout_s=settings.hint_timeout_s,
+            enqueue_timeout_s=settings.hint_timeout_s,
             ping_timeout_s=settings.redis_timeout_s,
         )
     finally:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core.dynamo.client import Dynamo, open_dynamo
 from core.dynamo.cursors import Cursors
-from core.hints import Hints, open_hints
+from core.notifications import ChangeNotifier, open_notifier
 from core.objects import Objects, open_objects
 from core.queue import BuildQueue, open_queue
 from core.repositories.builds import BuildRepository
@@ -39,7 +39,7 @@ class Resources:
     dynamo: Dynamo
     objects: Objects
     queue: BuildQueue
-    hints: Hints
+    notifier: ChangeNotifier
     models: ModelRepository
     embeddings: EmbeddingRepository
     builds: BuildRepository
@@ -68,7 +68,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         dynamo = await stack.enter_async_context(open_dynamo(settings))
         objects = await stack.enter_async_context(open_objects(settings))
         queue = await stack.enter_async_context(open_queue(settings))
-        hints = await stack.enter_async_context(open_hints(settings))
+        notifier = await stack.enter_async_context(open_notifier(settings))
         models = ModelRepository(dynamo, settings)
         embeddings = EmbeddingRepository(dynamo, settings)
         builds = BuildRepository(dynamo, settings)
@@ -82,7 +82,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             dynamo=dynamo,
             objects=objects,
             queue=queue,
-            hints=hints,
+            notifier=notifier,
             models=models,
             embeddings=embeddings,
             builds=builds,
@@ -96,7 +96,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             versions=VersionStore(objects, settings.environment, settings.serving.cache_dir),
             cursors=Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s),
             watermarks=Watermarks(settings.cursor_keys),
-            ingest=Ingest(models, embeddings, hints, settings),
+            ingest=Ingest(models, embeddings, notifier, settings),
             build_requests=BuildRequests(models, embeddings, builds, queue),
             retention=retention,
             model_deletions=ModelDeletions(deletions, builds, retention, settings),

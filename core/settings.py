@@ -250,8 +250,8 @@ class Serving(msgspec.Struct, frozen=True):
     hint_gather_s: _Seconds = 0.01
     """How long changed rows are gathered before they are read."""
     poll_s: _Seconds = 30.0
-    """How often the shards are looked through for changes whose hint was lost, spread by a
-    quarter."""
+    """How often the shards are looked through for changes whose notification was lost; 25 %
+    of it is jitter."""
     poll_overlap_s: _Seconds = 60.0
     """How far each look reaches back before the one before it: the lag of the table's index, and
     the difference of two clocks, are less."""
@@ -290,7 +290,7 @@ class Settings(msgspec.Struct, frozen=True):
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_timeout_s: _Seconds = 2.0
     hint_timeout_s: _Seconds = 0.5
-    """For one hint: that rows changed, for which no write waits, or that a build was opened."""
+    """For publishing one change notification, for which no write waits, or enqueueing one job."""
     cursor_keys: tuple[str, ...] = ()
     """AES-256 keys in base64 that seal cursors: the first seals, all of them open."""
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"

@@ -168,10 +168,10 @@ VERSIONS_REFUSED = Counter(
     "k9_versions_refused_total", "Index versions refused, by reason.", ["reason"]
 )
 ENQUEUE_FAILED = Counter(
-    "k9_enqueue_failed_total", "Hints to the queue that were lost; the reconciler makes them good."
+    "k9_enqueue_failed_total", "Jobs that Redis did not take; the reconciler enqueues them again."
 )
-HINTS_LOST = Counter(
-    "k9_hints_lost_total", "Ids of changed rows whose hint was lost; a poll finds them.", ["why"]
+NOTIFICATIONS_LOST = Counter(
+    "k9_hints_lost_total", "Changed rows whose notification was lost; a poll finds them.", ["why"]
 )
 RECONCILED = Counter("k9_builds_reconciled_total", "Open builds that were enqueued again.")
 LOADED_ROWS = Gauge("k9_loaded_rows", "Rows of the version in memory.", ["model_version"])

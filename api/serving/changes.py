@@ -62,7 +62,7 @@ class Freshness:
             await asyncio.sleep(_AGAIN_S)
 
     async def _pass_on(self) -> None:
-        async for hint in self._resources.hints.follow():
+        async for hint in self._resources.notifier.subscribe():
             if hint is None:
                 metrics.HINTS_BEGUN.inc()
                 self._look_all()

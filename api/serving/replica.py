@@ -16,8 +16,8 @@ from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
 from core import telemetry
 from core.errors import Conflict, K9Error, NotFound, Unavailable
-from core.hints import Hint
 from core.models import Model, Watermark, now, parse_timestamp, timestamp
+from core.notifications import ChangeNotification
 from core.resources import Resources
 from core.settings import Serving
 
@@ -136,7 +136,7 @@ class ModelReplica:
         self._show(stage)
         self.look_soon()
 
-    def hinted(self, hint: Hint) -> None:
+    def hinted(self, hint: ChangeNotification) -> None:
         """Takes a hint that rows changed."""
         stages = [stage for stage in (self._stage, self._next) if stage is not None]
         ids: Sequence[str] = hint.product_ids
@@ -148,7 +148,7 @@ class ModelReplica:
         self._hinted_ms = self._hinted_ms or hint.sent_ms
         lost = self._reading.hint(ids)
         if lost:
-            telemetry.HINTS_LOST.labels("no room").inc(lost)
+            telemetry.NOTIFICATIONS_LOST.labels("no room").inc(lost)
             self.look_soon()
 
     def look_soon(self) -> None:

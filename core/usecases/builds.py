@@ -1,4 +1,4 @@
-"""Requesting a build: written to the table first, then hinted to the workers."""
+"""Requesting a build: written to the table first, then enqueued."""
 
 import msgspec
 

@@ -20,13 +20,13 @@ from core.errors import (
     PartlyStored,
     Unavailable,
 )
-from core.hints import Hints
 from core.identifiers import (
     product_id_problem,
     validate_model_version,
     validate_product_id,
 )
 from core.models import Metric, Model, Watermark, now, timestamp
+from core.notifications import ChangeNotifier
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import Claim
 from core.repositories.models import ModelRepository
@@ -57,12 +57,12 @@ class Ingest:
         self,
         models: ModelRepository,
         embeddings: EmbeddingRepository,
-        hints: Hints,
+        notifier: ChangeNotifier,
         settings: Settings,
     ) -> None:
         self._models = models
         self._embeddings = embeddings
-        self._hints = hints
+        self._notifier = notifier
         self._limits = settings.limits
         self._shards = settings.ingest.shards
 
@@ -96,7 +96,7 @@ class Ingest:
             if problem:
                 raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
             model = await self._model_for(model, model_version, len(vector), metric)
-            with self._hinting(model_version, (product_id,)):
+            with self._notifying(model_version, (product_id,)):
                 stored = await self._embeddings.store_embedding(
                     model, product_id, vector.tobytes(), claim
                 )
@@ -148,7 +148,7 @@ class Ingest:
             )
         model = await self._model_for(model, model_version, len(rows[0][1]), metric)
         packed = [(product_id, vector.tobytes()) for product_id, vector in rows]
-        with self._hinting(model_version, [product_id for product_id, _ in rows]):
+        with self._notifying(model_version, [product_id for product_id, _ in rows]):
             until = self._models.batch_until(model)
             unprocessed = await self._embeddings.store_batch(model, packed, until, claim)
         telemetry.ROWS_WRITTEN.inc(len(rows) - len(unprocessed))
@@ -172,7 +172,7 @@ class Ingest:
         """
         validate_product_id(product_id, self._limits.product_id_bytes_max)
         model = await self._models.known_model(model_version)
-        with self._hinting(model_version, (product_id,)):
+        with self._notifying(model_version, (product_id,)):
             deleted = await self._embeddings.delete_embedding(model, product_id, claim)
         telemetry.ROWS_WRITTEN.inc()
         return deleted
@@ -218,14 +218,14 @@ class Ingest:
         return found
 
     @contextmanager
-    def _hinting(self, model_version: str, product_ids: Sequence[str]) -> Iterator[None]:
-        """Leaves a hint once rows were written, and where nobody knows whether they were."""
+    def _notifying(self, model_version: str, product_ids: Sequence[str]) -> Iterator[None]:
+        """Publishes that rows were written, also when it is unknown whether they were."""
         try:
             yield
         except (Unavailable, CancelledError):
-            self._hints.changed(model_version, product_ids)
+            self._notifier.publish(model_version, product_ids)
             raise
-        self._hints.changed(model_version, product_ids)
+        self._notifier.publish(model_version, product_ids)
 
     def _check_size(self, rows: Sequence[Row]) -> None:
         limit = self._limits.batch_rows_max

@@ -65,10 +65,10 @@ class Rows(EmbeddingRepository):
             raise Unavailable("DynamoDB is away, says the test")
 
 
-class Deaf:
-    """Hints that nobody hears."""
+class SilentNotifier:
+    """Publishes nothing."""
 
-    def changed(self, _model_version: str, _product_ids: Sequence[str]) -> None:
+    def publish(self, _model_version: str, _product_ids: Sequence[str]) -> None:
         """Forgets it."""
 
 
@@ -153,12 +153,12 @@ def shop(api_settings: Settings, resources: Resources, pool: Pool, tmp_path: Pat
             ),
         )
         rows = Rows(resources.dynamo, settings)
-        hints: Any = Deaf() if deaf else resources.hints
+        notifier: Any = SilentNotifier() if deaf else resources.notifier
         mine = replace(
             resources,
             settings=settings,
             embeddings=rows,
-            ingest=Ingest(resources.models, rows, hints, settings),
+            ingest=Ingest(resources.models, rows, notifier, settings),
         )
         model = f"f-{uuid4().hex[:8]}"
         entries = [(f"p{number:02d}", vector(number)) for number in range(ROWS)]

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from core.dynamo.client import Dynamo, open_dynamo
-from core.dynamo.expressions import Update, at_least, equals, expressions, key
+from core.dynamo.expressions import Update, above, equals, expressions, key
 from core.dynamo.tables import MODEL_SHARD, MODEL_VERSION_INDEX, OPEN, OPEN_BUILDS_INDEX
 from core.settings import Settings
 
@@ -75,7 +75,7 @@ class TestQueries:
                 Limit=2,
                 **start,
                 **expressions(
-                    key=equals(MODEL_SHARD, shard) & at_least("updated_at", "1"),
+                    key=equals(MODEL_SHARD, shard) & above("updated_at", "0"),
                     projection=("product_id",),
                 ),
             )

@@ -16,9 +16,9 @@ from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
 from api.wire.schemas import Neighbor
 from core.errors import Unavailable
-from core.hints import Hint
 from core.index.manifest import Manifest
 from core.models import Embedding, Model, now, timestamp
+from core.notifications import ChangeNotification
 from core.settings import Serving, Settings
 from core.vectors.arrays import Floats
 from tests.unit.api.serving.versions import DIMENSION, make, model_of
@@ -107,20 +107,20 @@ class Asked:
         return SimpleNamespace(build_id="b-9")
 
 
-class Radio:
-    """Hints, as a test sends them."""
+class FakeNotifier:
+    """Change notifications, as a test sends them."""
 
     def __init__(self) -> None:
-        self.waiting: asyncio.Queue[Hint | None] = asyncio.Queue()
+        self.waiting: asyncio.Queue[ChangeNotification | None] = asyncio.Queue()
 
-    async def follow(self) -> AsyncIterator[Hint | None]:
+    async def subscribe(self) -> AsyncIterator[ChangeNotification | None]:
         """Each of them."""
         while True:
             yield await self.waiting.get()
 
     def send(self, *product_ids: str) -> None:
-        """Hints that these changed."""
-        self.waiting.put_nowait(Hint("m", product_ids, 1))
+        """Notifies that these changed."""
+        self.waiting.put_nowait(ChangeNotification("m", product_ids, 1))
 
 
 class Rig:
@@ -131,14 +131,14 @@ class Rig:
         self.manifests: dict[str, Manifest] = {}
         self.table = Table()
         self.asked = Asked()
-        self.radio = Radio()
+        self.notifier = FakeNotifier()
         models: Any = self.asked
         self.registry = IndexRegistry(models, 1 << 30)
         resources: Any = SimpleNamespace(
             embeddings=self.table,
             models=self.asked,
             build_requests=self.asked,
-            hints=self.radio,
+            notifier=self.notifier,
             settings=Settings(serving=Serving(**{"poll_s": 600.0, **serving})),
         )
         self.freshness = Freshness(resources, self.registry)

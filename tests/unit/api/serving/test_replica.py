@@ -58,7 +58,7 @@ async def test_without_looks_nobody_knows_what_changed_any_more(tmp_path: Path) 
 
         await until(unknown)
         rig.table.put("new", vector(1))
-        rig.radio.send("new")
+        rig.notifier.send("new")
         await until(lambda: rig.has("new"))
         assert await rig.fresh() is None
         rig.table.looks_fail = False
@@ -153,7 +153,7 @@ async def test_hints_that_begin_again_have_the_shards_looked_through(tmp_path: P
     async with rig.running():
         await rig.looked()
         rig.table.put("new", vector(1))
-        rig.radio.waiting.put_nowait(None)
+        rig.notifier.waiting.put_nowait(None)
         await until(lambda: rig.has("new"))
 
 
@@ -163,7 +163,7 @@ async def test_hints_without_room_have_the_shards_looked_through(tmp_path: Path)
     async with rig.running():
         await rig.looked()
         rig.table.put("new", vector(1))
-        rig.radio.send("x1", "x2", "x3", "new")
+        rig.notifier.send("x1", "x2", "x3", "new")
         await until(lambda: rig.has("new"))
 
 
@@ -175,7 +175,7 @@ async def test_rows_whose_reading_failed_are_read_again(tmp_path: Path) -> None:
         await rig.looked()
         rig.table.reads_fail = True
         rig.table.put("new", vector(1))
-        rig.radio.send("new")
+        rig.notifier.send("new")
         await until(lambda: _is(rig.table.reads > 0))
         rig.table.reads_fail = False
         await until(lambda: rig.has("new"))
@@ -192,7 +192,7 @@ async def test_no_build_is_requested_where_the_current_one_was_just_pinned(
     async with rig.running():
         for name in ("x", "y"):
             rig.table.put(name, vector(ord(name)))
-        rig.radio.send("x", "y")
+        rig.notifier.send("x", "y")
         await until(lambda: _is(rig.asked.looked_up == 1))
         await asyncio.sleep(0.02)
         assert rig.asked.builds == (not pinned)
@@ -271,7 +271,7 @@ async def test_a_row_both_hinted_and_shown_counts_once(tmp_path: Path) -> None:
         rig.table.put(name, vector(ord(name)))
     async with rig.running():
         await until(lambda: _is(len(rig.table.looks) == 1))
-        rig.radio.send(*names)
+        rig.notifier.send(*names)
         await until(lambda: rig.has("z"))
         rig.table.gate.set()
         await rig.looked()
@@ -307,12 +307,12 @@ async def test_past_the_hard_limit_nothing_deleted_comes_back(
         found = await rig.found(vector(ord("b")))
         assert found[0].product_id == "b"  # overwritten, and found in the form that the index has
         rig.table.put("c", None)
-        rig.radio.send("b", "c", "x")
+        rig.notifier.send("b", "c", "x")
         await until(lambda: _lacks(rig, "c"))
         await _only(rig, "bdef")
         rig.table.put("a", vector(ord("a")))
         rig.table.put("e", None)
-        rig.radio.waiting.put_nowait(None)
+        rig.notifier.waiting.put_nowait(None)
         await until(lambda: _lacks(rig, "e"))
         await _only(rig, "abdf")
         assert await rig.fresh() is None

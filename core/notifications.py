@@ -1,7 +1,7 @@
-"""Hints that rows changed, over Redis: who serves a model version then reads just those rows.
+"""Change notifications over Redis: processes that serve a model version then read those rows.
 
-A hint is best effort, both ways. It never fails a write nor holds one up, and whoever follows
-hints looks at the table now and then as well.
+Delivery is best effort. Publishing never fails or delays a write, and subscribers also poll the
+table.
 """
 
 import asyncio
@@ -22,20 +22,19 @@ from core.retry import RetryPolicy
 from core.settings import Settings
 
 IDS_MAX: Final = 250
-"""Product ids of one message: of 512 bytes each, 128 KB."""
+"""Product ids in one message: of 512 bytes each, 128 KB."""
 _WAITING_MAX: Final = 20_000
-"""Ids that wait to be sent; what comes on top of them is lost."""
+"""Ids that may wait to be sent; further ones are dropped."""
 _CLOSE_S: Final = 1.0
-"""How long the last hints of a process may take."""
+"""How long sending the last notifications of a process may take."""
 _SILENT_S: Final = 5.0
-"""A connection on which nothing came for so long is asked whether it lives, and given up when it
-is silent for as long again."""
+"""A connection that received nothing for this long is pinged, and closed after as long again."""
 _RECONNECT: Final = RetryPolicy(first_s=0.1, max_s=5.0, jitter=0.5)
 
 _log = telemetry.logger(__name__)
 
 
-class Hint(msgspec.Struct, frozen=True, array_like=True):
+class ChangeNotification(msgspec.Struct, frozen=True, array_like=True):
     """Rows of one model version that were written or deleted."""
 
     model_version: str
@@ -45,12 +44,12 @@ class Hint(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_DECODER: Final = msgspec.msgpack.Decoder(Hint)
+_DECODER: Final = msgspec.msgpack.Decoder(ChangeNotification)
 _FAILURES: Final = (RedisError, OSError, TimeoutError)
 
 
-class Hints:
-    """Leaves hints, and follows those of all processes of the environment."""
+class ChangeNotifier:
+    """Publishes change notifications, and subscribes to those of the whole environment."""
 
     def __init__(
         self, redis: Redis, channel: str, *, timeout_s: float, product_id_bytes_max: int
@@ -63,8 +62,8 @@ class Hints:
         self._count = 0
         self._sending: asyncio.Task[None] | None = None
 
-    def changed(self, model_version: str, product_ids: Iterable[str]) -> None:
-        """Says that rows were written or deleted. Returns at once; one task sends what waits."""
+    def publish(self, model_version: str, product_ids: Iterable[str]) -> None:
+        """Notifies of rows that were written or deleted. Returns at once; a task sends it."""
         waiting = self._waiting.setdefault(model_version, {})
         before = len(waiting)
         room = _WAITING_MAX - self._count
@@ -72,16 +71,16 @@ class Hints:
             if len(waiting) - before < room:
                 waiting[product_id] = None
             elif product_id not in waiting:
-                telemetry.HINTS_LOST.labels("not sent").inc()
+                telemetry.NOTIFICATIONS_LOST.labels("not sent").inc()
         self._count += len(waiting) - before
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
 
-    async def follow(self) -> AsyncIterator[Hint | None]:
-        """Every hint from now on; None each time the listening begins, or begins again.
+    async def subscribe(self) -> AsyncIterator[ChangeNotification | None]:
+        """Every notification from now on; None whenever the subscription starts, or starts again.
 
-        What changed before a None may have been missed. Never ends by itself: a connection that
-        breaks, or goes silent, is made anew with backoff.
+        Changes before a None may have been missed. Never ends by itself: a connection that breaks
+        or goes silent is replaced, with backoff.
         """
         failures = 0
         while True:
@@ -90,31 +89,36 @@ class Hints:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await pubsub.subscribe(self._channel)
-                _heed_cancellation()
-                async for hint in _listen(pubsub):
+                _raise_cancellation()
+                async for notification in _listen(pubsub):
                     failures = 0
-                    yield hint and self._sound(hint)
+                    yield notification and self._valid(notification)
             except _FAILURES as error:
                 failures += 1
                 wait_s = _RECONNECT.delay_s(failures)
-                _log.warning("hints not heard", error=type(error).__name__, again_in_s=wait_s)
+                _log.warning(
+                    "change notifications not received",
+                    error=type(error).__name__,
+                    retry_in_s=wait_s,
+                )
             finally:
                 await _closed(pubsub)
             await asyncio.sleep(wait_s)
 
-    def _sound(self, hint: Hint) -> Hint:
-        """The hint without ids that no product has: DynamoDB refuses to look for some of them."""
+    def _valid(self, notification: ChangeNotification) -> ChangeNotification:
+        """The same with valid ids only: DynamoDB rejects a read of any other."""
         ids = tuple(
             product_id
-            for product_id in hint.product_ids[:IDS_MAX]
+            for product_id in notification.product_ids[:IDS_MAX]
             if 0 < len(product_id.encode()) <= self._bytes_max
         )
-        if len(ids) < len(hint.product_ids):
-            telemetry.HINTS_LOST.labels("not understood").inc(len(hint.product_ids) - len(ids))
-        return Hint(hint.model_version, ids, hint.sent_ms)
+        dropped = len(notification.product_ids) - len(ids)
+        if dropped:
+            telemetry.NOTIFICATIONS_LOST.labels("not understood").inc(dropped)
+        return ChangeNotification(notification.model_version, ids, notification.sent_ms)
 
     async def aclose(self) -> None:
-        """Sends what waits, for a short time."""
+        """Sends what still waits, for a second at most."""
         if self._sending is not None and not self._sending.done():
             _, late = await asyncio.wait({self._sending}, timeout=_CLOSE_S)
             for task in late:
@@ -127,41 +131,41 @@ class Hints:
             self._count -= len(waiting)
             left = iter(waiting)
             while ids := tuple(islice(left, IDS_MAX)):
-                hint = Hint(model_version, ids, time.time_ns() // 1_000_000)
+                notification = ChangeNotification(model_version, ids, time.time_ns() // 1_000_000)
                 try:
                     async with asyncio.timeout(self._timeout_s):
-                        await self._redis.publish(self._channel, _encode(hint))
+                        await self._redis.publish(self._channel, _encode(notification))
                 except _FAILURES as error:
-                    telemetry.HINTS_LOST.labels("not sent").inc(len(ids))
-                    _log.debug("hint not sent", error=type(error).__name__)
+                    telemetry.NOTIFICATIONS_LOST.labels("not sent").inc(len(ids))
+                    _log.debug("change notification not sent", error=type(error).__name__)
 
 
-async def _listen(pubsub: Any) -> AsyncIterator[Hint | None]:
-    """What one connection hears, until it fails."""
-    asked = False
+async def _listen(pubsub: Any) -> AsyncIterator[ChangeNotification | None]:
+    """What one connection receives, until it fails."""
+    pinged = False
     while True:
         message = await pubsub.get_message(timeout=_SILENT_S)
-        _heed_cancellation()
+        _raise_cancellation()
         if message is None:
-            if asked:
+            if pinged:
                 raise TimeoutError
-            asked = True
+            pinged = True
             await pubsub.ping()
             continue
-        asked = False
+        pinged = False
         if message["type"] == "subscribe":
             yield None
         elif message["type"] == "message":
             try:
-                hint = _DECODER.decode(message["data"])
+                notification = _DECODER.decode(message["data"])
             except (ValueError, RecursionError):  # msgspec's errors, and bytes that are no text
-                telemetry.HINTS_LOST.labels("not understood").inc()
+                telemetry.NOTIFICATIONS_LOST.labels("not understood").inc()
             else:
-                yield hint
+                yield notification
 
 
-def _heed_cancellation() -> None:
-    """Raises a cancellation that was swallowed: redis-py's timeouts of 0 s take it for theirs."""
+def _raise_cancellation() -> None:
+    """Raises a cancellation that redis-py swallowed: its timeouts of 0 s take it for their own."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
@@ -173,8 +177,8 @@ async def _closed(pubsub: Any) -> None:
 
 
 @asynccontextmanager
-async def open_hints(settings: Settings) -> AsyncIterator[Hints]:
-    """Hints of the environment; connects at its first use."""
+async def open_notifier(settings: Settings) -> AsyncIterator[ChangeNotifier]:
+    """The notifier of the environment; connects at its first use."""
     tls: dict[str, Any] = {}
     if settings.redis_url.startswith("rediss:"):
         tls["ssl_check_hostname"] = True  # redis-py leaves it off
@@ -185,14 +189,14 @@ async def open_hints(settings: Settings) -> AsyncIterator[Hints]:
         retry=Retry(NoBackoff(), 0),
         **tls,
     )
-    hints = Hints(
+    notifier = ChangeNotifier(
         redis,
         names.channel_name(settings.environment),
         timeout_s=settings.hint_timeout_s,
         product_id_bytes_max=settings.limits.product_id_bytes_max,
     )
     try:
-        yield hints
+        yield notifier
     finally:
-        await hints.aclose()
+        await notifier.aclose()
         await redis.aclose()
