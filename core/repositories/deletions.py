@@ -21,8 +21,8 @@ from core.dynamo.expressions import (
     missing,
 )
 from core.dynamo.pagination import paginate
-from core.dynamo.wire import Item
-from core.errors import ConditionFailed, LeaseLost, TransactionFailed, Unavailable
+from core.dynamo.rows import get_row, update_row
+from core.errors import LeaseLost, TransactionFailed, Unavailable
 from core.repositories import transactions
 from core.repositories.build_rows import milliseconds
 from core.repositories.transactions import Part, found, refused
@@ -88,10 +88,7 @@ class DeletionRepository:
 
         None too for a user who is not marked: a note that is left of one is removed.
         """
-        reply = await self._dynamo.call(
-            "get_item", TableName=self._users, Key=key(user_id=user_id), ConsistentRead=True
-        )
-        row: Item = reply.get("Item", {})
+        row = await get_row(self._dynamo, self._users, key(user_id=user_id)) or {}
         if _MARK not in row:
             await self._remove_notes(user_id)
             return None
@@ -149,17 +146,14 @@ class DeletionRepository:
 
     async def release(self, deletion: Deletion) -> None:
         """Ends the lease, so that any worker may go on at once."""
-        try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._users,
-                Key=key(user_id=deletion.user_id),
-                **expressions(
-                    update=Update(set={_LEASE: 0}), condition=equals(_HOLDER, deletion.holder)
-                ),
-            )
-        except ConditionFailed:
-            return  # it was another worker's already, or is done
+        # Where the condition is not met, another worker has it already, or it is done.
+        await update_row(
+            self._dynamo,
+            self._users,
+            key(user_id=deletion.user_id),
+            Update(set={_LEASE: 0}),
+            equals(_HOLDER, deletion.holder),
+        )
 
     async def finish(self, deletion: Deletion) -> None:
         """Removes the profile and the note of its mark.

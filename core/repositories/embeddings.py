@@ -18,6 +18,7 @@ from core.dynamo.expressions import (
     missing,
 )
 from core.dynamo.pagination import paginate
+from core.dynamo.rows import delete_rows
 from core.dynamo.wire import Item, RequestItem
 from core.errors import ConditionFailed, TransactionFailed, Unavailable
 from core.models import Embedding, Model, now, timestamp
@@ -40,7 +41,6 @@ from core.repositories.embedding_rows import (
     writable,
 )
 from core.repositories.idempotency import Claim, completion, lost
-from core.repositories.removals import remove_where
 from core.repositories.transactions import refused
 from core.results import DeletedEmbedding, StoredEmbedding
 from core.settings import Settings
@@ -280,7 +280,7 @@ class EmbeddingRepository:
             )
             for row in rows
         )
-        return await remove_where(self._dynamo, self._table, held, self._ingest.batch_concurrency)
+        return await delete_rows(self._dynamo, self._table, held, self._ingest.batch_concurrency)
 
     def changed_since(self, model: Model, moment: str) -> AsyncGenerator[list[Embedding], None]:
         """The rows changed after a moment, as far as the index shows them; pages as below."""

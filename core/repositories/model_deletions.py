@@ -19,11 +19,11 @@ from core.dynamo.expressions import (
     below,
     equals,
     exists,
-    expressions,
     key,
     missing,
 )
-from core.errors import ConditionFailed, LeaseLost
+from core.dynamo.rows import delete_row, update_row
+from core.errors import LeaseLost
 from core.models import Build, Model
 from core.repositories.build_rows import milliseconds
 from core.repositories.embeddings import EmbeddingRepository
@@ -88,8 +88,13 @@ class ModelDeletionRepository:
 
     async def remove_build(self, build: Build) -> None:
         """Removes the record of a build, or of a verification, that has ended."""
-        holds = missing(tables.OPEN) & equals("fence", build.fence)
-        await self._remove(self._builds, build.build_id, holds)
+        # Where the condition is not met, it is gone, or the next round finds it.
+        await delete_row(
+            self._dynamo,
+            self._builds,
+            key(build_id=build.build_id),
+            missing(tables.OPEN) & equals("fence", build.fence),
+        )
 
     async def remove_model(self, claim: Claim) -> bool:
         """Removes the record itself; False where a build was opened meanwhile.
@@ -97,43 +102,27 @@ class ModelDeletionRepository:
         Raises:
             LeaseLost: another worker has the deletion, or has done it.
         """
-        try:
-            await self._dynamo.call(
-                "delete_item",
-                TableName=self._models,
-                Key=key(model_version=claim.model.model_version),
-                **expressions(condition=_ours(claim) & missing("open_build_id")),
-            )
-        except ConditionFailed:
+        deleted = await delete_row(
+            self._dynamo,
+            self._models,
+            key(model_version=claim.model.model_version),
+            _ours(claim) & missing("open_build_id"),
+        )
+        if not deleted:
             await self.renew(claim)
-            return False
-        return True
+        return deleted
 
-    async def _remove(self, table: str, build_id: str, holds: Condition) -> None:
-        try:
-            await self._dynamo.call(
-                "delete_item",
-                TableName=table,
-                Key=key(build_id=build_id),
-                **expressions(condition=holds),
-            )
-        except ConditionFailed:
-            return  # it is gone, or is met again
-
-    async def _lease(self, claim: Claim, holds: Condition, lease_s: float | None = None) -> bool:
+    async def _lease(
+        self, claim: Claim, condition: Condition, lease_s: float | None = None
+    ) -> bool:
         until_ms = milliseconds(self._lease_s if lease_s is None else lease_s)
-        try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._models,
-                Key=key(model_version=claim.model.model_version),
-                **expressions(
-                    update=Update(set={_HOLDER: claim.holder, _LEASE: until_ms}), condition=holds
-                ),
-            )
-        except ConditionFailed:
-            return False
-        return True
+        return await update_row(
+            self._dynamo,
+            self._models,
+            key(model_version=claim.model.model_version),
+            Update(set={_HOLDER: claim.holder, _LEASE: until_ms}),
+            condition,
+        )
 
 
 def _marked(model: Model) -> Condition:

@@ -12,6 +12,7 @@ from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, equals, exists, expressions, key, missing
 from core.dynamo.items import Codec, int_of
 from core.dynamo.pagination import paginate
+from core.dynamo.rows import get_row
 from core.dynamo.wire import AttributeValue, RequestItem
 from core.errors import (
     ConditionFailed,
@@ -68,12 +69,10 @@ async def read_model(dynamo: Dynamo, table: str, model_version: str) -> Model:
     Raises:
         NotFound: there is none.
     """
-    reply = await dynamo.call(
-        "get_item", TableName=table, Key=key(model_version=model_version), ConsistentRead=True
-    )
-    if "Item" not in reply:
+    item = await get_row(dynamo, table, key(model_version=model_version))
+    if item is None:
         raise NotFound(f"there is no model version {model_version!r}")
-    return decode_model(reply["Item"])
+    return decode_model(item)
 
 
 def same_model(model: Model) -> Condition:

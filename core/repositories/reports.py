@@ -10,6 +10,7 @@ from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, equals, expressions, key, missing
 from core.dynamo.items import Codec
 from core.dynamo.pagination import paginate
+from core.dynamo.rows import get_row
 from core.dynamo.wire import Item
 from core.errors import AlreadyExists, NotFound, Stale, TransactionFailed
 from core.models import Report
@@ -44,10 +45,7 @@ class ReportRepository:
         Raises:
             NotFound: there is none, or it is someone else's.
         """
-        reply = await self._dynamo.call(
-            "get_item", TableName=self._table, Key=key(id=report_id), ConsistentRead=True
-        )
-        item: Item | None = reply.get("Item")
+        item = await get_row(self._dynamo, self._table, key(id=report_id))
         if item is None or item["user_id"].S != user_id:
             raise unknown_report()
         return REPORT_CODEC.decode(item)

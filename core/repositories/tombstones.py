@@ -7,8 +7,8 @@ import msgspec
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import equals
+from core.dynamo.rows import delete_rows
 from core.repositories.embedding_rows import row_key
-from core.repositories.removals import remove_where
 from core.settings import Settings
 
 
@@ -42,4 +42,4 @@ class TombstoneRepository:
             )
             for tombstone in tombstones
         )
-        return await remove_where(self._dynamo, self._table, rows, self._concurrency)
+        return await delete_rows(self._dynamo, self._table, rows, self._concurrency)

@@ -6,6 +6,7 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import equals, exists, key, missing
 from core.dynamo.items import Codec
+from core.dynamo.rows import get_row
 from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale, TransactionFailed
 from core.models import User
 from core.repositories import transactions
@@ -31,12 +32,10 @@ class UserRepository:
         Raises:
             NotFound: there is none.
         """
-        reply = await self._dynamo.call(
-            "get_item", TableName=self._table, Key=key(user_id=user_id), ConsistentRead=True
-        )
-        if "Item" not in reply:
+        item = await get_row(self._dynamo, self._table, key(user_id=user_id))
+        if item is None:
             raise unknown_user()
-        return USER_CODEC.decode(reply["Item"])
+        return USER_CODEC.decode(item)
 
     async def create_user(self, user: User, also: Sequence[Part] = ()) -> None:
         """Puts a new user, with whatever else belongs to the transaction.

@@ -1,0 +1,70 @@
+"""Reading and writing single rows: consistent reads, and writes under a condition."""
+
+import asyncio
+from collections.abc import Iterable
+
+from core.dynamo.client import Dynamo
+from core.dynamo.expressions import Condition, Update, expressions
+from core.dynamo.wire import Item, RequestItem
+from core.errors import ConditionFailed
+
+
+async def get_row(dynamo: Dynamo, table: str, key: RequestItem) -> Item | None:
+    """The row of a key, read consistently; None where there is none."""
+    reply = await dynamo.call("get_item", TableName=table, Key=key, ConsistentRead=True)
+    item: Item | None = reply.get("Item")
+    return item
+
+
+async def update_row(
+    dynamo: Dynamo, table: str, key: RequestItem, update: Update, condition: Condition
+) -> bool:
+    """Updates a row; False where the condition is not met."""
+    try:
+        await dynamo.call(
+            "update_item",
+            TableName=table,
+            Key=key,
+            **expressions(update=update, condition=condition),
+        )
+    except ConditionFailed:
+        return False
+    return True
+
+
+async def delete_row(dynamo: Dynamo, table: str, key: RequestItem, condition: Condition) -> bool:
+    """Deletes a row; False where the condition is not met."""
+    try:
+        await dynamo.call(
+            "delete_item", TableName=table, Key=key, **expressions(condition=condition)
+        )
+    except ConditionFailed:
+        return False
+    return True
+
+
+async def delete_rows(
+    dynamo: Dynamo, table: str, rows: Iterable[tuple[RequestItem, Condition]], concurrency: int
+) -> int:
+    """Deletes many rows, each under its own condition; the number of those that were deleted.
+
+    A batch would take fewer requests, and takes no condition.
+
+    Raises:
+        Unavailable: DynamoDB did not take it in time; the remaining rows stay.
+    """
+    remaining = iter(rows)
+    deleted = 0
+
+    async def worker() -> None:
+        nonlocal deleted
+        for key, condition in remaining:
+            deleted += await delete_row(dynamo, table, key, condition)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(worker())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return deleted
