@@ -35,10 +35,10 @@ def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
         return Unavailable(_NO_CREDENTIALS, public=public_message(service))
     if isinstance(error, CredentialRetrievalError):
         return Unavailable(
-            f"AWS credentials could not be had: {error}", public=public_message(service)
+            f"AWS credentials could not be obtained: {error}", public=public_message(service)
         )
     if isinstance(error, ConnectionFailed | HTTPClientError):
-        # The message of the error holds the endpoint's address, which is no caller's business.
+        # The message of the error has the endpoint's address, which callers must not see.
         return Unavailable(
             f"{service} could not be reached: {type(error).__name__}",
             public=public_message(service),
@@ -47,7 +47,7 @@ def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
 
 
 def public_message(service: str) -> str:
-    """What a caller may know of a service that K9 could not use: no address, no reason."""
+    """The message for callers about a service that K9 could not use."""
     return f"{service} could not be used; try again"
 
 
@@ -60,14 +60,14 @@ def client_config(settings: Settings, *, read_timeout_s: float | None = None) ->
         read_timeout=read_timeout_s or aws.read_timeout_s,
         max_pool_connections=aws.pool_connections,
         retries={"mode": "standard", "total_max_attempts": aws.attempts_max},
-        # botocore checks each value against its model, a second walk over every row sent; what
-        # is wrong with a request comes back from DynamoDB just as clearly.
+        # botocore would check each value against its model, a second walk over every row sent;
+        # DynamoDB reports a wrong request just as clearly.
         parameter_validation=False,
         # Looking up the account's own endpoint needs the account of the credentials; a process
         # that has none would ask for it.
         account_id_endpoint_mode="disabled",
-        # Given, it is one string; otherwise botocore composes it anew for each request, which is
-        # an eighth of the processor time of a small one.
+        # Otherwise botocore composes it for each request, which is an eighth of the processor
+        # time of a small one.
         user_agent=f"k9 aiobotocore/{aiobotocore.__version__}",
     )
 

@@ -1,6 +1,6 @@
 """The one tree of errors, without HTTP: `api/http/problems.py` and `worker/jobs.py` map it.
 
-`str(error)` is safe to show to the caller: it says what is wrong and what to do, and holds no
+`str(error)` is safe to show to the caller: it says what is wrong and what to do, and has no
 secret, no key of another row and no internal address. Of an `Unavailable` a caller is shown only
 `public`: its own text may name tables, buckets and settings, for the log and for commands.
 """
@@ -28,7 +28,7 @@ class Unreadable(K9Error):
 
 
 class Invalid(K9Error):
-    """The input reads, but does not hold. `errors` has one entry a field."""
+    """The input can be read, but is not valid. `errors` has one entry per field."""
 
     def __init__(self, detail: str, errors: tuple[FieldError, ...] = ()) -> None:
         super().__init__(detail)
@@ -40,28 +40,28 @@ class TooLarge(K9Error):
 
 
 class Unauthenticated(K9Error):
-    """No token, or one that does not hold. Never says which check it failed beyond its kind."""
+    """No token, or one that is not valid. Says no more than the kind of check that failed."""
 
 
 class Forbidden(K9Error):
-    """The token is good, and lacks the right."""
+    """The token is valid, and lacks the right."""
 
 
 class NotFound(K9Error):
-    """There is no such thing, or it is someone else's: the two are never told apart."""
+    """There is no such thing, or it is someone else's: the error is the same."""
 
 
 class NotAcceptedType(K9Error):
-    """The input is of a media type or content coding that is not read here."""
+    """The input has a media type or content coding that is not accepted."""
 
     def __init__(self, detail: str, codings: str | None = None) -> None:
         super().__init__(detail)
         self.codings = codings
-        """The codings that are read, where it is for its coding that the input is refused."""
+        """The accepted codings, where the input is refused for its coding."""
 
 
 class OverShare(K9Error):
-    """This caller has as much in flight as its share of what the process has."""
+    """This caller has as many requests in flight as its share allows."""
 
     def __init__(self, detail: str, *, retry_after_s: int = 1) -> None:
         super().__init__(detail)
@@ -72,11 +72,11 @@ class OverShare(K9Error):
 
 
 class Conflict(K9Error):
-    """The request is fine by itself and does not fit the present state."""
+    """The request is valid, and conflicts with the present state."""
 
 
 class AlreadyExists(Conflict):
-    """A thing of that name is there already."""
+    """It exists already."""
 
 
 class MetricConflict(Conflict):
@@ -92,7 +92,7 @@ class BuildConflict(Conflict):
 
 
 class BuildEnded(Conflict):
-    """The build has ended: there is nothing left of it to cancel."""
+    """The build has ended, so it cannot be cancelled."""
 
 
 class Pinned(Conflict):
@@ -100,7 +100,7 @@ class Pinned(Conflict):
 
 
 class NotPromotable(Conflict):
-    """The build was not published, was removed, or holds data from before a restore."""
+    """The build was not published, was removed, or is of data from before a restore."""
 
 
 class NoIndex(Conflict):
@@ -108,7 +108,7 @@ class NoIndex(Conflict):
 
 
 class BeingDeleted(Conflict):
-    """The caller's user is being deleted: until that is done nothing of theirs is written."""
+    """The caller's user is being deleted: nothing of theirs is written until that is done."""
 
 
 class ModelBeingDeleted(Conflict):
@@ -129,28 +129,28 @@ class KeyReused(Invalid):
 
 
 class Stale(K9Error):
-    """The thing has changed since the version that the caller named."""
+    """The record has changed since the version that the caller named."""
 
 
 class NotYetVisible(Conflict):
-    """The index does not reflect the asked watermark yet."""
+    """The index does not reflect the requested watermark yet."""
 
 
 # --- what did not work, and may work later ------------------------------------------------------
 
 
 class Unavailable(K9Error):
-    """A dependency did not do its part in time. Trying again is right."""
+    """A dependency failed or was too slow. A retry may succeed."""
 
     def __init__(self, detail: str, *, public: str | None = None, retry_after_s: int = 1) -> None:
         super().__init__(detail)
         self.public = public or detail
-        """The detail without names that are not the caller's to know."""
+        """The detail without internal names."""
         self.retry_after_s = retry_after_s
 
 
 class Busy(Unavailable):
-    """A dependency is there, and had no room for this just now."""
+    """A dependency is available, and too busy for this request."""
 
 
 class Overloaded(Unavailable):
@@ -173,12 +173,12 @@ class PartlyStored(Unavailable):
 
 
 class ConditionFailed(K9Error):
-    """A conditional write did not hold. Repositories translate it; it never leaves them."""
+    """The condition of a write was not met. Repositories translate it; it never leaves them."""
 
     def __init__(self, item: object = None) -> None:
-        super().__init__("the condition of a write did not hold")
+        super().__init__("the condition of a write was not met")
         self.item = item
-        """The row as it is, where the call asked for it (ALL_OLD); else None."""
+        """The existing row, where the call requested it (ALL_OLD); else None."""
 
 
 class TransactionFailed(K9Error):
@@ -187,13 +187,13 @@ class TransactionFailed(K9Error):
     def __init__(self, reasons: tuple[str, ...], items: tuple[object, ...] = ()) -> None:
         super().__init__(f"a transaction was cancelled: {', '.join(reasons)}")
         self.reasons = reasons
-        """One code an operation, in order: `None`, `ConditionalCheckFailed`, and so on."""
+        """One code per operation, in order: `None`, `ConditionalCheckFailed`, and so on."""
         self.items = items
-        """One an operation: the row as it is, where the call asked for it (ALL_OLD); else None."""
+        """One per operation: the existing row, where the call requested it (ALL_OLD); else None."""
 
 
 class Rejected(K9Error):
-    """DynamoDB takes no such request, however often: one of ours is wrong, or an item too large."""
+    """DynamoDB will never accept this request: it is wrong, or an item is too large."""
 
 
 class RowError(K9Error):
@@ -201,11 +201,11 @@ class RowError(K9Error):
 
 
 class OtherGeneration(K9Error):
-    """A row is of another model version of the same name. Use cases resolve it, and try again."""
+    """A row is of another model version of the same name. Use cases resolve it, and retry."""
 
 
 class TableMissing(Unavailable):
-    """A table is not there: `k9 tables create` makes it."""
+    """A table is missing: `k9 tables create` creates it."""
 
 
 # --- numbers and stored data --------------------------------------------------------------------
@@ -216,19 +216,19 @@ class NumberOutOfRange(K9Error):
 
 
 class Corrupt(K9Error):
-    """Stored bytes are not what they should be: a wrong checksum, size, or layout."""
+    """Stored bytes are not as expected: a wrong checksum, size, or layout."""
 
     def __init__(self, detail: str, file: str | None = None) -> None:
         super().__init__(detail)
         self.file = file
-        """Which file of an index version it is; None where it is none, or not known."""
+        """The file of an index version; None where it is none, or unknown."""
 
 
 # --- builds -------------------------------------------------------------------------------------
 
 
 class BuildFailed(K9Error):
-    """The build cannot succeed as asked; trying the same again gives the same."""
+    """The build cannot succeed with these parameters; a retry would fail as well."""
 
 
 class ModelGone(K9Error):
@@ -245,7 +245,7 @@ class RecallBelowTarget(BuildFailed):
 
 
 class LeaseLost(K9Error):
-    """Another worker has this build or deletion, or it has ended: stop, and change nothing."""
+    """Another worker has this build or deletion, or it has ended: stop, change nothing."""
 
 
 class SettingsError(K9Error):

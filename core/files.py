@@ -1,4 +1,4 @@
-"""Files on the local disk, and on their way to and from S3: blocking work, for threads."""
+"""Local files, also on their way to and from S3: blocking work, for threads."""
 
 import fcntl
 import hashlib
@@ -17,12 +17,12 @@ from core.errors import Corrupt
 _BLOCK_BYTES: Final = 1024 * 1024
 
 
-class Head(msgspec.Struct, frozen=True):
-    """What is known of an object without reading it."""
+class ObjectHead(msgspec.Struct, frozen=True):
+    """What a HeadObject request says of an object."""
 
     size_bytes: int
     sha256_hex: str | None
-    """As given when it was put; None when something other than K9 put it."""
+    """From its metadata; None where something other than K9 put it."""
     checksum: str | None = None
     """As S3 itself has it: `files.checksum`; None where it was put without one."""
 
@@ -56,28 +56,28 @@ def checksum(path: Path, part_bytes: int) -> str:
     return f"{read_part(digests, 0, len(digests))[1]}-{len(offsets)}"
 
 
-def create(path: Path) -> int:
-    """A new file, open for reading and writing, for its owner alone.
+def create_file(path: Path) -> int:
+    """Creates a file, open for reading and writing, with mode 0600.
 
     Raises:
-        FileExistsError: it is there already.
+        FileExistsError: it exists.
     """
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
 def write_at(handle: int, data: bytes, offset: int) -> None:
-    """All of `data`, at `offset`."""
+    """Writes all of `data` at `offset`."""
     rest = memoryview(data)
     while rest:
         written = os.pwrite(handle, rest, offset)
         rest, offset = rest[written:], offset + written
 
 
-def settle(handle: int, partial: Path, path: Path, sha256_hex: str) -> None:
-    """Verifies an open file, and gives it its true name once it is on the disk.
+def verify_and_rename(handle: int, partial: Path, path: Path, sha256_hex: str) -> None:
+    """Verifies an open file, syncs it, and gives it its final name.
 
     Raises:
-        Corrupt: its bytes have another digest.
+        Corrupt: it does not have this digest.
     """
     digest = hashlib.sha256()
     offset = 0
@@ -85,22 +85,22 @@ def settle(handle: int, partial: Path, path: Path, sha256_hex: str) -> None:
         digest.update(block)
         offset += len(block)
     if digest.hexdigest() != sha256_hex:
-        raise Corrupt(f"{path.name} has another SHA-256 than it should have")
+        raise Corrupt(f"{path.name} does not have the expected SHA-256")
     os.fsync(handle)
     partial.rename(path)
 
 
 def discard(handle: int, partial: Path) -> None:
-    """Closes a file, and removes it where it still has its temporary name."""
+    """Closes a file, and removes it if it still has its temporary name."""
     os.close(handle)
     partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file whole: a reader, or a crash, sees the old bytes or the new ones.
+    """Replaces a file: readers, and a crash, see either the old bytes or the new ones.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}.part")

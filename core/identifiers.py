@@ -1,4 +1,4 @@
-"""Which names are good: product ids and model versions."""
+"""Valid identifiers: product ids, report ids and model versions."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ _MODEL_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 def product_id_problem(product_id: str, bytes_max: int) -> str | None:
-    """Why this is no product id, or None when it is one."""
+    """Why this is not a valid product id; None where it is."""
     try:
         size = len(product_id.encode())
     except UnicodeEncodeError:  # a lone surrogate, from a JSON escape
@@ -26,7 +26,7 @@ def product_id_problem(product_id: str, bytes_max: int) -> str | None:
     if product_id in {".", ".."}:
         return "cannot be '.' or '..', which URLs drop"
     if not product_id.isprintable() and any(unicodedata.category(c) == "Cc" for c in product_id):
-        return "holds a control character"
+        return "has a control character"
     return None
 
 
@@ -50,7 +50,7 @@ def validate_model_version(model_version: str) -> None:
     """Checks the name of a model version.
 
     Raises:
-        Invalid: saying what a good one is.
+        Invalid: saying what a valid one is.
     """
     if not _MODEL_VERSION.fullmatch(model_version):
         problem = "takes 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit"

@@ -1,4 +1,4 @@
-"""S3: the bucket of index versions. Objects are put once, never changed, and verified both ways."""
+"""S3: the bucket of index versions. Objects never change, and are verified both ways."""
 
 import asyncio
 from base64 import b64encode
@@ -16,16 +16,16 @@ from core import files, names
 from core.aws import client_config, new_session, open_client, unreachable
 from core.counting import count_one
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
-from core.files import Head
+from core.files import ObjectHead
 from core.retry import RetryPolicy
 from core.settings import Settings
 
 R = TypeVar("R")
 
 PART_BYTES: Final = 16 * 1024 * 1024
-"""Files over this go in parts of it, both ways."""
+"""Larger files are transferred in parts of this size, both ways."""
 _PARTS_AT_ONCE: Final = 4
-"""Parts in memory at once, over all transfers of the process: 64 MiB."""
+"""Parts in memory at a time, over all transfers of the process: 64 MiB."""
 _DELETE_KEYS_MAX: Final = 1000
 _SHA256: Final = "sha256"
 """Metadata of each object: the digest of the whole, in hex."""
@@ -43,7 +43,7 @@ class _Truncated(Exception):
 
 
 class Objects:
-    """The bucket. Made by `open_objects`."""
+    """The bucket, opened by `open_objects`."""
 
     def __init__(
         self, client: Any, bucket: Callable[[], Awaitable[str]], *, deadline_s: float, attempts: int
@@ -56,7 +56,7 @@ class Objects:
         """For a body that ends too early: botocore retries only until the reply has begun."""
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE)
         self.requests = 0
-        """Requests made so far, without botocore's retries: what they cost goes by their number."""
+        """Requests made so far, without botocore's retries: they are billed by number."""
 
     async def put(
         self,
@@ -68,13 +68,13 @@ class Objects:
     ) -> None:
         """Puts a file or bytes, whole or not at all.
 
-        With `if_absent`, an object of that key with the same bytes is as good as having put it.
+        With `if_absent`, an existing object with the same bytes counts as put.
 
         Args:
             key: Where to.
-            source: A file that nobody changes meanwhile, or the bytes.
-            sha256_hex: What the source's digest must be; None: whatever it is.
-            if_absent: False replaces what is there.
+            source: A file that does not change meanwhile, or the bytes.
+            sha256_hex: The expected digest of the source; None: not checked.
+            if_absent: False replaces an existing object.
 
         Raises:
             Corrupt: the source has another digest, or arrived as other bytes.
@@ -83,7 +83,7 @@ class Objects:
         """
         size, digest = await asyncio.to_thread(files.size_and_digest, source)
         if sha256_hex is not None and digest != sha256_hex:
-            raise Corrupt(f"what should be put as {key} has another SHA-256 than it should have")
+            raise Corrupt(f"the source of {key} does not have the expected SHA-256")
         try:
             if size <= PART_BYTES:
                 await self._put_whole(key, source, digest, if_absent=if_absent)
@@ -108,7 +108,7 @@ class Objects:
             Unavailable: S3 did not answer in time.
         """
         partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
-        handle = await asyncio.to_thread(files.create, partial)
+        handle = await asyncio.to_thread(files.create_file, partial)
         try:
             try:
                 # An empty object has no range: it is read whole, by one request.
@@ -117,7 +117,7 @@ class Objects:
                         group.create_task(self._get_part(key, handle, offset, size))
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
-            await asyncio.to_thread(files.settle, handle, partial, path, sha256_hex)
+            await asyncio.to_thread(files.verify_and_rename, handle, partial, path, sha256_hex)
         finally:
             await asyncio.to_thread(files.discard, handle, partial)
 
@@ -138,7 +138,7 @@ class Objects:
             raise Corrupt(f"object {key} is not what was put")
         return data
 
-    async def head(self, key: str) -> Head:
+    async def head(self, key: str) -> ObjectHead:
         """Size and digests of an object.
 
         Raises:
@@ -147,7 +147,7 @@ class Objects:
         """
         reply = await self._call("head_object", key, Key=key, ChecksumMode="ENABLED")
         digest = reply.get("Metadata", {}).get(_SHA256)
-        return Head(reply["ContentLength"], digest, reply.get("ChecksumSHA256"))
+        return ObjectHead(reply["ContentLength"], digest, reply.get("ChecksumSHA256"))
 
     async def presign(self, key: str, expires_s: int) -> str:
         """A URL that reads the object without credentials for `expires_s` seconds. No request."""
@@ -160,7 +160,7 @@ class Objects:
         return url
 
     async def list_keys(self, prefix: str) -> list[str]:
-        """The keys that begin so, sorted.
+        """The keys with this prefix, sorted.
 
         Raises:
             Unavailable: S3 did not answer in time.
@@ -175,7 +175,7 @@ class Objects:
             more = {"ContinuationToken": reply["NextContinuationToken"]}
 
     async def delete(self, keys: Iterable[str]) -> None:
-        """Deletes objects; one that is not there is as good as deleted.
+        """Deletes objects; missing ones count as deleted.
 
         Raises:
             Unavailable: some are still there.
@@ -299,7 +299,7 @@ class Objects:
         try:
             return await self._retry.call(attempt, on=_Truncated)
         except _Truncated as error:
-            raise Unavailable("S3 broke off in the middle of an object") from error
+            raise Unavailable("S3 ended the body of an object too early") from error
 
     def _count(self) -> None:
         self.requests += 1
@@ -351,7 +351,7 @@ def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
         (code in {_CONFLICT, "SlowDown"}, Unavailable, f"S3 is busy: {code}"),
         (status >= 500, Unavailable, f"S3 failed: {code}"),  # noqa: PLR2004 - HTTP's own
     )
-    return next((kind(message) for holds, kind, message in known if holds), None)
+    return next((kind(message) for matches, kind, message in known if matches), None)
 
 
 def _condition(*, if_absent: bool) -> dict[str, str]:

@@ -21,26 +21,26 @@ from core.settings import Settings
 
 BUILD_JOB = "run_build"
 DELETION_JOB = "remove_user"
-"""Workers that delete without a lease know it as `delete_user`; they leave this one alone."""
+"""Not `delete_user`: workers of releases that delete without a lease take jobs of that name."""
 
 _log = telemetry.logger(__name__)
 
 
 class BuildJob(msgspec.Struct, frozen=True):
-    """What a worker is told: which build, and the fence it may claim over."""
+    """Run a build: which one, and the fence that its claim raises."""
 
     build_id: str
     fence: int
 
 
 class DeletionJob(msgspec.Struct, frozen=True):
-    """What a worker is told: whose profile and reports to remove."""
+    """Remove the profile and reports of a user."""
 
     user_id: str
 
 
 def serialize(job: dict[str, Any]) -> bytes:
-    """Msgpack, never pickle: whoever can write to Redis must not run code here."""
+    """Msgpack, never pickle: write access to Redis must not allow code execution here."""
     return msgspec.msgpack.encode(job, enc_hook=repr)
 
 
@@ -54,7 +54,7 @@ def redis_settings(settings: Settings) -> RedisSettings:
     """Where Redis is, for arq's worker.
 
     Raises:
-        SettingsError: when the address does not read.
+        SettingsError: the address cannot be read.
     """
     try:
         parsed = RedisSettings.from_dsn(settings.redis_url)
@@ -68,7 +68,7 @@ def redis_settings(settings: Settings) -> RedisSettings:
 
 
 class BuildQueue:
-    """Tells the workers of what waits."""
+    """Enqueues jobs for the workers."""
 
     def __init__(
         self, redis: ArqRedis, environment: str, *, enqueue_timeout_s: float, ping_timeout_s: float
@@ -82,7 +82,7 @@ class BuildQueue:
     async def enqueue(self, build_id: str, fence: int) -> bool:
         """Enqueues a build. False when Redis did not take it: the reconciler enqueues it later.
 
-        The job id holds the fence, since arq keeps a killed worker's id blocked for as long as
+        The job id contains the fence, since arq keeps a killed worker's id blocked for as long as
         the longest job may take.
         """
         return await self._enqueue(BUILD_JOB, BuildJob(build_id, fence), build_id, fence)

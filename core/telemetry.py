@@ -1,7 +1,7 @@
 """Logs and metrics: structured lines on standard error, Prometheus counters in the process.
 
-No log line shows a local variable: the frames of a request hold keys, tokens and bodies. And no
-line is longer than `LINE_CHARACTERS_MAX`.
+No log line shows a local variable: the frames of a request have keys, tokens and bodies. No line is
+longer than `LINE_CHARACTERS_MAX`.
 """
 
 import logging
@@ -15,12 +15,12 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from structlog.typing import EventDict, ExceptionRenderer, WrappedLogger
 
 LINE_CHARACTERS_MAX: Final = 16 * 1024
-"""Of one log line, its end not counted."""
+"""Of one log line, without its line end."""
 _TEXT_CHARACTERS_MAX: Final = 2000
 _FRAMES_MAX: Final = 24
 _QUIET = ("aiobotocore", "botocore", "urllib3", "asyncio")
 _LEADING: Final = ("event", "level", "logger", "timestamp", "request_id")
-"""What is left of a line that is too long as a whole."""
+"""The fields that stay of a line that is too long."""
 
 
 def _plain(renderer: ExceptionRenderer = structlog.dev.plain_traceback) -> Any:
@@ -81,7 +81,7 @@ _render_json = structlog.processors.JSONRenderer()
 
 
 def _rendered_json(logger: WrappedLogger, method: str, event: EventDict) -> str:
-    """One line of JSON; what is too long is cut where that leaves it readable."""
+    """One line of JSON; values that are too long are cut, so that it stays valid JSON."""
     line = str(_render_json(logger, method, event))
     if len(line) <= LINE_CHARACTERS_MAX:
         return line
@@ -100,22 +100,22 @@ def _shortened(value: Any) -> Any:
     if isinstance(value, str):
         return value if len(value) <= _TEXT_CHARACTERS_MAX else f"{value[:_TEXT_CHARACTERS_MAX]}…"
     if isinstance(value, dict):
-        return {name: _shortened(held) for name, held in value.items()}
+        return {name: _shortened(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_shortened(held) for held in value]
+        return [_shortened(entry) for entry in value]
     if isinstance(value, int | float | None):
         return value
     return _shortened(repr(value))
 
 
 def _cut(_logger: WrappedLogger, _method: str, line: Any) -> str:
-    """The last bound, on what is already text."""
+    """The last limit, on the rendered line."""
     text = str(line)
     return text if len(text) <= LINE_CHARACTERS_MAX else f"{text[: LINE_CHARACTERS_MAX - 1]}…"
 
 
 def _without_arguments(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Without what a failed callback was called with: asyncio names all of it, bodies too."""
+    """Drops the arguments of a failed callback: asyncio logs all of them, bodies too."""
     if event.get("logger") == "asyncio":
         event["event"] = str(event["event"]).partition("\n")[0].partition("(")[0]
     return event
@@ -131,7 +131,7 @@ def logger(name: str) -> structlog.stdlib.BoundLogger:
 def metrics_server(host: str, port: int) -> Iterator[None]:
     """Serves `/metrics` on a port of its own until the end of the block; none where it is 0.
 
-    A port that is taken is a warning: metrics are not worth refusing work for.
+    A port in use is a warning: work does not depend on metrics.
     """
     if port == 0:
         yield
@@ -139,7 +139,7 @@ def metrics_server(host: str, port: int) -> Iterator[None]:
     try:
         server, thread = start_http_server(port, host)
     except OSError as error:
-        logger(__name__).warning("no metrics", port=port, error=str(error))
+        logger(__name__).warning("metrics port not opened", port=port, error=str(error))
         yield
         return
     try:
@@ -158,7 +158,8 @@ BUILD_SECONDS = Histogram(
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600),
 )
 BUILDS_UNREADABLE = Counter(
-    "k9_build_rows_unreadable_total", "Rows of the builds table passed over as unreadable."
+    "k9_build_rows_unreadable_total",
+    "Rows of the builds table that could not be read, and were skipped.",
 )
 ROWS_WRITTEN = Counter("k9_embeddings_written_total", "Embeddings stored, tombstones included.")
 ROWS_UNPROCESSED = Counter(

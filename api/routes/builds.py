@@ -20,7 +20,7 @@ from api.wire.schemas import BuildBody, BuildItem, BuildPage, BuildParametersIte
 from core.errors import NotFound
 from core.identifiers import validate_model_version
 from core.models import Build, BuildParameters, BuildStatus
-from core.repositories.builds import Position
+from core.repositories.builds import BuildPosition
 from core.repositories.idempotency import Claim
 
 BUILD_ID_CHARACTERS_MAX: Final = 64
@@ -63,7 +63,7 @@ class BuildController(Controller):
         call = call_in(request)
         name = unescape(model_version)
         paging = Paging(call, f"builds/{name}")
-        position = paging.position(Position)
+        position = paging.position(BuildPosition)
         limit = paging.limit
         validate_model_version(name)
         resources = call.context.resources

@@ -27,7 +27,7 @@ from api.wire.vectors import floats
 from core.errors import Unreadable
 from core.identifiers import validate_model_version, validate_product_id
 from core.models import Embedding, Metric, Watermark
-from core.repositories.embeddings import Position
+from core.repositories.embeddings import EmbeddingPosition
 from core.repositories.idempotency import Claim
 from core.results import DeletedEmbedding, StoredBatch, StoredEmbedding
 from core.vectors.arrays import Floats, as_vector, json_floats
@@ -143,7 +143,7 @@ class EmbeddingController(Controller):
         name = unescape(model_version)
         vectors = Query(call.query).flag("vectors", default=True)
         paging = Paging(call, f"embeddings/{vectors}/{name}")
-        position = paging.position(Position)
+        position = paging.position(EmbeddingPosition)
         limit = paging.limit
         validate_model_version(name)
         resources = call.context.resources

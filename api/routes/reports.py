@@ -19,7 +19,7 @@ from api.wire.schemas import ReportBody, ReportItem, ReportPage
 from core.identifiers import is_report_id
 from core.models import Report
 from core.repositories.idempotency import Claim
-from core.repositories.reports import Position, unknown_report
+from core.repositories.reports import ReportPosition, unknown_report
 from core.results import DeletedReport
 
 _TAG: Final = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
@@ -52,7 +52,7 @@ class ReportController(Controller):
         """A page of the caller's reports, newest first."""
         call = call_in(request)
         paging = Paging(call, "reports")
-        position = paging.position(Position)
+        position = paging.position(ReportPosition)
         reports, further = await call.context.resources.reports.list_reports(
             call.caller.user_id, limit=paging.limit, position=position
         )

@@ -52,7 +52,7 @@ _THROTTLED = RetryPolicy(first_s=0.1, max_s=5.0)
 
 
 class Dynamo:
-    """A client that is open. Made by `open_dynamo`; a test's fake has the one method `call`."""
+    """An open client, made by `open_dynamo`. A test's fake has the one method `call`."""
 
     def __init__(
         self, client: Any, *, deadline_s: float, waits_out_throttling: bool = False
@@ -61,10 +61,10 @@ class Dynamo:
         self._deadline_s = deadline_s
         self._waits_out_throttling = waits_out_throttling
         self._answered = float("-inf")
-        """When DynamoDB last answered any call, by the loop's clock."""
+        """When DynamoDB last answered any call, on the event loop's clock."""
 
     async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        """One operation with its retries, within the deadline.
+        """Calls one operation, with its retries, within the deadline.
 
         Args:
             operation: botocore's name: `get_item`, `batch_write_item`.
@@ -75,8 +75,8 @@ class Dynamo:
             The reply, items in it as `core.dynamo.wire.Item`.
 
         Raises:
-            ConditionFailed: the condition of a write did not hold; with the row, if asked for.
-            TransactionFailed: with one reason an operation.
+            ConditionFailed: the condition of a write was not met; with the row, if requested.
+            TransactionFailed: with one reason per operation.
             Rejected: the request, or an item in it, is not valid.
             TableMissing: the table or index is not there.
             Busy: throttled, or too slow while other calls of this process were answered.
@@ -153,7 +153,7 @@ def _translate(error: ClientError, operation: str, parameters: dict[str, Any]) -
 
 
 def _unmet(code: str, reply: dict[str, Any]) -> K9Error:
-    """The error of a condition that did not hold, of one write or in a transaction."""
+    """The error of a condition that was not met, of one write or in a transaction."""
     if code == "ConditionalCheckFailedException":
         return ConditionFailed(_item(reply))
     reasons = reply.get("CancellationReasons", [])
@@ -189,8 +189,8 @@ async def open_dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
     aws = settings.aws
     endpoint_url = aws.endpoint_url_dynamodb or aws.endpoint_url
     async with open_client(session, "dynamodb", client_config(settings), endpoint_url) as client:
-        # A session takes a parser of ours, but no serializer: this is the one place where K9
-        # reaches into a client. A test holds its requests against the stock serializer's.
+        # A session takes a custom parser, but no serializer: this is the one place where K9 reaches
+        # into a client. A test compares its requests with those of the stock serializer.
         client._serializer = WireSerializer(client._serializer)  # noqa: SLF001
         yield Dynamo(
             client,

@@ -2,7 +2,7 @@
 
 A `LastEvaluatedKey` holds keys of rows, other callers' too, and a caller could write one that
 points anywhere. So a cursor is encrypted and authenticated (AES-256-GCM), bound to the caller and
-the query it was made for, and ends by itself.
+the query it was made for, and expires.
 """
 
 import time
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from core.errors import SettingsError, Unreadable
 
-Position = dict[str, str | int]
+PageKey = dict[str, str | int]
 """The key attributes of the last row of a page."""
 
 _VERSION: Final = b"\x01"
@@ -28,7 +28,7 @@ _KEY_BYTES: Final = 32
 _TAG_BYTES: Final = 16
 CURSOR_CHARACTERS_MAX: Final = 8192
 """Longer texts are refused unread; the longest key of a row is 3 KB."""
-_REFUSED: Final = "the cursor does not hold; start again without it"
+_REFUSED: Final = "the cursor is not valid; start again without it"
 
 
 class _Sealed(msgspec.Struct, array_like=True):
@@ -37,7 +37,7 @@ class _Sealed(msgspec.Struct, array_like=True):
 
 
 class Cursors:
-    """Seals and opens cursors. The first key seals, all of them open, so that keys can change."""
+    """Seals and opens cursors. The first key seals, every key opens: keys can be rotated."""
 
     def __init__(
         self, keys: Sequence[str], ttl_s: int, *, now: Callable[[], float] = time.time
@@ -47,7 +47,7 @@ class Cursors:
         Args:
             keys: AES-256 keys in base64. None given: one is made, and cursors of another process
                 or of an earlier run do not open.
-            ttl_s: How long a cursor is good, in seconds.
+            ttl_s: How long a cursor is valid, in seconds.
             now: The time in seconds since 1970.
 
         Raises:
@@ -74,12 +74,12 @@ class Cursors:
         closed = self._ciphers[0].encrypt(nonce, plain, _bound_to(caller, query))
         return urlsafe_b64encode(_VERSION + nonce + closed).rstrip(b"=").decode()
 
-    def open(self, text: str, *, caller: str, query: str) -> Position:
+    def open(self, text: str, *, caller: str, query: str) -> PageKey:
         """The position that was sealed for this caller and query.
 
         Raises:
-            Unreadable: it was changed, made for another caller or query, or has ended; which of
-                these is not said.
+            Unreadable: it was changed, made for another caller or query, or has expired; the error
+                does not say which.
         """
         data = _decoded(text)
         nonce, closed = data[1 : 1 + _NONCE_BYTES], data[1 + _NONCE_BYTES :]
@@ -96,7 +96,7 @@ class Cursors:
 
 
 def cipher_key(text: str) -> bytes:
-    """The AES-256 key that a setting holds in base64.
+    """The AES-256 key of a setting in base64.
 
     Raises:
         SettingsError: it is not 32 bytes of base64.
@@ -111,7 +111,11 @@ def cipher_key(text: str) -> bytes:
 
 
 def _decoded(text: str) -> bytes:
-    """The bytes of a cursor, refused where no key could open them."""
+    """The bytes of a cursor.
+
+    Raises:
+        Unreadable: no key could open it.
+    """
     if len(text) <= CURSOR_CHARACTERS_MAX:
         try:
             data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
@@ -125,5 +129,5 @@ def _decoded(text: str) -> bytes:
 
 
 def _bound_to(caller: str, query: str) -> bytes:
-    """Hashed apart, so that no caller and query run together into those of another."""
+    """Additional data. Hashed apart, so that no other caller and query give the same bytes."""
     return sha256(caller.encode()).digest() + sha256(query.encode()).digest()

@@ -1,4 +1,4 @@
-"""Expressions of DynamoDB, built so that names and values never stand in their text.
+"""DynamoDB expressions, built so that names and values are never part of their text.
 
 Every attribute name becomes `#n0`, every value `:v0`: no reserved word clashes, and nothing a
 caller sent is ever read as an expression.
@@ -46,13 +46,13 @@ class _Aliases:
 
 
 class Condition:
-    """A condition, to be joined with `&` and `|`, turned around with `~`."""
+    """A condition. Combine with `&` and `|`, negate with `~`."""
 
     def __init__(self, render: Callable[[_Aliases], str]) -> None:
         self._render = render
 
     def render(self, aliases: _Aliases) -> str:
-        """Its text, with what it names entered into `aliases`."""
+        """Its text; its names and values are added to `aliases`."""
         return self._render(aliases)
 
     def __and__(self, other: "Condition") -> "Condition":
@@ -106,24 +106,24 @@ def above(attribute: str, value: Plain) -> Condition:
 
 def one_of(attribute: str, values: Iterable[Plain]) -> Condition:
     """The attribute equals one of the values, 1 to 100 of them."""
-    wanted = tuple(values)
+    choices = tuple(values)
     return Condition(
-        lambda to: f"{to.name(attribute)} IN ({', '.join(to.value(value) for value in wanted)})"
+        lambda to: f"{to.name(attribute)} IN ({', '.join(to.value(value) for value in choices)})"
     )
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
-    """What an update does to a row. A value of None in `set` removes the attribute."""
+    """An update of a row. A value of None in `set` removes the attribute."""
 
     set: Mapping[str, Plain] = {}
     set_if_missing: Mapping[str, Plain] = {}
-    """Set where the row has no such attribute yet; else left as it is."""
+    """Set where the row has no such attribute yet."""
     add: Mapping[str, int | float] = {}
     """Added to a number; a missing one counts as 0."""
     remove: tuple[str, ...] = ()
 
     def render(self, aliases: _Aliases) -> str:
-        """Its text, with what it names entered into `aliases`."""
+        """Its text; its names and values are added to `aliases`."""
         removed = [*self.remove, *(name for name, value in self.set.items() if value is None)]
         assigned = [
             f"{aliases.name(name)} = {aliases.value(value)}"

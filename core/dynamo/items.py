@@ -1,4 +1,4 @@
-"""Struct ↔ item: how a domain Struct lies in DynamoDB, and numbers that are exact both ways."""
+"""Struct ↔ item: how a domain Struct is stored in DynamoDB, with exact numbers both ways."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ def number_text(number: float | Decimal) -> str:
         if -(10**DIGITS_MAX) < number < 10**DIGITS_MAX:
             return str(int(number))
         if number.bit_length() > _INT_BITS_MAX:
-            raise NumberOutOfRange("a number is over 9.99e125, the largest that DynamoDB holds")
+            raise NumberOutOfRange("a number is over 9.99e125, the largest that DynamoDB stores")
     # numpy's float64 is a float too, with a repr that is no number.
     text = float.__repr__(number) if isinstance(number, float) else str(number)
     _check_range(Decimal(text))
@@ -52,7 +52,7 @@ def _check_range(number: Decimal) -> None:
     significant = len("".join(map(str, digits)).strip("0"))
     if significant > DIGITS_MAX:
         raise NumberOutOfRange(
-            f"a number has {significant} significant digits; DynamoDB holds {DIGITS_MAX}"
+            f"a number has {significant} significant digits; DynamoDB stores {DIGITS_MAX}"
         )
     if not EXPONENT_MIN <= number.adjusted() <= EXPONENT_MAX:
         raise NumberOutOfRange("a number's magnitude is outside 1e-130 to 9.99e125")
@@ -86,18 +86,18 @@ def int_of(text: str) -> int:
 
 
 def attribute_of(value: Any) -> RequestValue:
-    """A plain value in the request's form; one as it came off the wire is taken too.
+    """A plain value, or one as it came off the wire, in the request's form.
 
     str, int, float, Decimal, bool, bytes, None, and lists and dicts of them. Lists become L.
 
     Raises:
-        NumberOutOfRange: DynamoDB does not hold the number.
+        NumberOutOfRange: DynamoDB cannot store the number.
         TypeError: it is of no type that DynamoDB knows.
     """
     for kinds, form in _FORMS:
         if isinstance(value, kinds):
             return form(value)
-    raise TypeError(f"DynamoDB holds no {type(value).__name__}")
+    raise TypeError(f"DynamoDB cannot store a {type(value).__name__}")
 
 
 _FORMS: Final[tuple[tuple[Any, Callable[[Any], RequestValue]], ...]] = (
@@ -119,21 +119,21 @@ def plain_of(value: AttributeValue) -> Any:
         Corrupt: none of its members is set, or a number cannot be read.
     """
     for member, plain in _PLAIN.items():
-        held = getattr(value, member)
-        if held is not None:
-            return plain(held)
-    raise Corrupt("a stored value is of no type that is known")
+        content = getattr(value, member)
+        if content is not None:
+            return plain(content)
+    raise Corrupt("a stored value is of an unknown type")
 
 
-def _as_it_is(held: Any) -> Any:
-    return held
+def _unchanged(content: Any) -> Any:
+    return content
 
 
 _PLAIN: Final[dict[str, Callable[[Any], Any]]] = {
-    "S": _as_it_is,
+    "S": _unchanged,
     "N": lambda text: _plain_number(text),  # noqa: PLW0108 - defined below
-    "B": _as_it_is,
-    "BOOL": _as_it_is,
+    "B": _unchanged,
+    "BOOL": _unchanged,
     "NULL": lambda _: None,
     "M": lambda parts: {name: plain_of(part) for name, part in parts.items()},
     "L": lambda parts: [plain_of(part) for part in parts],
@@ -161,11 +161,11 @@ def float32_bytes(value: AttributeValue) -> bytes:
         raise Corrupt("a stored vector is neither binary nor a list of numbers")
     texts = [part.N for part in value.L]
     if None in texts:
-        raise Corrupt("a stored vector holds something that is no number")
+        raise Corrupt("a stored vector has an entry that is not a number")
     try:
         numbers = np.array(texts, dtype=np.str_).astype(np.float64) if texts else np.empty(0)
     except ValueError:
-        raise Corrupt("a stored vector holds a number that cannot be read") from None
+        raise Corrupt("a stored vector has a number that cannot be read") from None
     with np.errstate(over="ignore"):
         return numbers.astype("<f4").tobytes()
 
@@ -203,14 +203,14 @@ class Codec(Generic[T]):
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """The attributes that the Struct's fields lie in, for a projection."""
+        """The attributes of the Struct's fields, for a projection."""
         return tuple(self.names.values())
 
     def encode(self, struct: T) -> RequestItem:
         """The item of a Struct, in the request's form.
 
         Raises:
-            NumberOutOfRange: DynamoDB does not hold one of its numbers.
+            NumberOutOfRange: DynamoDB cannot store one of its numbers.
         """
         item: RequestItem = {}
         for name, attribute, encode in self._encoders:
@@ -225,7 +225,7 @@ class Codec(Generic[T]):
         A field of None stays None, which there removes the attribute.
 
         Raises:
-            NumberOutOfRange: DynamoDB does not hold one of the numbers.
+            NumberOutOfRange: DynamoDB cannot store one of the numbers.
             TypeError: the Struct has no such field.
         """
         unknown = fields.keys() - self.names.keys()
@@ -240,7 +240,7 @@ class Codec(Generic[T]):
         }
 
     def decode(self, item: Mapping[str, AttributeValue]) -> T:
-        """The Struct of an item. Attributes that no field has are passed over.
+        """The Struct of an item. Unknown attributes are ignored.
 
         Raises:
             Corrupt: an attribute is missing, of another type, or cannot be read.

@@ -1,7 +1,6 @@
-"""Names of the tables' attributes and indexes, and how rows are spread over shards.
+"""Tables, their keys and indexes, and how rows are spread over shards.
 
-The template `deploy/cloudformation/data.yaml` says the same to DynamoDB; a test holds the two
-together.
+The template `deploy/cloudformation/data.yaml` defines the same tables; a test compares the two.
 """
 
 from typing import Final
@@ -42,7 +41,7 @@ MODEL_SHARD: Final = "model_shard"
 OPEN: Final = "open"
 """Partition key of OpenBuildsIndex; a build has it only until it ends, so the index is sparse."""
 OPEN_VALUE: Final = "1"
-"""The one value of `open`: few builds are open at once, so one partition holds them."""
+"""The one value of `open`: few builds are open at once, so one partition is enough."""
 
 USERS: Final = Table("users", Key("user_id"))
 REPORTS: Final = Table("reports", Key("id"), {USER_REPORTS_INDEX: Key("user_id", "created_at")})
@@ -66,7 +65,7 @@ ALL: Final = (USERS, REPORTS, EMBEDDINGS, MODELS, BUILDS, IDEMPOTENCY)
 
 
 def shard_of(product_id: str, shards: int) -> int:
-    """The shard of a product, 0 to `shards` - 1: the same for ever, since rows lie by it."""
+    """The shard of a product, 0 to `shards` - 1: never changes, since rows are stored by it."""
     return crc32(product_id.encode()) % shards
 
 
@@ -74,8 +73,8 @@ def model_shard(model_version: str, shard: int, generation: int = 0) -> str:
     """The text of ModelVersionIndex's partition key.
 
     The generation is part of it, so that a late write to a deleted model version is in no
-    partition of a later one of the same name. Generation 0 is not written out: rows of releases up
-    to 23e14f8 lie so.
+    partition of a later one of the same name. Generation 0 is left out, as in rows of releases up
+    to 23e14f8.
     """
     if not generation:
         return f"{model_version}#{shard}"

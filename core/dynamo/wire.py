@@ -1,9 +1,9 @@
-"""DynamoDB's requests and replies, encoded and decoded by msgspec right at the wire.
+"""DynamoDB's requests and replies, encoded and decoded by msgspec.
 
 botocore walks both through its service model value by value, which costs more than everything
-else a call does. Here one msgspec decoder an operation makes the same dict of a reply, with items
-as `dict[str, AttributeValue]`, and one encoder makes the body of a request. What has no item in it
-(control plane) and every error take botocore's own way.
+else in a call. Here one msgspec decoder per operation gives the same dict of a reply, with items
+as `dict[str, AttributeValue]`, and one encoder writes the body of a request. Operations without
+items (control plane) and all errors go through botocore's own code.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ retries try again on it, as they would have on a connection cut at that point.""
 class AttributeValue(msgspec.Struct, gc=False, omit_defaults=True, repr_omit_defaults=True):
     """One value of an item; of its members exactly one is set.
 
-    Numbers are DynamoDB's decimal text; binary is bytes, no longer base64. Never held in a cycle,
-    so the garbage collector need not know it: a page of rows is tens of thousands of them.
+    Numbers are DynamoDB's decimal text; binary is bytes, no longer base64. Never part of a
+    cycle, so the garbage collector does not track it: a page of rows is tens of thousands of them.
     """
 
     S: str | None = None
@@ -58,7 +58,7 @@ def request_item(item: Mapping[str, AttributeValue]) -> RequestItem:
 
 
 def item_of(stock: Mapping[str, Any]) -> Item:
-    """An item in botocore's own form, as error replies hold it, in the form of all others."""
+    """An item in botocore's own form, as in error replies, in the form of all others."""
     return msgspec.convert(stock, Item)
 
 
@@ -150,7 +150,7 @@ _RETURNED_TO_SENDER = ("UnprocessedItems", "UnprocessedKeys")
 
 
 class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
-    """Parses a reply of DynamoDB. Holds no state between calls, so that one serves a process."""
+    """Parses DynamoDB's replies. Stateless, so that one instance serves a process."""
 
     async def parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
         """The reply as a dict with `ResponseMetadata`, as botocore's parser gives it.
@@ -206,10 +206,10 @@ def _wire_parser() -> WireParser:
 
 
 class WireParserFactory(AioResponseParserFactory):  # type: ignore[misc] # botocore has no types
-    """Hands out the wire parser for DynamoDB's protocol, and botocore's own for any other."""
+    """Gives the wire parser for DynamoDB's protocol, and botocore's own for any other."""
 
     def create_parser(self, protocol_name: str) -> Any:
-        """The parser for one reply; botocore asks for it anew each time."""
+        """The parser for one reply; botocore requests one for each reply."""
         if protocol_name == "json":
             return _wire_parser()
         return super().create_parser(protocol_name)

@@ -49,8 +49,8 @@ from core.settings import Settings
 _BUILD, _MODEL = 0, 1  # where the two rows stand in the transactions that open and end a build
 
 
-class Position(msgspec.Struct, frozen=True):
-    """Where a listing of builds goes on."""
+class BuildPosition(msgspec.Struct, frozen=True):
+    """A position in a list of builds: the last one of a page."""
 
     build_id: str
     requested_at: str
@@ -83,10 +83,10 @@ class BuildRepository:
         model_version: str,
         *,
         limit: int,
-        position: Position | None = None,
+        position: BuildPosition | None = None,
         generation: int | None = None,
-    ) -> tuple[list[Build], Position | None]:
-        """Up to `limit` builds of a model version, newest first, and where to go on.
+    ) -> tuple[list[Build], BuildPosition | None]:
+        """Up to `limit` builds of a model version, newest first, and the position to continue from.
 
         A row that cannot be read is passed over, and one of another generation than is given: the
         index shows what was removed a little longer.
@@ -111,7 +111,7 @@ class BuildRepository:
         last: Item | None = reply.get("LastEvaluatedKey")
         if last is None:
             return builds, None
-        return builds, Position(last["build_id"].S or "", last["requested_at"].S or "")
+        return builds, BuildPosition(last["build_id"].S or "", last["requested_at"].S or "")
 
     async def list_open(self) -> list[Build]:
         """Every build and verification that has not ended, oldest first; eventually consistent.

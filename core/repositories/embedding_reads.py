@@ -12,7 +12,7 @@ from core.retry import RetryPolicy
 
 _IDS_MAX: Final = 100
 """DynamoDB's, of one BatchGetItem."""
-_SIDE_BY_SIDE: Final = 4
+_CONCURRENT_READS: Final = 4
 _UNPROCESSED: Final = RetryPolicy(first_s=0.05, max_s=1.0, attempts_max=6)
 
 
@@ -36,7 +36,7 @@ async def read_rows(
     if len(chunks) == 1:
         rows = await _read(dynamo, table, model_version, chunks[0])
         return [row for row in rows if generation in {None, row.generation}]
-    gate = asyncio.Semaphore(_SIDE_BY_SIDE)
+    gate = asyncio.Semaphore(_CONCURRENT_READS)
 
     async def read(chunk: Sequence[str]) -> list[Embedding]:
         async with gate:
@@ -67,4 +67,4 @@ async def _read(
         if not left:
             return found
         keys = {**left, "ConsistentRead": True}
-    raise Unavailable("DynamoDB did not give all rows that were asked for")
+    raise Unavailable("DynamoDB did not return all rows in time")

@@ -57,8 +57,8 @@ _ONCE_TRIES = 5
 _Pages = asyncio.Queue[list[Embedding] | Exception | None]
 
 
-class Position(msgspec.Struct, frozen=True):
-    """Where a listing goes on: a shard, and the last key that was read in it."""
+class EmbeddingPosition(msgspec.Struct, frozen=True):
+    """A position in a list of embeddings: a shard, and the last key that was read of it."""
 
     shard: int = 0
     updated_at: str | None = None
@@ -218,13 +218,18 @@ class EmbeddingRepository:
         return deleted
 
     async def list_embeddings(
-        self, model: Model, *, limit: int, position: Position | None = None, vectors: bool = True
-    ) -> tuple[list[Embedding], Position | None]:
-        """Up to `limit` rows and where to go on, shard after shard, oldest change first.
+        self,
+        model: Model,
+        *,
+        limit: int,
+        position: EmbeddingPosition | None = None,
+        vectors: bool = True,
+    ) -> tuple[list[Embedding], EmbeddingPosition | None]:
+        """Up to `limit` rows and the position to continue from, shard by shard, oldest first.
 
         A page is short, or empty, where very many rows in a row are tombstones.
         """
-        at = position or Position(generation=model.generation)
+        at = position or EmbeddingPosition(generation=model.generation)
         found: list[Embedding] = []
         for _ in range(model.shards + _LIST_QUERIES):
             if at.shard >= model.shards:
@@ -238,7 +243,7 @@ class EmbeddingRepository:
             )
             for item in reply["Items"]:
                 found.append(decode_any(item))
-                at = Position(
+                at = EmbeddingPosition(
                     at.shard, found[-1].updated_at, found[-1].product_id, model.generation
                 )
                 if len(found) == limit:
@@ -247,7 +252,7 @@ class EmbeddingRepository:
             at = (
                 _after(model, at.shard, last)
                 if last
-                else Position(at.shard + 1, generation=model.generation)
+                else EmbeddingPosition(at.shard + 1, generation=model.generation)
             )
         return found, at if at.shard < model.shards else None
 
@@ -365,7 +370,7 @@ def _stored(model: Model, product_id: str, moment: str, before: Item | None) -> 
     return StoredEmbedding(product_id, model.dimension, moment, model.generation, created)
 
 
-def _start(model: Model, at: Position) -> RequestItem | None:
+def _start(model: Model, at: EmbeddingPosition) -> RequestItem | None:
     if at.product_id is None or at.updated_at is None:
         return None
     return {
@@ -377,5 +382,5 @@ def _start(model: Model, at: Position) -> RequestItem | None:
     }
 
 
-def _after(model: Model, shard: int, last: Item) -> Position:
-    return Position(shard, last["updated_at"].S, last["product_id"].S, model.generation)
+def _after(model: Model, shard: int, last: Item) -> EmbeddingPosition:
+    return EmbeddingPosition(shard, last["updated_at"].S, last["product_id"].S, model.generation)

@@ -1,8 +1,8 @@
-"""The deletion of a model version: which worker has it, by a lease, and what it removes.
+"""The deletion of a model version: which worker has it by a lease, and what it removes.
 
-What is removed is removed on a condition of its own (the generation of a row, the model version of
-a build, the mark of the record). So a worker that lost its lease without knowing it changes nothing
-of a later model version; the lease only spares the work of doing it twice.
+Each removal has its own condition (the generation of a row, the model version of a build, the mark
+of the record). So a worker that lost its lease without knowing it removes nothing of a later model
+version; the lease only avoids doing the work twice.
 """
 
 import secrets
@@ -34,7 +34,7 @@ _LEASE = "deletion_lease_until_ms"
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """One worker's right to remove a model version."""
+    """One worker's claim to delete a model version."""
 
     model: Model
     """As it was marked."""
@@ -52,7 +52,7 @@ class ModelDeletionRepository:
         self._lease_s = settings.building.lease_s
 
     async def claim(self, model: Model) -> Claim | None:
-        """Takes the deletion of a model version; None where it is not marked, or another's."""
+        """Claims the deletion of a model version; None where it is not marked, or claimed."""
         if model.deleting_at is None:
             return None
         claim = Claim(model, secrets.token_hex(8))
@@ -69,13 +69,13 @@ class ModelDeletionRepository:
             raise LeaseLost(f"the deletion of {claim.model.model_version} has another owner now")
 
     async def release(self, claim: Claim) -> None:
-        """Lets another worker have it at once."""
+        """Ends the lease, so that another worker may continue at once."""
         await self._lease(claim, _ours(claim), 0)
 
     async def remove_rows(self, claim: Claim) -> AsyncGenerator[int, None]:
         """Removes the rows and tombstones that the index shows, a page at a time.
 
-        Yields how many rows each page had, removed by now or before.
+        Yields the number of rows of each page, removed now or before.
 
         Raises:
             Unavailable: DynamoDB did not do its part; the rest is left for another time.
@@ -126,7 +126,7 @@ class ModelDeletionRepository:
 
 
 def _marked(model: Model) -> Condition:
-    """The record still has the very mark."""
+    """The record still has this mark."""
     generation = (
         equals("generation", model.generation) if model.generation else missing("generation")
     )

@@ -31,10 +31,10 @@ MODEL_CODEC = Codec(Model)
 
 _SHARDS: Final = "shards"
 _OWN_SHARDS: Final = "generation_shards"
-"""Where a record with a generation has its number of shards.
+"""The attribute with the number of shards of a record with a generation.
 
 Releases up to 23e14f8 find 0 under `shards`: they would write rows to partitions of generation 0,
-where nobody reads them, and so fail before they write. Their processes may run until an upgrade is
+which nothing reads, and so fail before they write. Their processes may run until an upgrade is
 done.
 """
 
@@ -84,7 +84,7 @@ def same_model(model: Model) -> Condition:
 
 
 class ModelRepository:
-    """The models table. What is marked for deletion is given out by `find_model` alone."""
+    """The models table. Only `find_model` and `list_models` return what is marked for deletion."""
 
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
         self._dynamo = dynamo
@@ -96,10 +96,10 @@ class ModelRepository:
         """Model version → generation, and when the last read began that found it unmarked."""
 
     async def find_model(self, model_version: str) -> Model:
-        """The model version as it is now, be it marked for deletion.
+        """The present model version, also one marked for deletion.
 
         Raises:
-            NotFound: it was never written to, or its deletion is done.
+            NotFound: there is none.
         """
         began = monotonic()
         try:
@@ -110,10 +110,10 @@ class ModelRepository:
         return self._remember(model, began)
 
     async def get_model(self, model_version: str) -> Model:
-        """The model version as it is now.
+        """The present model version.
 
         Raises:
-            NotFound: it was never written to, or its deletion is done.
+            NotFound: there is none.
             ModelBeingDeleted: it is marked for deletion.
         """
         model = await self.find_model(model_version)
@@ -122,12 +122,12 @@ class ModelRepository:
         return model
 
     async def known_model(self, model_version: str) -> Model:
-        """The model version as it was a few seconds ago at the most.
+        """The model version, at most a few seconds old.
 
-        Good for what its first write fixed: dimension, metric, shards.
+        For what its first write fixed: dimension, metric, shards.
 
         Raises:
-            NotFound: it was never written to, or its deletion is done.
+            NotFound: there is none.
             ModelBeingDeleted: it is marked for deletion.
         """
         cached = self._cache.get(model_version)
@@ -136,11 +136,11 @@ class ModelRepository:
         return await self.get_model(model_version)
 
     def forget(self, model_version: str) -> None:
-        """Has the model version read anew the next time."""
+        """Drops the model version from the cache."""
         self._cache.pop(model_version, None)
 
     def batch_until(self, model: Model) -> float:
-        """Up to when (`time.monotonic`) rows may be written without a condition, under its record.
+        """The time (`time.monotonic`) until which rows may be written without a condition.
 
         It counts from the read that found the record unmarked. A worker that removes the rows
         waits that long after the mark, and for requests that are on their way: so none of these
@@ -197,7 +197,7 @@ class ModelRepository:
         `also` is what else belongs to the transaction.
 
         Raises:
-            NotFound: it is gone, be it that there is a later one of its name.
+            NotFound: it is gone; there may be a later one of its name.
             ModelBeingDeleted: it is marked already.
             InFlight: the idempotency claim in `also` was lost.
         """
@@ -218,7 +218,7 @@ class ModelRepository:
             there = None if item is None else decode_model(item)
             if there is not None and there.generation == marked.generation:
                 if there.deleting_at == marked.deleting_at:
-                    return  # the answer to that was lost on the way
+                    return  # the reply to this very mark was lost
                 raise ModelBeingDeleted(name) from None
             raise NotFound(f"there is no model version {name!r} any more") from None
         finally:

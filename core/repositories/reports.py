@@ -1,4 +1,4 @@
-"""Reports: each is its user's alone, by the condition of every write and a check on every read."""
+"""Reports: every write is conditional on their user, and every read checks it."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -24,8 +24,8 @@ from core.settings import Settings
 REPORT_CODEC = Codec(Report)
 
 
-class Position(msgspec.Struct, frozen=True):
-    """Where a listing of reports goes on."""
+class ReportPosition(msgspec.Struct, frozen=True):
+    """A position in a list of reports: the last one of a page."""
 
     id: str
     created_at: str
@@ -101,9 +101,9 @@ class ReportRepository:
         )
 
     async def list_reports(
-        self, user_id: str, *, limit: int, position: Position | None = None
-    ) -> tuple[list[Report], Position | None]:
-        """Up to `limit` reports of this user, newest first, and where to go on.
+        self, user_id: str, *, limit: int, position: ReportPosition | None = None
+    ) -> tuple[list[Report], ReportPosition | None]:
+        """Up to `limit` reports of this user, newest first, and the position to continue from.
 
         The partition key is the caller, never anything that came in a cursor.
         """
@@ -125,10 +125,10 @@ class ReportRepository:
         last: Item | None = reply.get("LastEvaluatedKey")
         if last is None:
             return reports, None
-        return reports, Position(last["id"].S or "", last["created_at"].S or "")
+        return reports, ReportPosition(last["id"].S or "", last["created_at"].S or "")
 
     async def removals(self, user_id: str) -> AsyncIterator[list[Part]]:
-        """What removes the reports of a user that the index shows, a transaction's at a time."""
+        """The parts that delete a user's reports, in lists of one transaction each."""
         async for items in paginate(
             self._dynamo.call,
             "query",

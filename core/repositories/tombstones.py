@@ -1,4 +1,4 @@
-"""Removing tombstones that no version needs any more."""
+"""Removing tombstones that no index version needs."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from core.settings import Settings
 
 
 class Tombstone(msgspec.Struct, frozen=True, gc=False):
-    """A deleted row, as a pull met it."""
+    """A deleted row, as a pull found it."""
 
     product_id: str
     deleted_at: str
@@ -28,12 +28,12 @@ class TombstoneRepository:
         self._concurrency = settings.ingest.batch_concurrency
 
     async def remove(self, model_version: str, tombstones: Iterable[Tombstone]) -> int:
-        """Removes those that are still the same tombstones; how many that were.
+        """Removes those that are still the same tombstones, and returns their number.
 
-        One that was written again, or deleted a second time, stays.
+        A product that was written again, or deleted a second time, stays.
 
         Raises:
-            Unavailable: DynamoDB did not take it in time; the rest is left for another time.
+            Unavailable: DynamoDB did not take it in time; the remaining rows stay.
         """
         rows = (
             (

@@ -12,51 +12,51 @@ Part = dict[str, Any]
 """One operation of TransactWriteItems."""
 
 REFUSED = "ConditionalCheckFailed"
-"""The reason of a part whose condition did not hold."""
+"""The reason of a part whose condition was not met."""
 
 CONFLICTS = RetryPolicy(first_s=0.02, max_s=0.2, attempts_max=10)
-"""For writes that met another write of the same rows: read again, and write again."""
+"""For writes that conflict with another write of the same rows: read again, then write again."""
 
 
 def refused(failed: TransactionFailed, position: int) -> bool:
-    """Whether the condition of the part at this position did not hold."""
+    """Whether the condition of the part at this position was not met."""
     return position < len(failed.reasons) and failed.reasons[position] == REFUSED
 
 
 def found(failed: TransactionFailed, position: int) -> Item | None:
-    """The row that a refused part met; None where there is none."""
+    """The existing row of a refused part; None where there is none."""
     return cast("Item | None", failed.items[position]) if position < len(failed.items) else None
 
 
 def put(table: str, item: RequestItem, condition: Condition | None = None) -> Part:
-    """Puts an item; a refusal brings back the one that is there."""
+    """Puts an item; a refusal has the existing one."""
     return _part("Put", table, condition, Item=item)
 
 
 def update(
     table: str, key: RequestItem, change: Update, condition: Condition | None = None
 ) -> Part:
-    """Updates an item; a refusal brings back the one that is there."""
+    """Updates an item; a refusal has the existing one."""
     return _part("Update", table, condition, change, Key=key)
 
 
 def delete(table: str, key: RequestItem, condition: Condition | None = None) -> Part:
-    """Deletes an item; a refusal brings back the one that is there."""
+    """Deletes an item; a refusal has the existing one."""
     return _part("Delete", table, condition, Key=key)
 
 
 def check(table: str, key: RequestItem, condition: Condition) -> Part:
-    """Holds the whole transaction to a condition on an item that it does not change."""
+    """Makes the whole transaction conditional on an item that it does not change."""
     return _part("ConditionCheck", table, condition, Key=key)
 
 
 async def transact(dynamo: Dynamo, *parts: Part) -> None:
-    """All of the parts, or none. One that met another transaction is tried again.
+    """Writes all of the parts, or none. A conflict with another transaction is retried.
 
     Raises:
-        TransactionFailed: the condition of a part did not hold; with one reason a part, and the
+        TransactionFailed: the condition of a part was not met; with one reason per part, and the
             rows of those that were refused.
-        Unavailable: other transactions kept coming between.
+        Unavailable: other transactions kept conflicting.
     """
     async for _ in CONFLICTS.attempts():
         try:
@@ -66,7 +66,7 @@ async def transact(dynamo: Dynamo, *parts: Part) -> None:
                 raise
         else:
             return
-    raise Unavailable("other writes of the same rows kept coming between; try again")
+    raise Unavailable("other writes of the same rows kept conflicting; try again")
 
 
 def _part(

@@ -20,7 +20,7 @@ from core import names, telemetry
 from core.errors import NotFound
 from core.models import Build, Model, now, parse_timestamp
 from core.objects import Objects
-from core.repositories.builds import BuildRepository, Position
+from core.repositories.builds import BuildPosition, BuildRepository
 from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
 from core.settings import Settings
@@ -120,7 +120,7 @@ class Retention:
     async def _newest(self, model: Model) -> list[Build]:
         """The last published versions that are not removed, and the current one."""
         newest: list[Build] = []
-        position: Position | None = None
+        position: BuildPosition | None = None
         while True:
             page, position = await self._builds.list_builds(
                 model.model_version, limit=_PAGE, position=position, generation=model.generation

@@ -31,7 +31,7 @@ REFUSALS: Final[dict[str, str]] = {
     r"is in the batch already": "each id once: unique by a member, which JSON Schema cannot say",
     r"has \d+ bytes, over the limit": "ids are limited in bytes, and maxLength counts characters",
     r"times k of \d+ is over|k times vectors": "vectors times k is a product, no limit of either",
-    r"the cursor does not hold": "a cursor is sealed, and only one that was given out opens",
+    r"the cursor is not valid": "a cursor is sealed, and only one that was given out opens",
     r"the watermark is not valid": "likewise a watermark",
     r"Expected `int`, got `float`": "to JSON Schema 7.0 is an integer; K9 wants it written as 7",
     r"must be an https address": "what is a host is beyond a pattern",

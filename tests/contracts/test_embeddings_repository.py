@@ -10,7 +10,7 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.errors import NotFound
 from core.models import Embedding, Model
-from core.repositories.embeddings import EmbeddingRepository, Position
+from core.repositories.embeddings import EmbeddingPosition, EmbeddingRepository
 from core.repositories.models import ModelRepository
 from core.settings import Settings
 
@@ -115,7 +115,7 @@ async def test_pages_hold_every_live_row_once(
     await embeddings.store_batch(model, rows)
     await embeddings.delete_embedding(model, "p5")
     seen: list[str] = []
-    position: Position | None = None
+    position: EmbeddingPosition | None = None
     while True:
         page, position = await embeddings.list_embeddings(
             model, limit=limit, position=position, vectors=False

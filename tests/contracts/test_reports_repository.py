@@ -10,7 +10,7 @@ import pytest
 from core.dynamo.client import Dynamo
 from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale
 from core.models import Report, User
-from core.repositories.reports import Position, ReportRepository
+from core.repositories.reports import ReportPosition, ReportRepository
 from core.repositories.users import UserRepository
 from core.settings import Settings
 
@@ -43,7 +43,7 @@ def later(report: Report, **changes: Any) -> Report:
 async def listed(reports: ReportRepository, owner: str, limit: int = 100) -> list[Report]:
     """All of a user's reports, page by page."""
     found: list[Report] = []
-    position: Position | None = None
+    position: ReportPosition | None = None
     while True:
         page, position = await reports.list_reports(owner, limit=limit, position=position)
         assert len(page) <= limit
@@ -158,7 +158,7 @@ async def test_a_position_of_someone_else_shows_only_ones_own(
     for report in (mine, theirs):
         await reports.create_report(report)
     page, _ = await reports.list_reports(
-        owner, limit=10, position=Position(theirs.id, theirs.created_at)
+        owner, limit=10, position=ReportPosition(theirs.id, theirs.created_at)
     )
     assert page == [mine]
 

@@ -12,7 +12,7 @@ from core.errors import SettingsError, Unreadable
 OLD = b64encode(b"o" * 32).decode()
 NEW = b64encode(b"n" * 32).decode()
 POSITION: dict[str, str | int] = {"product_id": "p/é", "n": 3}
-MESSAGE = "the cursor does not hold; start again without it"
+MESSAGE = "the cursor is not valid; start again without it"
 
 
 def refused(cursors: Cursors, text: str, caller: str = "me", query: str = "q") -> bool:
