@@ -149,7 +149,7 @@ class EmbeddingController(Controller):
         resources = call.context.resources
         model = await resources.models.known_model(name)
         if position is not None and position.generation != model.generation:
-            raise Unreadable("the cursor does not hold; start again without it")
+            raise Unreadable("the cursor is not valid; start again without it")
         found, further = await resources.embeddings.list_embeddings(
             model, limit=limit, position=position, vectors=vectors
         )
