@@ -1,6 +1,7 @@
 """A process that dies at a chosen moment of a write."""
 
 import time
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 
 from core.errors import Unavailable
 from tests.api.conftest import Service
+
+_OURS: ContextVar[bool] = ContextVar("ours", default=False)
+"""Set where a call is made for the test, and not by what the application does by itself."""
 
 
 class Dying:
@@ -33,7 +37,8 @@ class Dying:
         self._begin("transact_write_items", transaction, done=done, for_good=for_good)
 
     def at_call(self, call: int, *, done: bool) -> None:
-        """Dies for good at this call (from 1), of whichever operation."""
+        """Dies for good at this call (from 1) of the test's own requests, whatever it is."""
+        _OURS.set(True)
         self._begin(None, call, done=done, for_good=True)
 
     @property
@@ -58,6 +63,8 @@ class Dying:
         self._patch.setattr(self._dynamo, "call", self._through)
 
     async def _through(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        if self._operation is None and not _OURS.get():
+            return await self._call(operation, **parameters)
         if self._dead:
             raise Unavailable("the process is dead")
         if self._operation in {None, operation}:
