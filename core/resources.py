@@ -21,12 +21,12 @@ from core.repositories.tombstones import TombstoneRepository
 from core.repositories.users import UserRepository
 from core.repositories.verifications import VerificationRepository
 from core.settings import Settings
-from core.usecases.builds import BuildRequests
-from core.usecases.embeddings import Ingest
+from core.usecases.builds import BuildService
+from core.usecases.embeddings import EmbeddingService
 from core.usecases.model_deletions import ModelDeletions
-from core.usecases.reports import Reports
+from core.usecases.reports import ReportService
 from core.usecases.retention import Retention
-from core.usecases.users import Profiles
+from core.usecases.users import UserService
 from core.versions import VersionStore
 from core.watermarks import Watermarks
 
@@ -53,12 +53,12 @@ class Resources:
     versions: VersionStore
     cursors: Cursors
     watermarks: Watermarks
-    ingest: Ingest
-    build_requests: BuildRequests
+    embedding_service: EmbeddingService
+    build_service: BuildService
     retention: Retention
     model_deletions: ModelDeletions
-    profiles: Profiles
-    reporting: Reports
+    user_service: UserService
+    report_service: ReportService
 
 
 @asynccontextmanager
@@ -96,10 +96,10 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             versions=VersionStore(objects, settings.environment, settings.serving.cache_dir),
             cursors=Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s),
             watermarks=Watermarks(settings.cursor_keys),
-            ingest=Ingest(models, embeddings, notifier, settings),
-            build_requests=BuildRequests(models, embeddings, builds, queue),
+            embedding_service=EmbeddingService(models, embeddings, notifier, settings),
+            build_service=BuildService(models, embeddings, builds, queue),
             retention=retention,
             model_deletions=ModelDeletions(deletions, builds, retention, settings),
-            profiles=Profiles(users, settings.records),
-            reporting=Reports(reports, settings),
+            user_service=UserService(users, settings.records),
+            report_service=ReportService(reports, settings),
         )

@@ -93,14 +93,15 @@ async def store_batch(
         MetricConflict: the model version has another metric.
         PartlyStored: DynamoDB took only a part in time.
     """
-    ingest = call.context.resources.ingest
+    service = call.context.resources.embedding_service
     if not batch.errors:
-        return await ingest.store_batch(model_version, batch.rows, metric, claim)
+        return await service.store_batch(model_version, batch.rows, metric, claim)
     # Nothing will be stored: the other entries are looked at only to name those too.
     errors = dict(batch.errors)
     general: tuple[FieldError, ...] = ()
     try:
-        problems = ingest.problems(batch.rows, await ingest.plan(model_version), metric)
+        model = await service.find_model(model_version)
+        problems = service.find_problems(batch.rows, model, metric)
     except Invalid as error:
         problems, general = [], error.errors
     for problem in problems:

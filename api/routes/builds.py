@@ -51,7 +51,7 @@ class BuildController(Controller):
         async def act(claim: Claim | None, parameters: BuildParameters) -> Build:
             name = unescape(model_version)
             validate_model_version(name)
-            return await call.context.resources.build_requests.request(name, parameters, claim)
+            return await call.context.resources.build_service.request(name, parameters, claim)
 
         return response(await answer_once(call, _read, act, partial(_accepted, call)))
 

@@ -63,7 +63,7 @@ class EmbeddingController(Controller):
 
         async def act(claim: Claim | None, sent: tuple[Query, Floats]) -> StoredEmbedding:
             query, vector = sent
-            return await call.context.resources.ingest.store_embedding(
+            return await call.context.resources.embedding_service.store_embedding(
                 unescape(model_version),
                 unescape(product_id),
                 vector,
@@ -128,7 +128,7 @@ class EmbeddingController(Controller):
         async def act(claim: Claim | None, _sent: None) -> DeletedEmbedding:
             name = unescape(model_version)
             validate_model_version(name)
-            return await call.context.resources.ingest.delete_embedding(
+            return await call.context.resources.embedding_service.delete_embedding(
                 name, unescape(product_id), claim
             )
 

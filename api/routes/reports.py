@@ -42,8 +42,8 @@ class ReportController(Controller):
         call = call_in(request)
 
         async def act(claim: Claim | None, fields: dict[str, Any]) -> Report:
-            reporting = call.context.resources.reporting
-            return await reporting.create(call.caller.user_id, fields, claim)
+            service = call.context.resources.report_service
+            return await service.create(call.caller.user_id, fields, claim)
 
         return response(await answer_once(call, _read, act, partial(_created, call)))
 
@@ -80,9 +80,9 @@ class ReportController(Controller):
         call = call_in(request)
 
         async def act(claim: Claim | None, fields: dict[str, Any]) -> Report:
-            reporting = call.context.resources.reporting
-            reporting.held(fields)  # 422 comes before 404
-            return await reporting.change(
+            service = call.context.resources.report_service
+            service.validate(fields)  # 422 comes before 404
+            return await service.change(
                 _id(report_id), call.caller.user_id, fields, matching(call.if_match), claim
             )
 
@@ -96,7 +96,7 @@ class ReportController(Controller):
         call = call_in(request)
 
         async def act(claim: Claim | None, _sent: None) -> DeletedReport:
-            return await call.context.resources.reporting.delete(
+            return await call.context.resources.report_service.delete(
                 _id(report_id), call.caller.user_id, matching(call.if_match), claim
             )
 

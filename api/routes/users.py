@@ -30,7 +30,7 @@ _body: Final = Shape(UserBody)
 
 
 class UserController(Controller):
-    """Profiles."""
+    """UserService."""
 
     path = "/users"
     tags = ("users",)
@@ -42,8 +42,8 @@ class UserController(Controller):
         call = call_in(request)
 
         async def act(claim: Claim | None, sent: Sent) -> User:
-            profiles = call.context.resources.profiles
-            return await profiles.create(call.caller.user_id, *sent, claim)
+            service = call.context.resources.user_service
+            return await service.create(call.caller.user_id, *sent, claim)
 
         return response(await answer_once(call, _read, act, partial(_created, call)))
 
@@ -64,9 +64,9 @@ class UserController(Controller):
         call = call_in(request)
 
         async def act(claim: Claim | None, sent: Sent) -> User:
-            profiles = call.context.resources.profiles
-            profiles.check_patch(*sent)  # 422 comes before 404
-            return await profiles.change(_own(call, user_id), *sent, claim)
+            service = call.context.resources.user_service
+            service.validate_patch(*sent)  # 422 comes before 404
+            return await service.change(_own(call, user_id), *sent, claim)
 
         return response(await answer_once(call, _read, act, partial(_shown, call)))
 
@@ -78,7 +78,9 @@ class UserController(Controller):
         call = call_in(request)
 
         async def act(claim: Claim | None, _sent: None) -> User:
-            return await call.context.resources.profiles.mark(_own(call, user_id), claim)
+            return await call.context.resources.user_service.request_deletion(
+                _own(call, user_id), claim
+            )
 
         reply = await answer_once(call, nothing, act, partial(_shown, call, status=202))
         await call.context.resources.queue.enqueue_deletion(call.caller.user_id)

@@ -59,7 +59,7 @@ class ForeignVersionWatch:
             if now < self._not_before.get(name, now) or await self._is_there(record):
                 return
             self._not_before[name] = now + _AGAIN_S
-            build = await self._resources.build_requests.request_again(name)
+            build = await self._resources.build_service.request_automatic(name)
         except K9Error as error:
             log.warning("files of another environment are not replaced", reason=str(error))
         except Exception:

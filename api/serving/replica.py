@@ -365,7 +365,7 @@ class ModelReplica:
             model = await self._resources.models.get_model(self.name)
             if model.pinned or model.open_build_id is not None:
                 return
-            build = await self._resources.build_requests.request_again(self.name)
+            build = await self._resources.build_service.request_automatic(self.name)
         except (Conflict, NotFound) as error:
             _log.info("no build requested", model_version=self.name, reason=str(error))
         except K9Error as error:

@@ -14,7 +14,7 @@ _RECALL_MIN, _RECALL_MAX = 0.5, 1.0
 _MATRIX_K_MAX = 1000
 
 
-class BuildRequests:
+class BuildService:
     """Opens builds, at most one a model version at a time."""
 
     def __init__(
@@ -63,7 +63,7 @@ class BuildRequests:
         await self._queue.enqueue(build.build_id, build.fence)
         return build
 
-    async def request_again(self, model_version: str) -> Build:
+    async def request_automatic(self, model_version: str) -> Build:
         """An automatic build, with what the current one was asked for.
 
         Raises:

@@ -50,7 +50,7 @@ class Problem(msgspec.Struct, frozen=True):
     message: str
 
 
-class Ingest:
+class EmbeddingService:
     """Stores and deletes embeddings. The first write of a model version makes it."""
 
     def __init__(
@@ -139,7 +139,7 @@ class Ingest:
         claim: Claim | None,
     ) -> StoredBatch:
         model = await self._known(model_version)
-        found = self.problems(rows, model, metric)
+        found = self.find_problems(rows, model, metric)
         if found:
             raise Invalid(
                 f"{len({p.row for p in found})} of {len(rows)} embeddings do not hold; "
@@ -177,12 +177,12 @@ class Ingest:
         telemetry.ROWS_WRITTEN.inc()
         return deleted
 
-    async def plan(self, model_version: str) -> Model | None:
+    async def find_model(self, model_version: str) -> Model | None:
         """The model version as it stands, or None before its first write."""
         validate_model_version(model_version)
         return await self._known(model_version)
 
-    def problems(
+    def find_problems(
         self,
         rows: Sequence[Row],
         model: Model | None,

@@ -24,7 +24,7 @@ _REFERENCE_MAX: Final = 2000
 _FULL_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
-class Reports:
+class ReportService:
     """Reports, as their owners may change them."""
 
     def __init__(self, reports: ReportRepository, settings: Settings) -> None:
@@ -50,7 +50,7 @@ class Reports:
             BeingDeleted: the caller's user is being deleted.
         """
         moment = timestamp(now())
-        held = self.held({"title": None, **fields})
+        held = self.validate({"title": None, **fields})
         report = Report(
             id=secrets.token_hex(16),
             user_id=user_id,
@@ -85,7 +85,7 @@ class Reports:
             BeingDeleted: the caller's user is being deleted.
             Unavailable: no version was named, and others kept changing it meanwhile.
         """
-        held = self.held(fields)
+        held = self.validate(fields)
         async for _ in CONFLICTS.attempts():
             before = await self._reports.get_report(report_id, user_id)
             if versions is not None and before.version not in versions:
@@ -130,7 +130,7 @@ class Reports:
         await self._reports.delete_report(report_id, user_id, expected, completion(claim, deleted))
         return deleted
 
-    def held(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def validate(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields, checked, and as a Report has them.
 
         Raises:

@@ -21,7 +21,7 @@ _URL_MAX: Final = 2048
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 
 
-class Profiles:
+class UserService:
     """Users, as their owners may change them."""
 
     def __init__(self, users: UserRepository, records: Records) -> None:
@@ -72,7 +72,7 @@ class Profiles:
             BeingDeleted: it is being deleted.
             Unavailable: others kept changing it meanwhile.
         """
-        self.check_patch(fields, preferences)
+        self.validate_patch(fields, preferences)
         async for _ in CONFLICTS.attempts():
             before = await self._users.get_user(user_id)
             text = before.preferences.encode()
@@ -95,7 +95,7 @@ class Profiles:
                 return after
         raise Unavailable("other changes of the profile kept coming between; try again")
 
-    async def mark(self, user_id: str, claim: Claim | None = None) -> User:
+    async def request_deletion(self, user_id: str, claim: Claim | None = None) -> User:
         """Marks the caller's profile for deletion; a worker removes it and its reports.
 
         Raises:
@@ -108,7 +108,7 @@ class Profiles:
         await self._users.mark_user(user_id, moment, completion(claim, marked, lasting=True))
         return marked
 
-    def check_patch(self, fields: Mapping[str, str | None], preferences: bytes | None) -> None:
+    def validate_patch(self, fields: Mapping[str, str | None], preferences: bytes | None) -> None:
         """Checks all of a change that can be told without the profile that it is for.
 
         Raises:

@@ -98,7 +98,7 @@ async def _import(
         async with open_resources(settings.patient()) as resources:
             try:
                 await import_file(
-                    resources.ingest,
+                    resources.embedding_service,
                     model,
                     source,
                     rows_max=settings.limits.batch_rows_max,

@@ -8,7 +8,7 @@ import msgspec
 
 from core.errors import PartlyStored, Unavailable
 from core.models import Metric
-from core.usecases.embeddings import Ingest
+from core.usecases.embeddings import EmbeddingService
 from deploy.data.bulk import patiently
 from deploy.data.formats.readers import Source
 from deploy.data.formats.rows import BadRow, Batch, Row
@@ -36,7 +36,7 @@ class Imported(msgspec.Struct, frozen=True):
 
 
 async def import_file(
-    ingest: Ingest,
+    embeddings: EmbeddingService,
     model_version: str,
     source: Source,
     *,
@@ -73,7 +73,7 @@ async def import_file(
     try:
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             batch = _without_repeats(batch, seen)
-            task = asyncio.create_task(_store(ingest, model_version, batch, metric))
+            task = asyncio.create_task(_store(embeddings, model_version, batch, metric))
             pending.add(task)
             if not stored or len(pending) >= BATCHES_IN_FLIGHT:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -105,12 +105,14 @@ def _without_repeats(batch: Batch, seen: set[int]) -> Batch:
     return Batch(rows, bad, batch.units)
 
 
-async def _store(ingest: Ingest, model_version: str, batch: Batch, metric: Metric | None) -> Moved:
-    model = await patiently(lambda: ingest.plan(model_version))
+async def _store(
+    embeddings: EmbeddingService, model_version: str, batch: Batch, metric: Metric | None
+) -> Moved:
+    model = await patiently(lambda: embeddings.find_model(model_version))
     rows = [(row.product_id, row.vector) for row in batch.rows]
     bad = list(batch.bad)
     faults: dict[int, list[str]] = {}
-    for problem in ingest.problems(rows, model, metric):
+    for problem in embeddings.find_problems(rows, model, metric):
         faults.setdefault(problem.row, []).append(f"{problem.field} {problem.message}")
     for index, reasons in faults.items():
         row = batch.rows[index]
@@ -119,7 +121,7 @@ async def _store(ingest: Ingest, model_version: str, batch: Batch, metric: Metri
     if good:
         for pause_s in pauses():
             try:
-                await ingest.store_batch(model_version, good, metric)
+                await embeddings.store_batch(model_version, good, metric)
                 break
             except (PartlyStored, Unavailable):
                 if pause_s is None:

@@ -87,7 +87,7 @@ async def rebuild(resources: Resources, models: list[Item], probes: Probes) -> l
         name = model["model_version"].S or ""
         try:
             parameters = await _parameters(resources, model)
-            build = await resources.build_requests.request(name, parameters)
+            build = await resources.build_service.request(name, parameters)
         except EmptyModel:
             requested.append(Requested(name, "empty", "it has no rows"))
         except K9Error as error:

@@ -64,7 +64,7 @@ async def load(settings: Settings, console: Console) -> int:
 
         async with open_resources(settings.patient()) as resources:
             result = await import_file(
-                resources.ingest,
+                resources.embedding_service,
                 MODEL,
                 source,
                 rows_max=settings.limits.batch_rows_max,
@@ -96,7 +96,7 @@ async def build(settings: Settings, stage: Callable[[str], None]) -> Build | Non
         if model.open_build_id is not None:
             build_id = model.open_build_id
         else:
-            requested = await resources.build_requests.request(MODEL, BuildParameters())
+            requested = await resources.build_service.request(MODEL, BuildParameters())
             build_id = requested.build_id
         deadline = monotonic() + _BUILD_WAIT_S
         while monotonic() < deadline:

@@ -18,7 +18,7 @@ from core.models import Embedding, Model
 from core.repositories.embeddings import EmbeddingRepository
 from core.resources import Resources
 from core.settings import Settings
-from core.usecases.embeddings import Ingest
+from core.usecases.embeddings import EmbeddingService
 from core.vectors.arrays import Floats
 from tests.api.pool import Pool
 from tests.api.serving import (
@@ -158,11 +158,11 @@ def shop(api_settings: Settings, resources: Resources, pool: Pool, tmp_path: Pat
             resources,
             settings=settings,
             embeddings=rows,
-            ingest=Ingest(resources.models, rows, notifier, settings),
+            embedding_service=EmbeddingService(resources.models, rows, notifier, settings),
         )
         model = f"f-{uuid4().hex[:8]}"
         entries = [(f"p{number:02d}", vector(number)) for number in range(ROWS)]
-        await mine.ingest.store_batch(model, entries)
+        await mine.embedding_service.store_batch(model, entries)
         app = create_app(settings, mine)
         async with started(app), client_of(app, pool.token("operators")) as client:
             here = Shop(client, model, mine, rows)

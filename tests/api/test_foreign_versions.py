@@ -32,8 +32,8 @@ async def pair(
     settings = msgspec.structs.replace(api_settings, serving=serving, building=building)
     async with open_pair(settings) as opened:
         rows = [(f"p{row}", vector(row)) for row in range(ROWS)]
-        await opened.source.ingest.store_batch(MODEL, rows)
-        asked = await opened.source.build_requests.request_again(MODEL)
+        await opened.source.embedding_service.store_batch(MODEL, rows)
+        asked = await opened.source.build_service.request_automatic(MODEL)
         await build_here(opened.source, asked.build_id)
         await opened.copy_tables()
         yield opened

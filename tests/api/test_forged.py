@@ -57,11 +57,11 @@ async def test_a_forged_version_is_refused_and_the_one_before_answers(
 ) -> None:
     """With the reason in the log, in a count and in readiness; the true one is taken again."""
     model, rows = "m-forged", [(f"p{row}", vector(row)) for row in range(20)]
-    await local.ingest.store_batch(model, rows)
-    requests = local.build_requests
-    asked = await requests.request_again(model)
+    await local.embedding_service.store_batch(model, rows)
+    requests = local.build_service
+    asked = await requests.request_automatic(model)
     first = await published(local, model, asked.build_id)
-    asked = await requests.request_again(model)
+    asked = await requests.request_automatic(model)
     app = create_app(local.settings, local)
     async with started(app), client_of(app, pool.token("operators")) as client:
         await eventually(client, model)
@@ -100,10 +100,12 @@ async def test_a_forged_version_is_refused_and_the_one_before_answers(
 async def test_a_forged_version_is_not_promoted(service: Service) -> None:
     """Nor does the matrix's address lead to a file that is another one."""
     client, resources, model = service.client, service.resources, "m-forged-promotion"
-    await resources.ingest.store_batch(model, [(f"p{row}", vector(row)) for row in range(20)])
+    await resources.embedding_service.store_batch(
+        model, [(f"p{row}", vector(row)) for row in range(20)]
+    )
     builds = []
     for _ in range(2):
-        asked = await resources.build_requests.request_again(model)
+        asked = await resources.build_service.request_automatic(model)
         builds.append(await published(resources, model, asked.build_id))
     true = await forge(resources.objects, VersionRecord.of(builds[0]).prefix)
     promote = path_of(model, "promote")

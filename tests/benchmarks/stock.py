@@ -18,7 +18,7 @@ async def store(resources: Resources, model_version: str, rows: Catalogue) -> No
     ids = list(rows)
     starts = range(0, len(ids), _BATCH_ROWS)
     batches = [[(i, rows[i]) for i in ids[start : start + _BATCH_ROWS]] for start in starts]
-    write = resources.ingest.store_batch
+    write = resources.embedding_service.store_batch
     await write(model_version, batches[0])
     await few_at_once([write(model_version, batch) for batch in batches[1:]])
 
@@ -32,7 +32,7 @@ async def published(
         RuntimeError: it was not published.
     """
     asked = parameters or BuildParameters()
-    build = await resources.build_requests.request(model_version, asked)
+    build = await resources.build_service.request(model_version, asked)
     while build.open:
         await asyncio.sleep(0.2)
         build = await resources.builds.get_build(build.build_id)

@@ -154,7 +154,7 @@ class Run:
         await self.promote(first.build_id)  # pinned: no build is requested for what changes now
         written, gone = changes(before)
         await store(resources, MODEL, written)
-        delete = resources.ingest.delete_embedding
+        delete = resources.embedding_service.delete_embedding
         await few_at_once([delete(MODEL, product_id) for product_id in gone])
         after = {name: row for name, row in (before | written).items() if name not in gone}
         left = {name: row for name, row in before.items() if name not in gone}

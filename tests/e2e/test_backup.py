@@ -56,23 +56,27 @@ async def _fill(resources: Resources, rows: int = 60) -> Build:
     """Rows of every table, among them a build that runs; that build."""
     settings = resources.settings
     vectors = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
-    await resources.ingest.store_batch("m1", [(f"p/{n} é", vectors[n]) for n in range(rows)])
-    await resources.ingest.delete_embedding("m1", "p/0 é")
-    await resources.ingest.store_embedding("m2", "gone", vectors[0])
-    await resources.ingest.delete_embedding("m2", "gone")
+    await resources.embedding_service.store_batch(
+        "m1", [(f"p/{n} é", vectors[n]) for n in range(rows)]
+    )
+    await resources.embedding_service.delete_embedding("m1", "p/0 é")
+    await resources.embedding_service.store_embedding("m2", "gone", vectors[0])
+    await resources.embedding_service.delete_embedding("m2", "gone")
     for number in range(30):
-        await resources.profiles.create(f"u{number}", {"name": "N"}, b'{"a": 1e-300, "": [1.0]}')
-        await resources.reporting.create(f"u{number}", {"title": "T", "favorites": ["b", "a"]})
+        await resources.user_service.create(
+            f"u{number}", {"name": "N"}, b'{"a": 1e-300, "": [1.0]}'
+        )
+        await resources.report_service.create(f"u{number}", {"title": "T", "favorites": ["b", "a"]})
     await resources.idempotency.begin("user/u1", "key", "print")
     for table in ("users", "idempotency"):
         key = {"users": ("user_id",), "idempotency": ("caller", "key")}[table]
         odd = [{**ODD, **{name: {"S": f"odd-{n}"} for name in key}} for n in range(20)]
         await put_batch(resources.dynamo, settings.table(table), [item_of(item) for item in odd])
-    first = await resources.build_requests.request("m1", BuildParameters(matrix_k=7, force=True))
+    first = await resources.build_service.request("m1", BuildParameters(matrix_k=7, force=True))
     claimed = await resources.builds.claim(first.build_id, 0)
     model = await resources.models.get_model("m1")
     await resources.promotions.publish(claimed, model, {"epoch": 0})
-    second = await resources.build_requests.request("m1", BuildParameters())
+    second = await resources.build_service.request("m1", BuildParameters())
     return await resources.builds.claim(second.build_id, 0)
 
 
@@ -199,8 +203,8 @@ async def test_full_tables_are_refused_and_replaced_only_by_force(
     first = await restore(one, tmp_path / "b", force=True)
     epoch = (await one.models.get_model("m1")).epoch
     assert first.emptied > 0
-    await one.ingest.store_embedding("m1", "later", np.ones(8, np.float32))
-    await one.ingest.store_embedding("m9", "later", np.ones(3, np.float32))
+    await one.embedding_service.store_embedding("m1", "later", np.ones(8, np.float32))
+    await one.embedding_service.store_embedding("m9", "later", np.ones(3, np.float32))
     before = await _contents(one)
     with pytest.raises(CommandError, match=r"not empty: .*--force"):
         await restore(one, tmp_path / "b")

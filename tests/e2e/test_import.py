@@ -13,7 +13,7 @@ from core.repositories.idempotency import Claim
 from core.resources import open_resources
 from core.results import StoredBatch
 from core.settings import Settings
-from core.usecases.embeddings import Ingest, Row
+from core.usecases.embeddings import EmbeddingService, Row
 from deploy.aws.tables import count_items
 from deploy.data import importing as ingest
 from deploy.data.formats.readers import open_source
@@ -48,7 +48,7 @@ async def test_bad_rows_are_named_and_lose_no_other(own_tables: Settings, tmp_pa
             bad.clear()
             with open_source(path) as source:
                 result = await ingest.import_file(
-                    resources.ingest,
+                    resources.embedding_service,
                     "m1",
                     source,
                     rows_max=50,
@@ -65,10 +65,10 @@ async def test_bad_rows_are_named_and_lose_no_other(own_tables: Settings, tmp_pa
     assert (await count_items(own_tables))[own_tables.table("embeddings")] == 245
 
 
-class _Throttled(Ingest):
+class _Throttled(EmbeddingService):
     """Takes only a part of each batch the first time it is sent."""
 
-    def __init__(self, inner: Ingest) -> None:
+    def __init__(self, inner: EmbeddingService) -> None:
         self.__dict__.update(inner.__dict__)
         self.refused: set[str] = set()
 
@@ -93,7 +93,7 @@ async def test_a_batch_that_was_taken_in_part_is_sent_again(
     ids = np.array([f"t{n}" for n in range(30)])
     np.savez(tmp_path / "a.npz", product_ids=ids, vectors=vectors)
     async with open_resources(own_tables) as resources:
-        throttled = _Throttled(resources.ingest)
+        throttled = _Throttled(resources.embedding_service)
         with open_source(tmp_path / "a.npz") as source:
             result = await ingest.import_file(throttled, "m2", source, rows_max=10)
         stored = await resources.embeddings.get_embedding("m2", "t29")
@@ -120,7 +120,7 @@ async def test_most_rows_fix_the_dimension_of_a_new_model(
     async with open_resources(own_tables) as resources:
         with open_source(CASES / name) as source:
             result = await ingest.import_file(
-                resources.ingest,
+                resources.embedding_service,
                 "m3",
                 source,
                 rows_max=1000,
@@ -153,6 +153,8 @@ async def test_a_block_of_bad_rows_decides_nothing(own_tables: Settings, tmp_pat
     path = _lines(tmp_path / "a.jsonl", rows)
     async with open_resources(own_tables) as resources:
         with open_source(path) as source:
-            result = await ingest.import_file(resources.ingest, "m5", source, rows_max=10)
+            result = await ingest.import_file(
+                resources.embedding_service, "m5", source, rows_max=10
+            )
         assert (await resources.models.get_model("m5")).dimension == 2
     assert (result.stored, result.bad) == (10, 10)

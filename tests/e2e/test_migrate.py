@@ -190,7 +190,7 @@ async def test_what_is_newer_stays(own: Settings, tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     async with open_resources(own) as resources:
         await _migrate(resources, _array(path, [_report(n) for n in range(3)]), "reports")
-        changed = await resources.reporting.change("6f1d0e9c-0001", "u1", {"title": "Mine"})
+        changed = await resources.report_service.change("6f1d0e9c-0001", "u1", {"title": "Mine"})
         newer = [
             _report(0, user_id="u9"),
             _report(1, updated_at="2024-07-01T00:00:00Z"),
@@ -206,8 +206,8 @@ async def test_what_is_newer_stays(own: Settings, tmp_path: Path) -> None:
         assert (replaced.title, replaced.version) == ("Newer", 2)
 
         await _migrate(resources, _array(path, [_embedding(n) for n in range(3)]), "embeddings")
-        await resources.ingest.delete_embedding("m1", "p/0 é")
-        await resources.ingest.store_embedding("m1", "p/1 é", np.ones(3, np.float32))
+        await resources.embedding_service.delete_embedding("m1", "p/0 é")
+        await resources.embedding_service.store_embedding("m1", "p/1 é", np.ones(3, np.float32))
         later = [
             _embedding(n, created_at="2024-08-01", embedding_vector=[9, 9, 9]) for n in range(3)
         ]
@@ -248,7 +248,7 @@ async def test_nothing_is_written_for_a_user_who_is_being_deleted(
     path = tmp_path / "data.json"
     async with open_resources(own) as resources:
         await _migrate(resources, _array(path, [_user(0), _user(1)]), "users")
-        await resources.profiles.mark("u0")
+        await resources.user_service.request_deletion("u0")
         late = [_user(n, updated_at="2099-01-01") for n in range(2)]
         done, told = await _migrate(resources, _array(path, late), "users")
         assert done == Migrated(1, 0, 1)

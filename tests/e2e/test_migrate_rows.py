@@ -66,11 +66,13 @@ async def test_versions_of_up_to_38_digits(own: Settings) -> None:
             assert report.version == row["version"]
             for _ in range(3):
                 versions = frozenset({report.version})
-                report = await resources.reporting.change(
+                report = await resources.report_service.change(
                     row["id"], row["user_id"], {"author": "Ada"}, versions
                 )
                 assert report.version not in versions
-            await resources.reporting.delete(row["id"], row["user_id"], frozenset({report.version}))
+            await resources.report_service.delete(
+                row["id"], row["user_id"], frozenset({report.version})
+            )
 
 
 async def test_a_model_version_of_another_metric(own: Settings, tmp_path: Path) -> None:

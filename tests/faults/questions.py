@@ -36,12 +36,12 @@ class Questions:
             count = min(1000, self.rows - start)
             vectors = random.standard_normal((count, self.dimension)).astype(np.float32)
             entries = [(f"p{start + row:06d}", vector) for row, vector in enumerate(vectors)]
-            await resources.ingest.store_batch(self.model, entries)
+            await resources.embedding_service.store_batch(self.model, entries)
 
     async def build(self, resources: Resources) -> Build:
         """A deterministic build of them, once it has ended well."""
         parameters = BuildParameters(deterministic=True)
-        build = await resources.build_requests.request(self.model, parameters)
+        build = await resources.build_service.request(self.model, parameters)
         build = await until(resources, build.build_id, lambda build: not build.open, seconds=600)
         assert build.status == "published", build.error
         return build

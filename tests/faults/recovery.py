@@ -36,7 +36,9 @@ async def _store(site: Site, model_version: str, rows: int) -> None:
     vectors = np.random.default_rng(rows).normal(size=(rows, 8)).astype(np.float32)
     entries = [(f"p{number:05d}", vector) for number, vector in enumerate(vectors)]
     for start in range(0, rows, 1000):
-        await site.resources.ingest.store_batch(model_version, entries[start : start + 1000])
+        await site.resources.embedding_service.store_batch(
+            model_version, entries[start : start + 1000]
+        )
 
 
 async def _ended(site: Site, build_ids: set[str], least: int) -> dict[str, Build]:
@@ -64,7 +66,7 @@ async def flush(site: Site, builds: int) -> list[str]:
     for name in names:
         await _store(site, name, 30)
     ids = {
-        (await site.resources.build_requests.request(name, BuildParameters())).build_id
+        (await site.resources.build_service.request(name, BuildParameters())).build_id
         for name in names
     }
     before = await _ended(site, ids, builds // 10)
@@ -95,7 +97,7 @@ async def kill(site: Site, number: int) -> list[str]:
     name = f"killed-{number}"
     await _store(site, name, _SLOW_ROWS)
     parameters = BuildParameters(matrix_k=_SLOW_K)
-    build = await site.resources.build_requests.request(name, parameters)
+    build = await site.resources.build_service.request(name, parameters)
     (await _owner(site, build.build_id)).kill()
     began = time.monotonic()
     await until(site.resources, build.build_id, lambda build: build.fence == _SECOND)

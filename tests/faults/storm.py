@@ -61,7 +61,7 @@ class Storm:
         for number, name in enumerate(names):
             vectors = np.random.default_rng(number).normal(size=(ROWS, DIMENSION))
             rows = [(f"{name}-p{i}", v.astype(np.float32)) for i, v in enumerate(vectors)]
-            await self.resources.ingest.store_batch(name, rows)
+            await self.resources.embedding_service.store_batch(name, rows)
             unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
             scores = unit @ unit[_ASKED]
             order = [i for i in np.argsort(-scores) if i != _ASKED][:_K]
@@ -73,7 +73,7 @@ class Storm:
         while len(self.requested) < builds or self.killed < kills:
             name = self.random.choice(names)
             try:
-                build = await self.resources.build_requests.request(name, BuildParameters())
+                build = await self.resources.build_service.request(name, BuildParameters())
             except (BuildConflict, EmptyModel, Unavailable):
                 self.injected["request refused"] += 1
             else:

@@ -85,7 +85,7 @@ async def importing(resources: Resources, path: Path) -> None:
     source = open_source(path)
     with suppress(K9Error):  # the model version is being deleted, or DynamoDB is away
         for _ in iter(int, 1):
-            await import_file(resources.ingest, MODEL, source, rows_max=10)
+            await import_file(resources.embedding_service, MODEL, source, rows_max=10)
 
 
 def of(name: str) -> int:

@@ -123,7 +123,7 @@ async def import_rows(at: Site, rows: int, faults: Faults, seed: int) -> list[st
 async def build_index(at: Site, rows: int, faults: Faults) -> list[str]:
     """Has a worker build what was imported, under these faults; what is wrong afterwards."""
     async with open_resources(at.straight) as resources:
-        build = await resources.build_requests.request(MODEL, BuildParameters(matrix_k=5))
+        build = await resources.build_service.request(MODEL, BuildParameters(matrix_k=5))
         at.proxy.set(faults)
         began = time.monotonic()
         more = {

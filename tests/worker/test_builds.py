@@ -46,11 +46,11 @@ async def test_the_same_request_gets_the_open_build(
 ) -> None:
     """While a build is open the same request answers with it, and a different one conflicts."""
     await store(resources, model_version, 20)
-    first = await resources.build_requests.request(model_version, BuildParameters())
-    again = await resources.build_requests.request(model_version, BuildParameters())
+    first = await resources.build_service.request(model_version, BuildParameters())
+    again = await resources.build_service.request(model_version, BuildParameters())
     assert again.build_id == first.build_id
     with pytest.raises(BuildConflict, match=first.build_id):
-        await resources.build_requests.request(model_version, BuildParameters(matrix_k=3))
+        await resources.build_service.request(model_version, BuildParameters(matrix_k=3))
     await work(resources.settings)
     assert (await resources.builds.get_build(first.build_id)).status == "published"
 
@@ -58,11 +58,11 @@ async def test_the_same_request_gets_the_open_build(
 async def test_an_empty_model_is_not_built(resources: Resources, model_version: str) -> None:
     """Without a row there is nothing to build, and nothing is opened."""
     with pytest.raises(NotFound):
-        await resources.build_requests.request(model_version, BuildParameters())
+        await resources.build_service.request(model_version, BuildParameters())
     await store(resources, model_version, 1)
-    await resources.ingest.delete_embedding(model_version, "p00000")
+    await resources.embedding_service.delete_embedding(model_version, "p00000")
     with pytest.raises(EmptyModel):
-        await resources.build_requests.request(model_version, BuildParameters())
+        await resources.build_service.request(model_version, BuildParameters())
     assert (await resources.models.get_model(model_version)).open_build_id is None
 
 
@@ -122,7 +122,7 @@ async def test_a_build_of_bad_rows_alone_fails_and_says_so(
 async def test_deleted_products_are_not_built(resources: Resources, model_version: str) -> None:
     """What was deleted before a build is not in it, and is counted as a tombstone."""
     await store(resources, model_version, 30)
-    await resources.ingest.delete_embedding(model_version, "p00003")
+    await resources.embedding_service.delete_embedding(model_version, "p00003")
     ended = await build(resources, model_version)
     assert ended.manifest is not None
     assert ended.manifest["counts"]["rows"] == 29
@@ -135,7 +135,7 @@ async def test_deleted_products_are_not_built(resources: Resources, model_versio
 async def test_a_lost_message_is_made_good(resources: Resources, model_version: str) -> None:
     """A build whose hint was lost with Redis is enqueued again from the table."""
     await store(resources, model_version, 20)
-    opened = await resources.build_requests.request(model_version, BuildParameters())
+    opened = await resources.build_service.request(model_version, BuildParameters())
     await lose_redis(resources)
     await work(resources.settings)
     assert (await resources.builds.get_build(opened.build_id)).status == "queued"
@@ -154,7 +154,7 @@ async def test_a_child_that_crashes_is_tried_again_and_then_fails(
     crash.write_text("#!/bin/sh\nkill -9 $$\n")
     crash.chmod(0o700)
     monkeypatch.setattr("worker.building.launcher.sys.executable", str(crash))
-    opened = await resources.build_requests.request(model_version, BuildParameters())
+    opened = await resources.build_service.request(model_version, BuildParameters())
     for _ in range(settings.building.build_attempts_max):
         await work(settings)
         ended = await resources.builds.get_build(opened.build_id)

@@ -32,7 +32,7 @@ async def test_a_cancelled_build_is_stopped(
         assert not list(work_dir.rglob(f"{build_id}*"))
         cancelled = await resources.builds.get_build(build_id)
         assert cancelled.status == "cancelled"
-        following = await resources.build_requests.request(model_version, BuildParameters())
+        following = await resources.build_service.request(model_version, BuildParameters())
         ended = await until(resources, following.build_id, has_ended)
         assert ended.status == "published"
     assert (await resources.builds.get_build(build_id)) == cancelled

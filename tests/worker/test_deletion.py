@@ -71,7 +71,7 @@ async def add_report(resources: Resources, user_id: str) -> Report:
 
 async def mark(resources: Resources, user_id: str) -> None:
     """Marks a user for deletion, and tells the workers."""
-    await resources.profiles.mark(user_id)
+    await resources.user_service.request_deletion(user_id)
     await resources.queue.enqueue_deletion(user_id)
 
 
@@ -157,7 +157,7 @@ async def test_reports_that_the_index_shows_late_go_too(
     late = [await add_report(resources, leaver) for _ in range(5)]
     obstacles = obstructed(resources, monkeypatch)
     obstacles.hidden = {report.id for report in late}
-    await resources.profiles.mark(leaver)
+    await resources.user_service.request_deletion(leaver)
     # The time that an index may take is over when it has shown all, however busy the machine is.
     monkeypatch.setattr(deletion, "monotonic", lambda: 0.0 if obstacles.hidden else 2 * SETTLE_S)
     await delete_user(resources, leaver)
@@ -172,7 +172,7 @@ async def test_a_deletion_goes_on_where_it_broke_off(
         leaver = await settled_user(resources)
         with monkeypatch.context() as patched:
             obstacles = obstructed(resources, patched)
-            await resources.profiles.mark(leaver)
+            await resources.user_service.request_deletion(leaver)
             obstacles.crash_at = crash_at
             await delete_user(resources, leaver)
         if not await rows_of(resources, leaver):

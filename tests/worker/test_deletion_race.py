@@ -118,7 +118,7 @@ async def test_a_slow_worker_destroys_nothing_of_the_next_life(
     for pause_at in range(1, 100):
         user_id = uuid4().hex
         await a_life(resources, user_id)
-        await resources.profiles.mark(user_id)
+        await resources.user_service.request_deletion(user_id)
         async with slow_worker(settings, pause_at, monkeypatch) as (slow, paused):
             slowly = asyncio.create_task(delete_user(slow, user_id))
             reaching = asyncio.create_task(paused.paused.wait())
@@ -144,7 +144,7 @@ async def test_a_worker_that_stops_gives_a_deletion_back(
     patient = msgspec.structs.replace(settings, building=building)
     user_id = uuid4().hex
     await a_life(resources, user_id)
-    await resources.profiles.mark(user_id)
+    await resources.user_service.request_deletion(user_id)
     async with slow_worker(patient, 4, monkeypatch) as (slow, paused):
         background = Background()
         background.start("delete", lambda: delete_user(slow, user_id))

@@ -59,7 +59,7 @@ async def requested(resources: Resources, model_version: str, *, slow: bool = Fa
     """The id of a build that waits."""
     await store(resources, model_version, SLOW_ROWS if slow else 20)
     parameters = SLOW if slow else BuildParameters()
-    return (await resources.build_requests.request(model_version, parameters)).build_id
+    return (await resources.build_service.request(model_version, parameters)).build_id
 
 
 @contextmanager

@@ -92,7 +92,7 @@ async def test_a_restored_environment_builds_publishes_and_retires_beside_its_so
 async def test_one_build_that_both_have_is_built_by_both(pair: Pair, model_version: str) -> None:
     """Its id and fence are the same, and one Redis has the jobs of both."""
     await store(pair.source, model_version, ROWS)
-    asked = await pair.source.build_requests.request(model_version, BuildParameters())
+    asked = await pair.source.build_service.request(model_version, BuildParameters())
     await pair.copy_tables()
     await pair.other.queue.enqueue(asked.build_id, asked.fence)
     prefixes = set()

@@ -33,7 +33,7 @@ async def shop(resources: Resources) -> AsyncIterator[Workshop]:
 
 async def built(resources: Resources, workshop: Workshop, model_version: str) -> Build:
     """A build that was published, whatever is left to tidy up."""
-    opened = await resources.build_requests.request(model_version, BuildParameters())
+    opened = await resources.build_service.request(model_version, BuildParameters())
     assert await workshop.take(BuildJob(opened.build_id, opened.fence))
     await workshop.drain()
     ended = await resources.builds.get_build(opened.build_id)

@@ -22,7 +22,7 @@ async def test_a_version_in_its_grace_time_keeps_its_tombstones(
     async with open_resources(own) as resources:
         await store(resources, model_version, 20)
         first = await build(resources, model_version)
-        await resources.ingest.delete_embedding(model_version, "p00003")
+        await resources.embedding_service.delete_embedding(model_version, "p00003")
         for _ in range(2):
             await build(resources, model_version)
         assert (await resources.builds.get_build(first.build_id)).retired_at is not None
@@ -42,7 +42,7 @@ async def test_a_removed_version_is_not_verified(settings: Settings, model_versi
     async with open_resources(own) as resources:
         await store(resources, model_version, 20)
         first = await build(resources, model_version)
-        await resources.ingest.delete_embedding(model_version, "p00003")
+        await resources.embedding_service.delete_embedding(model_version, "p00003")
         for _ in range(2):
             await build(resources, model_version)
         ended, found = await verified(resources, first)

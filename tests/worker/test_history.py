@@ -29,7 +29,7 @@ async def overwrite(resources: Resources, model_version: str, rows: int, seed: i
     """Gives the first rows other vectors."""
     vectors = np.random.default_rng(seed).standard_normal((rows, 8)).astype(np.float32)
     entries = [(f"p{row:05d}", vector) for row, vector in enumerate(vectors)]
-    await resources.ingest.store_batch(model_version, entries)
+    await resources.embedding_service.store_batch(model_version, entries)
 
 
 async def stored_builds(resources: Resources, model_version: str) -> set[str]:
@@ -58,10 +58,10 @@ async def test_history_tells_what_changed(resources: Resources, model_version: s
     assert first.manifest is not None
     assert first.manifest["changes"] is None
     await overwrite(resources, model_version, 1, seed=9)
-    await resources.ingest.store_embedding(
+    await resources.embedding_service.store_embedding(
         model_version, "new", np.arange(8, dtype=np.float32) - 3.5
     )
-    await resources.ingest.delete_embedding(model_version, "p00100")
+    await resources.embedding_service.delete_embedding(model_version, "p00100")
     second = await build(resources, model_version)
     assert second.manifest is not None
     found = second.manifest["changes"]
@@ -100,9 +100,9 @@ async def test_a_catalogue_that_grows_needs_no_force(
     generator = np.random.default_rng(1)
     vectors = generator.standard_normal((800, 8)).astype(np.float32)
     entries = [(f"p{row:05d}", vector) for row, vector in enumerate(vectors)]
-    await resources.ingest.store_batch(model_version, entries[:40])
+    await resources.embedding_service.store_batch(model_version, entries[:40])
     await build(resources, model_version)
-    await resources.ingest.store_batch(model_version, entries)
+    await resources.embedding_service.store_batch(model_version, entries)
     grown = await build(resources, model_version)
     assert (grown.status, grown.error) == ("published", None)
 
@@ -242,11 +242,11 @@ async def test_tombstones_go_once_no_version_needs_them(
     async with open_resources(quick) as resources:
         await store(resources, model_version, 30)
         await build(resources, model_version)
-        await resources.ingest.delete_embedding(model_version, "p00003")
-        await resources.ingest.delete_embedding(model_version, "p00004")
+        await resources.embedding_service.delete_embedding(model_version, "p00003")
+        await resources.embedding_service.delete_embedding(model_version, "p00004")
         await build(resources, model_version)
         assert sum(row.deleted_at is not None for row in await rows_of(resources, model_version))
-        await resources.ingest.store_embedding(
+        await resources.embedding_service.store_embedding(
             model_version, "p00004", np.ones(8, dtype=np.float32)
         )
         await build(resources, model_version)
@@ -263,7 +263,7 @@ async def test_an_automatic_build_leaves_a_promoted_one(
     await store(resources, model_version, 20)
     first = await build(resources, model_version)
     await build(resources, model_version, BuildParameters(matrix_k=4, force=True))
-    asked = await resources.build_requests.request_again(model_version)
+    asked = await resources.build_service.request_automatic(model_version)
     assert (asked.automatic, asked.parameters) == (True, BuildParameters(matrix_k=4))
     await resources.promotions.promote(model_version, first.build_id)
     await work(resources.settings)
@@ -271,7 +271,7 @@ async def test_an_automatic_build_leaves_a_promoted_one(
     assert ended.status == "failed"
     assert "pinned" in (ended.error or "")
     with pytest.raises(Pinned):
-        await resources.build_requests.request_again(model_version)
+        await resources.build_service.request_automatic(model_version)
     model = await resources.models.get_model(model_version)
     assert (model.current_build_id, model.pinned) == (first.build_id, True)
     theirs = await build(resources, model_version)
@@ -305,7 +305,7 @@ async def test_a_build_can_be_made_again(
     assert set(found.compared) == set(published.manifest["files"])
     assert (found.differences, found.rows_changed) == ((), 0)
     await overwrite(resources, model_version, 3, seed=2)
-    await resources.ingest.delete_embedding(model_version, "p00050")
+    await resources.embedding_service.delete_embedding(model_version, "p00050")
     _, found = await verified(resources, published)
     assert found is not None
     assert found.rows_changed == 4

@@ -71,9 +71,9 @@ async def test_all_of_a_model_goes_and_its_name_can_be_used_again(
 ) -> None:
     """Rows, tombstones, builds, files and record; then with another dimension and metric."""
     await store(resources, model_version, 40)
-    await resources.ingest.delete_embedding(model_version, "p00003")
+    await resources.embedding_service.delete_embedding(model_version, "p00003")
     published = await build(resources, model_version)
-    waiting = await resources.build_requests.request(model_version, BuildParameters(force=True))
+    waiting = await resources.build_service.request(model_version, BuildParameters(force=True))
     earlier = await marked(resources, model_version)
     await deleted(quick, earlier)
     assert await rows_of(resources, earlier) == []
@@ -82,7 +82,7 @@ async def test_all_of_a_model_goes_and_its_name_can_be_used_again(
             await resources.builds.get_build(build_id)
     assert not [key for key in await resources.objects.list_keys("") if model_version in key]
     vector = np.ones(3, np.float32)
-    await resources.ingest.store_embedding(model_version, "p00001", vector, "l2")
+    await resources.embedding_service.store_embedding(model_version, "p00001", vector, "l2")
     later = await resources.models.get_model(model_version)
     assert (later.dimension, later.metric, later.current_build_id) == (3, "l2", None)
     assert await rows_of(resources, later) == ["p00001"]
@@ -102,9 +102,11 @@ async def test_nothing_goes_while_writes_may_arrive(
     assert not await resources.model_deletions.round(model)
     assert len(await rows_of(resources, model)) == 5
     with pytest.raises(ModelBeingDeleted):
-        await resources.ingest.store_embedding(model_version, "p", np.ones(8, np.float32))
+        await resources.embedding_service.store_embedding(
+            model_version, "p", np.ones(8, np.float32)
+        )
     with pytest.raises(ModelBeingDeleted):
-        await resources.build_requests.request(model_version, BuildParameters())
+        await resources.build_service.request(model_version, BuildParameters())
     await deleted(quick, model)
 
 
@@ -186,7 +188,7 @@ def _with_client(resources: Resources, dynamo: Dynamo, monkeypatch: pytest.Monke
 async def _begun(resources: Resources, model_version: str) -> Model:
     """A marked model version with rows, an open build, and a file that its worker left."""
     await store(resources, model_version, 4)
-    opened = await resources.build_requests.request(model_version, BuildParameters())
+    opened = await resources.build_service.request(model_version, BuildParameters())
     prefix = version_prefix(resources.settings.environment, model_version, opened.build_id, 1)
     await resources.objects.put(prefix + "ids", b"x")
     return await marked(resources, model_version)
@@ -242,7 +244,7 @@ async def test_a_slow_worker_destroys_nothing_of_a_later_model(
                     await watched.paused.wait()
                 await deleted(quick, model)
                 catalogue = await store(resources, name, 5, dimension=3)
-                opened = await resources.build_requests.request(name, BuildParameters())
+                opened = await resources.build_service.request(name, BuildParameters())
                 later = await resources.models.get_model(name)
                 watched.resumed.set()
                 await delete_model(slow, model)

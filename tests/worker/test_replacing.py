@@ -22,7 +22,7 @@ async def remove(resources: Resources, model_version: str, rows: range) -> None:
 
     async def one(row: int) -> None:
         async with places:
-            await resources.ingest.delete_embedding(model_version, f"p{row:05d}")
+            await resources.embedding_service.delete_embedding(model_version, f"p{row:05d}")
 
     await asyncio.gather(*map(one, rows))
 
@@ -64,7 +64,7 @@ async def test_one_product_in_common_is_another_catalogue(
     await remove(resources, model_version, range(1, 60))
     vectors = np.random.default_rng(3).standard_normal((60, 8)).astype(np.float32)
     others = [(f"q{number}", vector) for number, vector in enumerate(vectors)]
-    await resources.ingest.store_batch(model_version, others)
+    await resources.embedding_service.store_batch(model_version, others)
     stopped = await build(resources, model_version)
     assert stopped.status == "failed"
     assert "1 of its 60 products" in (stopped.error or "")
@@ -84,7 +84,7 @@ async def test_a_build_asked_for_before_a_promotion_does_not_take_it_back(
     async def promoting(self: object, *arguments: Any) -> Any:
         await resources.promotions.promote(model_version, good.build_id)
         if again:
-            again.append(await resources.build_requests.request(model_version, BuildParameters()))
+            again.append(await resources.build_service.request(model_version, BuildParameters()))
         return await upload(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(resources.versions), "upload", promoting)
@@ -159,7 +159,7 @@ async def test_a_full_disk_is_named(
 
     monkeypatch.setattr("worker.building.builder.RowWriter.append", full)
     await store(resources, model_version, 10)
-    asked = await resources.build_requests.request(model_version, BuildParameters())
+    asked = await resources.build_service.request(model_version, BuildParameters())
     ended = await ended_after_tries(resources, asked.build_id)
     assert (ended.status, ended.faults) == ("failed", 2)
     assert "No space left on device" in (ended.error or "")
@@ -177,7 +177,7 @@ async def test_a_file_that_the_child_cannot_write_is_named(
     monkeypatch.setattr("worker.building.launcher.sys.executable", str(shell))
     await store(resources, model_version, 1000)
     parameters = BuildParameters(matrix_k=50)
-    asked = await resources.build_requests.request(model_version, parameters)
+    asked = await resources.build_service.request(model_version, parameters)
     ended = await ended_after_tries(resources, asked.build_id)
     assert ended.status == "failed"
     assert "File too large" in (ended.error or "")

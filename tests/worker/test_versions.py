@@ -36,8 +36,8 @@ async def published(resources: Resources, model_version: str) -> Model:
     """The model version after one more build of twenty rows."""
     rng = np.random.default_rng(3)
     rows = [(f"p{row}", rng.standard_normal(4).astype(np.float32)) for row in range(20)]
-    await resources.ingest.store_batch(model_version, rows)
-    await resources.build_requests.request(model_version, BuildParameters())
+    await resources.embedding_service.store_batch(model_version, rows)
+    await resources.build_service.request(model_version, BuildParameters())
     worker = create_worker(resources.settings, burst=True, reconcile=False)
     await worker.async_run()
     await worker.close()

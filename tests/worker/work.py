@@ -18,7 +18,7 @@ async def store(
     catalogue = {f"p{row:05d}": vector for row, vector in enumerate(vectors)}
     entries = list(catalogue.items())
     for start in range(0, rows, 1000):
-        await resources.ingest.store_batch(model_version, entries[start : start + 1000])
+        await resources.embedding_service.store_batch(model_version, entries[start : start + 1000])
     return catalogue
 
 
@@ -47,6 +47,6 @@ async def build(
     resources: Resources, model_version: str, parameters: BuildParameters | None = None
 ) -> Build:
     """Requests a build, has it worked on, and gives its end."""
-    asked = await resources.build_requests.request(model_version, parameters or BuildParameters())
+    asked = await resources.build_service.request(model_version, parameters or BuildParameters())
     await work(resources.settings)
     return await resources.builds.get_build(asked.build_id)

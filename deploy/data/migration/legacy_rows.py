@@ -18,7 +18,7 @@ from core.identifiers import is_report_id, validate_model_version
 from core.models import VERSION_MAX, Report, User, now, timestamp
 from core.settings import Settings
 from core.usecases.documents import is_object
-from core.usecases.reports import Reports
+from core.usecases.reports import ReportService
 from core.usecases.users import preferences_problem, profile_problems
 from deploy.data.formats.dynamodb_json import MEMBERS, surrounded, without_key
 from deploy.data.formats.json_entries import Entry
@@ -98,7 +98,7 @@ _Members = dict[str, "bytes | Binary"]
 class RowReader:
     """Reads the entries of one table's data."""
 
-    def __init__(self, table: str, settings: Settings, reports: Reports) -> None:
+    def __init__(self, table: str, settings: Settings, reports: ReportService) -> None:
         self._table = table
         self._records = settings.records
         self._reports = reports
@@ -166,7 +166,7 @@ class RowReader:
         if fields["date"]:
             fields["date"] = full_date(fields["date"])
         favorites = _decoded(members, "favorites", _TEXTS)
-        held = self._reports.held({**fields, "favorites": favorites})
+        held = self._reports.validate({**fields, "favorites": favorites})
         created_at, updated_at, changed_at = _times(members)
         report = Report(
             id=report_id,

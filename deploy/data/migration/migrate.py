@@ -86,10 +86,10 @@ class _Run:
             resources.settings,
             resources.models,
             resources.deletions,
-            resources.ingest,
+            resources.embedding_service,
         )
-        self._reader = RowReader(table, resources.settings, resources.reporting)
-        self._first = FirstRows(resources.ingest, resources.settings, metric)
+        self._reader = RowReader(table, resources.settings, resources.report_service)
+        self._first = FirstRows(resources.embedding_service, resources.settings, metric)
         self._table = table
         self._metric = metric
         self._told = told

@@ -10,7 +10,7 @@ from core.errors import Invalid, K9Error, Unavailable
 from core.models import Metric
 from core.settings import Settings
 from core.usecases.dimensions import common_dimension
-from core.usecases.embeddings import Ingest
+from core.usecases.embeddings import EmbeddingService
 from deploy.data.bulk import patiently
 from deploy.data.migration.legacy_rows import OldRow
 from deploy.data.migration.store import OldEmbedding
@@ -24,8 +24,10 @@ HELD_ROWS_MAX: Final = 10_000
 class FirstRows:
     """Holds rows back, and gives them out again once their dimension is known."""
 
-    def __init__(self, ingest: Ingest, settings: Settings, metric: Metric | None) -> None:
-        self._ingest = ingest
+    def __init__(
+        self, embeddings: EmbeddingService, settings: Settings, metric: Metric | None
+    ) -> None:
+        self._embeddings = embeddings
         self._dimension_max = settings.limits.dimension_max
         self._metric = metric
         self._held: dict[str, list[OldRow]] = {}
@@ -62,7 +64,7 @@ class FirstRows:
     async def _is_new(self, name: str) -> bool:
         """Whether there is no such model version yet; of one that there is, notes so."""
         try:
-            model = await patiently(lambda: self._ingest.plan(name))
+            model = await patiently(lambda: self._embeddings.find_model(name))
         except Unavailable:
             raise
         except K9Error as error:  # its record cannot be read, which concerns its rows alone

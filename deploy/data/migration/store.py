@@ -35,7 +35,7 @@ from core.repositories.reports import REPORT_CODEC
 from core.repositories.transactions import CONFLICTS
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
-from core.usecases.embeddings import Ingest
+from core.usecases.embeddings import EmbeddingService
 from deploy.data.migration.conditional import put_over
 from deploy.data.migration.timestamps import read_moment
 
@@ -66,12 +66,12 @@ class Migration:
         settings: Settings,
         models: ModelRepository,
         deletions: DeletionRepository,
-        ingest: Ingest,
+        embeddings: EmbeddingService,
     ) -> None:
         self._dynamo = dynamo
         self._settings = settings
         self._models = models
-        self._ingest = ingest
+        self._embeddings = embeddings
         # The worker that removes a user looks on for reports for `deletion_settle_s` from the
         # mark, or longer. So a report that is written within that time of a look at the marks is
         # seen.
@@ -156,7 +156,7 @@ class Migration:
             return await self._put(tables.EMBEDDINGS, item, judge)
 
         with _one_row():
-            return await self._ingest.in_one_generation(
+            return await self._embeddings.in_one_generation(
                 old.model_version, (old.product_id,), attempt
             )
 
@@ -164,7 +164,7 @@ class Migration:
         self, old: OldEmbedding, metric: Metric | None, dimension: int | None
     ) -> Model:
         name = old.model_version
-        model = await self._ingest.plan(name)
+        model = await self._embeddings.find_model(name)
         self._check(old, model, metric, dimension)
         if model is None:
             model = await self._models.create_model(
@@ -180,7 +180,9 @@ class Migration:
         metric: Metric | None,
         dimension: int | None = None,
     ) -> None:
-        found = self._ingest.problems([(old.product_id, old.vector)], model, metric, dimension)
+        found = self._embeddings.find_problems(
+            [(old.product_id, old.vector)], model, metric, dimension
+        )
         if found:
             raise Invalid("; ".join(f"{problem.field} {problem.message}" for problem in found))
         if model is not None and metric not in {None, model.metric}:

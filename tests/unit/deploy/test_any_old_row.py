@@ -14,7 +14,7 @@ from core.models import Report, User
 from core.repositories.reports import REPORT_CODEC
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
-from core.usecases.reports import Reports
+from core.usecases.reports import ReportService
 from deploy.data.formats.json_entries import Entry
 from deploy.data.migration.legacy_rows import BadEntry, OldRow, RowReader
 
@@ -73,7 +73,7 @@ def rows_of(values: Any) -> Any:
 
 def read(table: str, text: bytes) -> Any:
     """What becomes of an entry of this text."""
-    reports = Reports(None, SETTINGS)  # type: ignore[arg-type] # nothing is stored
+    reports = ReportService(None, SETTINGS)  # type: ignore[arg-type] # nothing is stored
     return RowReader(table, SETTINGS, reports).read(Entry(1, 1, text))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from core.repositories.reports import ReportRepository
 from core.settings import Files, Settings
-from core.usecases.reports import Reports
+from core.usecases.reports import ReportService
 from deploy.data.formats.file_input import FREE_BYTES, open_input
 from deploy.data.formats.json_entries import entries
 from deploy.data.migration.legacy_rows import BadEntry, Deletion, OldRow, RowReader
@@ -29,7 +29,7 @@ def _read(
     path: Path, table: str = "embeddings", limits: Files = LIMITS
 ) -> list[OldRow | BadEntry | Deletion]:
     settings = Settings()
-    reader = RowReader(table, settings, Reports(cast("ReportRepository", None), settings))
+    reader = RowReader(table, settings, ReportService(cast("ReportRepository", None), settings))
     with open_input(path, limits) as file:
         return [reader.read(entry) for entry in entries(file)]
 

@@ -8,7 +8,7 @@ import pytest
 from core.models import Report, User
 from core.repositories.reports import ReportRepository
 from core.settings import Settings
-from core.usecases.reports import Reports
+from core.usecases.reports import ReportService
 from deploy.data.formats.json_entries import Entry
 from deploy.data.migration.legacy_rows import BadEntry, Deletion, OldRow, RowReader
 from deploy.data.migration.store import OldEmbedding
@@ -22,7 +22,7 @@ _EMBEDDING = {"product_id": "p/1", "model_version": "m", "embedding_vector": [1,
 
 def _read(table: str, *rows: Any) -> list[OldRow | BadEntry | Deletion]:
     settings = Settings()
-    reports = Reports(cast("ReportRepository", None), settings)  # reading asks no table
+    reports = ReportService(cast("ReportRepository", None), settings)  # reading asks no table
     reader = RowReader(table, settings, reports)
     texts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     return [reader.read(Entry(n, n, text)) for n, text in enumerate(texts, 1)]

@@ -41,7 +41,7 @@ def test_port_0_takes_free_ports_for_everything() -> None:
 
 
 def test_nothing_of_the_callers_account_reaches_the_parts() -> None:
-    """Profiles, keys, addresses and table names stay outside; the rest, limits too, comes in."""
+    """UserService, keys, addresses and table names stay outside; the rest, limits too, comes in."""
     environ = {
         "AWS_PROFILE": "production",
         "AWS_ENDPOINT_URL_S3": "http://elsewhere",

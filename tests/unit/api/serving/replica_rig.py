@@ -101,7 +101,7 @@ class Asked:
         self.looked_up += 1
         return self.model
 
-    async def request_again(self, _model_version: str) -> SimpleNamespace:
+    async def request_automatic(self, _model_version: str) -> SimpleNamespace:
         """A build."""
         self.builds += 1
         return SimpleNamespace(build_id="b-9")
@@ -137,7 +137,7 @@ class Rig:
         resources: Any = SimpleNamespace(
             embeddings=self.table,
             models=self.asked,
-            build_requests=self.asked,
+            build_service=self.asked,
             notifier=self.notifier,
             settings=Settings(serving=Serving(**{"poll_s": 600.0, **serving})),
         )

@@ -13,7 +13,7 @@ from core.repositories.reports import ReportRepository, unknown_report
 from core.repositories.transactions import Part
 from core.repositories.users import UserRepository
 from core.settings import Settings
-from core.usecases.reports import Reports
+from core.usecases.reports import ReportService
 
 SETTINGS = Settings()
 
@@ -58,9 +58,9 @@ def shelf() -> Shelf:
 
 
 @pytest.fixture
-def reports(shelf: Shelf) -> Reports:
+def reports(shelf: Shelf) -> ReportService:
     """The use case over it."""
-    return Reports(shelf, SETTINGS)
+    return ReportService(shelf, SETTINGS)
 
 
 FIELDS: list[tuple[str, Any, bool]] = [
@@ -97,7 +97,7 @@ FIELDS: list[tuple[str, Any, bool]] = [
 
 @pytest.mark.parametrize(("field", "value", "good"), FIELDS)
 async def test_a_field_holds_or_is_named(
-    reports: Reports, shelf: Shelf, field: str, value: Any, *, good: bool
+    reports: ReportService, shelf: Shelf, field: str, value: Any, *, good: bool
 ) -> None:
     """In creating and in changing alike; what does not hold changes nothing."""
     there = await reports.create("u", {"title": "there"})
@@ -117,7 +117,7 @@ async def test_a_field_holds_or_is_named(
     assert shelf.reports == {there.id: there}
 
 
-async def test_a_title_is_required_once(reports: Reports) -> None:
+async def test_a_title_is_required_once(reports: ReportService) -> None:
     """To create a report, and not to change one."""
     with pytest.raises(Invalid) as caught:
         await reports.create("u", {"author": "Ada"})
@@ -126,7 +126,7 @@ async def test_a_title_is_required_once(reports: Reports) -> None:
     assert (await reports.change(made.id, "u", {"author": "Ada"})).title == "new"
 
 
-async def test_favorites_keep_their_order_and_lose_their_doubles(reports: Reports) -> None:
+async def test_favorites_keep_their_order_and_lose_their_doubles(reports: ReportService) -> None:
     """Each id stays where it came first; doubles do not count."""
     ids = [f"p{number % 1000}" for number in range(3000)]
     made = await reports.create("u", {"title": "t", "favorites": ["b", "a", "b", "c", "a"]})
@@ -134,7 +134,7 @@ async def test_favorites_keep_their_order_and_lose_their_doubles(reports: Report
     assert len((await reports.change(made.id, "u", {"favorites": ids})).favorites) == 1000
 
 
-async def test_bad_favorites_are_named_by_their_place(reports: Reports) -> None:
+async def test_bad_favorites_are_named_by_their_place(reports: ReportService) -> None:
     """Where each comes first."""
     ids = ["a", "", "a", "..", "", "b\n", "x" * 513]
     with pytest.raises(Invalid) as caught:
@@ -152,14 +152,16 @@ async def test_bad_favorites_are_named_by_their_place(reports: Reports) -> None:
     [[f"p{number}" for number in range(1001)], [f"{n:03d}" + "é" * 200 for n in range(1000)]],
     ids=["1,001 of them", "400 KB of them"],
 )
-async def test_too_many_favorites(reports: Reports, ids: list[str]) -> None:
+async def test_too_many_favorites(reports: ReportService, ids: list[str]) -> None:
     """By number, and by bytes."""
     with pytest.raises(Invalid) as caught:
         await reports.create("u", {"title": "t", "favorites": ids})
     assert [error.field for error in caught.value.errors] == ["favorites"]
 
 
-async def test_a_change_without_a_version_is_made_again(reports: Reports, shelf: Shelf) -> None:
+async def test_a_change_without_a_version_is_made_again(
+    reports: ReportService, shelf: Shelf
+) -> None:
     """On what came between, which is kept."""
     made = await reports.create("u", {"title": "t"})
     shelf.between = 8
@@ -168,7 +170,9 @@ async def test_a_change_without_a_version_is_made_again(reports: Reports, shelf:
     assert shelf.reports[made.id] == changed
 
 
-async def test_a_change_without_a_version_is_never_stale(reports: Reports, shelf: Shelf) -> None:
+async def test_a_change_without_a_version_is_never_stale(
+    reports: ReportService, shelf: Shelf
+) -> None:
     """Where others keep coming between, it is unavailable in the end."""
     made = await reports.create("u", {"title": "t"})
     shelf.between = 1000
@@ -176,7 +180,7 @@ async def test_a_change_without_a_version_is_never_stale(reports: Reports, shelf
         await reports.change(made.id, "u", {"title": "new"})
 
 
-async def test_a_change_of_a_version_is_of_that_alone(reports: Reports, shelf: Shelf) -> None:
+async def test_a_change_of_a_version_is_of_that_alone(reports: ReportService, shelf: Shelf) -> None:
     """Stale at once where another came between; not found where it is someone else's."""
     made = await reports.create("u", {"title": "t"})
     shelf.between = 1

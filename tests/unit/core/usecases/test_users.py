@@ -12,7 +12,7 @@ from core.models import User
 from core.repositories.transactions import Part
 from core.repositories.users import UserRepository, unknown_user
 from core.settings import Settings
-from core.usecases.users import Profiles, text_problem
+from core.usecases.users import UserService, text_problem
 
 SETTINGS = Settings()
 NEW = User("u", "2025-01-01T00:00:00.000000Z", "2025-01-01T00:00:00.000000Z")
@@ -57,9 +57,9 @@ def shelf() -> Shelf:
 
 
 @pytest.fixture
-def profiles(shelf: Shelf) -> Profiles:
+def profiles(shelf: Shelf) -> UserService:
     """The use case over it."""
-    return Profiles(shelf, SETTINGS.records)
+    return UserService(shelf, SETTINGS.records)
 
 
 FIELDS: list[tuple[str, str, bool]] = [
@@ -94,7 +94,7 @@ FIELDS: list[tuple[str, str, bool]] = [
 
 @pytest.mark.parametrize(("field", "value", "good"), FIELDS)
 async def test_a_field_holds_or_is_named(
-    profiles: Profiles, shelf: Shelf, field: str, value: str, *, good: bool
+    profiles: UserService, shelf: Shelf, field: str, value: str, *, good: bool
 ) -> None:
     """In creating and in changing alike; what does not hold changes nothing."""
     if good:
@@ -112,7 +112,7 @@ async def test_a_field_holds_or_is_named(
     assert shelf.users == {"u": NEW}
 
 
-async def test_all_that_is_wrong_is_named_at_once(profiles: Profiles) -> None:
+async def test_all_that_is_wrong_is_named_at_once(profiles: UserService) -> None:
     """One error a field."""
     fields: dict[str, str | None] = {"name": "", "email": "", "avatar_url": ""}
     with pytest.raises(Invalid) as caught:
@@ -151,7 +151,7 @@ PREFERENCES: list[tuple[str, bytes, bool]] = [
     ("text", "good"), [pytest.param(*case[1:], id=case[0]) for case in PREFERENCES]
 )
 async def test_preferences_within_their_bounds(
-    profiles: Profiles, shelf: Shelf, text: bytes, *, good: bool
+    profiles: UserService, shelf: Shelf, text: bytes, *, good: bool
 ) -> None:
     """The same bounds for what is sent, and for what a patch makes."""
     if good:
@@ -166,7 +166,7 @@ async def test_preferences_within_their_bounds(
     assert shelf.users == {"u": NEW}
 
 
-async def test_a_patch_that_makes_too_much_is_refused(profiles: Profiles, shelf: Shelf) -> None:
+async def test_a_patch_that_makes_too_much_is_refused(profiles: UserService, shelf: Shelf) -> None:
     """What is there counts with what comes."""
     await profiles.change("u", {}, _sized(40 * 1024))
     before = shelf.users["u"]
@@ -176,7 +176,7 @@ async def test_a_patch_that_makes_too_much_is_refused(profiles: Profiles, shelf:
 
 
 async def test_all_of_large_preferences_can_be_removed_by_name(
-    profiles: Profiles, shelf: Shelf
+    profiles: UserService, shelf: Shelf
 ) -> None:
     """Such a patch is longer than what it removes, and holds all the same."""
     names = [f'"{number:05d}"' for number in range(5800)]
@@ -186,14 +186,14 @@ async def test_all_of_large_preferences_can_be_removed_by_name(
 
 
 @pytest.mark.parametrize("text", [b'{"\xff": 1}', b'{"a": "\xff"}', b'{"a": {"\xff": 1}}'])
-async def test_text_that_is_no_utf8_is_unreadable(profiles: Profiles, text: bytes) -> None:
+async def test_text_that_is_no_utf8_is_unreadable(profiles: UserService, text: bytes) -> None:
     """In a key too, which a merge has to decode."""
     for attempt in (profiles.create("v", {}, text), profiles.change("u", {}, text)):
         with pytest.raises(Unreadable):
             await attempt
 
 
-async def test_what_does_not_hold_is_said_before_what_is_not_there(profiles: Profiles) -> None:
+async def test_what_does_not_hold_is_said_before_what_is_not_there(profiles: UserService) -> None:
     """422 comes before 404."""
     for fields, preferences in (
         ({"name": ""}, None),
@@ -206,7 +206,7 @@ async def test_what_does_not_hold_is_said_before_what_is_not_there(profiles: Pro
         await profiles.change("nobody", {"name": "Ada"}, None)
 
 
-async def test_null_removes(profiles: Profiles, shelf: Shelf) -> None:
+async def test_null_removes(profiles: UserService, shelf: Shelf) -> None:
     """A field, a member of the preferences, and all of them."""
     await profiles.change("u", {"name": "Ada", "email": "a@b"}, b'{"a": 1, "b": 2}')
     await profiles.change("u", {"name": None}, b'{"a": null}')
@@ -217,7 +217,7 @@ async def test_null_removes(profiles: Profiles, shelf: Shelf) -> None:
 
 
 async def test_a_change_is_made_again_on_what_came_between(
-    profiles: Profiles, shelf: Shelf
+    profiles: UserService, shelf: Shelf
 ) -> None:
     """Others' changes are kept, and so is this one; nobody is told of a version."""
     shelf.between = [{"email": f"{number}@b"} for number in range(8)]
@@ -226,7 +226,7 @@ async def test_a_change_is_made_again_on_what_came_between(
     assert (changed.name, changed.email, changed.version) == ("Ada", "0@b", 10)
 
 
-async def test_a_change_gives_up_in_the_end(profiles: Profiles, shelf: Shelf) -> None:
+async def test_a_change_gives_up_in_the_end(profiles: UserService, shelf: Shelf) -> None:
     """As unavailable: whoever named no version is never told that one was stale."""
     shelf.between = [{"email": "a@b"}] * 1000
     with pytest.raises(Unavailable):
