@@ -16,18 +16,18 @@ from core.errors import RecallBelowTarget
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, Ints, squared_norms
 from core.vectors.copies import Members
-from core.vectors.families import ADD_ROWS, Plan, make, plan, set_threads, train
+from core.vectors.families import ADD_ROWS, Plan, create_index, plan_index, set_threads, train
 from core.vectors.near_copies import RADIUS_SHARES
 from core.vectors.parameters import Effort, IndexInfo, IndexLimits, Recall, Trial, ZeroRecall
-from core.vectors.recall import RECALL_AT, ZERO_RECALL_MAX, surely
-from core.vectors.sampling import Sample
+from core.vectors.recall import RECALL_AT, ZERO_RECALL_MAX, recall_lower_bound
+from core.vectors.sampling import QuerySample
 from core.vectors.tuning import Tuner
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage (`index`, `recall`), what is done and the total."""
 
 
-class Built(msgspec.Struct, frozen=True):
+class BuiltIndex(msgspec.Struct, frozen=True):
     """An index with all rows in it."""
 
     info: IndexInfo
@@ -41,7 +41,7 @@ class Built(msgspec.Struct, frozen=True):
     """The rows at each position, where some rows are copies or near copies of others."""
 
 
-def choose(
+def plan_indexes(
     rows: int,
     dimension: int,
     metric: Metric,
@@ -54,7 +54,7 @@ def choose(
     """The indexes to try, in order. Empty when nothing fits the limits."""
 
     def of(family: Family, why: str) -> Plan:
-        planned = plan(family, rows, dimension, metric, norm_max)
+        planned = plan_index(family, rows, dimension, metric, norm_max)
         return msgspec.structs.replace(planned, why=why)
 
     if forced is not None:
@@ -87,24 +87,24 @@ def build_index(
     forced: Family | None = None,
     deterministic: bool = False,
     threads: int = 1,
-) -> Built:
+) -> BuiltIndex:
     """The first planned index that reaches the target recall, with all rows in it.
 
     Args:
         rows: float32 (n, d), prepared, n at least 1; may be mapped from a file.
         metric: what a score is.
-        target_recall: recall@10 to promise.
-        limits: what it may cost.
-        progress: told of what is done.
-        forced: the one family to use, whatever the limits say of size.
-        deterministic: whether the same rows must give the same bytes: adds on one thread.
-        threads: of FAISS, which are set for the whole process.
+        target_recall: recall@10 to reach.
+        limits: of its size and search cost.
+        progress: called as work is done.
+        forced: the only family to try, whatever its size.
+        deterministic: add rows on one thread, so that the same rows give the same bytes.
+        threads: of FAISS, set for the whole process.
 
     Raises:
-        RecallBelowTarget: when none of them does, or too many queries find nothing right.
+        RecallBelowTarget: none of them does, or too many queries have a recall of 0.
     """
     norm_max = 1.0 if metric == "cosine" else float(np.sqrt(squared_norms(rows).max()))
-    plans = choose(
+    plans = plan_indexes(
         rows.shape[0],
         rows.shape[1],
         metric,
@@ -127,12 +127,12 @@ def build_index(
     raise RecallBelowTarget(nearest, target_recall, advice)
 
 
-def _exact(planned: Plan, target: float, norm_max: float, trials: list[Trial]) -> Built:
+def _exact(planned: Plan, target: float, norm_max: float, trials: list[Trial]) -> BuiltIndex:
     info = IndexInfo(planned.family, planned.why, planned.layout, 0, {}, norm_max=norm_max)
     method = "every row is scored"
     zero = ZeroRecall(queries=0, count=0, upper=0.0, method=method)
     recall = Recall(1.0, RECALL_AT, target, 0, method, zero=zero)
-    return Built(info, recall, tuple(trials))
+    return BuiltIndex(info, recall, tuple(trials))
 
 
 def _advice(plans: list[Plan], tuners: list[Tuner], target: float, limits: IndexLimits) -> str:
@@ -165,7 +165,7 @@ def _advice(plans: list[Plan], tuners: list[Tuner], target: float, limits: Index
 
 
 class _Attempts:
-    """Makes one index after the other, until one keeps what is promised."""
+    """Builds one index after the other, until one reaches the target."""
 
     def __init__(
         self,
@@ -185,27 +185,27 @@ class _Attempts:
         self._threads = threads
         self._add_threads = 1 if deterministic else threads
         self._shares = list(RADIUS_SHARES)
-        self._sample: Sample | None = None
+        self._sample: QuerySample | None = None
         self.tuners: list[Tuner] = []
         self.trials: list[Trial] = []
 
-    def build(self, planned: Plan, norm_max: float) -> Built | None:
-        """The index with all rows in it; None where it does not reach what is promised."""
+    def build(self, planned: Plan, norm_max: float) -> BuiltIndex | None:
+        """The index with all rows in it; None where it does not reach the target."""
         set_threads(self._threads)
         sample = self._sample = self._sample or self._next_sample()
         builder = _Builder(self._rows, planned, sample, self._progress)
-        self._add(builder, sample.kept)
+        self._add(builder, sample.indexed)
         tuner = Tuner(builder.index, planned, self._rows, sample, self._limits)
         self.tuners.append(tuner)
         self._progress("recall", 0, sample.queries.shape[0])
-        promised = tuner.promise(self._target)
-        wide = None if promised is None else tuner.wide(self._target)
+        promised = tuner.tune(self._target)
+        wide = None if promised is None else tuner.tune_wide(self._target)
         self.trials += tuner.trials
         if promised is None:
             return None
         effort, measured = promised
         self._progress("recall", sample.queries.shape[0], sample.queries.shape[0])
-        self._add(builder, sample.added_last)
+        self._add(builder, sample.held_out)
         info = builder.info((effort,) if wide is None else (effort, wide), norm_max)
         recall = Recall(
             value=float(measured.mean()),
@@ -213,15 +213,17 @@ class _Attempts:
             target=self._target,
             queries=measured.shape[0],
             method=sample.method,
-            lower=surely(measured),
+            lower=recall_lower_bound(measured),
             zero=tuner.zero,
         )
-        return Built(info, recall, tuple(self.trials), builder.index, sample.order, sample.members)
+        return BuiltIndex(
+            info, recall, tuple(self.trials), builder.index, sample.order, sample.members
+        )
 
     def widen_groups(self) -> bool:
         """Whether more rows are near copies by the next radius, which may help the last index.
 
-        Only where its recall was high enough, and too many queries found nothing right.
+        Only where its recall was high enough, and too many queries had a recall of 0.
         """
         if self.tuners[-1].zero is None or self._sample is None or not self._shares:
             return False
@@ -231,8 +233,8 @@ class _Attempts:
         self._sample = wider
         return True
 
-    def _next_sample(self) -> Sample:
-        return Sample(self._rows, self._metric, self._limits, self._shares.pop(0))
+    def _next_sample(self) -> QuerySample:
+        return QuerySample(self._rows, self._metric, self._limits, self._shares.pop(0))
 
     def _add(self, builder: "_Builder", numbers: Ints) -> None:
         set_threads(self._add_threads)
@@ -241,16 +243,18 @@ class _Attempts:
 
 
 class _Builder:
-    """One index while it is made."""
+    """One index under construction."""
 
-    def __init__(self, rows: Floats, planned: Plan, sample: Sample, progress: Progress) -> None:
+    def __init__(
+        self, rows: Floats, planned: Plan, sample: QuerySample, progress: Progress
+    ) -> None:
         self.rows = rows
         self.plan = planned
         self.sample = sample
-        self.index = make(planned)
+        self.index = create_index(planned)
         self._progress = progress
         progress("index", 0, rows.shape[0])
-        train(self.index, planned, rows, sample.kept)
+        train(self.index, planned, rows, sample.indexed)
 
     def add(self, numbers: Ints) -> None:
         """Adds rows, in the order of `order`."""
@@ -260,7 +264,7 @@ class _Builder:
             self._progress("index", int(self.index.ntotal), self.rows.shape[0])
 
     def info(self, efforts: tuple[Effort, ...], norm_max: float) -> IndexInfo:
-        """What the manifest says of it."""
+        """Its entry in the manifest."""
         return IndexInfo(
             family=self.plan.family,
             why=self.plan.why,

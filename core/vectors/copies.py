@@ -1,8 +1,8 @@
-"""Rows that are equal, or almost: one product listed a hundred times.
+"""Copies and near copies: rows that are equal, or almost, as of a product listed a hundred times.
 
-Equal rows tie with each other in every search, near copies are scored one by one. In a graph they
-link to nothing but themselves, and hide what is behind them: an index has one of them, their
-representative, and they come back together.
+In a graph they link only to each other, and hide the rows behind them. So an index has one row of
+each group, its representative, and a search expands it: equal rows have its score, near copies are
+scored one by one.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from core.models import Metric
 from core.vectors.arrays import Floats, Ints, row_blocks
 from core.vectors.arrays import scores as final_scores
-from core.vectors.exact import best
+from core.vectors.exact import top_k_per_query
 from core.vectors.near_copies import distances_between, representatives, spread
 
 _SEED: Final = 7
 _ROUNDING: Final = 1e-6
-"""Relative, above that of two float32 scores: no bound of a score is off by it."""
+"""Relative, above the error of two float32 scores, so that a bound of a score is never violated."""
 
 
 class Members(msgspec.Struct, frozen=True):
-    """The rows behind each position of an index, where some have more than one."""
+    """The rows that each position of an index stands for, where some stand for several."""
 
     starts: Ints
     """int64 (positions + 1,): where the rows of each position begin."""
@@ -35,7 +35,7 @@ class Members(msgspec.Struct, frozen=True):
     where all are equal; None where they are equal at all positions."""
 
     def expand(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Every row behind these positions (any,), and which of them each is behind."""
+        """All rows of these positions (any,), and the index of the position of each."""
         starts = self.starts[positions]
         sizes = self.starts[positions + 1] - starts
         before = np.cumsum(sizes) - sizes
@@ -50,23 +50,23 @@ class Members(msgspec.Struct, frozen=True):
         k: int,
         rows: Floats,
         metric: Metric,
-        dropped: Callable[[Ints], NDArray[np.bool_]] | None = None,
+        excluded: Callable[[Ints], NDArray[np.bool_]] | None = None,
     ) -> tuple[Ints, Floats]:
-        """The rows behind these positions that may be among the best k, and their final scores.
+        """The rows of these positions that may be among the best k, and their final scores.
 
         Args:
             query: float32 (d,), prepared.
             positions: of the index (any,).
             found: the final score of the row in the index, for each position.
-            k: how many count.
+            k: the number of results.
             rows: float32 (n, d), prepared.
             metric: what a score is.
-            dropped: which of these rows do not count.
+            excluded: which of these rows are left out.
         """
         numbers, owners = self.expand(positions)
-        if dropped is not None:
-            stays = ~dropped(numbers)
-            numbers, owners = numbers[stays], owners[stays]
+        if excluded is not None:
+            remains = ~excluded(numbers)
+            numbers, owners = numbers[remains], owners[remains]
         if self.radii is None:
             return numbers, found[owners]
         radii = self.radii[positions]
@@ -74,15 +74,15 @@ class Members(msgspec.Struct, frozen=True):
         if numbers.shape[0] > k:
             least = low[owners]
             bound = np.partition(least, least.shape[0] - k)[least.shape[0] - k]
-            stays = high[owners] >= bound
-            numbers, owners = numbers[stays], owners[stays]
+            remains = high[owners] >= bound
+            numbers, owners = numbers[remains], owners[remains]
         result = found[owners]
         own = np.flatnonzero(radii[owners] > 0)
         if own.size:
             result[own] = final_scores(query, rows[numbers[own]], metric)
         return numbers, result
 
-    def all_of(self, positions: Ints, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def all_marked(self, positions: Ints, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Bool (any,): whether all rows of a position are marked; `marked` as `expand` has it."""
         sizes = self.starts[positions + 1] - self.starts[positions]
         if not sizes.size:
@@ -112,11 +112,11 @@ class Groups:
     def __init__(self, first: Ints, of: Ints, radii: Floats | None = None) -> None:
         """Groups by their representatives (groups,) and the group of each row (n,)."""
         rank = np.argsort(first, kind="stable")
-        place = np.empty_like(rank)
-        place[rank] = np.arange(rank.shape[0])
+        position = np.empty_like(rank)
+        position[rank] = np.arange(rank.shape[0])
         self.first: Ints = first[rank]
         """The representative of each group, ascending: of equal rows the first."""
-        self.of: Ints = place[of]
+        self.of: Ints = position[of]
         """The group of each row."""
         self.radii = None if radii is None else radii[rank]
         """float32 (groups,), as `Members` has it."""
@@ -132,21 +132,21 @@ class Groups:
         self.near_copies_max = int(near.max(initial=0))
         """Rows of the largest group of such."""
 
-    def joined(self, rows: Floats, leaders: Ints) -> "Groups":
-        """These with each group put to the group at the position that `leaders` has for it.
+    def merge(self, rows: Floats, leaders: Ints) -> "Groups":
+        """These groups, each merged into the group whose position `leaders` has for it.
 
         Args:
             rows: float32 (n, d), those of the groups.
-            leaders: int64 (groups,), a group's own position where it stays.
+            leaders: int64 (groups,), a group's own position where it remains.
         """
         kept = np.flatnonzero(leaders == np.arange(leaders.shape[0]))
-        place = np.empty_like(leaders)
-        place[kept] = np.arange(kept.shape[0])
-        of = place[leaders]
+        position = np.empty_like(leaders)
+        position[kept] = np.arange(kept.shape[0])
+        of = position[leaders]
         moved = np.flatnonzero(leaders != np.arange(leaders.shape[0]))
         apart = distances_between(rows, self.first[moved], self.first[leaders[moved]])
         radii = np.zeros(kept.shape[0], dtype=np.float32)
-        # Rounded up: a radius that is too small would rule out rows that are right.
+        # Rounded up: a radius that is too small would rule out true neighbours.
         np.maximum.at(radii, of[moved], np.nextafter(apart.astype(np.float32), np.float32(np.inf)))
         return Groups(self.first[kept], of[self.of], radii)
 
@@ -173,7 +173,7 @@ class Groups:
         )
         rows[line, column] = self._members[self._starts[flat] + nth]
         wide[line, column] = np.repeat(scores.ravel(), sizes.ravel())
-        return best(rows, wide, k)
+        return top_k_per_query(rows, wide, k)
 
 
 def equal_rows(rows: Floats) -> Groups:
@@ -181,7 +181,7 @@ def equal_rows(rows: Floats) -> Groups:
     keys = _keys(rows)
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     group = group.reshape(-1)
-    # Unequal rows of one key are next to impossible; such a row stands alone, which is right.
+    # Unequal rows with one key are nearly impossible; such a row becomes a group of its own.
     odd = np.flatnonzero(~_equal(rows, first[group]))
     group[odd] = first.shape[0] + np.arange(odd.shape[0])
     return Groups(np.concatenate((first, odd)), group)
@@ -190,17 +190,17 @@ def equal_rows(rows: Floats) -> Groups:
 def similar_rows(rows: Floats, metric: Metric, radius_share: float) -> Groups:
     """The same, with near copies in the group of their representative.
 
-    They are within that share of the distance that rows usually have, at most.
+    Near copies are within that share of the usual distance of two rows.
     """
     groups = equal_rows(rows)
     radius = radius_share * spread(rows, groups.first, metric)
     leaders = representatives(rows, groups.first, radius)
     alone = bool((leaders == np.arange(leaders.shape[0])).all())
-    return groups if alone else groups.joined(rows, leaders)
+    return groups if alone else groups.merge(rows, leaders)
 
 
 def _keys(rows: Floats) -> NDArray[np.float64]:
-    """float64 (n,): equal for equal rows, and all but surely not for others."""
+    """float64 (n,): equal for equal rows, and different for others but for rare collisions."""
     weights = np.random.default_rng(_SEED).standard_normal(rows.shape[1])
     keys = np.empty(rows.shape[0])
     for block in row_blocks(*rows.shape):

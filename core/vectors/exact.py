@@ -1,6 +1,6 @@
-"""Exact nearest rows by blocks: the truth that recall is measured against, and the matrix's rows.
+"""Exact nearest rows, in blocks: the ground truth of recall, and the rows of the matrix.
 
-float32 products find the candidates fast, float64 scores decide among them.
+Fast float32 products find the candidates, float64 scores rank them.
 """
 
 from typing import Any, Final
@@ -14,19 +14,19 @@ from core.vectors.arrays import Doubles, Floats, Ints, pair_scores, row_blocks, 
 QUERY_ROWS: Final = 4096
 """Queries a call of FAISS, which is also the block of its own matrix product."""
 _MARGIN: Final = 27
-"""Candidates beyond k: near-duplicates change places between float32 and float64."""
+"""Candidates beyond k: near-duplicates are ordered differently by float32 and float64."""
 _MARGIN_WIDE: Final = 1000
-"""For a query whose margin was too narrow to be sure."""
+"""For queries whose top k is in doubt with the first margin."""
 _FLOAT32_STEP: Final = 2.0**-24
 _FLOAT64_STEP: Final = 2.0**-53
 _PRODUCT_NUMBERS: Final = 1 << 23
 """Float64 products kept at a time."""
 
 
-class Space:
-    """Rows as the float32 search for candidates sees them; the order of scores is the same.
+class CandidateSpace:
+    """Transforms rows for the float32 search for candidates, which keeps the order of scores.
 
-    Under `l2` rows are moved to their mean, as the expanded square cancels far from the origin.
+    Under `l2` rows are shifted by their mean, as the expanded square cancels far from the origin.
     Under `l2` and `ip` they are scaled by a power of two where squares leave float32's range.
     """
 
@@ -44,7 +44,7 @@ class Space:
             if largest and not 1e-6 < largest < 1e6:  # noqa: PLR2004 - squares within 1e±12
                 self._scale = 2.0 ** -round(float(np.log2(largest)))
         self.uncertainty = self._rounding(rows.shape[1], largest * self._scale)
-        """How far two float32 scores of one space may be from the truth, taken together."""
+        """The largest error of the difference of two float32 scores."""
 
     def _largest_norm(self, rows: Floats) -> float:
         largest = 0.0
@@ -57,64 +57,66 @@ class Space:
         # Eight partial sums at the least (AVX2): each gathers the rounding of d / 8 additions.
         return 2 * _FLOAT32_STEP * (dimension / 8 + 8) * (2 * largest) ** 2
 
-    def of(self, rows: Floats) -> Floats:
-        """Rows (n, d), C-contiguous; the very rows where nothing has to change."""
+    def transform(self, rows: Floats) -> Floats:
+        """float32 (n, d), C-contiguous; not copied where nothing has to change."""
         if self._shift is not None:
             rows = (rows - self._shift).astype(np.float32, copy=False)
         if self._scale != 1.0:
             rows = rows * np.float32(self._scale)
         return np.ascontiguousarray(rows)
 
-    def nearest(self, queries: Floats, rows: Floats, k: int) -> tuple[Floats, Ints]:
-        """Float32 scores, larger is nearer, and row numbers; both (m, k), rows of this space."""
-        found: Any
-        found, near = faiss.knn(queries, rows, k, metric=self.faiss_metric)
-        return (-found if self.metric == "l2" else found), near
+    def nearest(self, queries: Floats, rows: Floats, k: int) -> tuple[Ints, Floats]:
+        """Row numbers and float32 scores, both (m, k), of transformed queries and rows."""
+        scores: Any
+        scores, row_ids = faiss.knn(queries, rows, k, metric=self.faiss_metric)
+        return row_ids, (-scores if self.metric == "l2" else scores)
 
 
 def exact_top_k(
-    queries: Floats, rows: Floats, k: int, space: Space, near: Floats | None = None
+    queries: Floats, rows: Floats, k: int, space: CandidateSpace, transformed: Floats | None = None
 ) -> tuple[Ints, Floats]:
     """The k best rows of each query, by (-score, row number).
 
     Args:
         queries: float32 (m, d), prepared.
         rows: float32 (n, d), prepared, n at least 1.
-        k: how many; at most n come back.
+        k: how many, at most n.
         space: of these rows.
-        near: `space.of(rows)`, for a caller that asks more than once.
+        transformed: `space.transform(rows)`, for a caller that searches more than once.
 
     Returns:
         Row numbers int64 and scores float32, both (m, min(k, n)).
     """
-    near = space.of(rows) if near is None else near
+    transformed = space.transform(rows) if transformed is None else transformed
     k = min(k, rows.shape[0])
-    found = np.empty((queries.shape[0], k), dtype=np.int64)
+    row_ids = np.empty((queries.shape[0], k), dtype=np.int64)
     scores = np.empty((queries.shape[0], k), dtype=np.float32)
     for start in range(0, queries.shape[0], QUERY_ROWS):
         block = slice(start, start + QUERY_ROWS)
-        found[block], scores[block], doubtful = _decide(
-            queries[block], rows, k, space, near, _MARGIN
+        row_ids[block], scores[block], doubtful = _rescored_top_k(
+            queries[block], rows, k, space, transformed, _MARGIN
         )
         if doubtful.size:
             again = start + doubtful
-            found[again], scores[again], doubtful = _decide(
-                queries[again], rows, k, space, near, _MARGIN_WIDE
+            row_ids[again], scores[again], doubtful = _rescored_top_k(
+                queries[again], rows, k, space, transformed, _MARGIN_WIDE
             )
             again = again[doubtful]
             if again.size:
-                found[again], scores[again] = _float64_top_k(queries[again], rows, k, space.metric)
-    return found, scores
+                row_ids[again], scores[again] = _float64_top_k(
+                    queries[again], rows, k, space.metric
+                )
+    return row_ids, scores
 
 
 def _float64_top_k(queries: Floats, rows: Floats, k: int, metric: Metric) -> tuple[Ints, Floats]:
     """The same by float64 products with every row, for queries with thousands of near copies.
 
-    A product tells the final score of a row but where both sides of its rounding error round to
+    A product gives the final score of a row unless the bounds of its rounding error round to
     different float32: such rows are scored one by one, if they may be among the best.
     """
     m, (n, d) = queries.shape[0], rows.shape
-    found = np.empty((m, k), dtype=np.int64)
+    row_ids = np.empty((m, k), dtype=np.int64)
     scores = np.empty((m, k), dtype=np.float32)
     squares = squared_norms(rows)
     step = max(1, _PRODUCT_NUMBERS // n)
@@ -143,18 +145,18 @@ def _float64_top_k(queries: Floats, rows: Floats, k: int, metric: Metric) -> tup
             unsure = final != high[contenders]
             final[unsure] = pair_scores(query, rows[contenders[unsure]], metric)
             top = top_k(final, k, contenders)
-            found[start + line], scores[start + line] = contenders[top], final[top]
-    return found, scores
+            row_ids[start + line], scores[start + line] = contenders[top], final[top]
+    return row_ids, scores
 
 
-def _decide(
-    queries: Floats, rows: Floats, k: int, space: Space, near: Floats, margin: int
+def _rescored_top_k(
+    queries: Floats, rows: Floats, k: int, space: CandidateSpace, transformed: Floats, margin: int
 ) -> tuple[Ints, Floats, Ints]:
-    """The same for one block, and which queries may have a better row outside the candidates."""
+    """The same for one block, and the queries that may have a better row outside the candidates."""
     width = min(rows.shape[0], k + margin)
-    rough, candidates = space.nearest(space.of(queries), near, width)
+    candidates, rough = space.nearest(space.transform(queries), transformed, width)
     exact = rescore(queries, rows, candidates, space.metric)
-    candidates, scores = best(candidates, exact, k)
+    candidates, scores = top_k_per_query(candidates, exact, k)
     if width == rows.shape[0]:
         return candidates, scores, np.empty(0, dtype=np.int64)
     # Float32 scores are compared with each other, the last candidate with the k-th.
@@ -173,13 +175,13 @@ def rescore(queries: Floats, rows: Floats, candidates: Ints, metric: Metric) -> 
     step = max(1, (1 << 20) // max(1, width * rows.shape[1]))
     for start in range(0, m, step):
         block = slice(start, min(m, start + step))
-        near = rows[np.maximum(candidates[block], 0)]
-        result[block] = pair_scores(queries[block, None], near, metric)
+        found = rows[np.maximum(candidates[block], 0)]
+        result[block] = pair_scores(queries[block, None], found, metric)
     result[candidates < 0] = -np.inf
     return result
 
 
-def best(rows: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
-    """The first k of each line, by (-score, row number). Both (m, k)."""
+def top_k_per_query(rows: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
+    """The first k of each query, by (-score, row number). Both (m, k)."""
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)

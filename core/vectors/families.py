@@ -1,4 +1,4 @@
-"""The families of FAISS indexes: what each is made of, how large it gets, and how it is made."""
+"""FAISS index families: plans, sizes, creation, training and search parameters."""
 
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from core.vectors.arrays import Floats, Ints
 from core.vectors.parameters import Layout
 
 faiss: Final[Any] = _faiss
-"""Its wrappers are made at run time, beyond what its type stubs know."""
+"""Its wrappers are created at run time, and are not in its type stubs."""
 _SEED: Final = 1234
 _GRAPH_LINKS: Final = 32
 _GRAPH_EF_CONSTRUCTION: Final = 200
@@ -20,7 +20,7 @@ _GRAPH_NODE_BYTES: Final = 8 * _GRAPH_LINKS + 24
 _CODE_BITS: Final = 8
 _CENTROIDS: Final = 1 << _CODE_BITS
 _CENTROID_ROWS: Final = 64
-"""Rows to train on for each centroid; FAISS takes 39 to be the least that serves."""
+"""Rows to train on for each centroid; FAISS recommends at least 39."""
 _CODE_ROUNDS: Final = 10
 """Of k-means for the codes. FAISS takes 25, for a longer build of the same recall (measured)."""
 _QUANTIZER_ROWS: Final = 100_000
@@ -36,7 +36,7 @@ class Plan(msgspec.Struct, frozen=True):
     family: Family
     layout: Layout
     bytes: int
-    """Of the FAISS index, before it is made: what the memory budget is held against."""
+    """Estimated size of the FAISS index, which the memory budget limits."""
     why: str
     lists: int = 0
     """Inverted lists of IVF."""
@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True):
         return built | {"links": _GRAPH_LINKS, "ef_construction": _GRAPH_EF_CONSTRUCTION}
 
 
-def plan(family: Family, rows: int, dimension: int, metric: Metric, norm_max: float) -> Plan:
+def plan_index(family: Family, rows: int, dimension: int, metric: Metric, norm_max: float) -> Plan:
     """What an index of this family over these rows is made of, and its size."""
     if family == "exact":
         layout = Layout(dimension, metric)
@@ -89,14 +89,14 @@ def _layout(family: Family, dimension: int, metric: Metric, norm_max: float, ste
     return Layout(-(-(dimension + 1) // step) * step, metric, scale, augmented=True)
 
 
-def make(made: Plan) -> Any:
+def create_index(plan: Plan) -> Any:
     """An empty FAISS index."""
-    layout = made.layout
+    layout = plan.layout
     d = layout.dimension
     metric = faiss.METRIC_INNER_PRODUCT if layout.by_product() else faiss.METRIC_L2
-    if made.family == "ivf_pq":
+    if plan.family == "ivf_pq":
         quantizer = faiss.IndexFlat(d, metric)
-        index = faiss.IndexIVFPQ(quantizer, d, made.lists, made.code_bytes, _CODE_BITS, metric)
+        index = faiss.IndexIVFPQ(quantizer, d, plan.lists, plan.code_bytes, _CODE_BITS, metric)
         # Codes of residuals need a table for each list under L2: two thirds slower, and measured
         # no better here with re-ranking. Under products one table serves all lists.
         index.by_residual = layout.by_product()
@@ -107,7 +107,7 @@ def make(made: Plan) -> Any:
             clustering.min_points_per_centroid = 1
             clustering.max_points_per_centroid = 4 * _CENTROID_ROWS
         return index
-    if made.family == "hnsw_flat":
+    if plan.family == "hnsw_flat":
         index = faiss.IndexHNSWFlat(d, _GRAPH_LINKS, metric)
     else:
         index = faiss.IndexHNSWSQ(d, faiss.ScalarQuantizer.QT_8bit, _GRAPH_LINKS, metric)
@@ -115,22 +115,22 @@ def make(made: Plan) -> Any:
     return index
 
 
-def train(index: Any, made: Plan, rows: Floats, kept: Ints) -> None:
-    """Trains on a seeded sample of the kept rows, repeated where there are too few."""
-    if made.family == "hnsw_flat":
+def train(index: Any, plan: Plan, rows: Floats, row_ids: Ints) -> None:
+    """Trains on a seeded sample of these rows, repeated where there are too few."""
+    if plan.family == "hnsw_flat":
         return
-    wanted = _QUANTIZER_ROWS
-    if made.family == "ivf_pq":
-        wanted = max(made.lists, _CENTROIDS) * _CENTROID_ROWS
-    drawn = np.random.default_rng(_SEED).permutation(kept.shape[0])[:wanted]
-    sample = made.layout.rows(rows[np.sort(kept[drawn])])
-    if made.family == "ivf_pq" and sample.shape[0] < _CENTROIDS:
+    count = _QUANTIZER_ROWS
+    if plan.family == "ivf_pq":
+        count = max(plan.lists, _CENTROIDS) * _CENTROID_ROWS
+    sampled = np.random.default_rng(_SEED).permutation(row_ids.shape[0])[:count]
+    sample = plan.layout.rows(rows[np.sort(row_ids[sampled])])
+    if plan.family == "ivf_pq" and sample.shape[0] < _CENTROIDS:
         sample = np.resize(sample, (_CENTROIDS, sample.shape[1]))
     index.train(sample)
 
 
 def search_parameters(family: Family, breadth: int) -> Any:
-    """FAISS's parameters of one search; they are handed over with each call, never set."""
+    """FAISS's parameters of one search, passed with each call."""
     if family == "ivf_pq":
         return faiss.IVFPQSearchParameters(nprobe=breadth)
     return faiss.SearchParametersHNSW(efSearch=breadth)
@@ -159,7 +159,7 @@ def software() -> dict[str, str]:
 def stored_rows(index: Any) -> Floats | None:
     """float32 (n, d): the rows inside an HNSW index over float32, not a copy; None in others.
 
-    Only as long as the index is: whoever keeps the one keeps the other.
+    Valid only as long as the index is referenced.
     """
     if not isinstance(index, faiss.IndexHNSWFlat):
         return None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from core.models import Metric
 from core.vectors.arrays import Floats, Ints, pair_scores, row_blocks
 from core.vectors.copies import equal_rows
-from core.vectors.exact import QUERY_ROWS, Space, exact_top_k
+from core.vectors.exact import QUERY_ROWS, CandidateSpace, exact_top_k
 from core.vectors.recall import ground_truth, recalls
 from core.vectors.search import Searcher
 
@@ -47,14 +47,14 @@ def exact_matrix(rows: Floats, metric: Metric, k: int, progress: Progress) -> Ma
     total = rows.shape[0]
     groups = equal_rows(rows)
     distinct = rows if groups.trivial else rows[groups.first]
-    space = Space(distinct, metric)
-    near = space.of(distinct)
+    space = CandidateSpace(distinct, metric)
+    transformed = space.transform(distinct)
     width = min(k + 1, distinct.shape[0])
     top = np.full((distinct.shape[0], k + 1), -1, dtype=np.int32)
     top_scores = np.full((distinct.shape[0], k + 1), -np.inf, dtype=np.float32)
     for start in range(0, distinct.shape[0], QUERY_ROWS):
         block = slice(start, min(distinct.shape[0], start + QUERY_ROWS))
-        found, scores = exact_top_k(distinct[block], distinct, width, space, near)
+        found, scores = exact_top_k(distinct[block], distinct, width, space, transformed)
         if not groups.trivial:
             found, scores = groups.expand(found, scores, k + 1)
         top[block, : found.shape[1]] = found
@@ -65,7 +65,7 @@ def exact_matrix(rows: Floats, metric: Metric, k: int, progress: Progress) -> Ma
     for block in row_blocks(total, k + 1):
         own = np.arange(block.start, block.stop)
         group = groups.of[block]
-        neighbors[block], scores[block] = _without(own, top[group], top_scores[group])
+        neighbors[block], scores[block] = _without_self(own, top[group], top_scores[group])
     return Matrix(neighbors=neighbors, scores=scores, exact=True)
 
 
@@ -76,8 +76,8 @@ def index_matrix(rows: Floats, searcher: Searcher, k: int, progress: Progress) -
     scores = np.empty((total, k), dtype=np.float32)
     for start in range(0, total, _INDEX_QUERY_ROWS):
         own = np.arange(start, min(total, start + _INDEX_QUERY_ROWS))
-        found, near = searcher.search(rows[own], k + 1)
-        neighbors[own], scores[own] = _without(own, found.astype(np.int32), near)
+        row_ids, found_scores = searcher.search(rows[own], k + 1)
+        neighbors[own], scores[own] = _without_self(own, row_ids.astype(np.int32), found_scores)
         progress(int(own[-1]) + 1, total)
     recall = _sampled_recall(rows, searcher.metric, scores)
     return Matrix(neighbors=neighbors, scores=scores, exact=False, recall=recall)
@@ -87,8 +87,8 @@ def _sampled_recall(rows: Floats, metric: Metric, scores: Floats) -> float:
     k = min(scores.shape[1], rows.shape[0] - 1)
     if k <= 0:
         return 1.0
-    drawn = np.random.default_rng(_SEED).permutation(rows.shape[0])[:_SAMPLE_ROWS]
-    sample = np.sort(drawn).astype(np.int64)
+    sampled = np.random.default_rng(_SEED).permutation(rows.shape[0])[:_SAMPLE_ROWS]
+    sample = np.sort(sampled).astype(np.int64)
     queries = rows[sample]
     truth = ground_truth(queries, rows, None, k + 1, metric)
     own = pair_scores(queries, queries, metric)
@@ -99,7 +99,7 @@ def _sampled_recall(rows: Floats, metric: Metric, scores: Floats) -> float:
     return float(recalls(scores[sample], truth).mean())
 
 
-def _without(
+def _without_self(
     own: Ints, found: NDArray[np.int32], scores: Floats
 ) -> tuple[NDArray[np.int32], Floats]:
     """Lines (m, k + 1) less the row itself, or less their last entry where it is not among them."""

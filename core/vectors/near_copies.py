@@ -1,8 +1,8 @@
-"""Finding rows that are almost equal: one product embedded again with a little noise.
+"""Finding near copies: rows that are almost equal, as of a product embedded again with noise.
 
-In a graph each of them links to the others and to nothing else: a search that meets one of them
-never leaves them, and one that starts elsewhere finds none of what is behind them. So an index has
-one row for all of them, their representative, and the others are scored beside it.
+In a graph they link only to each other: a search that reaches one of them never leaves them, and
+others do not find the rows behind them. So an index has one row for all of them, their
+representative.
 
 Each member is within the radius of its representative. A chain a ~ b ~ c is no group unless a and c
 are near copies too.
@@ -17,10 +17,10 @@ from core.models import Metric
 from core.vectors.arrays import Doubles, Floats, Ints, row_blocks
 
 MEMBERS_MIN: Final = 16
-"""Fewer near copies than this leave a node of a graph most of its links (32), and stay rows."""
+"""Fewer near copies than this leave a graph node most of its 32 links, and stay separate rows."""
 RADIUS_SHARES: Final = (1 / 40, 1 / 8)
 """The radius of a group as a share of `spread`: under cosine about 0.03 and 0.17, a similarity of
-0.9995 and 0.985. The wider one where an index with the first finds nothing for too many queries."""
+0.9995 and 0.985. The wider one is for where too many queries have a recall of 0 with the first."""
 _PAIRS: Final = 4096
 _USUAL: Final = 0.9
 _PROJECTIONS: Final = 8
@@ -65,7 +65,7 @@ def representatives(rows: Floats, numbers: Ints, radius: float) -> Ints:
     """int64 (m,): the position of the representative of each of these rows, its own for most.
 
     Rows of one cell of a grid over random projections are compared, the first of them with the
-    others, exactly. Some near copies may be missed, which recall tells; none is wrong.
+    others, exactly. Some near copies may be missed, which shows in the recall; none is wrong.
 
     Args:
         rows: float32 (n, d), prepared; may be mapped from a file.
@@ -99,7 +99,7 @@ def _projected(rows: Floats, numbers: Ints, radius: float) -> Floats:
 
 
 def _cells(projected: Floats, offset: Doubles) -> NDArray[np.uint64]:
-    """uint64 (m,): the same number for rows of the same cell, and all but surely not for others."""
+    """uint64 (m,): equal for rows of one cell, and different for others but for rare collisions."""
     keys = np.zeros(projected.shape[0], dtype=np.uint64)
     for axis in range(_PROJECTIONS):
         cell = np.floor(projected[:, axis] + offset[axis])
@@ -122,7 +122,7 @@ def _group_cells(
     for _ in range(_PASSES):
         starts = np.flatnonzero(np.concatenate(([True], cells[1:] != cells[:-1])))
         sizes = np.diff(starts, append=cells.shape[0])
-        # A new representative needs members enough, one that is there takes any.
+        # A new representative needs enough members, an existing one takes any number.
         worth = np.where(leads[members[starts]], sizes > 1, sizes >= MEMBERS_MIN)
         stays = np.repeat(worth, sizes)
         cells, members = cells[stays], members[stays]

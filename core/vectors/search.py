@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from core.models import Metric
 from core.vectors.arrays import Floats, Ints, prepare, prepare_one, scores, squared_norms, top_k
 from core.vectors.copies import Members
-from core.vectors.exact import best, rescore
+from core.vectors.exact import rescore, top_k_per_query
 from core.vectors.families import search_parameters, stored_rows, swig_ptr
 from core.vectors.parameters import Effort, IndexInfo, Layout
 
@@ -177,7 +177,7 @@ class Searcher:
         if self._members is None:
             return excluded.drop(self._rows_at(positions))
         rows, _ = self._members.expand(positions)
-        return self._members.all_of(positions, excluded.drop(rows))
+        return self._members.all_marked(positions, excluded.drop(rows))
 
     def search(
         self, queries: Floats, k: int, *, exact: bool = False, excluded: Exclusion | None = None
@@ -198,7 +198,7 @@ class Searcher:
             if self._members is None:
                 candidates = np.where(positions < 0, -1, self._rows_at(positions))
                 final = rescore(queries, self.rows, candidates, self.metric)
-                rows, found = best(candidates, final, k)
+                rows, found = top_k_per_query(candidates, final, k)
                 todo = np.flatnonzero(rows[:, -1] < 0).tolist()
             else:
                 todo = np.flatnonzero(positions[:, -1] < 0).tolist()

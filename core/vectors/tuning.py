@@ -1,4 +1,4 @@
-"""Finding the least search parameters that an index keeps its promise with."""
+"""Tuning search parameters: the cheapest that reach the target recall."""
 
 import math
 from typing import Any, Final
@@ -15,24 +15,24 @@ from core.vectors.recall import (
     ZERO_RECALL_MAX,
     ZERO_RECALL_QUERIES,
     reaches,
+    recall_lower_bound,
     recalls,
-    surely,
     zero_recall_bound,
 )
-from core.vectors.sampling import WIDE_AT, WIDE_QUERIES, Sample
+from core.vectors.sampling import WIDE_AT, WIDE_QUERIES, QuerySample
 
 _STEPS: Final = 8
 """Measurements between the last breadth that was too narrow and the first that was not."""
 _WIDER: Final = 1.5
-"""By how much a search is made broader while too many queries find nothing right."""
+"""The factor of breadth while too many queries have a recall of 0."""
 _FEW_LISTS: Final = 128
-"""So few inverted lists may all be probed."""
+"""Up to this many inverted lists, all may be probed."""
 _FACTORS: Final[dict[Family, tuple[int, ...]]] = {
     "hnsw_flat": (1,),
     "hnsw_sq8": (1, 2),
     "ivf_pq": (2, 4, 8, 16),
 }
-"""Candidates asked for each row wanted, to be ranked by float32."""
+"""Candidates per result, to be ranked by float32."""
 _ZERO_METHOD: Final = "held-out rows in no crowd of rows, and such rows with noise"
 
 
@@ -40,7 +40,7 @@ class Tuner:
     """Measures one index that has all rows but those held out."""
 
     def __init__(
-        self, index: Any, plan: Plan, rows: Floats, sample: Sample, limits: IndexLimits
+        self, index: Any, plan: Plan, rows: Floats, sample: QuerySample, limits: IndexLimits
     ) -> None:
         self._index = index
         self._plan = plan
@@ -49,14 +49,14 @@ class Tuner:
         self._limits = limits
         self.trials: list[Trial] = []
         self.best = 0.0
-        """The best recall@10 that could be promised."""
+        """The highest recall@10 that could be promised."""
         self.zero: ZeroRecall | None = None
-        """The fewest queries that found nothing right, where the recall was high enough."""
+        """The measurement of queries with a recall of 0, where the recall was high enough."""
 
-    def promise(self, target: float) -> tuple[Effort, Doubles] | None:
+    def tune(self, target: float) -> tuple[Effort, Doubles] | None:
         """The cheapest effort that reaches the target recall@10, with the recalls behind it.
 
-        And by which no more than one query in a thousand finds nothing right: `zero` tells.
+        With it at most one query in a thousand has a recall of 0: see `zero`.
         """
         tuned = self._tune(RECALL_AT, target)
         most = self._bounds(RECALL_AT)[1]
@@ -67,14 +67,14 @@ class Tuner:
             if tuned[0].breadth >= most:
                 return None
             wider = min(most, math.ceil(_WIDER * tuned[0].breadth))
-            tried = self._try(RECALL_AT, wider)
-            good = [found for found in tried if reaches(found[1], target)]
-            tuned = min(good or tried, key=lambda found: self._cost(found[0]))
+            measurements = self._measure(RECALL_AT, wider)
+            sufficient = [one for one in measurements if reaches(one[1], target)]
+            tuned = min(sufficient or measurements, key=lambda one: self._cost(one[0]))
         return None
 
-    def wide(self, target: float) -> Effort | None:
+    def tune_wide(self, target: float) -> Effort | None:
         """The effort at the second k; None where the index has no more rows than that."""
-        if self._sample.kept.shape[0] <= WIDE_AT:
+        if self._sample.indexed.shape[0] <= WIDE_AT:
             return None
         tuned = self._tune(WIDE_AT, target)
         return None if tuned is None else tuned[0]
@@ -85,24 +85,24 @@ class Tuner:
         Breadth is doubled until the target is reached, and then narrowed down. For k over 10 the
         target is not promised: where nothing reaches it, the broadest search is taken.
         """
-        tried: list[tuple[Effort, Doubles]] = []
+        measurements: list[tuple[Effort, Doubles]] = []
         breadth, most = self._bounds(k)
         below = breadth
         while True:
-            tried += self._try(k, breadth)
-            reached = any(reaches(measured, target) for _, measured in tried)
+            measurements += self._measure(k, breadth)
+            reached = any(reaches(measured, target) for _, measured in measurements)
             if reached or breadth >= most:
                 break
             below, breadth = breadth, min(most, 2 * breadth)
         step = max(1, (breadth - below) // _STEPS)
         for between in range(below + step, breadth, step) if reached else ():
-            tried += self._try(k, between)
-        good = [found for found in tried if reaches(found[1], target)]
-        if not good:
-            return None if k == RECALL_AT else tried[-1]
-        return min(good, key=lambda found: self._cost(found[0]))
+            measurements += self._measure(k, between)
+        sufficient = [one for one in measurements if reaches(one[1], target)]
+        if not sufficient:
+            return None if k == RECALL_AT else measurements[-1]
+        return min(sufficient, key=lambda one: self._cost(one[0]))
 
-    def _try(self, k: int, breadth: int) -> list[tuple[Effort, Doubles]]:
+    def _measure(self, k: int, breadth: int) -> list[tuple[Effort, Doubles]]:
         """Each number of candidates at one breadth."""
         family = self._plan.family
         queries, truth = self._sample.queries, self._sample.truth
@@ -110,21 +110,21 @@ class Tuner:
             queries, truth = queries[:WIDE_QUERIES], self._sample.wide_truth
         widest = min(k * self._factors()[-1], self._index.ntotal)
         if family != "ivf_pq":
-            # A graph search is as broad as what it is asked for, if that is more.
+            # A graph search is at least as broad as its number of candidates.
             widest = max(k, min(widest, breadth))
         positions, scores = self._candidates(queries, breadth, widest)
-        tried = []
+        measurements = []
         for count in sorted({min(k * factor, widest) for factor in self._factors()}):
-            found = self._found(queries, positions[:, :count], scores[:, :count], k)
-            measured = self._sample.judged(recalls(found, truth))
-            tried.append((Effort(k, breadth, count), measured))
+            found = self._result_scores(queries, positions[:, :count], scores[:, :count], k)
+            measured = self._sample.promised(recalls(found, truth))
+            measurements.append((Effort(k, breadth, count), measured))
             self.trials.append(Trial(family, k, breadth, count, float(measured.mean())))
             if k == RECALL_AT:
-                self.best = max(self.best, surely(measured))
-        return tried
+                self.best = max(self.best, recall_lower_bound(measured))
+        return measurements
 
     def _zero_recall(self, effort: Effort) -> ZeroRecall:
-        """How many queries find nothing right, of as many as it takes to know."""
+        """How many queries have a recall of 0, among enough queries to bound their share."""
         few, many = ZERO_RECALL_QUERIES
         measured = self._recalls(effort, few, np.empty(0))
         count = int(np.count_nonzero(measured == 0))
@@ -149,36 +149,36 @@ class Tuner:
         return ZeroRecall(asked, count, bound, _ZERO_METHOD, self._lost_copies(effort))
 
     def _lost_copies(self, effort: Effort) -> float:
-        """The share of copies, by rows, that find nothing right."""
-        queries, truth, sizes = self._sample.among_copies()
+        """The share of copies, by rows, that have a recall of 0."""
+        queries, truth, sizes = self._sample.copy_queries()
         if not sizes.size:
             return 0.0
         positions, scores = self._candidates(queries, effort.breadth, effort.candidates)
-        lost = recalls(self._found(queries, positions, scores, RECALL_AT), truth) == 0
+        lost = recalls(self._result_scores(queries, positions, scores, RECALL_AT), truth) == 0
         return float(sizes[lost].sum() / sizes.sum())
 
     def _recalls(self, effort: Effort, count: int, known: Doubles) -> Doubles:
         """The recall@10 of at least `count` queries, the first of which are known."""
-        queries, truth = (part[known.shape[0] :] for part in self._sample.asked(count))
+        queries, truth = (part[known.shape[0] :] for part in self._sample.new_queries(count))
         positions, scores = self._candidates(queries, effort.breadth, effort.candidates)
-        found = self._found(queries, positions, scores, RECALL_AT)
+        found = self._result_scores(queries, positions, scores, RECALL_AT)
         return np.concatenate((known, recalls(found, truth)))
 
     def _factors(self) -> tuple[int, ...]:
         near = self._sample.members is not None and self._sample.members.radii is not None
         factors = _FACTORS[self._plan.family]
-        # The row that stands for near copies may be further away than the one that is right.
+        # The representative of near copies may be further away than the true neighbour.
         return (1, 2) if near and factors == (1,) else factors
 
     def _bounds(self, k: int) -> tuple[int, int]:
-        """The least and the most breadth to try."""
+        """The smallest and the largest breadth to try."""
         if self._plan.family == "ivf_pq":
             share = int(self._plan.lists * self._limits.probe_share_max)
             return 1, self._plan.lists if self._plan.lists <= _FEW_LISTS else share
         return k, max(k, self._limits.ef_search_max)
 
     def _cost(self, effort: Effort) -> float:
-        """Bytes that a search reads, near enough to compare two efforts on one index."""
+        """An estimate of the bytes that a search reads, to compare two efforts on one index."""
         row = 4.0 * int(self._rows.shape[1])
         if self._plan.family == "ivf_pq":
             scanned = int(self._index.ntotal) / self._plan.lists * self._plan.code_bytes
@@ -189,7 +189,7 @@ class Tuner:
     def _candidates(self, queries: Floats, breadth: int, count: int) -> tuple[Ints, Floats]:
         """Positions and final scores of their rows, in the order the index gave them: (m, count).
 
-        Where it found no more: -1 and -inf.
+        -1 and -inf where there are fewer.
         """
         parameters = search_parameters(self._plan.family, breadth)
         asked = self._plan.layout.query(queries)
@@ -197,8 +197,8 @@ class Tuner:
         rows = np.where(positions < 0, -1, self._sample.order[positions]).astype(np.int64)
         return positions, rescore(queries, self._rows, rows, self._sample.metric)
 
-    def _found(self, queries: Floats, positions: Ints, scores: Floats, k: int) -> Floats:
-        """The scores that a search would give, in any order: float32 (m, any)."""
+    def _result_scores(self, queries: Floats, positions: Ints, scores: Floats, k: int) -> Floats:
+        """The scores that a search would return, in any order: float32 (m, any)."""
         members = self._sample.members
         if members is None or members.radii is None:
             return scores

@@ -19,7 +19,7 @@ import numpy as np
 from core.index import files
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, prepare
-from core.vectors.builder import Built, build_index
+from core.vectors.builder import BuiltIndex, build_index
 from core.vectors.families import search_parameters, set_threads
 from core.vectors.parameters import IndexLimits
 from core.vectors.recall import ground_truth, recalls
@@ -69,7 +69,7 @@ def case(vectors: Floats, count: int, metric: Metric, target: float) -> Case:
     return Case(rows, queries, ground_truth(queries, rows, None, _K, metric), metric, target)
 
 
-def mapped(built: Built, rows: Floats, metric: Metric, directory: Path) -> Searcher:
+def mapped(built: BuiltIndex, rows: Floats, metric: Metric, directory: Path) -> Searcher:
     """The index as serving has it: written, and mapped from its file."""
     info = built.info
     vectors = directory / files.VECTORS
@@ -84,7 +84,7 @@ def mapped(built: Built, rows: Floats, metric: Metric, directory: Path) -> Searc
     return Searcher(there, metric, info, index, built.order, built.members)
 
 
-def raw_search(searcher: Searcher, built: Built, asked: Floats) -> Callable[[int], Any]:
+def raw_search(searcher: Searcher, built: BuiltIndex, asked: Floats) -> Callable[[int], Any]:
     """FAISS alone on query number i; a flat index stands for the family exact."""
     index, count, parameters = searcher._index, _K, None  # noqa: SLF001 - the very same index
     if index is None:

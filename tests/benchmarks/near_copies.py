@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from core.errors import RecallBelowTarget
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, prepare
-from core.vectors.builder import Built, build_index
+from core.vectors.builder import BuiltIndex, build_index
 from core.vectors.families import set_threads
 from core.vectors.parameters import IndexLimits
 from core.vectors.search import Searcher
@@ -153,7 +153,7 @@ def run(case: Case, target: float, family: Family | None) -> bool:
     return bool(hits.mean() >= target and np.count_nonzero(hits == 0) <= QUERIES // 1000)
 
 
-def described(built: Built, took: float) -> str:
+def described(built: BuiltIndex, took: float) -> str:
     """What was built, and what its manifest claims."""
     zero, info = built.recall.zero, built.info
     how = f"{info.efforts[0].breadth}, {info.efforts[0].candidates}" if info.efforts else "all rows"

@@ -27,7 +27,7 @@ from core.index.rows import Rows, read_rows
 from core.index.version import MAPPED, IdTable
 from core.models import Stage
 from core.vectors.arrays import REASONS, WRONG_DIMENSION, Floats, check_rows, prepare, row_blocks
-from core.vectors.builder import Built, build_index
+from core.vectors.builder import BuiltIndex, build_index
 from core.vectors.changes import Changes, changes
 from core.vectors.families import set_threads, software
 from core.vectors.matrix import Matrix, exact_matrix, index_matrix
@@ -164,7 +164,7 @@ def _quarantine(
     return named, counts
 
 
-def _matrix(job: ChildJob, vectors: Floats, built: Built, clock: _Clock) -> Matrix:
+def _matrix(job: ChildJob, vectors: Floats, built: BuiltIndex, clock: _Clock) -> Matrix:
     total, k = vectors.shape[0], job.parameters.matrix_k
     clock("matrix", 0, total)
     if total <= job.limits.matrix_exact_rows_max or built.index is None:
@@ -185,7 +185,7 @@ def _changes(job: ChildJob, valid: _Valid, matrix: Matrix, clock: _Clock) -> Cha
 
 
 def _write_files(
-    directory: Path, valid: _Valid, built: Built, matrix: Matrix, clock: _Clock
+    directory: Path, valid: _Valid, built: BuiltIndex, matrix: Matrix, clock: _Clock
 ) -> dict[str, FileInfo]:
     """All but the manifest; their checksums are taken from what is on disk."""
     steps: dict[str, Callable[[Path], None]] = {
@@ -220,7 +220,7 @@ def _write_files(
 def _manifest(
     job: ChildJob,
     valid: _Valid,
-    built: Built,
+    built: BuiltIndex,
     matrix: Matrix,
     written: dict[str, FileInfo],
     seconds: dict[str, float],

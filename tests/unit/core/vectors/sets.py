@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, Ints, prepare
-from core.vectors.builder import Built, build_index
+from core.vectors.builder import BuiltIndex, build_index
 from core.vectors.parameters import IndexLimits
 from core.vectors.search import Searcher
 
@@ -52,7 +52,7 @@ def truth(queries: Floats, rows: Floats, metric: Metric, k: int) -> tuple[Ints, 
 
 def build(
     rows: Floats, metric: Metric, family: Family | None, target: float = 0.9, *, fixed: bool = False
-) -> tuple[Built, Searcher]:
+) -> tuple[BuiltIndex, Searcher]:
     """An index over prepared rows, and what searches it."""
     built = build_index(
         rows,

@@ -5,8 +5,8 @@ import pytest
 
 from core.errors import RecallBelowTarget
 from core.models import Family
-from core.vectors.builder import build_index, choose
-from core.vectors.families import make, plan, set_threads
+from core.vectors.builder import build_index, plan_indexes
+from core.vectors.families import create_index, plan_index, set_threads
 from core.vectors.parameters import IndexLimits
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, real
 
@@ -15,7 +15,7 @@ GIB = 1024**3
 
 def families(rows: int, dimension: int, target: float = 0.95, **limits: int) -> list[str]:
     """The families planned, in order."""
-    plans = choose(
+    plans = plan_indexes(
         rows,
         dimension,
         "cosine",
@@ -49,9 +49,9 @@ def test_only_a_scan_has_all_of_the_recall() -> None:
 def test_the_planned_bytes_are_those_of_the_index(family: Family, metric: str) -> None:
     """The memory budget is held against what the file will be, within a few percent."""
     rows = np.random.default_rng(0).standard_normal((2000, 96)).astype(np.float32)
-    planned = plan(family, 2000, 96, metric, 15.0)  # type: ignore[arg-type]
+    planned = plan_index(family, 2000, 96, metric, 15.0)  # type: ignore[arg-type]
     set_threads(1)
-    index = make(planned)
+    index = create_index(planned)
     laid = planned.layout.rows(rows)
     index.train(laid)
     index.add(laid)

@@ -16,7 +16,7 @@ from core.vectors.near_copies import (
     spread,
 )
 from core.vectors.parameters import IndexLimits
-from core.vectors.sampling import Sample
+from core.vectors.sampling import QuerySample
 from core.vectors.search import Searcher
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, truth
 
@@ -147,9 +147,11 @@ def test_a_large_group_is_never_held_out() -> None:
     rows, copies = with_copies(products(400, "cosine"), "cosine", 300, 1e-5)
     rows[np.flatnonzero(~copies)[:40]] = rows[np.flatnonzero(~copies)[0]]
     for start in range(0, 300, 10):  # another row is held out each time
-        sample = Sample(np.roll(rows, start, axis=0), "cosine", IndexLimits(), RADIUS_SHARES[0])
-        assert 30 <= sample.added_last.size <= 36
-        assert sample.among_copies()[2].tolist() == [301, 40]
+        sample = QuerySample(
+            np.roll(rows, start, axis=0), "cosine", IndexLimits(), RADIUS_SHARES[0]
+        )
+        assert 30 <= sample.held_out.size <= 36
+        assert sample.copy_queries()[2].tolist() == [301, 40]
 
 
 def test_the_same_rows_give_the_same_groups() -> None:

@@ -6,10 +6,10 @@ from core.vectors.recall import (
     ZERO_RECALL_MAX,
     ZERO_RECALL_QUERIES,
     ground_truth,
-    held_out,
+    held_out_rows,
     reaches,
+    recall_lower_bound,
     recalls,
-    surely,
     zero_recall_bound,
 )
 from tests.unit.core.vectors.sets import METRICS, real, truth
@@ -20,15 +20,15 @@ from tests.unit.core.vectors.sets import METRICS, real, truth
 )
 def test_a_hundredth_is_held_out(rows: int, count: int) -> None:
     """At least 1,000, and of small sets a tenth."""
-    held = held_out(rows, least=1000, most=10_000)
+    held = held_out_rows(rows, least=1000, most=10_000)
     assert held.shape == (count,)
     assert np.unique(held).shape == (count,)
-    assert held.tolist() == held_out(rows, least=1000, most=10_000).tolist()
+    assert held.tolist() == held_out_rows(rows, least=1000, most=10_000).tolist()
 
 
 def test_no_pattern_in_the_rows_is_followed() -> None:
     """Every remainder of the row number has its share, whatever ids are sorted by."""
-    held = held_out(100_000, least=1000, most=10_000)
+    held = held_out_rows(100_000, least=1000, most=10_000)
     for period in (2, 10, 16):
         assert np.bincount(held % period).min() > 0.6 * 1000 / period
 
@@ -65,8 +65,8 @@ def test_a_promise_needs_room() -> None:
     values = np.random.default_rng(0).choice([0.9, 1.0], 1000)
     assert not reaches(values, 0.95)
     assert reaches(values, 0.93)
-    assert surely(values) < values.mean()
-    assert surely(values[:20]) < values[:20].mean() - 0.02
+    assert recall_lower_bound(values) < values.mean()
+    assert recall_lower_bound(values[:20]) < values[:20].mean() - 0.02
     assert reaches(np.ones(5), 0.999)
     assert not reaches(np.ones(1000), 1.0)
 
