@@ -1,8 +1,8 @@
-"""The deletion of a model version: which worker has it by a lease, and what it removes.
+"""The deletion of a model version: which worker has it, by a lease, and what it removes.
 
-Each removal has its own condition (the generation of a row, the model version of a build, the mark
-of the record). So a worker that lost its lease without knowing it removes nothing of a later model
-version; the lease only avoids doing the work twice.
+What is removed is removed on a condition of its own (the generation of a row, the model version of
+a build, the mark of the record). So a worker that lost its lease without knowing it changes nothing
+of a later model version; the lease only spares the work of doing it twice.
 """
 
 import secrets
@@ -19,11 +19,11 @@ from core.dynamo.expressions import (
     below,
     equals,
     exists,
+    expressions,
     key,
     missing,
 )
-from core.dynamo.rows import delete_row, update_row
-from core.errors import LeaseLost
+from core.errors import ConditionFailed, LeaseLost
 from core.models import Build, Model
 from core.repositories.build_rows import milliseconds
 from core.repositories.embeddings import EmbeddingRepository
@@ -34,7 +34,7 @@ _LEASE = "deletion_lease_until_ms"
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """One worker's claim to delete a model version."""
+    """One worker's right to remove a model version."""
 
     model: Model
     """As it was marked."""
@@ -52,7 +52,7 @@ class ModelDeletionRepository:
         self._lease_s = settings.building.lease_s
 
     async def claim(self, model: Model) -> Claim | None:
-        """Claims the deletion of a model version; None where it is not marked, or claimed."""
+        """Takes the deletion of a model version; None where it is not marked, or another's."""
         if model.deleting_at is None:
             return None
         claim = Claim(model, secrets.token_hex(8))
@@ -69,13 +69,13 @@ class ModelDeletionRepository:
             raise LeaseLost(f"the deletion of {claim.model.model_version} has another owner now")
 
     async def release(self, claim: Claim) -> None:
-        """Ends the lease, so that another worker may continue at once."""
+        """Lets another worker have it at once."""
         await self._lease(claim, _ours(claim), 0)
 
     async def remove_rows(self, claim: Claim) -> AsyncGenerator[int, None]:
         """Removes the rows and tombstones that the index shows, a page at a time.
 
-        Yields the number of rows of each page, removed now or before.
+        Yields how many rows each page had, removed by now or before.
 
         Raises:
             Unavailable: DynamoDB did not do its part; the rest is left for another time.
@@ -88,13 +88,8 @@ class ModelDeletionRepository:
 
     async def remove_build(self, build: Build) -> None:
         """Removes the record of a build, or of a verification, that has ended."""
-        # Where the condition is not met, it is gone, or the next round finds it.
-        await delete_row(
-            self._dynamo,
-            self._builds,
-            key(build_id=build.build_id),
-            missing(tables.OPEN) & equals("fence", build.fence),
-        )
+        holds = missing(tables.OPEN) & equals("fence", build.fence)
+        await self._remove(self._builds, build.build_id, holds)
 
     async def remove_model(self, claim: Claim) -> bool:
         """Removes the record itself; False where a build was opened meanwhile.
@@ -102,31 +97,47 @@ class ModelDeletionRepository:
         Raises:
             LeaseLost: another worker has the deletion, or has done it.
         """
-        deleted = await delete_row(
-            self._dynamo,
-            self._models,
-            key(model_version=claim.model.model_version),
-            _ours(claim) & missing("open_build_id"),
-        )
-        if not deleted:
+        try:
+            await self._dynamo.call(
+                "delete_item",
+                TableName=self._models,
+                Key=key(model_version=claim.model.model_version),
+                **expressions(condition=_ours(claim) & missing("open_build_id")),
+            )
+        except ConditionFailed:
             await self.renew(claim)
-        return deleted
+            return False
+        return True
 
-    async def _lease(
-        self, claim: Claim, condition: Condition, lease_s: float | None = None
-    ) -> bool:
+    async def _remove(self, table: str, build_id: str, holds: Condition) -> None:
+        try:
+            await self._dynamo.call(
+                "delete_item",
+                TableName=table,
+                Key=key(build_id=build_id),
+                **expressions(condition=holds),
+            )
+        except ConditionFailed:
+            return  # it is gone, or is met again
+
+    async def _lease(self, claim: Claim, holds: Condition, lease_s: float | None = None) -> bool:
         until_ms = milliseconds(self._lease_s if lease_s is None else lease_s)
-        return await update_row(
-            self._dynamo,
-            self._models,
-            key(model_version=claim.model.model_version),
-            Update(set={_HOLDER: claim.holder, _LEASE: until_ms}),
-            condition,
-        )
+        try:
+            await self._dynamo.call(
+                "update_item",
+                TableName=self._models,
+                Key=key(model_version=claim.model.model_version),
+                **expressions(
+                    update=Update(set={_HOLDER: claim.holder, _LEASE: until_ms}), condition=holds
+                ),
+            )
+        except ConditionFailed:
+            return False
+        return True
 
 
 def _marked(model: Model) -> Condition:
-    """The record still has this mark."""
+    """The record still has the very mark."""
     generation = (
         equals("generation", model.generation) if model.generation else missing("generation")
     )

@@ -10,7 +10,7 @@ from core.dynamo.rows import get_row
 from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale, TransactionFailed
 from core.models import User
 from core.repositories import transactions
-from core.repositories.deletions import deletion_mark, pending_deletion
+from core.repositories.deletions import marking, noted
 from core.repositories.idempotency import lost
 from core.repositories.transactions import Part, found, refused
 from core.settings import Settings
@@ -24,7 +24,7 @@ class UserRepository:
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
         self._dynamo = dynamo
         self._table = settings.table(tables.USERS.name)
-        self._pending = settings.table(tables.IDEMPOTENCY.name)
+        self._notes = settings.table(tables.IDEMPOTENCY.name)
 
     async def get_user(self, user_id: str) -> User:
         """One user, read consistently.
@@ -65,8 +65,8 @@ class UserRepository:
             transactions.put(self._table, USER_CODEC.encode(user), condition), also, create=False
         )
 
-    async def mark_user(self, user_id: str, marked_at: str, also: Sequence[Part] = ()) -> None:
-        """Marks a user for deletion, and lists it for a worker.
+    async def mark_user(self, user_id: str, moment: str, also: Sequence[Part] = ()) -> None:
+        """Marks a user for deletion, and notes that a worker has to finish it.
 
         Raises:
             NotFound: there is none.
@@ -76,12 +76,10 @@ class UserRepository:
         mark = transactions.update(
             self._table,
             key(user_id=user_id),
-            deletion_mark(marked_at),
+            marking(moment),
             exists("user_id") & missing("deleting_at"),
         )
-        await self._write(
-            mark, [pending_deletion(self._pending, user_id, marked_at), *also], create=False
-        )
+        await self._write(mark, [noted(self._notes, user_id, moment), *also], create=False)
 
     def allows(self, user_id: str) -> Part:
         """The part of a transaction that fails while the user is being deleted."""
