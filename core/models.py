@@ -49,9 +49,9 @@ VERSION_MAX: Final = 10**38 - 1
 
 
 def next_version(version: int) -> int:
-    """The version of a row after a change: one that it has not had, so that an ETag is one state.
+    """The version of a row after a change: one that it never had, so that an ETag is one state.
 
-    After the largest the count goes on from a random number, since the small ones were had.
+    After the largest one it continues from a random number, as small ones have been used.
     """
     return version + 1 if version < VERSION_MAX else 1 + secrets.randbelow(10**36)
 
@@ -104,7 +104,7 @@ class Model(msgspec.Struct, frozen=True):
     """Unix time in microseconds of its first write, which tells it from earlier model versions of
     the same name; 0 in records of releases up to 23e14f8."""
     deleting_at: str | None = None
-    """Set once its deletion is asked for; a worker then removes its rows, builds and files."""
+    """Set when its deletion is requested; a worker then removes its rows, builds and files."""
 
     @property
     def data(self) -> tuple[int, int]:
@@ -113,7 +113,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class BuildParameters(msgspec.Struct, frozen=True):
-    """What a build was asked for. Equal parameters make an equal request."""
+    """What was requested of a build. Requests with equal parameters are equal."""
 
     target_recall: float = 0.95
     matrix_k: int = 20
@@ -139,7 +139,7 @@ class Build(msgspec.Struct, frozen=True, tag="build"):
     parameters: BuildParameters
     progress: Progress = Progress()
     fence: int = 0
-    """Grows with each claim; whoever holds an older one has lost the build."""
+    """Grows with each claim; a worker with an older one has lost the build."""
     holder: str | None = None
     """Of the last claim alone."""
     lease_until_ms: int = 0
@@ -149,21 +149,21 @@ class Build(msgspec.Struct, frozen=True, tag="build"):
     error: str | None = None
     manifest: dict[str, Any] | None = None
     automatic: bool = False
-    """K9 itself asked for it: it does not replace a pinned build."""
+    """Requested by K9 itself: it does not replace a pinned build."""
     faults: int = 0
-    """Tries that ended in a passing fault and said so."""
+    """Attempts that ended in a transient fault and were given back."""
     unreturned: int = 0
-    """Tries that were claimed and not given back: the one that runs, and each whose worker died."""
+    """Attempts claimed and not given back: the running one, and each whose worker died."""
     retired_at: str | None = None
     """Set once no rule keeps the version; it is removed a grace time later."""
     removed_at: str | None = None
     """Its files are gone."""
     verifies: str | None = None
-    """Of a verification: the build whose files it makes again. It publishes nothing."""
+    """Of a verification: the build whose files it builds again. It publishes nothing."""
     prefix: str | None = None
     """Where its files are in the bucket, with the slash at the end; written when it is published.
 
-    None in what releases up to 23e14f8 have published: `core.names` says where that is.
+    None in builds published by releases up to 23e14f8: see `core.names`.
     """
     generation: int = 0
     """That of its model version."""
@@ -189,7 +189,7 @@ class User(msgspec.Struct, frozen=True, tag="user"):
     version: int = 1
     """Grows with each change."""
     deleting_at: str | None = None
-    """Set once its deletion is asked for; a worker then removes it and its reports."""
+    """Set when its deletion is requested; a worker then removes it and its reports."""
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):
@@ -211,7 +211,7 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks, from a verified token."""
+    """The caller of a request, from a verified token."""
 
     user_id: str
     """The token's `sub`."""

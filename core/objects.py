@@ -14,9 +14,9 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 
 from core import files, names
 from core.aws import client_config, new_session, open_client, unreachable
-from core.counting import count_one
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.files import ObjectHead
+from core.request_count import count_request
 from core.retry import RetryPolicy
 from core.settings import Settings
 
@@ -303,7 +303,7 @@ class Objects:
 
     def _count(self) -> None:
         self.requests += 1
-        count_one()
+        count_request()
 
     async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
         self._count()

@@ -1,8 +1,8 @@
-"""Every setting and every limit, read once from the environment. Nothing else reads it.
+"""All settings and limits, read once from the environment, which nothing else reads.
 
-A field `rows_max` of any group is the variable `K9_ROWS_MAX`; the few that have another name by
-custom (AWS's, Redis's, the tables') are listed in `_VARIABLES`. Credentials are not here: they stay
-in AWS's own chain.
+A field `rows_max` of any group is the variable `K9_ROWS_MAX`; the few with a customary
+name (of AWS, Redis, the tables) are in `_VARIABLES`. Credentials are not here: they stay in AWS's
+own chain.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ _VARIABLES = {
 }
 
 _SECRET = frozenset({"REDIS_URL", "K9_CURSOR_KEYS"})
-"""Variables whose values no error shows."""
+"""Variables whose values never appear in an error."""
 
 
 class Aws(msgspec.Struct, frozen=True):
@@ -52,16 +52,16 @@ class Aws(msgspec.Struct, frozen=True):
     connect_timeout_s: _Seconds = 1.0
     read_timeout_s: _Seconds = 1.5
     attempts_max: _Positive = 3
-    """Tries a call, the first one included, by botocore's `standard` mode."""
+    """Attempts per call, the first one included, in botocore's `standard` mode."""
     deadline_s: _Seconds = 2.0
-    """Over all tries of one DynamoDB call, where a caller waits for its answer."""
+    """Over all attempts of one DynamoDB call, where a client waits for the response."""
     patient_deadline_s: _Seconds = 60.0
-    """The same where nobody waits: in workers and imports, which read and write in bulk."""
+    """The same in workers and imports, which read and write in bulk."""
     waits_out_throttling: bool = False
-    """Whether a call that DynamoDB turns away is sent again, with backoff, until its deadline;
-    otherwise botocore's tries are all it has."""
+    """Whether a throttled call is retried with backoff until its deadline, beyond botocore's own
+    attempts."""
     object_deadline_s: _Seconds = 60.0
-    """Over one S3 request, a part of a multipart transfer at the most."""
+    """Over one S3 request, of at most one part of a multipart transfer."""
 
 
 class Tables(msgspec.Struct, frozen=True):
@@ -76,24 +76,24 @@ class Tables(msgspec.Struct, frozen=True):
 
 
 class Auth(msgspec.Struct, frozen=True):
-    """Whose tokens are good.
+    """Which tokens are accepted.
 
-    The issuer and the keys' address are two things: on the embedded stack they differ.
+    The issuer and the address of its keys are separate: on the embedded stack they differ.
     """
 
     auth_issuer: str | None = None
     auth_jwks_url: str | None = None
     auth_client_ids: tuple[str, ...] = ()
-    """App clients whose tokens are taken, separated by commas."""
+    """App clients whose tokens are accepted, separated by commas."""
     auth_resource_servers: tuple[str, ...] = ()
-    """What else the `aud` of a token may name, where it has one: resource servers of the pool."""
+    """Resource servers of the pool, which the `aud` of a token may name as well."""
     auth_leeway_s: _NotNegative = 5
     auth_keys_refresh_s: _Seconds = 60.0
-    """A withdrawn key is good for no longer than this; by then a pool that is away is missed."""
+    """A revoked key is accepted for no longer than this."""
     auth_keys_keep_s: _Seconds = 86400.0
-    """How long keys fetched earlier are good while no new ones can be had."""
+    """How long fetched keys are used while no new ones can be fetched."""
     auth_unknown_key_fetch_s: _Seconds = 60.0
-    """A key id that is not known costs at most one fetch in this time."""
+    """Unknown key ids cause at most one fetch in this time."""
     auth_token_bytes_max: _Positive = 8192
     auth_cache_tokens: _Positive = 10_000
 
@@ -104,20 +104,20 @@ class Http(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: _Port = 3001
     metrics_port: _Port = 3002
-    """For operations: `/metrics`, `/health/live`, `/health/ready`, which clients' connections
-    cannot take; 0 opens none."""
+    """For operations: `/metrics`, `/health/live`, `/health/ready`, separate from clients'
+    connections; 0 opens none."""
     cors_origins: tuple[str, ...] = ()
     concurrent_requests_max: _Positive = 512
-    """Requests in flight that call DynamoDB. Of this and of all that follows one caller may hold as
+    """Requests in flight that call DynamoDB. Of this and the following limits one caller may use as
     much as is left free, half of it if alone: over that is 429, and 503 where nothing is left."""
     memory_requests_max: _Positive = 512
     """Requests in flight that are answered from memory."""
     arriving_bodies_max: _Positive = 512
-    """Requests whose body is still arriving; they hold nothing else."""
+    """Requests whose body is still arriving; they do not count elsewhere."""
     watermark_waits_max: _Positive = 64
     """Searches that wait for their `min_watermark` to be visible."""
     buffered_bytes_max: _Positive = 256 * 1024 * 1024
-    """Bytes of bodies that have arrived and are in memory, of all requests in flight."""
+    """Bytes of received bodies in memory, of all requests in flight."""
     body_bytes_max: _Positive = 96 * 1024 * 1024
     """Of any body. A batch of 1,000 x 4,096 numbers in JSON with all their digits takes 80 MB."""
     record_bytes_max: _Positive = 1024 * 1024
@@ -125,12 +125,12 @@ class Http(msgspec.Struct, frozen=True):
     body_timeout_s: _Seconds = 60.0
     """For a request's body to arrive."""
     body_grace_s: _Seconds = 5.0
-    """From here on a body must have arrived at `body_rate_min`."""
+    """After this time a body must have arrived at `body_rate_min` or faster."""
     body_rate_min: _Positive = 4096
     """Bytes a second."""
     connections_max: _Positive = 8192
-    """Open connections. Where there are as many, one that waits for a request gives way to the
-    next; where none waits, the next is refused."""
+    """Open connections. At the limit an idle one is closed for a new one; if none is idle, the new
+    one is refused."""
     connections_per_address_max: _Positive = 1024
     """The same for one client address. Of clients behind trusted proxies, requests in progress."""
     trusted_proxies: tuple[str, ...] = ()
@@ -140,19 +140,19 @@ class Http(msgspec.Struct, frozen=True):
     header_timeout_s: _Seconds = 10.0
     """For a request's header, from the connection or the header's first byte."""
     write_timeout_s: _Seconds = 20.0
-    """A client that reads less than 4 KiB a second of a reply for so long is cut off."""
+    """A client that reads a reply at less than 4 KiB a second for this long is disconnected."""
     unread_bytes_max: _Positive = 256 * 1024 * 1024
-    """Of replies that clients have not read; over it the one that stalls for longest is cut off."""
+    """Of replies that clients have not read; over it the connection stalled longest is closed."""
     notice_s: Annotated[float, Meta(ge=0)] = 0.0
     """How long readiness fails before the port closes, for a load balancer to see it."""
     drain_s: _Seconds = 10.0
     event_streams_max: _Positive = 64
-    """Streams of a build's events, which do not count as requests. A caller that is over its share
-    has its oldest one ended for a new one."""
+    """Streams of a build's events, which do not count as requests. A caller over its share
+    has its oldest one closed for a new one."""
     event_poll_s: _Seconds = 1.0
-    """How often a build is looked up while someone listens to it."""
+    """How often a build is read while a stream follows it."""
     event_keepalive_s: _Seconds = 15.0
-    """A stream that has nothing to say says so this often, lest something between closes it."""
+    """How often an idle stream sends a comment, so that no proxy closes it."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -176,14 +176,14 @@ class Records(msgspec.Struct, frozen=True):
     preferences_levels_max: _Positive = 100
     favorites_max: _Positive = 1000
     favorites_bytes_max: _Positive = 160 * 1024
-    """Of all ids of one report together: it and its kept answer must fit an item of 400 KB."""
+    """Of all ids of one report together: it and its stored result must fit an item of 400 KB."""
     idempotency_ttl_s: _Positive = 86400
     idempotency_lease_s: _Seconds = 30.0
     """A process that died in flight blocks a key for no longer than this."""
     idempotency_body_bytes_max: _Positive = 384 * 1000
-    """A larger answer is not kept; only lists of errors are, and the same request earns them."""
+    """A larger result is not stored: only lists of errors are, and a retry repeats them."""
     deletion_settle_s: _Seconds = 10.0
-    """How long after its mark a user's reports are still looked for in the index."""
+    """How long after its mark a user's reports are still searched for in the index."""
 
 
 class Ingest(msgspec.Struct, frozen=True):
@@ -210,11 +210,11 @@ class Building(msgspec.Struct, frozen=True):
     heartbeat_s: _Seconds = 5.0
     build_timeout_s: _Seconds = 3600.0
     build_attempts_max: _Positive = 3
-    """Tries of a build that may end in a fault; the last one fails it."""
+    """Attempts of a build that may end in a fault; the last one fails it."""
     build_losses_max: _Positive = 5
-    """Tries whose worker may die without a word; a build that kills its worker ends so."""
+    """Attempts whose worker may die; ends a build that kills its workers."""
     jobs_max: _Positive = 2
-    """Builds one worker runs side by side."""
+    """Builds that one worker runs concurrently."""
     reconcile_s: _Seconds = 5.0
     worker_metrics_port: _Port = 3003
     """On the same `host` as the API's; 0 opens none."""
@@ -224,14 +224,14 @@ class Building(msgspec.Struct, frozen=True):
     matrix_exact_rows_max: _Positive = 150_000
     """Up to here the matrix is exact; above it the index makes it, and its recall is measured."""
     index_threads: _NotNegative = 0
-    """Threads of the child; 0 is all cores."""
+    """Threads of the build process; 0 is all cores."""
     watermark_lag_s: _Seconds = 60.0
     overlap_min: Annotated[float, Meta(ge=0, le=1)] = 0.3
     """Share of the nearest neighbours that a build must have in common with the one it replaces."""
     versions_kept: _Positive = 5
-    """Published versions of a model version that stay; the current one always does."""
+    """Published versions kept per model version; the current one always is."""
     version_grace_s: _NotNegativeSeconds = 600.0
-    """How long a version stays after no rule keeps it: a reader may be about to load it."""
+    """How long an unneeded version stays: a process may be about to load it."""
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -239,30 +239,29 @@ class Serving(msgspec.Struct, frozen=True):
 
     cache_dir: Path = Path(".k9/cache")
     refresh_s: _Seconds = 1.0
-    """How often the current builds are looked up."""
+    """How often the current builds are read."""
     loaded_bytes_max: _Positive = 8 * 1024**3
     search_threads: _Positive = 2
     """Threads that run searches too long for the event loop."""
     large_searches_max: _Positive = 128
-    """Such searches, waiting or running."""
+    """Such searches, queued or running."""
     search_queue_s: _Seconds = 10.0
-    """How long such a search may wait for its first turn; then it is answered 503."""
+    """How long such a search may be queued; then it is answered with 503."""
     hint_gather_s: _Seconds = 0.01
-    """How long changed rows are gathered before they are read."""
+    """How long changed rows are collected before they are read."""
     poll_s: _Seconds = 30.0
-    """How often the shards are looked through for changes whose notification was lost; 25 %
-    of it is jitter."""
+    """How often the shards are polled for changes whose notification was lost; with 25 % jitter."""
     poll_overlap_s: _Seconds = 60.0
-    """How far each look reaches back before the one before it: the lag of the table's index, and
-    the difference of two clocks, are less."""
+    """How far a poll overlaps the one before it: more than the lag of the table's index, and the
+    difference of two clocks."""
     delta_rows_soft: _Positive = 5000
-    """Rows changed since a build from which on the next one is requested."""
+    """Rows changed since a build at which the next one is requested."""
     delta_rows_hard: _Positive = 20_000
-    """Rows changed since a build from which on only deletions are applied until the next one."""
+    """Rows changed since a build at which only deletions are applied until the next one."""
 
 
 class Files(msgspec.Struct, frozen=True):
-    """Files that the commands read, against those made to fill memory or a disk."""
+    """Limits for files that the commands read, against decompression bombs."""
 
     file_expansion_max: _Positive = 200
     """How many times its compressed size a file, a member of an npz or a Parquet column may decode
@@ -274,7 +273,7 @@ class Files(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """All of them. `from_env` is the only reader of the environment."""
+    """All settings. `from_env` is the only reader of the environment."""
 
     environment: _Name = "dev"
     aws: Aws = Aws()
@@ -296,9 +295,9 @@ class Settings(msgspec.Struct, frozen=True):
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
     log_json: bool = True
     loop_probe_s: _Seconds = 0.05
-    """How often the event loop is looked at: a stall shows as its length less up to so much."""
+    """The interval of the event loop probe: a stall shows as its length less up to this much."""
     loop_stall_s: _Seconds = 0.5
-    """An event loop that is later than this is a warning in the log."""
+    """A longer delay of the event loop is logged as a stall."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -312,12 +311,12 @@ class Settings(msgspec.Struct, frozen=True):
         return settings
 
     def patient(self) -> Self:
-        """These settings for a process in which nobody waits for one call to be answered."""
-        patience_s = self.aws.patient_deadline_s
+        """These settings for a process in which no client waits for a single call."""
+        deadline_s = self.aws.patient_deadline_s
         aws = msgspec.structs.replace(
             self.aws,
-            deadline_s=patience_s,
-            read_timeout_s=patience_s / self.aws.attempts_max,
+            deadline_s=deadline_s,
+            read_timeout_s=deadline_s / self.aws.attempts_max,
             waits_out_throttling=True,
         )
         return msgspec.structs.replace(self, aws=aws)

@@ -276,7 +276,7 @@ class VersionStore:
                     )
             (incoming / RECORD).write_bytes(msgspec.json.encode(record))
             (incoming / MANIFEST).write_bytes(raw)
-            cache.settle(incoming, directory)
+            cache.move_into_place(incoming, directory)
         except ExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
         finally:
@@ -293,7 +293,7 @@ class VersionStore:
     def _verified(self, directory: Path, record: VersionRecord) -> tuple[Path, Manifest] | None:
         if record.manifest is not None:  # what it is does not depend on who put it there
             early = self._early_dir / record.model_version / directory.name
-            cache.take_over(early, directory)
+            cache.adopt(early, directory)
         if not directory.exists():
             return None
         manifest = record.check((directory / MANIFEST).read_bytes())

@@ -1,4 +1,4 @@
-"""Index versions on the local disk: whole or not there, and not removed from under a reader."""
+"""Index versions on the local disk: complete or absent, and never removed while in use."""
 
 import shutil
 import time
@@ -13,7 +13,7 @@ from core.files import file_lock
 from core.index.manifest import MANIFEST, decode_manifest
 
 LEASE: Final = ".lease"
-"""In a directory that must not go while its holder lives: locked as long as that is."""
+"""A file in each version directory, locked by every process that uses the version."""
 _ABANDONED_S: Final = 3600.0
 
 
@@ -24,8 +24,8 @@ def leased(directory: Path) -> Iterator[None]:
         yield
 
 
-def settle(incoming: Path, directory: Path) -> None:
-    """Moves a complete version into place; another process may have been faster."""
+def move_into_place(incoming: Path, directory: Path) -> None:
+    """Moves a complete version to its directory; another process may have been faster."""
     try:
         incoming.rename(directory)
     except OSError:
@@ -33,25 +33,25 @@ def settle(incoming: Path, directory: Path) -> None:
             raise
 
 
-def take_over(early: Path, directory: Path) -> None:
-    """Moves a version from where an earlier release put it, if it is there."""
+def adopt(early: Path, directory: Path) -> None:
+    """Moves a version from the directory that an earlier release used, if it is there."""
     if directory.exists() or not early.exists():
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):  # another process was faster
-        settle(early, directory)
+        move_into_place(early, directory)
 
 
 def remove(directory: Path) -> None:
-    """Removes a version at once, so that no half of it is met under its name."""
-    leaving = directory.with_name(f".{directory.name}.{uuid4().hex}")
+    """Removes a version atomically, so that no part of it is found under its name."""
+    removed = directory.with_name(f".{directory.name}.{uuid4().hex}")
     with suppress(FileNotFoundError):  # another process was faster
-        directory.rename(leaving)
-    shutil.rmtree(leaving, ignore_errors=True)
+        directory.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def others(current: Path) -> list[Path]:
-    """The versions beside the current one, the one that came last first."""
+    """The other versions of the model version, the newest first."""
     if not current.parent.exists():
         return []
     found = [
@@ -59,11 +59,11 @@ def others(current: Path) -> list[Path]:
         for directory in current.parent.glob("[!.]*.*")
         if directory != current and directory.name.rpartition(".")[2].isdecimal()
     ]
-    return sorted(found, key=_came_at, reverse=True)
+    return sorted(found, key=_modified_at, reverse=True)
 
 
 def prune(current: Path, spares: int) -> None:
-    """Removes all but the current version, so many others of the same data, and what is leased."""
+    """Removes all but the current version, `spares` others of the same data, and leased ones."""
     if not current.parent.exists():
         return
     _remove_abandoned(current.parent)
@@ -103,7 +103,7 @@ def _data(directory: Path) -> tuple[int, int] | None:
         return None
 
 
-def _came_at(directory: Path) -> float:
+def _modified_at(directory: Path) -> float:
     try:
         return (directory / MANIFEST).stat().st_mtime
     except FileNotFoundError:

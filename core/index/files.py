@@ -1,4 +1,4 @@
-"""Writing the files of a version. The same rows make the same bytes: no file holds a time."""
+"""Writing the files of a version. The same rows give the same bytes: no file contains a time."""
 
 import hashlib
 import zipfile
@@ -32,7 +32,7 @@ _ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)
 
 
 def file_info(path: Path) -> FileInfo:
-    """Checksum and size of a file as it is on disk."""
+    """Checksum and size of a file on disk."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return FileInfo(digest, path.stat().st_size)
@@ -89,31 +89,31 @@ def write_parquet(path: Path, ids: list[bytes], matrix: Matrix) -> None:
     step = max(1, _PARQUET_ROWS // max(1, k))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, n, step):
-            near = matrix.neighbors[start : start + step]
-            row, rank = np.nonzero(near >= 0)
+            neighbors = matrix.neighbors[start : start + step]
+            row, rank = np.nonzero(neighbors >= 0)
             columns = [
                 names.take(pa.array(row + start)),
                 pa.array((rank + 1).astype(np.int32)),
-                names.take(pa.array(near[row, rank])),
+                names.take(pa.array(neighbors[row, rank])),
                 pa.array(matrix.scores[start : start + step][row, rank]),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 def write_npz(path: Path, ids: list[bytes], matrix: Matrix) -> None:
-    """The matrix for programs: what `scipy.sparse.load_npz` reads as CSR, and the ids beside it.
+    """The matrix for programs: what `scipy.sparse.load_npz` reads as CSR, and the ids.
 
     `ids` are all ids in one run of bytes and `id_offsets` where each begins. numpy's own writer
     puts the time of day into the archive, this one does not.
     """
     n = matrix.neighbors.shape[0]
-    there = matrix.neighbors >= 0
+    present = matrix.neighbors >= 0
     members: dict[str, NDArray[Any]] = {
-        "indices": matrix.neighbors[there],
-        "indptr": np.concatenate(([0], np.cumsum(there.sum(axis=1)))).astype(np.int64),
+        "indices": matrix.neighbors[present],
+        "indptr": np.concatenate(([0], np.cumsum(present.sum(axis=1)))).astype(np.int64),
         "format": np.array(b"csr"),
         "shape": np.array([n, n], dtype=np.int64),
-        "data": matrix.scores[there],
+        "data": matrix.scores[present],
         "ids": np.frombuffer(b"".join(ids), dtype=np.uint8),
         "id_offsets": _offsets(ids),
     }

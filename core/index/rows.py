@@ -1,6 +1,6 @@
-"""The pulled rows of a build on disk: the worker's event loop writes them, its child reads them.
+"""The pulled rows of a build on disk: the worker writes them, its build process reads them.
 
-Memory stays flat while rows arrive: vectors, ids and a fixed record a row go to three files.
+Memory use is constant: vectors, ids and one fixed-size record per row go to three files.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ VECTORS: Final = "vectors.f32"
 _IDS: Final = "ids.bin"
 _RECORDS: Final = "records.bin"
 _RECORD: Final = np.dtype([("id_bytes", "<u4"), ("slot", "<i8")])
-"""For each row as it came: the length of its id, and its vector's slot or one of the marks."""
+"""For each row in order of arrival: the length of its id, and the slot of its vector or a code."""
 _TOMBSTONE: Final = -1
 _WRONG_DIMENSION: Final = -2
 _BUFFER_BYTES: Final = 1 << 20
@@ -51,7 +51,7 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 class RowWriter:
-    """Appends pages of rows to files in a directory, which is made when it is missing."""
+    """Appends pages of rows to files in a directory, which it creates if missing."""
 
     def __init__(self, directory: Path, dimension: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class RowWriter:
         return self._slots - 1
 
     def close(self) -> RowCounts:
-        """Flushes the files and tells what is in them."""
+        """Flushes and closes the files, and counts what is in them."""
         self._close()
         return RowCounts(self._rows, self._slots, self._tombstones, self._wrong)
 
@@ -112,7 +112,7 @@ def read_rows(directory: Path, dimension: int) -> Rows:
     """The latest row of each product; a tombstone after a row removes it. Copies no vector.
 
     Raises:
-        Corrupt: when the files do not fit together, as after a writer that was killed.
+        Corrupt: the files do not match, as when their writer was killed.
     """
     records = np.fromfile(directory / _RECORDS, dtype=_RECORD)
     data = (directory / _IDS).read_bytes()
@@ -121,7 +121,7 @@ def read_rows(directory: Path, dimension: int) -> Rows:
     stored = int((slots >= 0).sum())
     size = (directory / VECTORS).stat().st_size
     if size != stored * dimension * 4 or len(data) != (int(ends[-1]) if ends.size else 0):
-        raise Corrupt("the pulled rows do not fit together: the pull did not end")
+        raise Corrupt("the files of the pulled rows do not match: the pull did not finish")
     latest: dict[bytes, int] = {}
     start = 0
     for end, slot in zip(ends.tolist(), slots.tolist(), strict=True):

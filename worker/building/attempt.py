@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from core import names, telemetry
-from core.counting import counted
 from core.errors import (
     BuildFailed,
     K9Error,
@@ -29,6 +28,7 @@ from core.index.manifest import Manifest
 from core.models import Build, Model, Progress, Stage
 from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
+from core.request_count import count_requests
 from core.resources import Resources
 from worker.building.builder import Making
 from worker.building.costs import Costs
@@ -121,7 +121,7 @@ class BuildRun:
 
     async def _work(self) -> None:
         self._directory.mkdir(parents=True)
-        with leased(self._directory), counted() as requests:
+        with leased(self._directory), count_requests() as requests:
             model = await self._model()
             making = Making(self._resources, self._build, self._directory, self.report, self._costs)
             if self._build.verifies is not None:
