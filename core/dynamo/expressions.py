@@ -22,7 +22,7 @@ import msgspec
 from core.dynamo.items import attribute_of
 from core.dynamo.wire import AttributeValue, RequestItem, RequestValue
 
-Plain = str | int | float | bool | bytes | list[Any] | dict[str, Any] | AttributeValue | None
+Plain = str | int | bool | bytes | AttributeValue | None
 """A value as Python has it, or one as it came off the wire."""
 
 
@@ -118,7 +118,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     set: Mapping[str, Plain] = {}
     set_if_missing: Mapping[str, Plain] = {}
     """Set where the row has no such attribute yet."""
-    add: Mapping[str, int | float] = {}
+    add: Mapping[str, int] = {}
     """Added to a number; a missing one counts as 0."""
     remove: tuple[str, ...] = ()
 

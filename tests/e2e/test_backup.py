@@ -13,9 +13,7 @@ import pytest
 from core.dynamo import tables
 from core.dynamo.wire import AttributeValue, Item, item_of
 from core.errors import TableMissing, Unavailable
-from core.models import Build, BuildParameters, now, timestamp
-from core.repositories.build_rows import BUILD_CODEC
-from core.repositories.models import MODEL_CODEC
+from core.models import Build, BuildParameters, Model, now, timestamp
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from deploy.aws.tables import describe_tables, read_mark
@@ -375,8 +373,8 @@ async def test_a_backup_that_is_killed_can_be_made_again(one: Resources, tmp_pat
 
 
 def test_what_is_changed_on_purpose_reads_as_a_model_and_a_build() -> None:
-    """The attributes that a restore sets are those that the codecs know."""
+    """The attributes that a restore sets are fields of the records."""
     assert {"epoch", "current_build_id", "open_build_id", "current_fence", "pinned"} <= set(
-        MODEL_CODEC.attributes
+        Model.__struct_fields__
     )
-    assert {"status", "ended_at", "error", "lease_until_ms"} <= set(BUILD_CODEC.attributes)
+    assert {"status", "ended_at", "error", "lease_until_ms"} <= set(Build.__struct_fields__)
