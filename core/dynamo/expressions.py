@@ -22,7 +22,7 @@ import msgspec
 from core.dynamo.items import attribute_of
 from core.dynamo.wire import AttributeValue, RequestItem, RequestValue
 
-Plain = str | int | bool | bytes | AttributeValue | None
+Plain = str | int | bool | bytes | list[str] | AttributeValue | None
 """A value as Python has it, or one as it came off the wire."""
 
 
