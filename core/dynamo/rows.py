@@ -9,9 +9,17 @@ from core.dynamo.wire import Item, RequestItem
 from core.errors import ConditionFailed
 
 
-async def get_row(dynamo: Dynamo, table: str, key: RequestItem) -> Item | None:
-    """The row of a key, read consistently; None where there is none."""
-    reply = await dynamo.call("get_item", TableName=table, Key=key, ConsistentRead=True)
+async def get_row(
+    dynamo: Dynamo, table: str, key: RequestItem, attributes: Iterable[str] | None = None
+) -> Item | None:
+    """The row of a key, or some of its attributes, read consistently; None where there is none."""
+    reply = await dynamo.call(
+        "get_item",
+        TableName=table,
+        Key=key,
+        ConsistentRead=True,
+        **expressions(projection=attributes),
+    )
     item: Item | None = reply.get("Item")
     return item
 

@@ -18,7 +18,7 @@ from core.dynamo.expressions import (
     missing,
 )
 from core.dynamo.pagination import paginate
-from core.dynamo.rows import delete_rows
+from core.dynamo.rows import delete_rows, get_row
 from core.dynamo.wire import Item, RequestItem
 from core.errors import ConditionFailed, TransactionFailed, Unavailable
 from core.models import Embedding, Model, now, timestamp
@@ -51,8 +51,6 @@ _LIST_QUERIES = 10
 """Queries a page, beyond one a shard."""
 _CHANGED_SHARDS = 2
 """Shards that are read side by side for what changed."""
-
-_ONCE_TRIES = 5
 
 _Pages = asyncio.Queue[list[Embedding] | Exception | None]
 
@@ -106,15 +104,11 @@ class EmbeddingRepository:
     async def _store_once(
         self, model: Model, product_id: str, vector: bytes, claim: Claim
     ) -> StoredEmbedding:
-        for _ in range(_ONCE_TRIES):
-            reply = await self._dynamo.call(
-                "get_item",
-                TableName=self._table,
-                Key=row_key(model.model_version, product_id),
-                ConsistentRead=True,
-                **expressions(projection=("updated_at", "deleted_at", GENERATION)),
+        row = row_key(model.model_version, product_id)
+        async for _ in transactions.CONFLICTS.attempts():
+            before = await get_row(
+                self._dynamo, self._table, row, ("updated_at", "deleted_at", GENERATION)
             )
-            before: Item | None = reply.get("Item")
             if before is not None and generation_of(before) != model.generation:
                 raise other_generation(model)
             moment = timestamp(now())
@@ -170,15 +164,10 @@ class EmbeddingRepository:
         Raises:
             NotFound: there is none, or it was deleted.
         """
-        reply = await self._dynamo.call(
-            "get_item",
-            TableName=self._table,
-            Key=row_key(model_version, product_id),
-            ConsistentRead=True,
-        )
-        if "Item" not in reply or "deleted_at" in reply["Item"]:
+        item = await get_row(self._dynamo, self._table, row_key(model_version, product_id))
+        if item is None or "deleted_at" in item:
             raise unknown(model_version, product_id)
-        embedding = decode(reply["Item"])
+        embedding = decode(item)
         if generation not in {None, embedding.generation}:
             raise unknown(model_version, product_id)
         return embedding

@@ -31,11 +31,13 @@ from core.dynamo.expressions import (
     missing,
 )
 from core.dynamo.items import Codec
-from core.dynamo.wire import Item, RequestItem, request_item
+from core.dynamo.pagination import paginate
+from core.dynamo.rows import update_row
+from core.dynamo.wire import Item, RequestItem
 from core.errors import ConditionFailed, InFlight, KeyReused
 from core.repositories import transactions
 from core.repositories.deletions import REMOVALS_MAX
-from core.repositories.transactions import Part
+from core.repositories.transactions import CONFLICTS, Part
 from core.results import Result
 from core.settings import Settings
 
@@ -46,7 +48,6 @@ _REPLIED: Final = "done"
 _LASTING: Final = "lasting"
 _CHECKPOINT: Final = "chunk_"
 """Prefix of the attributes that say which parts of a large effect have been had."""
-_TRIES: Final = 3
 
 _encode_result: Final = msgspec.json.Encoder().encode
 _decode_result: Final = msgspec.json.Decoder(Result).decode
@@ -168,7 +169,7 @@ class IdempotencyRepository:
             KeyReused: the key was used for another request within its time.
             InFlight: the same request has not been answered yet.
         """
-        for _ in range(_TRIES):
+        async for _ in CONFLICTS.attempts():
             token = secrets.token_hex(16)
             try:
                 item = await self._claim(caller, idempotency_key, fingerprint, token, media)
@@ -217,38 +218,27 @@ class IdempotencyRepository:
 
     async def abandon(self, claim: Claim) -> None:
         """Gives the key free at once, after a failure that is not stored; checkpoints stay."""
-        try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._table,
-                Key=claim.row_key,
-                **expressions(update=Update(set={"lease_until_ms": 0}), condition=claim.holds),
-            )
-        except ConditionFailed:
-            return  # completed after all, or another's by now
+        # Where the condition is not met, it was completed after all, or is another's by now.
+        released = Update(set={"lease_until_ms": 0})
+        await update_row(self._dynamo, self._table, claim.row_key, released, claim.holds)
 
     async def removals(self, caller: str) -> AsyncIterator[list[Part]]:
         """What removes the records of a caller, a transaction's at a time; lasting ones stay."""
-        start: dict[str, object] = {}
-        while True:
-            reply = await self._dynamo.call(
-                "query",
-                TableName=self._table,
-                ConsistentRead=True,
-                Limit=REMOVALS_MAX,
-                **start,
-                **expressions(key=equals("caller", caller), projection=("caller", "key", _LASTING)),
-            )
+        async for items in paginate(
+            self._dynamo.call,
+            "query",
+            TableName=self._table,
+            ConsistentRead=True,
+            Limit=REMOVALS_MAX,
+            **expressions(key=equals("caller", caller), projection=("caller", "key", _LASTING)),
+        ):
             parts = [
                 transactions.delete(self._table, key(caller=caller, key=item["key"].S or ""))
-                for item in reply["Items"]
+                for item in items
                 if _LASTING not in item
             ]
             if parts:
                 yield parts
-            if "LastEvaluatedKey" not in reply:
-                return
-            start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
 
     async def _claim(
         self, caller: str, idempotency_key: str, fingerprint: str, token: str, media: str

@@ -3,7 +3,7 @@
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -30,6 +30,7 @@ from core.notifications import ChangeNotifier
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import Claim
 from core.repositories.models import ModelRepository
+from core.repositories.transactions import CONFLICTS
 from core.results import DeletedEmbedding, StoredBatch, StoredEmbedding
 from core.settings import Settings
 from core.usecases.dimensions import common_dimension
@@ -37,8 +38,6 @@ from core.vectors.arrays import check_vector
 
 T = TypeVar("T")
 Row = tuple[str, NDArray[np.float32]]
-
-_GENERATION_TRIES: Final = 3
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -251,7 +250,7 @@ class EmbeddingService:
         one left a row: that is removed. Rows are read before the record, so that one of another
         generation than the record's is of a model version that is gone.
         """
-        for _ in range(_GENERATION_TRIES):
+        async for _ in CONFLICTS.attempts():
             try:
                 return await attempt()
             except OtherGeneration:
@@ -262,7 +261,7 @@ class EmbeddingService:
                 await self._embeddings.remove_rows(
                     [row for row in rows if row.generation != generation]
                 )
-        raise Unavailable(f"{model_version} is being made anew; try again")
+        raise Unavailable(f"{model_version} is being created again; try again")
 
     async def _model_for(
         self, model: Model | None, model_version: str, dimension: int, metric: Metric | None
