@@ -1,40 +1,40 @@
-"""Names in what environments may share: a bucket, a Redis, a disk. Each has the environment in it.
+"""Names in what environments may share: a bucket, a Redis, a disk. Each contains the environment.
 
 An environment's name has no slash, colon or dot (`core.settings`), so that no name of one
-environment is, or begins, a name of another.
+environment is, or is a prefix of, a name of another.
 """
 
 import re
 from pathlib import Path
 from typing import Final
 
-_EARLY: Final = "indexes/"
-"""Below which releases up to 23e14f8 put everything."""
+_LEGACY: Final = "indexes/"
+"""The prefix of all files of releases up to 23e14f8."""
 
 
 def environment_prefix(environment: str) -> str:
-    """Below which an environment's files are in a bucket; it deletes nothing that is elsewhere."""
+    """The prefix of an environment's files in a bucket; it deletes nothing elsewhere."""
     return f"environments/{environment}/"
 
 
 def versions_prefix(environment: str, model_version: str) -> str:
-    """Below which the files of a model version's builds are."""
+    """The prefix of the files of a model version's builds."""
     return f"{environment_prefix(environment)}indexes/{model_version}/"
 
 
 def version_prefix(environment: str, model_version: str, build_id: str, fence: int) -> str:
-    """Where a build's files are put under a fence, with the slash at the end."""
+    """The prefix of a build's files under a fence, with the slash at the end."""
     return f"{versions_prefix(environment, model_version)}{build_id}/{fence}/"
 
 
-def early_versions_prefix(model_version: str) -> str:
-    """Below which releases up to 23e14f8 put the files of a model version's builds."""
-    return f"{_EARLY}{model_version}/"
+def legacy_versions_prefix(model_version: str) -> str:
+    """The prefix of a model version's builds in releases up to 23e14f8."""
+    return f"{_LEGACY}{model_version}/"
 
 
-def early_version_prefix(model_version: str, build_id: str, fence: int) -> str:
-    """Where releases up to 23e14f8 put a build's files; their records name no prefix."""
-    return f"{early_versions_prefix(model_version)}{build_id}/{fence}/"
+def legacy_version_prefix(model_version: str, build_id: str, fence: int) -> str:
+    """The prefix of a build's files in releases up to 23e14f8, whose records name none."""
+    return f"{legacy_versions_prefix(model_version)}{build_id}/{fence}/"
 
 
 def default_bucket(environment: str, account: str) -> str:
@@ -48,15 +48,15 @@ def is_default_bucket(environment: str, bucket: str | None) -> bool:
 
 
 def queue_name(environment: str) -> str:
-    """The list of jobs in Redis, and the beginning of its workers' health key.
+    """The list of jobs in Redis, and the prefix of its workers' health key.
 
-    Carries the payload's version, so that old workers leave new jobs alone.
+    Contains the version of the payload, so that old workers ignore new jobs.
     """
     return f"k9:{environment}:builds:v1"
 
 
 def job_id(environment: str, *parts: object) -> str:
-    """A job's id: arq's own keys (its payload, whether it is taken, its tries) are made of it."""
+    """A job's id, which arq's own keys (of its payload, claim and attempts) contain."""
     return ":".join(("k9", environment, *map(str, parts)))
 
 
@@ -69,12 +69,12 @@ def channel_name(environment: str) -> str:
 
 
 def directory_of(root: Path, environment: str) -> Path:
-    """An environment's own directory below one that several may share."""
+    """An environment's own directory below one that several share."""
     return root / "environments" / environment
 
 
 def owns(environment: str, bucket: str | None, prefix: str) -> bool:
-    """Whether files below a prefix are an environment's own, to be removed by it alone."""
+    """Whether the files below a prefix belong to an environment, which alone may delete them."""
     if prefix.startswith(environment_prefix(environment)):
         return True
-    return prefix.startswith(_EARLY) and is_default_bucket(environment, bucket)
+    return prefix.startswith(_LEGACY) and is_default_bucket(environment, bucket)

@@ -47,7 +47,7 @@ class VersionRecord(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, build: Build) -> Self:
         """What the builds table says."""
-        prefix = build.prefix or names.early_version_prefix(
+        prefix = build.prefix or names.legacy_version_prefix(
             build.model_version, build.build_id, build.fence
         )
         return cls(build.model_version, build.build_id, build.fence, prefix, build.manifest)

@@ -1,4 +1,4 @@
-"""What a version says of itself. The manifest is the last file of a version to be written."""
+"""The manifest of a version: its description, and the last of its files to be written."""
 
 import hashlib
 from typing import Any, Final, Literal
@@ -13,10 +13,10 @@ from core.vectors.parameters import IndexInfo, Recall
 FORMAT: Final = 1
 """Raised when older readers could no longer serve a version."""
 FORMAT_NEAR_COPIES: Final = 2
-"""Of a version with near copies, which readers of format 1 would give the scores of others."""
+"""Of a version with near copies, to which readers of format 1 would give wrong scores."""
 MANIFEST: Final = "manifest.json"
 _CHECKSUM: Final = b',\n "checksum": "'
-"""Where the last line of a manifest begins: the SHA-256 of all that stands before it."""
+"""The start of the last line of a manifest: the SHA-256 of everything before it."""
 
 
 class FileInfo(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class FileInfo(msgspec.Struct, frozen=True):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """The rows that a build met."""
+    """The rows of a pull, as counted by the build."""
 
     rows: int
     """In the index."""
@@ -49,7 +49,7 @@ class MatrixInfo(msgspec.Struct, frozen=True):
 
 
 class Software(msgspec.Struct, frozen=True):
-    """What made the files: the same of these and the same rows make the same bytes."""
+    """What made the files: the same software and the same rows give the same bytes."""
 
     k9: str
     faiss: str
@@ -59,24 +59,24 @@ class Software(msgspec.Struct, frozen=True):
 
 
 class RecentRows(msgspec.Struct, frozen=True):
-    """The rows of a pull that had changed shortly before it: enough to know them again."""
+    """The rows of a pull that had changed shortly before it: enough to recognise them."""
 
     since: str
-    """From this moment on."""
+    """Rows changed from this time on."""
     rows: int
     digest: str
     """Of their ids and times, in hex; the same in any order."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """All of a version in one JSON object. Readers pass over fields they do not know."""
+    """The description of a version, one JSON object. Readers ignore unknown fields."""
 
     model_version: str
     build_id: str
     epoch: int
     built_at: str
     watermark: str
-    """Rows changed up to here are surely in it."""
+    """All rows changed up to this time are in it."""
     dimension: int
     metric: Metric
     counts: Counts
@@ -105,11 +105,11 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def data(self) -> tuple[int, int]:
-        """As `Model.data`: the version answers for no other."""
+        """As `Model.data`: the version must not answer for other data."""
         return self.generation, self.epoch
 
     def encode(self) -> bytes:
-        """As JSON, on lines, for people too. The last line is a checksum of the others."""
+        """Indented JSON. The last line is a checksum of the others."""
         text = msgspec.json.format(msgspec.json.encode(self), indent=1).removesuffix(b"\n}")
         return text + _CHECKSUM + _end(text)
 
@@ -118,19 +118,19 @@ def decode_manifest(data: bytes) -> Manifest:
     """The inverse of `Manifest.encode`. One that some other program wrote may have no checksum.
 
     Raises:
-        Corrupt: when it is no manifest, is not what was written, or is of a format not known.
+        Corrupt: it is no manifest, was changed, or is of an unknown format.
     """
     text, mark, end = data.rpartition(_CHECKSUM)
     if mark and end != _end(text):
-        raise Corrupt(f"{MANIFEST} does not have the checksum that stands in it", MANIFEST)
+        raise Corrupt(f"{MANIFEST} does not match its own checksum", MANIFEST)
     try:
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
-        raise Corrupt(f"{MANIFEST} does not hold: {error}", MANIFEST) from None
+        raise Corrupt(f"{MANIFEST} is not valid: {error}", MANIFEST) from None
 
 
 def contents(data: bytes) -> dict[str, Any]:
-    """All that a manifest says, also what this release does not know, without its checksum.
+    """All fields of a manifest, unknown ones too, without its checksum.
 
     Raises:
         Corrupt: when it is no JSON object.
@@ -138,7 +138,7 @@ def contents(data: bytes) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
-        raise Corrupt(f"{MANIFEST} does not hold: {error}", MANIFEST) from None
+        raise Corrupt(f"{MANIFEST} is not valid: {error}", MANIFEST) from None
     found.pop("checksum", None)
     return found
 

@@ -100,7 +100,7 @@ class Retention:
         stored: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         prefixes = [names.versions_prefix(self._environment, model_version)]
         if self._early:
-            prefixes.append(names.early_versions_prefix(model_version))
+            prefixes.append(names.legacy_versions_prefix(model_version))
         for prefix in prefixes:
             for key in await self._objects.list_keys(prefix):
                 parts = key.removeprefix(prefix).split("/")

@@ -1,7 +1,7 @@
-"""Vectors as arrays: reading, checking, unit rows, and the one definition of a score.
+"""Vectors as arrays: reading, validation, normalisation, and the one definition of a score.
 
 A score is larger for nearer: cosine, inner product, or the negated squared distance. It is summed
-in float64 from float32 numbers, a pair at a time, so a pair has the same score wherever it is met.
+in float64 from float32 numbers, one pair at a time, so a pair has the same score everywhere.
 """
 
 import math
@@ -22,10 +22,10 @@ NORM_MAX: Final = 1e18
 """Largest norm under `ip` and `l2`: the score of two such vectors is still finite in float32."""
 
 REASONS: Final = ("valid", "not_finite", "zero_norm", "norm_too_large")
-"""What the codes of `check_rows` stand for."""
+"""The meaning of the codes of `check_rows`."""
 
 WRONG_DIMENSION: Final = "wrong_dimension"
-"""The one further reason for quarantine; such rows never make it into an array."""
+"""One more reason for quarantine; such rows are never part of an array."""
 
 _NOT_FINITE: Final = 1
 _ZERO_NORM: Final = 2
@@ -41,10 +41,10 @@ _POWERS: Final = np.array([float(f"1e{e}") for e in range(23)])
 def as_vector(values: Sequence[float] | bytes) -> Floats:
     """float32 (d,), from numbers or from float32 little-endian bytes.
 
-    What float32 cannot hold becomes infinite; `check_vector` refuses it.
+    What float32 cannot represent becomes infinite; `check_vector` refuses it.
 
     Raises:
-        Invalid: when the bytes are no whole number of float32, or a number is beyond float64.
+        Invalid: the bytes are no whole number of float32, or a number is beyond float64.
     """
     if isinstance(values, bytes | bytearray | memoryview):
         if len(values) % 4:
@@ -63,7 +63,7 @@ def as_vector(values: Sequence[float] | bytes) -> Floats:
 def check_vector(
     vector: Floats, metric: Metric, dimension: int | None, dimension_max: int
 ) -> str | None:
-    """Why a vector (d,) is refused, as a sentence for its sender; None when it is fine."""
+    """Why a vector (d,) is not valid, for an error message; None where it is."""
     size = vector.shape[0]
     if size == 0:
         return "is empty"
@@ -120,7 +120,7 @@ def check_rows(rows: Floats, metric: Metric) -> NDArray[np.int8]:
 def unit_rows(rows: Floats) -> Floats:
     """float32 (n, d): rows of norm 1, rounded from float64; a row of zeros stays.
 
-    A row that is a unit row already comes back unchanged, so doing it twice is doing it once.
+    Idempotent: a row that is a unit row already comes back unchanged.
     """
     norms = np.sqrt(squared_norms(rows))
     norms[(np.abs(norms - 1.0) <= _ROUNDING) | (norms == 0)] = 1.0
@@ -131,12 +131,12 @@ def unit_rows(rows: Floats) -> Floats:
 
 
 def prepare(rows: Floats, metric: Metric) -> Floats:
-    """Rows (n, d) as an index keeps them: unit rows under cosine, unchanged otherwise."""
+    """Rows (n, d) as an index stores them: unit rows under cosine, unchanged otherwise."""
     return unit_rows(rows) if metric == "cosine" else rows
 
 
 def prepare_one(query: Floats, metric: Metric) -> Floats:
-    """One query (d,) by `prepare`, with the same result, and without the cost of blocks."""
+    """The same for one query (d,), without the cost of blocks."""
     if metric != "cosine":
         return query
     exact = query.astype(np.float64)
@@ -150,7 +150,7 @@ def prepare_one(query: Floats, metric: Metric) -> Floats:
 def json_floats(vector: Floats) -> list[float]:
     """The shortest decimals that read back as the same float32: 0.1 sent comes back as 0.1.
 
-    A float32 is told by 6 to 9 digits, and 6 are enough for any decimal of up to 6 that was sent.
+    6 to 9 digits identify a float32, and 6 are enough for any decimal of up to 6 that was sent.
     A whole number over an exact power of ten is rounded once, as parsing the decimal would be.
     """
     exact = vector.astype(np.float64)
@@ -180,7 +180,7 @@ def pair_scores(queries: Floats, rows: Floats, metric: Metric) -> Floats:
     """float32, of the shape of both less the last axis: the score of each query with its row.
 
     Shapes follow numpy's broadcasting: (d,) with (n, d), (n, d) with (n, d), (m, 1, d) with
-    (m, c, d). Both are copied as float64, so hand over blocks.
+    (m, c, d). Both are copied as float64, so pass blocks.
     """
     return _exact_scores(queries.astype(np.float64), rows.astype(np.float64), metric).astype(
         np.float32
@@ -190,8 +190,8 @@ def pair_scores(queries: Floats, rows: Floats, metric: Metric) -> Floats:
 def scores(query: Floats, rows: Floats, metric: Metric) -> Floats:
     """float32 (n,): the score of one query (d,) with each row (n, d). Larger is nearer.
 
-    The final score everywhere. numpy's vecdot sums each pair by itself in an order that depends on
-    nothing but d, so neither the other rows nor their number can change a score.
+    The definitive score. numpy's vecdot sums each pair separately, in an order that depends only on
+    d, so neither the other rows nor their number can change a score.
     """
     n, d = rows.shape
     if n * d <= _BLOCK_NUMBERS:
@@ -204,8 +204,8 @@ def scores(query: Floats, rows: Floats, metric: Metric) -> Floats:
 
 def _exact_scores(query: Doubles, rows: Doubles, metric: Metric) -> Doubles:
     if metric == "l2":
-        apart = rows - query
-        distances: Doubles = np.vecdot(apart, apart)
+        difference = rows - query
+        distances: Doubles = np.vecdot(difference, difference)
         return -distances
     product: Doubles = np.vecdot(rows, query)
     if metric == "ip":
@@ -218,22 +218,22 @@ def _exact_scores(query: Doubles, rows: Doubles, metric: Metric) -> Doubles:
     return product
 
 
-def top_k(found: Floats, k: int, rows: Ints | None = None) -> Ints:
+def top_k(scores: Floats, k: int, rows: Ints | None = None) -> Ints:
     """int64 (min(k, n),): positions of the best, by (-score, row number).
 
     Args:
-        found: scores (n,), without NaN.
+        scores: (n,), without NaN.
         k: how many, at least 1.
         rows: the row number of each position; the positions themselves when left out.
     """
-    size = found.shape[0]
+    size = scores.shape[0]
     if rows is not None and size <= 4 * k + 64:
-        return np.lexsort((rows, -found))[:k]
+        return np.lexsort((rows, -scores))[:k]
     if size > 4 * k + 64:
-        bound = np.partition(found, size - k)[size - k]
-        kept = np.flatnonzero(found >= bound)
+        bound = np.partition(scores, size - k)[size - k]
+        kept = np.flatnonzero(scores >= bound)
     else:
         kept = np.arange(size)
     ties = kept if rows is None else rows[kept]
-    order = np.lexsort((ties, -found[kept]))[:k]
+    order = np.lexsort((ties, -scores[kept]))[:k]
     return kept[order]

@@ -1,4 +1,4 @@
-"""What an index is made with, measured at and searched by. Imports no FAISS."""
+"""The parameters of an index: limits, layout, search efforts, measured recall. Imports no FAISS."""
 
 import msgspec
 import numpy as np
@@ -8,7 +8,7 @@ from core.vectors.arrays import Floats, row_blocks, squared_norms, unit_rows
 
 
 class IndexLimits(msgspec.Struct, frozen=True):
-    """What an index may cost, and which sets are small."""
+    """Limits of the size and cost of an index, and of small sets of rows."""
 
     exact_numbers_max: int = 2_000_000
     """Rows x dimension up to which every search scans all rows: about 0.3 ms on one core. Graphs
@@ -29,36 +29,36 @@ class IndexLimits(msgspec.Struct, frozen=True):
 
 
 class ZeroRecall(msgspec.Struct, frozen=True):
-    """How many queries found none of the rows that are right, which a mean does not show."""
+    """Queries with a recall of 0, which a mean does not show."""
 
     queries: int
     count: int
     """Of these queries."""
     upper: float
-    """What the share of all queries like these surely does not exceed (97.5 %)."""
+    """Upper confidence bound of their share among all queries like these (97.5 %)."""
     method: str
     copies: float = 0.0
-    """The share of copies and near copies, one row of each larger group asked for all, that find
-    nothing right."""
+    """The share of copies and near copies that have a recall of 0; one row of each larger group is
+    the query for all."""
 
 
 class Recall(msgspec.Struct, frozen=True):
-    """The recall that an answer is published with, and how it was measured."""
+    """The measured recall of an index, and how it was measured."""
 
     value: float
-    """Mean over the queries; the target is held against a lower bound of it."""
+    """Mean over the queries; its lower bound must reach the target."""
     at: int
     target: float
     queries: int
     method: str
     lower: float = 1.0
-    """What the mean over all queries like these surely reaches (97.7 %)."""
+    """Lower confidence bound of the mean over all queries like these (97.7 %)."""
     zero: ZeroRecall | None = None
     """None in versions of earlier releases, which did not measure it."""
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One measurement on the way to the search parameters."""
+    """One measurement made while tuning the search parameters."""
 
     family: Family
     k: int
@@ -66,12 +66,12 @@ class Trial(msgspec.Struct, frozen=True):
     candidates: int
     recall: float
     zero_recall: int | None = None
-    """Queries that found nothing right, where that was measured."""
+    """Queries with a recall of 0, where that was measured."""
     zero_recall_queries: int | None = None
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """How prepared rows and queries become those that FAISS sees, in the same order of scores."""
+    """How prepared rows and queries are laid out for FAISS, with the same order of scores."""
 
     dimension: int
     """Numbers a row in the index: at least the rows' own, the further ones 0."""
@@ -116,13 +116,13 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 class Effort(msgspec.Struct, frozen=True):
-    """How hard to look for k rows, as tuned."""
+    """The tuned search parameters for k rows."""
 
     k: int
     breadth: int
     """efSearch of HNSW, nprobe of IVF."""
     candidates: int
-    """Asked from the index, to be ranked by their float32 rows."""
+    """Requested from the index, to be ranked by their float32 rows."""
 
 
 class IndexInfo(msgspec.Struct, frozen=True):
@@ -135,12 +135,12 @@ class IndexInfo(msgspec.Struct, frozen=True):
     """Of `index.faiss`; 0 for the family exact."""
     build: dict[str, int | float | str]
     positions: int = 0
-    """Rows in the FAISS index, of which copies and near copies are one; 0 for the family exact."""
+    """Rows in the FAISS index, one for each group of copies; 0 for the family exact."""
     efforts: tuple[Effort, ...] = ()
     """Ascending by k; empty for the family exact."""
     norm_max: float = 1.0
     """The largest norm of a row."""
     near_copies: int = 0
-    """Rows that are not in the FAISS index themselves, as they are almost equal to one that is."""
+    """Rows that are not in the FAISS index, as they are almost equal to one that is."""
     near_copies_max: int = 0
-    """Rows of the largest group of near copies: a search that meets it scores each of them."""
+    """Rows of the largest group of near copies: a search that finds it scores each of them."""

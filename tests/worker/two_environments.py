@@ -10,7 +10,7 @@ import msgspec
 from core.dynamo import tables
 from core.dynamo.expressions import Update, expressions, key
 from core.models import Build, Model
-from core.names import early_version_prefix
+from core.names import legacy_version_prefix
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import VersionRecord
@@ -66,7 +66,7 @@ async def record_of(resources: Resources, model_version: str) -> tuple[Model, Ve
 async def as_published_early(resources: Resources, build: Build) -> VersionRecord:
     """Makes a published build what release 23e14f8 would have left of it."""
     record = VersionRecord.of(build)
-    early = early_version_prefix(build.model_version, build.build_id, build.fence)
+    early = legacy_version_prefix(build.model_version, build.build_id, build.fence)
     for name in await resources.objects.list_keys(record.prefix):
         data = await resources.objects.get_bytes(name, 1 << 24)
         await resources.objects.put(early + name.removeprefix(record.prefix), data)
