@@ -13,12 +13,9 @@ async def get_row(
     dynamo: Dynamo, table: str, key: RequestItem, attributes: Iterable[str] | None = None
 ) -> Item | None:
     """The row of a key, or some of its attributes, read consistently; None where there is none."""
+    projection = {} if attributes is None else expressions(projection=attributes)
     reply = await dynamo.call(
-        "get_item",
-        TableName=table,
-        Key=key,
-        ConsistentRead=True,
-        **expressions(projection=attributes),
+        "get_item", TableName=table, Key=key, ConsistentRead=True, **projection
     )
     item: Item | None = reply.get("Item")
     return item
