@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from core import names, queue, telemetry
+from core.retry import RetryPolicy
 from core.settings import Settings
 from core.stalls import freeze_memory
 from worker.context import KEY, WorkerContext, context_of, open_context
@@ -19,7 +20,7 @@ _JOB_TIMEOUT_S = 10.0
 for this long and 10 s more."""
 _HEALTH_S = 10.0
 _POLL_S = 0.2
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.5, 10.0
+_RECONNECT: Final = RetryPolicy(first_s=0.5, max_s=10.0, jitter=0.5)
 _JOBS_MAX = 64
 
 _log = telemetry.logger(__name__)
@@ -98,7 +99,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         context = await stack.enter_async_context(open_context(settings))
         freeze_memory()
         stopping = asyncio.create_task(stop.wait())
-        backoff_s = _BACKOFF_FIRST_S
+        failures = 0
         while not stop.is_set():
             listener = create_worker(settings, context=context)
             began = asyncio.get_running_loop().time()
@@ -108,9 +109,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 _log.warning("the queue went away", error=repr(listening.exception()))
             await _close(listener, listening)
             lasted = asyncio.get_running_loop().time() - began
-            backoff_s = _BACKOFF_FIRST_S if lasted > _BACKOFF_MAX_S else 2 * backoff_s
+            failures = 1 if lasted > _RECONNECT.max_s else failures + 1
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(backoff_s, _BACKOFF_MAX_S)):
+                async with asyncio.timeout(_RECONNECT.delay_s(failures)):
                     await stop.wait()
         stopping.cancel()
 

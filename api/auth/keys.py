@@ -20,6 +20,7 @@ from api.health import Health
 from core import names, telemetry
 from core.errors import SettingsError, Unavailable
 from core.files import write_atomically
+from core.retry import RetryPolicy
 from core.settings import Settings
 
 JWKS_BYTES_MAX: Final = 256 * 1024
@@ -28,8 +29,7 @@ _RSA_BITS_MIN: Final = 2048
 _RSA_BITS_MAX: Final = 8192
 """A huge key makes each verification slow."""
 _FETCH_TIMEOUT_S: Final = 5.0
-_RETRY_FIRST_S: Final = 1.0
-_RETRY_MAX_S: Final = 60.0
+_RETRY: Final = RetryPolicy(first_s=1.0, max_s=60.0, jitter=0.5)
 _FILE: Final = "auth-keys.json"
 
 _log = telemetry.logger(__name__)
@@ -143,15 +143,15 @@ class KeyStore:
             await self._fetch()
 
     async def refresh(self) -> None:
-        """Keeps the keys fresh, until cancelled; what fails is tried again with backoff."""
-        retry_s = _RETRY_FIRST_S
+        """Keeps the keys fresh, until cancelled; failed fetches are retried with backoff."""
+        failures = 0
         while True:
             if await self._fetch():
-                retry_s = _RETRY_FIRST_S
+                failures = 0
                 await asyncio.sleep(self._settings.auth_keys_refresh_s)
             else:
-                await asyncio.sleep(retry_s)
-                retry_s = min(2 * retry_s, _RETRY_MAX_S)
+                failures += 1
+                await asyncio.sleep(_RETRY.delay_s(failures))
 
     async def aclose(self) -> None:
         """Ends a fetch that is under way."""

@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from core.errors import Unavailable
 from core.models import Build, BuildParameters
 from core.resources import Resources
+from core.retry import RetryPolicy
 from tests.worker.work import build, store, work
 
 
@@ -35,7 +36,7 @@ async def current(resources: Resources, model_version: str) -> str | None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other at once."""
-    monkeypatch.setattr("worker.building.attempt._RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr("worker.building.attempt._RETRY", RetryPolicy(first_s=0.01, max_s=60))
 
 
 async def test_a_catalogue_that_is_mostly_gone_needs_force(

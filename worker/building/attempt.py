@@ -5,7 +5,6 @@ lease, or whose build was cancelled, changes nothing when it wakes.
 """
 
 import asyncio
-import random
 import shutil
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -30,11 +29,12 @@ from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
 from core.request_count import count_requests
 from core.resources import Resources
+from core.retry import RetryPolicy
 from worker.building.builder import Making
 from worker.building.costs import Costs
 from worker.building.verification import verify
 
-_RETRY_FIRST_S, _RETRY_MAX_S = 1.0, 60.0
+_RETRY = RetryPolicy(first_s=1.0, max_s=60.0)
 _PROGRESS_EVERY_S = 1.0
 _RELEASE_S = 10.0
 """A worker that stops waits no longer for a DynamoDB that is away."""
@@ -270,8 +270,7 @@ class BuildRun:
         if faults >= self._settings.build_attempts_max:
             await self._fail(f"gave up after {faults} tries: {reason}")
             return
-        backoff_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2 ** (faults - 1))
-        await self._give_back(reason, wait_s=random.uniform(0, backoff_s), fault=True)  # noqa: S311 - jitter
+        await self._give_back(reason, wait_s=_RETRY.delay_s(faults), fault=True)
 
     async def _give_back(self, reason: str, *, wait_s: float, fault: bool) -> None:
         self._log.warning("build given back", reason=reason, wait_s=round(wait_s, 1))
