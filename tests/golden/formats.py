@@ -1,0 +1,258 @@
+"""Every format that K9 stores or sends between its processes, with a sample of each.
+
+`tests/golden/formats/NAME-1.*` has the sample as the first release wrote it (23e14f8, or the one
+that began with the format), `NAME-2.*` as the one that changed it, and so on. The highest is what
+is written now; all of them are read.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+from unittest.mock import patch
+
+import msgspec
+
+from api.auth.keys import Jwk, _Kept
+from core.dynamo.cursors import Cursors
+from core.dynamo.expressions import Update
+from core.dynamo.items import attribute_of
+from core.dynamo.wire import Item, RequestItem
+from core.hints import Hint
+from core.index.manifest import (
+    Counts,
+    FileInfo,
+    Manifest,
+    MatrixInfo,
+    RecentRows,
+    Software,
+    decode_manifest,
+)
+from core.models import Build, BuildParameters, Embedding, Model, Progress, Report, User
+from core.queue import BuildJob, DeletionJob, deserialize, serialize
+from core.repositories import build_rows, embedding_rows, models
+from core.repositories.reports import REPORT_CODEC
+from core.repositories.users import USER_CODEC
+from core.vectors.changes import Changes, ProductChange
+from core.vectors.parameters import Effort, IndexInfo, Layout, Recall, ZeroRecall
+from core.versions import VersionRecord
+from core.watermarks import Watermark, Watermarks
+from deploy.data import archive
+
+T = TypeVar("T")
+
+FILES: Final = Path(__file__).with_name("formats")
+_KEY: Final = "Z29sZGVuLWZpbGVzLW9mLXRlc3RzLTdkMWYwYzJhOWI="
+"""Of the sealed tokens: 32 bytes in base64."""
+_NONCE: Final = bytes(range(12))
+_NOON: Final = "2026-11-27T12:00:00.000000Z"
+_ONE: Final = "2026-11-27T13:00:00.000000Z"
+_MICROSECONDS: Final = 1_795_780_800_000_000
+
+
+@dataclass(frozen=True)
+class Format(Generic[T]):
+    """One format: a sample, what is written of it, and what is read of that."""
+
+    name: str
+    suffix: str
+    sample: T
+    encode: Callable[[T], bytes]
+    decode: Callable[[bytes], T]
+
+    def files(self) -> list[Path]:
+        """Its golden files, oldest first."""
+        found = FILES.glob(f"{self.name}-[0-9]*.{self.suffix}")
+        return sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))
+
+    def next_file(self) -> Path:
+        """The one to write once the format changes."""
+        return FILES / f"{self.name}-{len(self.files()) + 1}.{self.suffix}"
+
+
+def _text(item: Any) -> bytes:
+    """JSON on lines, its names in order."""
+    return msgspec.json.format(msgspec.json.encode(item, order="sorted"), indent=1) + b"\n"
+
+
+def _row(
+    name: str, sample: T, encode: Callable[[T], RequestItem], decode: Callable[[Item], T]
+) -> Format[T]:
+    """A row of a table."""
+    return Format(
+        name,
+        "json",
+        sample,
+        lambda struct: _text(encode(struct)),
+        lambda data: decode(msgspec.json.decode(data, type=Item)),
+    )
+
+
+def _updated(item: RequestItem, update: Update) -> RequestItem:
+    """A row after a change to it."""
+    values = {name: attribute_of(value) for name, value in update.set.items() if value is not None}
+    return {name: v for name, v in {**item, **values}.items() if name not in update.remove}
+
+
+_PARAMETERS: Final = BuildParameters(0.9, 5, deterministic=True, force=True)
+_BUILD_ID: Final = "01a21eb4605588e8af5df56c4ce282a7"
+_PREFIX: Final = f"environments/golden/indexes/m-1/{_BUILD_ID}/2/"
+_MODEL: Final = Model(
+    "m-1",
+    dimension=4,
+    metric="l2",
+    shards=8,
+    created_at=_NOON,
+    epoch=3,
+    current_build_id=_BUILD_ID,
+    current_fence=2,
+    open_build_id="01a21eb467929f234fa210bc02b4fc33",
+    pinned=True,
+    generation=_MICROSECONDS,
+    deleting_at=_ONE,
+)
+_FIRST_MODEL: Final = Model("m-0", dimension=4, metric="cosine", shards=8, created_at=_NOON)
+_VECTOR: Final = b"\x00\x00\x80?\x00\x00\x00\xc0\x00\x00\x00?\x00\x00\x00\x00"
+_MANIFEST: Final = Manifest(
+    model_version="m-1",
+    build_id=_BUILD_ID,
+    epoch=3,
+    built_at=_ONE,
+    watermark=_NOON,
+    dimension=4,
+    metric="l2",
+    counts=Counts(rows=1000, tombstones=2, quarantined={"dimension": 1}),
+    parameters=_PARAMETERS,
+    index=IndexInfo(
+        "hnsw_sq8",
+        "a graph over codes",
+        Layout(4, "l2", scale=0.5, augmented=False),
+        bytes=48_000,
+        build={"links": 30, "note": "x", "share": 0.5},
+        positions=990,
+        efforts=(Effort(k=10, breadth=64, candidates=20), Effort(k=100, breadth=128, candidates=9)),
+        norm_max=2.5,
+        near_copies=10,
+        near_copies_max=4,
+    ),
+    recall=Recall(
+        0.97, 10, 0.9, 1000, "held out", 0.96, ZeroRecall(1000, 1, 0.01, "binomial", 0.5)
+    ),
+    matrix=MatrixInfo(k=5, exact=False, recall=0.98),
+    files={"ids": FileInfo("ab" * 32, 1234, "c2hh")},
+    resident_bytes=60_000,
+    software=Software("0.1.0", "1.15.1", "2.4.0", "avx2", 2),
+    stages={"pull": 1.5},
+    cost={"read_units": 12.5},
+    pulled_at=_ONE,
+    recent=RecentRows(_NOON, 3, "cd" * 32),
+    changes=Changes(
+        "01a21eb45b4038e3a8f7dae6524d1ff0",
+        998,
+        2,
+        1,
+        5,
+        990,
+        0.75,
+        (ProductChange("p/1", 0.25),),
+        ("p-new",),
+        ("p-old",),
+    ),
+    generation=_MICROSECONDS,
+    format=2,
+)
+_PUBLISHED: Final = Build(
+    _BUILD_ID,
+    "m-1",
+    "published",
+    _NOON,
+    _PARAMETERS,
+    Progress("publish", 1, 1),
+    fence=2,
+    holder="0a604a80937a3cbf",
+    lease_until_ms=_MICROSECONDS // 1000,
+    started_at=_NOON,
+    ended_at=_ONE,
+    error="of an earlier try",
+    manifest={"model_version": "m-1", "cost": {"read_units": 12.5}},
+    automatic=True,
+    faults=1,
+    unreturned=2,
+    retired_at=_ONE,
+    removed_at=_ONE,
+    prefix=_PREFIX,
+    generation=_MICROSECONDS,
+)
+_OPEN: Final = Build(_BUILD_ID, "m-1", "queued", _NOON, _PARAMETERS)
+_VERIFICATION: Final = msgspec.structs.replace(_OPEN, verifies="01a21eb467973b54709df4c2e127bffc")
+_EMBEDDING: Final = Embedding("p/1", "m-1", _VECTOR, 4, _NOON, generation=_MICROSECONDS)
+_TOMBSTONE: Final = Embedding("p/1", "m-1", None, 0, _ONE, _ONE, _MICROSECONDS)
+_BACKUP: Final = archive.Manifest(
+    "0.1.0",
+    "golden",
+    _NOON,
+    _ONE,
+    {"users": archive.TableEntry("k9-users-golden", 1, [archive.FileEntry("f", 1, 9, "ab")])},
+).sealed()
+_HELD: Final = _Kept("https://keys.test/jwks.json", 1.5, [Jwk("RSA", "key-1", n="AQAB", e="AQAB")])
+
+
+def _tombstone_row(tombstone: Embedding) -> RequestItem:
+    update, _ = embedding_rows.burial(_MODEL, tombstone)
+    return _updated(embedding_rows.live_row(_EMBEDDING, _MODEL), update)
+
+
+def _sealed(position: Mapping[str, str | int]) -> bytes:
+    with patch("core.dynamo.cursors.token_bytes", lambda _: _NONCE):
+        return _cursors().seal(position, caller="caller", query="query").encode()
+
+
+def _opened(data: bytes) -> dict[str, str | int]:
+    return _cursors().open(data.decode(), caller="caller", query="query")
+
+
+def _cursors() -> Cursors:
+    return Cursors([_KEY], 3600, now=lambda: _MICROSECONDS / 1e6)
+
+
+def _watermark(data: bytes) -> Watermark:
+    return Watermarks([_KEY]).decode(data.decode(), 512).watermark
+
+
+FORMATS: Final[tuple[Format[Any], ...]] = (
+    _row("user", User("u", _NOON, _ONE, "N", "e@x.test", "https://x.test/a", '{"a":1.50}', 7, _ONE),
+         USER_CODEC.encode, USER_CODEC.decode),
+    _row("report", Report("r", "u", "T", _NOON, _ONE, "A", "2026-11-27", "R", ("p/1", "p2"), 7),
+         REPORT_CODEC.encode, REPORT_CODEC.decode),
+    _row("embedding", _EMBEDDING,
+         lambda row: embedding_rows.live_row(row, _MODEL), embedding_rows.decode),
+    _row("tombstone", _TOMBSTONE, _tombstone_row, embedding_rows.decode),
+    _row("model", _MODEL, models.encode_model, models.decode_model),
+    _row("model-without-generation", _FIRST_MODEL, models.encode_model, models.decode_model),
+    _row("build", _PUBLISHED, build_rows.BUILD_CODEC.encode, build_rows.decode),
+    _row("build-open", _OPEN, build_rows.open_row, build_rows.decode),
+    _row("verification-open", _VERIFICATION, build_rows.open_row, build_rows.decode),
+    Format("manifest", "json", _MANIFEST, lambda manifest: manifest.encode(), decode_manifest),
+    Format("cached-version", "json",
+           VersionRecord("m-1", _BUILD_ID, 2, _PREFIX, {"model_version": "m-1"}),
+           msgspec.json.encode, lambda data: msgspec.json.decode(data, type=VersionRecord)),
+    Format("cached-models", "json", [_MODEL, _FIRST_MODEL],
+           msgspec.json.encode, lambda data: msgspec.json.decode(data, type=list[Model])),
+    Format("cached-keys", "json", _HELD,
+           msgspec.json.encode, lambda data: msgspec.json.decode(data, type=_Kept)),
+    Format("backup", "json", _BACKUP,
+           msgspec.json.encode, lambda data: msgspec.json.decode(data, type=archive.Manifest)),
+    Format("hint", "msgpack", Hint("m-1", ("p/1", "p2"), 1_795_780_800_000),
+           msgspec.msgpack.encode, lambda data: msgspec.msgpack.decode(data, type=Hint)),
+    Format("job-build", "msgpack", BuildJob(_BUILD_ID, 2),
+           lambda job: serialize({"a": [job]}),
+           lambda data: msgspec.convert(deserialize(data)["a"][0], BuildJob)),
+    Format("job-deletion", "msgpack", DeletionJob("u"),
+           lambda job: serialize({"a": [job]}),
+           lambda data: msgspec.convert(deserialize(data)["a"][0], DeletionJob)),
+    Format("watermark", "txt", Watermark(_NOON, "p/1", _MICROSECONDS),
+           lambda watermark: Watermarks([_KEY]).encode(watermark).encode(), _watermark),
+    Format("watermark-batch", "txt", Watermark(_NOON),
+           lambda watermark: Watermarks([_KEY]).encode(watermark).encode(), _watermark),
+    Format("cursor", "txt", {"product_id": "p/1", "shard": 3}, _sealed, _opened),
+)  # fmt: skip
