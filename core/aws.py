@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, Final
 
 import aioboto3
@@ -17,6 +18,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 from botocore.exceptions import ConnectionError as ConnectionFailed
+from botocore.loaders import create_loader
 
 from core.errors import Unavailable
 from core.settings import Settings
@@ -75,9 +77,16 @@ def client_config(settings: Settings, *, read_timeout_s: float | None = None) ->
 def new_session(*, response_parser_factory: Any = None) -> aioboto3.Session:
     """A session with AWS's chain of credentials, and botocore's own parsers unless given others."""
     session = AioSession()
+    session.register_component("data_loader", _models(session.get_config_variable("data_path")))
     if response_parser_factory is not None:
         session.register_component("response_parser_factory", response_parser_factory)
     return aioboto3.Session(botocore_session=session)
+
+
+@cache
+def _models(data_path: str | None) -> Any:
+    """The models of AWS's services, decoded once a process and not once a session."""
+    return create_loader(data_path)
 
 
 @asynccontextmanager

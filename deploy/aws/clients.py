@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import aioboto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 from botocore.exceptions import NoCredentialsError as MissingCredentials
 
+from core.aws import new_session
 from core.settings import Settings
 from deploy.errors import CommandError
 
@@ -38,7 +38,7 @@ async def open_client(service: str, settings: Settings) -> AsyncIterator[Any]:
         retries={"mode": "standard", "total_max_attempts": aws.attempts_max},
     )
     try:
-        async with aioboto3.Session().client(
+        async with new_session().client(
             service,
             region_name=aws.region,
             endpoint_url=override or aws.endpoint_url,
