@@ -1,7 +1,6 @@
 """The service that schemathesis sends requests to: an API and a worker, with something in them."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tests.api.pool import Pool
 from tests.api.serving import IDS, vector
 from tests.api.test_process import client_at, environ_of
 from tests.emulators import create_tables, free_port, running_valkey, settings_for
+from tests.processes import Process, start
 
 MODEL: Final = "minilm-l6-v2"
 """What the document's examples name."""
@@ -68,16 +68,14 @@ async def running_target(
     async with stack:
         with log.open("wb") as output:
             for module in ("api", "worker"):
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", module, env=environ, stdout=output, stderr=output
-                )
+                process = await start(module, environ=environ, stdout=output, stderr=output)
                 stack.push_async_callback(_stop, process)
         token = pool.token("operators", sub="fuzz-operator")
         client = await stack.enter_async_context(client_at(port, token))
         yield Target(await _filled(client, f"http://127.0.0.1:{port}", token, pool, spare), log)
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def _stop(process: Process) -> None:
     if process.returncode is None:
         process.terminate()
         try:

@@ -5,8 +5,8 @@ import json
 import os
 import re
 import signal
-import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +19,7 @@ from tests.api.conftest import Service
 from tests.api.serving import DIMENSION, path_of, vector
 from tests.api.test_process import client_at, environ_of, running
 from tests.emulators import free_port
+from tests.processes import start
 from tests.worker import processes
 
 _ROOT = Path(__file__).parents[2]
@@ -55,15 +56,7 @@ async def machine(
 
 async def k9(environ: dict[str, str], *arguments: str) -> tuple[int, str, str]:
     """Status, output and errors of a command."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "from deploy.cli.main import main; main()",
-        *arguments,
-        env=environ,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await start("k9", *arguments, environ=environ, stdout=PIPE, stderr=PIPE)
     out, error = await process.communicate()
     return process.returncode or 0, out.decode(), error.decode()
 

@@ -4,8 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +15,7 @@ from core.settings import Settings
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import IDS, assert_problem, eventually, path_of, vector
 from tests.emulators import free_port
+from tests.processes import Process, start
 
 
 def environ_of(settings: Settings, **more: str) -> dict[str, str]:
@@ -40,9 +40,7 @@ def environ_of(settings: Settings, **more: str) -> dict[str, str]:
 @asynccontextmanager
 async def running(environ: dict[str, str]) -> AsyncIterator[Process]:
     """The process, which is killed if it is still there at the end."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "api", env=environ, stdout=PIPE, stderr=PIPE
-    )
+    process = await start("api", environ=environ, stdout=PIPE, stderr=PIPE)
     try:
         yield process
     finally:

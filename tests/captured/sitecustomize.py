@@ -24,7 +24,8 @@ def _copied(stream: TextIO, copy: TextIO) -> None:
     stream.write = both  # type: ignore[method-assign]
 
 
-def _begin(directory: Path) -> None:
+def begin(directory: Path) -> None:
+    """Copies what this process logs from now on."""
     words = " ".join(word for word in sys.orig_argv[1:] if not word.startswith("-"))
     name = f"{os.getpid()}-{re.sub(r'[^A-Za-z0-9]+', '-', words)[:80]}"
     copy = (directory / f"{name}.log").open("a", encoding="utf-8", buffering=1, errors="replace")
@@ -37,4 +38,4 @@ def _begin(directory: Path) -> None:
 
 _emulator = {"tests.emulator_process", "ministack"} & set(sys.orig_argv)
 if os.environ.get(DIRECTORY) and sys.stderr is not None and not _emulator:
-    _begin(Path(os.environ[DIRECTORY]))
+    begin(Path(os.environ[DIRECTORY]))

@@ -1,16 +1,12 @@
 """The `k9` command as a process of its own, against an emulator."""
 
-import asyncio
 import os
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 from core.settings import Settings
-from tests.captured import path_with
+from tests.processes import Process, start
 
-_ROOT = Path(__file__).parents[2]
-_K9 = [sys.executable, "-c", "from deploy.cli.main import main; main()"]
 NO_REDIS = "redis://127.0.0.1:1/0"
 """Where none listens: the tables are the truth."""
 
@@ -20,13 +16,18 @@ async def start_k9(
 ) -> Process:
     """A command that has begun, in this directory."""
     environ = os.environ | {
-        "PYTHONPATH": path_with(_ROOT),
         "AWS_ENDPOINT_URL": settings.aws.endpoint_url or "",
         "K9_ENVIRONMENT": settings.environment,
         "REDIS_URL": NO_REDIS,
     }
-    return await asyncio.create_subprocess_exec(
-        *_K9, *arguments, cwd=directory, env=environ, stdin=stdin, stdout=PIPE, stderr=PIPE
+    return await start(
+        "k9",
+        *arguments,
+        environ=environ,
+        directory=directory,
+        stdin=stdin,
+        stdout=PIPE,
+        stderr=PIPE,
     )
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +15,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.api.pool import CLIENT_ID, Pool, running_pool
 from tests.emulators import CREDENTIALS, create_tables, free_port, running, settings_for
+from tests.processes import Process, start
 
 WORKERS = ("worker-0", "worker-1")
 
@@ -36,7 +36,7 @@ class Part:
         self._command = command
         self._environ = os.environ | environ
         self._cwd = cwd
-        self._running: asyncio.subprocess.Process | None = None
+        self._running: asyncio.subprocess.Process | Process | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -46,9 +46,14 @@ class Part:
     async def _keep(self) -> None:
         while True:
             with self.log.open("ab") as log:
-                self._running = await asyncio.create_subprocess_exec(
-                    *self._command, env=self._environ, cwd=self._cwd, stdout=log, stderr=log
-                )
+                if self._command[0] in {"api", "worker"}:
+                    self._running = await start(
+                        self._command[0], environ=self._environ, stdout=log, stderr=log
+                    )
+                else:
+                    self._running = await asyncio.create_subprocess_exec(
+                        *self._command, env=self._environ, cwd=self._cwd, stdout=log, stderr=log
+                    )
             self.starts += 1
             await self._running.wait()
             await asyncio.sleep(0.1)
@@ -136,8 +141,8 @@ async def open_site(*, workers: Sequence[str] = WORKERS, **environ: str) -> Asyn
         said = _environ(settings, directory, pool, api_port) | environ
         commands = {
             "valkey": _valkey(directory / "valkey", redis_port),
-            **dict.fromkeys(workers, (sys.executable, "-m", "worker")),
-            "api": (sys.executable, "-m", "api"),
+            **dict.fromkeys(workers, ("worker",)),
+            "api": ("api",),
         }
         parts = {name: Part(name, directory, said, *words) for name, words in commands.items()}
         for part in parts.values():

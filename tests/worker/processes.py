@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from core.models import Build
 from core.resources import Resources
 from core.settings import Settings
+from tests.processes import Process, start
 
 LEASE_S = 2.0
 
@@ -40,14 +41,7 @@ def environ_of(settings: Settings, **more: str) -> dict[str, str]:
 @asynccontextmanager
 async def running(settings: Settings, **more: str) -> AsyncIterator[Process]:
     """A worker process that has started, and is killed if it is still there at the end."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "worker",
-        env=environ_of(settings, **more),
-        stdout=DEVNULL,
-        stderr=PIPE,
-    )
+    process = await start("worker", environ=environ_of(settings, **more), stderr=PIPE)
     started = asyncio.Event()
     reading = asyncio.create_task(_read(process, started))
     try:

@@ -6,7 +6,6 @@ import signal
 import sys
 import tempfile
 import time
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from core.repositories.build_rows import new_build_id
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.emulators import free_port
+from tests.processes import Process
 from tests.worker.processes import LEASE_S, children_of, parent_of, running, until
 from tests.worker.work import store
 from worker.building.runner import sweep

@@ -1,0 +1,143 @@
+"""Programs of K9 as processes that start at once: forks of one that has imported all of them.
+
+`python -m tests.fork_server SOCKET`. Each connection asks for one process: a JSON object of what
+`exec` would be given, with the descriptors that become 0, 1 and 2. The answers are the process id
+and, when it has ended, its status. It ends, and all that it started, with its standard input.
+"""
+
+import gc
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import struct
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from tests.captured.secrets_of_settings import DIRECTORY
+
+LENGTH: Final = struct.Struct("!I")
+NUMBER: Final = struct.Struct("!i")
+_FDS: Final = 3
+_PACKAGES: Final = ("api", "core", "worker", "deploy.aws", "deploy.cli", "deploy.data")
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to run."""
+
+    program: str
+    """A package that `python -m` would run, or `k9`."""
+    arguments: list[str]
+    environ: dict[str, str]
+    directory: str
+
+
+def _preload() -> None:
+    """Imports what the programs import, with nothing of any test in it."""
+    for name in _PACKAGES:
+        package = import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            if not module.name.endswith("__main__"):
+                import_module(module.name)
+    gc.collect()
+    gc.freeze()
+
+
+def _read(connection: socket.socket) -> tuple[Order, list[int]]:
+    head, fds, _, _ = socket.recv_fds(connection, LENGTH.size, _FDS)
+    left: int = LENGTH.unpack(head)[0]
+    data = b""
+    while len(data) < left:
+        data += connection.recv(left - len(data))
+    return msgspec.json.decode(data, type=Order), fds
+
+
+def _serve(listener: socket.socket) -> Order:
+    """Forks until standard input ends. Returns in each child, and never in the parent."""
+    children: dict[int, socket.socket] = {}
+    wake, waking = os.pipe()
+    os.set_blocking(waking, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waking)
+    while True:
+        ready = select.select([listener.fileno(), wake, 0], [], [])[0]
+        if 0 in ready:
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            os._exit(0)
+        if wake in ready:
+            os.read(wake, 4096)
+            _report_ends(children)
+        if listener.fileno() in ready:
+            connection, _ = listener.accept()
+            order, fds = _read(connection)
+            child = os.fork()
+            if child == 0:
+                signal.set_wakeup_fd(-1)
+                for each in (listener, connection, *children.values()):
+                    each.close()
+                os.close(wake)
+                os.close(waking)
+                _become(order, fds)
+                return order
+            for fd in fds:
+                os.close(fd)
+            children[child] = connection
+            connection.sendall(NUMBER.pack(child))
+
+
+def _report_ends(children: dict[int, socket.socket]) -> None:
+    while children:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child == 0:
+            return
+        with suppress(OSError), children.pop(child) as connection:
+            connection.sendall(NUMBER.pack(os.waitstatus_to_exitcode(status)))
+
+
+def _become(order: Order, fds: list[int]) -> None:
+    """Makes the present process what the interpreter would have made of the order."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+        os.close(fd)
+    os.environ.clear()
+    os.environ.update(order.environ)
+    os.chdir(order.directory)
+    command = ["-m", order.program] if order.program != "k9" else ["-c", "k9"]
+    sys.orig_argv[:] = [sys.executable, *command, *order.arguments]
+    sys.argv[:] = [order.program, *order.arguments]
+    copies = os.environ.get(DIRECTORY)
+    if copies:
+        customize: Any = import_module("sitecustomize")
+        customize.begin(Path(copies))
+
+
+def main() -> None:
+    """Serves, and in each child runs the program."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(sys.argv[1])
+    listener.listen(16)
+    _preload()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    order = _serve(listener)
+    if order.program == "k9":
+        from deploy.cli.main import main as k9  # noqa: PLC0415 - imported long ago
+
+        k9()
+    else:
+        runpy.run_module(order.program, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
