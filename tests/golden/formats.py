@@ -18,6 +18,7 @@ from core.dynamo.cursors import Cursors
 from core.dynamo.expressions import Update
 from core.dynamo.items import attribute_of
 from core.dynamo.wire import Item, RequestItem
+from core.errors import FieldError
 from core.hints import Hint
 from core.index.manifest import (
     Counts,
@@ -28,15 +29,27 @@ from core.index.manifest import (
     Software,
     decode_manifest,
 )
-from core.models import Build, BuildParameters, Embedding, Model, Progress, Report, User
+from core.models import Build, BuildParameters, Embedding, Model, Progress, Report, User, Watermark
 from core.queue import BuildJob, DeletionJob, deserialize, serialize
 from core.repositories import build_rows, embedding_rows, models
+from core.repositories.idempotency import _CODEC, _Record
 from core.repositories.reports import REPORT_CODEC
 from core.repositories.users import USER_CODEC
+from core.results import (
+    CurrentBuild,
+    DeletedEmbedding,
+    DeletedReport,
+    LoadedBuild,
+    ModelSummary,
+    Refusal,
+    Result,
+    StoredBatch,
+    StoredEmbedding,
+)
 from core.vectors.changes import Changes, ProductChange
 from core.vectors.parameters import Effort, IndexInfo, Layout, Recall, ZeroRecall
 from core.versions import VersionRecord
-from core.watermarks import Watermark, Watermarks
+from core.watermarks import Watermarks
 from deploy.data import archive
 
 T = TypeVar("T")
@@ -59,6 +72,8 @@ class Format(Generic[T]):
     sample: T
     encode: Callable[[T], bytes]
     decode: Callable[[bytes], T]
+    written: bool = True
+    """False where only earlier releases wrote it."""
 
     def files(self) -> list[Path]:
         """Its golden files, oldest first."""
@@ -76,7 +91,12 @@ def _text(item: Any) -> bytes:
 
 
 def _row(
-    name: str, sample: T, encode: Callable[[T], RequestItem], decode: Callable[[Item], T]
+    name: str,
+    sample: T,
+    encode: Callable[[T], RequestItem],
+    decode: Callable[[Item], T],
+    *,
+    written: bool = True,
 ) -> Format[T]:
     """A row of a table."""
     return Format(
@@ -85,6 +105,7 @@ def _row(
         sample,
         lambda struct: _text(encode(struct)),
         lambda data: decode(msgspec.json.decode(data, type=Item)),
+        written,
     )
 
 
@@ -197,9 +218,25 @@ _BACKUP: Final = archive.Manifest(
 _HELD: Final = _Kept("https://keys.test/jwks.json", 1.5, [Jwk("RSA", "key-1", n="AQAB", e="AQAB")])
 
 
+_USER: Final = User("u", _NOON, _ONE, "N", "e@x.test", "https://x.test/a", '{"a":1.50}', 7, _ONE)
+_REPORT: Final = Report("r", "u", "T", _NOON, _ONE, "A", "2026-11-27", "R", ("p/1", "p2"), 7)
+
+
+def _live_row(row: Embedding) -> RequestItem:
+    return embedding_rows.live_row(_MODEL, row.product_id, row.vector or b"", row.updated_at)
+
+
 def _tombstone_row(tombstone: Embedding) -> RequestItem:
-    update, _ = embedding_rows.burial(_MODEL, tombstone)
-    return _updated(embedding_rows.live_row(_EMBEDDING, _MODEL), update)
+    deleted = DeletedEmbedding(tombstone.product_id, tombstone.updated_at, tombstone.generation)
+    update, _ = embedding_rows.tombstone_update(_MODEL, deleted)
+    return _updated(_live_row(_EMBEDDING), update)
+
+
+def _result(sample: Result) -> Format[Result]:
+    """What an idempotency key has of a write."""
+    name = str(type(sample).__struct_config__.tag)
+    decode = msgspec.json.Decoder(Result).decode
+    return Format(f"result-{name}", "json", sample, msgspec.json.encode, decode)
 
 
 def _sealed(position: Mapping[str, str | int]) -> bytes:
@@ -219,13 +256,36 @@ def _watermark(data: bytes) -> Watermark:
     return Watermarks([_KEY]).decode(data.decode(), 512).watermark
 
 
+_RECORD: Final = _Record(
+    "u", "k", "ab" * 32, "completed", "cd" * 16, 1_795_780_800_000, 1_795_867_200
+)
+_RESULTS: Final[tuple[Result, ...]] = (
+    _USER,
+    _REPORT,
+    DeletedReport(),
+    StoredEmbedding("p/1", 4, _NOON, _MICROSECONDS, created=True),
+    DeletedEmbedding("p/1", _NOON, _MICROSECONDS),
+    StoredBatch(2, Watermark(_NOON, None, _MICROSECONDS)),
+    _PUBLISHED,
+    ModelSummary(
+        _MODEL,
+        CurrentBuild(_BUILD_ID, _NOON, 1000, 1, "hnsw_sq8", 0.97, _NOON),
+        LoadedBuild(_BUILD_ID, 1000, 60_000, _ONE),
+    ),
+    Refusal("Invalid", "the request is not valid", (FieldError("title", "is required"),)),
+)
+
 FORMATS: Final[tuple[Format[Any], ...]] = (
-    _row("user", User("u", _NOON, _ONE, "N", "e@x.test", "https://x.test/a", '{"a":1.50}', 7, _ONE),
-         USER_CODEC.encode, USER_CODEC.decode),
-    _row("report", Report("r", "u", "T", _NOON, _ONE, "A", "2026-11-27", "R", ("p/1", "p2"), 7),
-         REPORT_CODEC.encode, REPORT_CODEC.decode),
-    _row("embedding", _EMBEDDING,
-         lambda row: embedding_rows.live_row(row, _MODEL), embedding_rows.decode),
+    _row("user", _USER, USER_CODEC.encode, USER_CODEC.decode),
+    _row("report", _REPORT, REPORT_CODEC.encode, REPORT_CODEC.decode),
+    _row("idempotency-result", msgspec.structs.replace(_RECORD, media="msgpack", result="{}"),
+         _CODEC.encode, _CODEC.decode),
+    _row("idempotency-reply",
+         msgspec.structs.replace(_RECORD, state="done", status=201, content_type="text/plain",
+                                 body=b"{}", headers=["location", "/reports/r"]),
+         _CODEC.encode, _CODEC.decode, written=False),
+    *map(_result, _RESULTS),
+    _row("embedding", _EMBEDDING, _live_row, embedding_rows.decode),
     _row("tombstone", _TOMBSTONE, _tombstone_row, embedding_rows.decode),
     _row("model", _MODEL, models.encode_model, models.decode_model),
     _row("model-without-generation", _FIRST_MODEL, models.encode_model, models.decode_model),

@@ -13,7 +13,7 @@ def main() -> None:
     FILES.mkdir(exist_ok=True)
     for each in FORMATS:
         data, known = each.encode(each.sample), each.files()
-        if not known or known[-1].read_bytes() != data:
+        if each.written and (not known or known[-1].read_bytes() != data):
             path = each.next_file()
             path.write_bytes(data)
             sys.stdout.write(f"{path}\n")
