@@ -23,11 +23,15 @@ endif
 help: ## Shows this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# A file is one process's, in the order of tests/conftest.py. Tests wait for servers now and then:
+# a third process has two cores at work meanwhile.
+SHARED := -n 3 --dist loadfile --no-loadscope-reorder
+
 dev: $(VENV)/.local ## Starts everything on this machine, until Ctrl-C
 	@exec $(BIN)/k9 dev $(ARGS)
 
 test: $(VENV)/.dev ## Runs every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, template, unit tests
 	$(BIN)/ruff format --check .
@@ -35,7 +39,7 @@ check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, templat
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/cfn-lint deploy/cloudformation/*.yaml
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(ARGS)
+	$(BIN)/python -m pytest -q $(SHARED) tests/unit $(ARGS)
 
 load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 	$(BIN)/python -m tests.load.run $(ARGS)

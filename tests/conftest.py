@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import msgspec
@@ -32,6 +33,17 @@ log_secrets.begin()
 pytest_runtest_logreport = log_secrets.pytest_runtest_logreport
 pytest_sessionfinish = log_secrets.pytest_sessionfinish
 pytest_terminal_summary = log_secrets.pytest_terminal_summary
+
+
+_LONGEST_FIRST = ("faults", "e2e", "worker", "api", "contracts", "unit")
+"""Directories of tests, by how long one file of them takes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the files that take longest, so that processes that share them end together."""
+    ranks = {name: rank for rank, name in enumerate(_LONGEST_FIRST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(root).parts[0], -1))
 
 
 @pytest.fixture(scope="session")
