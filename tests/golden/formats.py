@@ -19,7 +19,6 @@ from core.dynamo.expressions import Update
 from core.dynamo.items import attribute_of
 from core.dynamo.wire import Item, RequestItem
 from core.errors import FieldError
-from core.hints import Hint
 from core.index.manifest import (
     Counts,
     FileInfo,
@@ -30,6 +29,7 @@ from core.index.manifest import (
     decode_manifest,
 )
 from core.models import Build, BuildParameters, Embedding, Model, Progress, Report, User, Watermark
+from core.notifications import ChangeNotification
 from core.queue import BuildJob, DeletionJob, deserialize, serialize
 from core.repositories import build_rows, embedding_rows, models
 from core.repositories.idempotency import _CODEC, _Record
@@ -302,8 +302,8 @@ FORMATS: Final[tuple[Format[Any], ...]] = (
            msgspec.json.encode, lambda data: msgspec.json.decode(data, type=_Kept)),
     Format("backup", "json", _BACKUP,
            msgspec.json.encode, lambda data: msgspec.json.decode(data, type=archive.Manifest)),
-    Format("hint", "msgpack", Hint("m-1", ("p/1", "p2"), 1_795_780_800_000),
-           msgspec.msgpack.encode, lambda data: msgspec.msgpack.decode(data, type=Hint)),
+    Format("notification", "msgpack", ChangeNotification("m-1", ("p/1", "p2"), 1_795_780_800_000),
+           msgspec.msgpack.encode, lambda data: msgspec.msgpack.decode(data, type=ChangeNotification)),
     Format("job-build", "msgpack", BuildJob(_BUILD_ID, 2),
            lambda job: serialize({"a": [job]}),
            lambda data: msgspec.convert(deserialize(data)["a"][0], BuildJob)),
