@@ -1,6 +1,7 @@
 """Domain Structs: frozen, with no wire format and no storage in them."""
 
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -23,6 +24,7 @@ Stage = Literal[
     "upload",
     "publish",
 ]
+"""The stages of a build, in this order; `compare` is left out where there is no current version."""
 
 
 def now() -> datetime:
@@ -122,15 +124,18 @@ class BuildParameters(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a build is in its present stage. `total` is 0 while it is not known."""
+    """How far a build is in its current stage. `total` is 0 while it is not known."""
 
     stage: Stage = "queued"
     done: int = 0
     total: int = 0
 
 
+ProgressCallback = Callable[[Progress], None]
+
+
 class Build(msgspec.Struct, frozen=True, tag="build"):
-    """One run of pull → index → matrix → measure → publish, and what came of it."""
+    """A request to build a model version's index and matrix, and what came of it."""
 
     build_id: str
     model_version: str

@@ -10,7 +10,7 @@ is held to that.
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
@@ -23,7 +23,7 @@ from core.errors import Corrupt, NotFound
 from core.index import cache
 from core.index.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest
 from core.index.version import mapped_files, verify_files
-from core.models import Build, Model
+from core.models import Build, Model, Progress, ProgressCallback
 from core.objects import PART_BYTES, Objects
 
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
@@ -104,7 +104,6 @@ class VersionStore:
         `cache_dir` may be shared by several environments.
         """
         self._objects = objects
-        self._environment = environment
         self._cache_dir = names.directory_of(cache_dir, environment) / "versions"
         self._early_dir = cache_dir / "versions"
         """Where releases up to 23e14f8 have their copies, whatever the environment."""
@@ -113,30 +112,29 @@ class VersionStore:
 
     async def upload(
         self,
+        prefix: str,
         directory: Path,
-        manifest: Manifest,
-        fence: int,
-        report: Callable[[int, int], None] = lambda _done, _total: None,
-    ) -> Manifest:
-        """Uploads every file of a version but its manifest, which then has S3's checksums as well.
+        entries: Mapping[str, FileInfo],
+        report: ProgressCallback = lambda _progress: None,
+    ) -> dict[str, FileInfo]:
+        """Uploads the files of a version but its manifest; adds S3's checksums to their entries.
 
-        `report` is called with bytes done and bytes in all.
+        Progress is in bytes.
         """
-        prefix = self._prefix(manifest, fence)
-        total = sum(entry.bytes for entry in manifest.files.values())
+        total = sum(entry.bytes for entry in entries.values())
         done = 0
         uploaded: dict[str, FileInfo] = {}
-        for name, entry in sorted(manifest.files.items()):
+        for name, entry in entries.items():
             await self._objects.put(prefix + name, directory / name, sha256_hex=entry.sha256)
             checksum = await asyncio.to_thread(files.checksum, directory / name, PART_BYTES)
             uploaded[name] = msgspec.structs.replace(entry, s3_checksum=checksum)
             done += entry.bytes
-            report(done, total)
-        return msgspec.structs.replace(manifest, files=uploaded)
+            report(Progress("upload", done, total))
+        return uploaded
 
-    async def seal(self, manifest: Manifest, fence: int) -> None:
-        """Puts the manifest, the last file of a version: what has one is whole."""
-        await self._objects.put(self._prefix(manifest, fence) + MANIFEST, manifest.encode())
+    async def put_manifest(self, prefix: str, manifest: Manifest) -> None:
+        """Uploads the manifest, the last file of a version: one that has it is complete."""
+        await self._objects.put(prefix + MANIFEST, manifest.encode())
 
     async def is_there(self, record: VersionRecord) -> bool:
         """Whether S3 has a version.
@@ -257,11 +255,6 @@ class VersionStore:
     async def clear(self, model_version: str) -> bool:
         """Removes the local copies of a model version that are not leased; whether none is left."""
         return await asyncio.to_thread(cache.clear, self._cache_dir / model_version)
-
-    def _prefix(self, manifest: Manifest, fence: int) -> str:
-        return names.version_prefix(
-            self._environment, manifest.model_version, manifest.build_id, fence
-        )
 
     async def _download(self, record: VersionRecord, directory: Path) -> Manifest:
         raw = await self._manifest(record)

@@ -1,4 +1,4 @@
-"""What every job gets: typed, opened at startup, closed at shutdown."""
+"""The context of every job: opened at startup, closed at shutdown."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.stalls import watched_loop
 from worker.background import Background
-from worker.building.runner import Workshop, sweep
+from worker.building.runner import BuildRunner, sweep
 from worker.reconcile import reconcile_forever
 
 KEY = "k9"
@@ -25,10 +25,10 @@ class WorkerContext:
     """One worker process."""
 
     resources: Resources
-    workshop: Workshop
+    runner: BuildRunner
     background: Background
     name: str
-    """Host and process id: for people who read logs, never for decisions."""
+    """Host and process id, for the log only."""
 
 
 def context_of(ctx: dict[Any, Any]) -> WorkerContext:
@@ -38,7 +38,7 @@ def context_of(ctx: dict[Any, Any]) -> WorkerContext:
 
 
 def _sweep_all(settings: Settings) -> int:
-    """Sweeps the environment's directory, and the one in which earlier releases worked."""
+    """Sweeps the environment's directory, and the one that earlier releases used."""
     work_dir = settings.building.work_dir
     return sweep(names.directory_of(work_dir, settings.environment)) + sweep(work_dir)
 
@@ -47,23 +47,23 @@ def _sweep_all(settings: Settings) -> int:
 async def open_context(
     settings: Settings, *, reconcile: bool = True
 ) -> AsyncIterator[WorkerContext]:
-    """Resources, slots and the reconciler; at the end builds under way are given back."""
+    """Opens resources, build slots and the reconciler; at the end running builds are released."""
     async with AsyncExitStack() as stack:
         stack.enter_context(watched_loop(settings.loop_probe_s, settings.loop_stall_s))
         resources = await stack.enter_async_context(open_resources(settings.patient()))
         background = Background()
-        workshop = Workshop(resources, background)
+        runner = BuildRunner(resources, background)
         name = f"{socket.gethostname()}:{os.getpid()}"
         swept = await asyncio.to_thread(_sweep_all, settings)
         rounds = asyncio.create_task(
-            reconcile_forever(resources, workshop, background) if reconcile else asyncio.sleep(0)
+            reconcile_forever(resources, runner, background) if reconcile else asyncio.sleep(0)
         )
         _log.info("worker started", worker=name, environment=settings.environment, swept=swept)
         try:
-            yield WorkerContext(resources, workshop, background, name)
+            yield WorkerContext(resources, runner, background, name)
         finally:
             rounds.cancel()
             await asyncio.gather(rounds, return_exceptions=True)
-            await workshop.close()
-            await background.close()  # last: a build that ended just now has it tidy up
+            await runner.close()
+            await background.close()  # last: builds that ended just now have started work in it
             _log.info("worker stopped", worker=name)

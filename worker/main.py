@@ -1,4 +1,4 @@
-"""The worker process: its context, and the listener on the queue, which may come and go."""
+"""The worker process: its context, and the queue's listener, which is replaced when it ends."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,8 @@ from worker.context import KEY, WorkerContext, context_of, open_context
 from worker.jobs import build, delete
 
 _JOB_TIMEOUT_S = 10.0
-"""A job claims a build or begins a deletion. arq keeps the job of a killed worker from the others
-for this long and 10 s more."""
+"""A job claims a build or starts a deletion. If its worker is killed, arq keeps it from the others
+for this time and 10 s more."""
 _HEALTH_S = 10.0
 _POLL_S = 0.2
 _RECONNECT: Final = RetryPolicy(first_s=0.5, max_s=10.0, jitter=0.5)
@@ -27,18 +27,18 @@ _log = telemetry.logger(__name__)
 
 
 class Listener(Worker):
-    """arq's worker, which takes jobs only while a slot is free to put them in."""
+    """arq's worker, which accepts jobs only while a build slot is free."""
 
     async def main(self) -> None:
-        """Until cancelled; in burst mode until the queue is empty and its work done."""
+        """Runs until cancelled; in burst mode until the queue is empty and the work is finished."""
         await super().main()
         if self.burst:
             context = context_of(self.ctx)
-            await context.workshop.drain()
+            await context.runner.drain()
             await context.background.drain()
 
     async def _poll_iteration(self) -> None:
-        free = context_of(self.ctx).workshop.free
+        free = context_of(self.ctx).runner.free_slots
         self.max_jobs = min(free, _JOBS_MAX)
         self.allow_pick_jobs = free > 0
         await super()._poll_iteration()
@@ -51,10 +51,10 @@ def create_worker(
     reconcile: bool = True,
     context: WorkerContext | None = None,
 ) -> Listener:
-    """A listener for these settings; `burst` ends it once the queue is empty.
+    """A listener for these settings; in `burst` mode it ends once the queue is empty.
 
-    No result is kept: a kept one blocks its job id. The builds table has the outcome. Without a
-    `context` it opens one for itself.
+    Results are not kept, because a kept one blocks its job id: the builds table has the outcome.
+    Without a `context` the listener opens its own.
     """
     stack = AsyncExitStack()
 
@@ -81,7 +81,7 @@ def create_worker(
         keep_result=0,
         health_check_interval=_HEALTH_S,
         poll_delay=_POLL_S,
-        retry_jobs=False,  # the reconciler enqueues again what the table shows open
+        retry_jobs=False,  # the reconciler enqueues open builds again
         burst=burst,
         handle_signals=False,
         log_results=False,
@@ -89,9 +89,9 @@ def create_worker(
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Works until `stop` is set, then gives back what is under way.
+    """Works until `stop` is set, then releases its builds.
 
-    The listener ends with its connection to Redis, and another takes its place; builds go on.
+    The listener ends with its connection to Redis and is replaced; builds go on.
     """
     async with AsyncExitStack() as stack:
         port = settings.building.worker_metrics_port
@@ -106,7 +106,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             listening = asyncio.create_task(listener.async_run())
             await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not stop.is_set():
-                _log.warning("the queue went away", error=repr(listening.exception()))
+                _log.warning("queue connection lost", error=repr(listening.exception()))
             await _close(listener, listening)
             lasted = asyncio.get_running_loop().time() - began
             failures = 1 if lasted > _RECONNECT.max_s else failures + 1

@@ -1,18 +1,19 @@
-"""A version that was made again, held against the one that it replaces."""
+"""The files of two versions of one model version, compared by checksum."""
 
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
 
 from core.index.files import IDS, INDEX, NEIGHBORS, NPZ, PARQUET, REPORT, SCORES, VECTORS
-from core.index.manifest import Manifest
+from core.index.manifest import FileInfo, Manifest
 
 ABSENT: Final = "absent"
-"""In place of a digest, where the version does not have the file."""
+"""The digest of a file that the version does not have."""
 
 
 class File(msgspec.Struct, frozen=True):
-    """One file, as it was and as it is."""
+    """One file in both versions."""
 
     name: str
     before: str
@@ -21,18 +22,18 @@ class File(msgspec.Struct, frozen=True):
 
     @property
     def same(self) -> bool:
-        """Whether it is the same bytes."""
+        """Whether its bytes are the same."""
         return self.before == self.after
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """What is the same, and why what is not is not."""
+    """Which files differ, and why."""
 
     files: tuple[File, ...]
     """All of both versions, by name."""
     verdict: Literal["same", "explained", "unexplained"]
     reason: str
-    """In words: why files differ; empty where none does."""
+    """For people; empty when no file differs, or there is no explanation."""
 
     @property
     def differing(self) -> list[str]:
@@ -41,9 +42,11 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare(before: Manifest, after: Manifest) -> Comparison:
-    """Holds the files of two versions of one model version against each other."""
+    """Compares the files of two versions."""
     names = sorted(set(before.files) | set(after.files))
-    files = tuple(File(name, digest(before, name), digest(after, name)) for name in names)
+    files = tuple(
+        File(name, digest(before.files, name), digest(after.files, name)) for name in names
+    )
     differing = {file.name for file in files if not file.same}
     if not differing:
         return Comparison(files, "same", "")
@@ -51,13 +54,13 @@ def compare(before: Manifest, after: Manifest) -> Comparison:
     return Comparison(files, "explained" if reason else "unexplained", reason)
 
 
-def comparable(before: Manifest, after: Manifest) -> tuple[str, ...]:
-    """The files that are the same bytes for the same rows.
+def comparable(before: Manifest, after: Mapping[str, FileInfo]) -> tuple[str, ...]:
+    """The files whose bytes are the same whenever the rows are, in ascending order of their names.
 
-    A graph that several threads made is another one each time, and so is what it was measured at,
-    and a matrix that was made by it.
+    Threads that add rows to a graph concurrently make another graph each time: its file, its
+    measured recall and a matrix computed with it differ.
     """
-    names = set(before.files) | set(after.files)
+    names = set(before.files) | set(after)
     if not before.parameters.deterministic and before.index.family != "exact":
         names -= {INDEX, REPORT}
         if not before.matrix.exact:
@@ -65,23 +68,23 @@ def comparable(before: Manifest, after: Manifest) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def digest(manifest: Manifest, name: str) -> str:
+def digest(files: Mapping[str, FileInfo], name: str) -> str:
     """The SHA-256 of a file in hex, or `absent`."""
-    info = manifest.files.get(name)
+    info = files.get(name)
     return ABSENT if info is None else info.sha256
 
 
 def _reason(before: Manifest, after: Manifest, differing: set[str]) -> str:
-    """Why files differ: what their bytes depend on and is not what it was; empty if nothing is."""
+    """Why files differ: whatever their bytes depend on that has changed; empty if nothing has."""
     reasons = []
     if differing & {IDS, VECTORS}:
         reasons.append("rows have changed since then")
     was, now = msgspec.to_builtins(before.software), msgspec.to_builtins(after.software)
     others = [f"{name} {was[name]} → {now[name]}" for name in was if was[name] != now[name]]
     if others:
-        reasons.append(f"other software made it ({', '.join(others)})")
+        reasons.append(f"the software differs ({', '.join(others)})")
     if before.index.family != after.index.family:
-        reasons.append(f"another index was chosen ({before.index.family} → {after.index.family})")
-    if differing.isdisjoint(comparable(before, after)):
-        reasons.append("a graph is another one each time unless its build is deterministic")
+        reasons.append(f"another family was chosen ({before.index.family} → {after.index.family})")
+    if differing.isdisjoint(comparable(before, after.files)):
+        reasons.append("a graph differs each time unless its build is deterministic")
     return "; ".join(reasons)

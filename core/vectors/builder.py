@@ -5,7 +5,6 @@ machine. Recall is measured on rows held out of the index, which are added last.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import RecallBelowTarget
-from core.models import Family, Metric
+from core.models import Family, Metric, Progress, ProgressCallback
 from core.vectors.arrays import Floats, Ints, squared_norms
 from core.vectors.copies import Members
 from core.vectors.families import ADD_ROWS, Plan, create_index, plan_index, set_threads, train
@@ -22,9 +21,6 @@ from core.vectors.parameters import Effort, IndexInfo, IndexLimits, Recall, Tria
 from core.vectors.recall import RECALL_AT, ZERO_RECALL_MAX, recall_lower_bound
 from core.vectors.sampling import QuerySample
 from core.vectors.tuning import Tuner
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (`index`, `recall`), what is done and the total."""
 
 
 class BuiltIndex(msgspec.Struct, frozen=True):
@@ -83,7 +79,7 @@ def build_index(
     *,
     target_recall: float,
     limits: IndexLimits,
-    progress: Progress,
+    progress: ProgressCallback,
     forced: Family | None = None,
     deterministic: bool = False,
     threads: int = 1,
@@ -95,7 +91,7 @@ def build_index(
         metric: what a score is.
         target_recall: recall@10 to reach.
         limits: of its size and search cost.
-        progress: called as work is done.
+        progress: called with the stages `index` and `recall`.
         forced: the only family to try, whatever its size.
         deterministic: add rows on one thread, so that the same rows give the same bytes.
         threads: of FAISS, set for the whole process.
@@ -173,7 +169,7 @@ class _Attempts:
         metric: Metric,
         target: float,
         limits: IndexLimits,
-        progress: Progress,
+        progress: ProgressCallback,
         deterministic: bool,  # noqa: FBT001 - as `build_index` has it
         threads: int,
     ) -> None:
@@ -197,14 +193,14 @@ class _Attempts:
         self._add(builder, sample.indexed)
         tuner = Tuner(builder.index, planned, self._rows, sample, self._limits)
         self.tuners.append(tuner)
-        self._progress("recall", 0, sample.queries.shape[0])
+        self._progress(Progress("recall", 0, sample.queries.shape[0]))
         promised = tuner.tune(self._target)
         wide = None if promised is None else tuner.tune_wide(self._target)
         self.trials += tuner.trials
         if promised is None:
             return None
         effort, measured = promised
-        self._progress("recall", sample.queries.shape[0], sample.queries.shape[0])
+        self._progress(Progress("recall", sample.queries.shape[0], sample.queries.shape[0]))
         self._add(builder, sample.held_out)
         info = builder.info((effort,) if wide is None else (effort, wide), norm_max)
         recall = Recall(
@@ -246,14 +242,14 @@ class _Builder:
     """One index under construction."""
 
     def __init__(
-        self, rows: Floats, planned: Plan, sample: QuerySample, progress: Progress
+        self, rows: Floats, planned: Plan, sample: QuerySample, progress: ProgressCallback
     ) -> None:
         self.rows = rows
         self.plan = planned
         self.sample = sample
         self.index = create_index(planned)
         self._progress = progress
-        progress("index", 0, rows.shape[0])
+        progress(Progress("index", 0, rows.shape[0]))
         train(self.index, planned, rows, sample.indexed)
 
     def add(self, numbers: Ints) -> None:
@@ -261,7 +257,7 @@ class _Builder:
         for start in range(0, numbers.shape[0], ADD_ROWS):
             block = numbers[start : start + ADD_ROWS]
             self.index.add(self.plan.layout.rows(self.rows[block]))
-            self._progress("index", int(self.index.ntotal), self.rows.shape[0])
+            self._progress(Progress("index", int(self.index.ntotal), self.rows.shape[0]))
 
     def info(self, efforts: tuple[Effort, ...], norm_max: float) -> IndexInfo:
         """Its entry in the manifest."""

@@ -4,13 +4,14 @@ Only products that both versions have are compared, and of their neighbours only
 have: a catalogue that grows pushes neighbours off a list of k without any of them being wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from core.models import Progress, ProgressCallback
 from core.vectors.arrays import Doubles, Ints, row_blocks
 
 NAMED_MAX: Final = 20
@@ -63,7 +64,7 @@ def changes(
     before: tuple[str, Sequence[bytes], NDArray[np.int32]],
     ids: Sequence[bytes],
     neighbors: NDArray[np.int32],
-    progress: Callable[[int, int], None],
+    progress: ProgressCallback,
 ) -> Changes:
     """Compares two versions.
 
@@ -71,7 +72,7 @@ def changes(
         before: Build id, ids and neighbours of the version before.
         ids: Ascending, n of them.
         neighbors: (n, k) row numbers, best first, -1 where there are fewer than k.
-        progress: Called with products done and products in all.
+        progress: Called with the stage `compare`.
     """
     build_id, ids_before, neighbors_before = before
     row_of = {product_id: row for row, product_id in enumerate(ids)}
@@ -92,7 +93,7 @@ def changes(
         now = np.where((now >= 0) & known[now], now, -1)
         then = np.where(then >= 0, rows[then], -1)
         overlaps[block] = _overlaps(now, then)
-        progress(block.stop, old.shape[0])
+        progress(Progress("compare", block.stop, old.shape[0]))
     compared = np.flatnonzero(~np.isnan(overlaps))
     mean = float(overlaps[compared].mean()) if compared.size else None
     changed = compared[overlaps[compared] < 1.0]

@@ -4,22 +4,18 @@ Exact by fixed blocks up to a number of rows: the same bytes for the same rows, 
 index makes it, and its recall is measured on a sample.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from core.models import Metric
+from core.models import Metric, Progress, ProgressCallback
 from core.vectors.arrays import Floats, Ints, pair_scores, row_blocks
 from core.vectors.copies import equal_rows
 from core.vectors.exact import QUERY_ROWS, CandidateSpace, exact_top_k
 from core.vectors.recall import ground_truth, recalls
 from core.vectors.search import Searcher
-
-Progress = Callable[[int, int], None]
-"""Called with rows done and rows in all."""
 
 _SAMPLE_ROWS: Final = 1000
 _INDEX_QUERY_ROWS: Final = 1024
@@ -38,7 +34,7 @@ class Matrix(msgspec.Struct, frozen=True):
     """Measured at k where the index made it; None where it is exact."""
 
 
-def exact_matrix(rows: Floats, metric: Metric, k: int, progress: Progress) -> Matrix:
+def exact_matrix(rows: Floats, metric: Metric, k: int, progress: ProgressCallback) -> Matrix:
     """The matrix of prepared rows (n, d), n at least 1, exactly.
 
     Equal rows are compared once, as one group: thousands of copies of a row tie with each other,
@@ -59,7 +55,7 @@ def exact_matrix(rows: Floats, metric: Metric, k: int, progress: Progress) -> Ma
             found, scores = groups.expand(found, scores, k + 1)
         top[block, : found.shape[1]] = found
         top_scores[block, : scores.shape[1]] = scores
-        progress(min(total, block.stop * total // distinct.shape[0]), total)
+        progress(Progress("matrix", block.stop * total // distinct.shape[0], total))
     neighbors = np.empty((total, k), dtype=np.int32)
     scores = np.empty((total, k), dtype=np.float32)
     for block in row_blocks(total, k + 1):
@@ -69,7 +65,7 @@ def exact_matrix(rows: Floats, metric: Metric, k: int, progress: Progress) -> Ma
     return Matrix(neighbors=neighbors, scores=scores, exact=True)
 
 
-def index_matrix(rows: Floats, searcher: Searcher, k: int, progress: Progress) -> Matrix:
+def index_matrix(rows: Floats, searcher: Searcher, k: int, progress: ProgressCallback) -> Matrix:
     """The matrix as the index finds it, with its recall@k on a sample of rows."""
     total = rows.shape[0]
     neighbors = np.empty((total, k), dtype=np.int32)
@@ -78,7 +74,7 @@ def index_matrix(rows: Floats, searcher: Searcher, k: int, progress: Progress) -
         own = np.arange(start, min(total, start + _INDEX_QUERY_ROWS))
         row_ids, found_scores = searcher.search(rows[own], k + 1)
         neighbors[own], scores[own] = _without_self(own, row_ids.astype(np.int32), found_scores)
-        progress(int(own[-1]) + 1, total)
+        progress(Progress("matrix", int(own[-1]) + 1, total))
     recall = _sampled_recall(rows, searcher.metric, scores)
     return Matrix(neighbors=neighbors, scores=scores, exact=False, recall=recall)
 

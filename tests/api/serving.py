@@ -13,7 +13,7 @@ from api.app import Application
 from core.queue import BuildJob
 from core.resources import Resources
 from core.vectors.arrays import Floats
-from worker.building.attempt import run_build
+from worker.building.attempt import BuildAttempt
 
 DIMENSION = 8
 IDS = (
@@ -99,7 +99,9 @@ async def caught_up(
 async def build_here(resources: Resources, build_id: str) -> None:
     """Does a worker's job."""
     build = await resources.builds.get_build(build_id)
-    await run_build(resources, BuildJob(build.build_id, build.fence))
+    attempt = await BuildAttempt.claim(resources, BuildJob(build.build_id, build.fence))
+    assert attempt is not None
+    await attempt.run()
 
 
 def assert_problem(reply: httpx.Response, status: int, kind: str | None = None) -> Any:

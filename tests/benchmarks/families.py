@@ -24,7 +24,7 @@ from core.vectors.families import search_parameters, set_threads
 from core.vectors.parameters import IndexLimits
 from core.vectors.recall import ground_truth, recalls
 from core.vectors.search import Searcher
-from worker.building.build_process import thread_count
+from worker.building.launcher import thread_count
 
 faiss: Final[Any] = _faiss
 _QUERIES: Final = 1000

@@ -25,7 +25,7 @@ from core.vectors.builder import BuiltIndex, build_index
 from core.vectors.families import set_threads
 from core.vectors.parameters import IndexLimits
 from core.vectors.search import Searcher
-from worker.building.build_process import thread_count
+from worker.building.launcher import thread_count
 
 K: Final = 10
 QUERIES: Final = 1000

@@ -1,29 +1,29 @@
-"""The child of a build, which stops itself at the first word of one stage: `STAGE … JOB.json`."""
+"""A build process that stops itself as soon as a stage begins: `STAGE … SPEC.json`."""
 
 import os
 import signal
 import sys
-from typing import Any
+from unittest.mock import patch
 
-from core.models import Stage
-from worker.building import build_process as child
-from worker.building.build_process import ChildJob, Report
+from core.models import Progress, ProgressCallback
+from worker.building import build_process
+from worker.building.protocol import BuildOutput, BuildSpec
+from worker.building.stages import build_version
 
 
 def main(arguments: list[str]) -> int:
-    """Does the child's work as far as that."""
-    at, run = arguments[0], child.run_job
+    """Does the process's work as far as that."""
 
-    def halting(job: ChildJob, report: Report) -> Any:
-        def told(stage: Stage, done: int, total: int) -> None:
-            report(stage, done, total)
-            if stage == at:
+    def halting(spec: BuildSpec, report: ProgressCallback) -> BuildOutput:
+        def halt(progress: Progress) -> None:
+            report(progress)
+            if progress.stage == arguments[0]:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
-        return run(job, told)
+        return build_version(spec, halt)
 
-    child.run_job = halting
-    return child.main(arguments[-1:])
+    with patch.object(build_process, "build_version", halting):
+        return build_process.main(arguments[-1:])
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ async def until(
 
 
 def children_of(work_dir: Path) -> list[int]:
-    """The processes that do the heavy work of builds in this directory."""
+    """The build processes of this directory."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():

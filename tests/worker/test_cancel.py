@@ -27,7 +27,7 @@ async def test_a_cancelled_build_is_stopped(
         assert children_of(work_dir)
         await resources.builds.cancel(build_id)
         async with asyncio.timeout(10):
-            while children_of(work_dir) or context.workshop.free < 2:  # noqa: ASYNC110 - no event
+            while children_of(work_dir) or context.runner.free_slots < 2:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.05)
         assert not list(work_dir.rglob(f"{build_id}*"))
         cancelled = await resources.builds.get_build(build_id)
@@ -70,8 +70,8 @@ async def test_a_build_is_cancelled_before_a_step(
     }[step]
     cancelling(resources, build_id, monkeypatch, owner, name)
     async with worker(settings, reconcile_s=60.0) as context:
-        await context.workshop.take(BuildJob(build_id, 0))
-        await context.workshop.drain()
+        await context.runner.start(BuildJob(build_id, 0))
+        await context.runner.drain()
     ended = await resources.builds.get_build(build_id)
     assert (ended.status, ended.manifest) == ("cancelled", None)
     assert ended.fence == (1 if step == "claim" else 2)
@@ -102,7 +102,7 @@ async def test_a_build_is_cancelled_at_a_stage(
         assert len(children_of(settings.building.work_dir)) == (stage != "pull")
         await resources.builds.cancel(build_id)
         async with asyncio.timeout(20):
-            while context.workshop.free < 2:  # noqa: ASYNC110 - no event
+            while context.runner.free_slots < 2:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.05)
     assert not children_of(settings.building.work_dir)
     assert not list(settings.building.work_dir.rglob(f"{build_id}*"))

@@ -41,9 +41,9 @@ class Published:
 
 async def put(store: VersionStore, directory: Path, manifest: Manifest) -> VersionRecord:
     """Puts a version to S3; what the builds table would say of it."""
-    await store.upload(directory, manifest, FENCE)
-    await store.seal(manifest, FENCE)
     prefix = version_prefix(ENVIRONMENT, "m", manifest.build_id, FENCE)
+    await store.upload(prefix, directory, manifest.files)
+    await store.put_manifest(prefix, manifest)
     return record_of(manifest, prefix, FENCE)
 
 

@@ -221,7 +221,7 @@ async def test_a_poison_build_fails_by_itself(
         ended = await until(resources, bad, has_ended)
     assert (ended.status, ended.faults, ended.fence) == ("failed", 2, 3)
     assert ended.error is not None
-    assert "gave up after 3 tries" in ended.error
+    assert "gave up after 3 attempts" in ended.error
     assert "memory" in ended.error
 
 

@@ -15,27 +15,27 @@ from tests.worker.test_durability import has_ended, requested, worker
 from tests.worker.test_history import changed, stored_builds
 from tests.worker.work import build, store
 from worker.background import Background
-from worker.building import garbage_collector as tidying
-from worker.building.runner import Workshop
+from worker.building import garbage_collector
+from worker.building.runner import BuildRunner
 
 
 @asynccontextmanager
-async def shop(resources: Resources) -> AsyncIterator[Workshop]:
+async def shop(resources: Resources) -> AsyncIterator[BuildRunner]:
     """Slots to build in, closed at the end."""
     background = Background()
-    workshop = Workshop(resources, background)
+    runner = BuildRunner(resources, background)
     try:
-        yield workshop
+        yield runner
     finally:
-        await workshop.close()
+        await runner.close()
         await background.close()
 
 
-async def built(resources: Resources, workshop: Workshop, model_version: str) -> Build:
+async def built(resources: Resources, runner: BuildRunner, model_version: str) -> Build:
     """A build that was published, whatever is left to tidy up."""
     opened = await resources.build_service.request(model_version, BuildParameters())
-    assert await workshop.take(BuildJob(opened.build_id, opened.fence))
-    await workshop.drain()
+    assert await runner.start(BuildJob(opened.build_id, opened.fence))
+    await runner.drain()
     ended = await resources.builds.get_build(opened.build_id)
     assert ended.status == "published"
     return ended
@@ -46,12 +46,12 @@ async def test_versions_go_after_their_grace_time_without_another_build(
 ) -> None:
     """Each that was replaced, also one that was so while an earlier one still waited."""
     quick = changed(settings, versions_kept=1, version_grace_s=1.5)
-    async with open_resources(quick) as resources, shop(resources) as workshop:
+    async with open_resources(quick) as resources, shop(resources) as runner:
         await store(resources, model_version, 10)
-        first = await built(resources, workshop, model_version)
-        await built(resources, workshop, model_version)
+        first = await built(resources, runner, model_version)
+        await built(resources, runner, model_version)
         await asyncio.sleep(0.5)
-        last = await built(resources, workshop, model_version)
+        last = await built(resources, runner, model_version)
         stored = await stored_builds(resources, model_version)
         async with asyncio.timeout(30):
             while len(stored) > 1:
@@ -72,7 +72,7 @@ async def test_tidying_up_holds_up_no_build(
         await asyncio.Event().wait()
         return False
 
-    monkeypatch.setattr(tidying, "tidy", stuck)
+    monkeypatch.setattr(garbage_collector, "collect", stuck)
     async with worker(settings, jobs_max=1):
         for number in range(2):
             build_id = await requested(resources, f"{model_version}-{number}")

@@ -11,7 +11,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.test_history import changed, rows_of, verified
 from tests.worker.work import build, store
-from worker.building.build_process import ChildJob
+from worker.building.protocol import BuildSpec
 
 
 async def test_a_version_in_its_grace_time_keeps_its_tombstones(
@@ -58,8 +58,8 @@ async def test_a_graph_can_be_made_again(
     deterministic: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     """The same index where one thread made it; else all but the index is held against it."""
-    graph = partial(ChildJob, family="hnsw_flat")  # so small a set would be searched exactly
-    monkeypatch.setattr("worker.building.builder.ChildJob", graph)
+    graph = partial(BuildSpec, family="hnsw_flat")  # so small a set would be searched exactly
+    monkeypatch.setattr("worker.building.builder.BuildSpec", graph)
     await store(resources, model_version, 1500)
     parameters = BuildParameters(deterministic=deterministic)
     published = await build(resources, model_version, parameters)

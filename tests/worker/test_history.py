@@ -15,7 +15,7 @@ from core.repositories.verifications import Verification, found_in
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.work import build, store, work
-from worker.building.build_process import ChildJob
+from worker.building.protocol import BuildSpec
 
 
 def changed(settings: Settings, **building: object) -> Settings:
@@ -131,8 +131,8 @@ async def test_a_build_below_its_recall_is_not_published(
     """The error tells recall and target and what to change; the build before it stays current."""
     await store(resources, model_version, 400)
     first = await build(resources, model_version)
-    graph = partial(ChildJob, family="hnsw_flat")  # so small a set would be searched exactly
-    monkeypatch.setattr("worker.building.builder.ChildJob", graph)
+    graph = partial(BuildSpec, family="hnsw_flat")  # so small a set would be searched exactly
+    monkeypatch.setattr("worker.building.builder.BuildSpec", graph)
     ended = await build(resources, model_version, BuildParameters(target_recall=1.0))
     assert (ended.status, ended.fence, ended.manifest) == ("failed", 1, None)
     for word in ("recall@10 of 1.0000 (hnsw_flat)", "the target of 1.0", "lower target_recall"):

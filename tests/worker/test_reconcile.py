@@ -20,7 +20,7 @@ from tests.worker.processes import until
 from tests.worker.test_durability import has_ended, hurried, published_once, requested, worker
 from tests.worker.work import lose_redis, work
 from worker.background import Background
-from worker.building.runner import Workshop
+from worker.building.runner import BuildRunner
 from worker.context import open_context
 from worker.reconcile import reconcile
 
@@ -80,29 +80,29 @@ async def test_who_is_never_heard_is_taken_without_a_hint(
     async with open_resources(hurried(settings, reconcile_s=0.2)) as resources:
         build_id = await requested(resources, model_version)
         await taken_by_the_dead(resources, build_id, 0)
-        workshop = Workshop(resources, Background())
+        runner = BuildRunner(resources, Background())
         asked = time.monotonic()
         fence = 0
         async with asyncio.timeout(30):
             while not fence:
-                await reconcile(resources, workshop)
+                await reconcile(resources, runner)
                 fence = (await resources.builds.get_build(build_id)).fence
                 await asyncio.sleep(0.05)
         assert time.monotonic() - asked > 0.2
-        await workshop.drain()
+        await runner.drain()
         await published_once(resources, model_version, build_id)
-        await workshop.close()
+        await runner.close()
 
 
 async def test_a_build_that_waits_is_hinted_first(resources: Resources, model_version: str) -> None:
     """While there is Redis any worker may have it; the one that looks does not take it all."""
     build_id = await requested(resources, model_version)
     await lose_redis(resources)
-    workshop = Workshop(resources, Background())
-    await reconcile(resources, workshop)
+    runner = BuildRunner(resources, Background())
+    await reconcile(resources, runner)
     assert await waits_in_queue(resources, build_id)
     assert (await resources.builds.get_build(build_id)).status == "queued"
-    await workshop.close()
+    await runner.close()
 
 
 async def test_claims_that_fail_are_not_made_in_a_hurry(
@@ -189,16 +189,16 @@ async def test_a_claim_under_way_when_the_worker_stops_is_given_back(
     build_id = await requested(resources, model_version)
     patient = hurried(settings, lease_s=600.0)
     async with open_context(patient, reconcile=False) as context:
-        taking = asyncio.create_task(context.workshop.take(BuildJob(build_id, 0)))
+        taking = asyncio.create_task(context.runner.start(BuildJob(build_id, 0)))
         async with asyncio.timeout(30):
             await claimed.wait()
-    free = context.workshop.free
+    free = context.runner.free_slots
     assert not await taking
     given = await resources.builds.get_build(build_id)
     assert (given.status, given.fence, given.unreturned, given.faults) == ("running", 1, 0, 0)
     assert given.lease_until_ms <= time.time() * 1000
     assert free == settings.building.jobs_max
-    assert not await context.workshop.take(BuildJob(build_id, 1))
+    assert not await context.runner.start(BuildJob(build_id, 1))
     await asyncio.sleep(0.5)
     assert await resources.builds.get_build(build_id) == given
     monkeypatch.undo()
@@ -212,7 +212,7 @@ async def test_a_claim_that_is_not_answered_holds_up_no_stop(
     resources: Resources, model_version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is left after a while; should it have been made, its lease runs out."""
-    monkeypatch.setattr("worker.building.runner._CLAIM_LIMIT_S", 0.2)
+    monkeypatch.setattr("worker.building.runner._CLAIM_TIMEOUT_S", 0.2)
     asked = asyncio.Event()
 
     async def hanging(_self: object, _build_id: str, _fence: int) -> Build:
@@ -222,14 +222,14 @@ async def test_a_claim_that_is_not_answered_holds_up_no_stop(
 
     monkeypatch.setattr(type(resources.builds), "claim", hanging)
     build_id = await requested(resources, model_version)
-    workshop = Workshop(resources, Background())
-    taking = asyncio.create_task(workshop.take(BuildJob(build_id, 0)))
+    runner = BuildRunner(resources, Background())
+    taking = asyncio.create_task(runner.start(BuildJob(build_id, 0)))
     await asked.wait()
     async with asyncio.timeout(10):
-        await workshop.close()
+        await runner.close()
         with contextlib.suppress(asyncio.CancelledError):
             await taking
-    assert workshop.free == resources.settings.building.jobs_max
+    assert runner.free_slots == resources.settings.building.jobs_max
 
 
 async def test_a_build_that_has_just_begun_is_given_back(
@@ -237,17 +237,17 @@ async def test_a_build_that_has_just_begun_is_given_back(
 ) -> None:
     """Stopped between its claim and its first step it is given back like any other."""
     build_id = await requested(resources, model_version)
-    workshop = Workshop(resources, Background())
+    runner = BuildRunner(resources, Background())
     claim = type(resources.builds).claim
     closing: list[asyncio.Task[None]] = []
 
     async def last(self: Any, build_id: str, fence: int) -> Build:
         build = await claim(self, build_id, fence)
-        closing.append(asyncio.create_task(workshop.close()))  # it runs as soon as nothing else
+        closing.append(asyncio.create_task(runner.close()))  # it runs as soon as nothing else
         return build
 
     monkeypatch.setattr(type(resources.builds), "claim", last)
-    assert await workshop.take(BuildJob(build_id, 0))
+    assert await runner.start(BuildJob(build_id, 0))
     await closing[0]
     given = await resources.builds.get_build(build_id)
     assert (given.unreturned, given.error) == (0, "the worker was stopped")

@@ -1,178 +1,231 @@
-"""A version's files from a model version's rows: pull, then the child that does the heavy work."""
+"""A model version's rows pulled to disk, a version's files built from them, and its manifest."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from core import __version__, telemetry
+from core import telemetry
 from core.errors import Corrupt, NotFound
 from core.index.cache import leased
 from core.index.files import IDS, NEIGHBORS
-from core.index.manifest import MANIFEST, Manifest, RecentRows, decode_manifest
+from core.index.manifest import FORMAT, FORMAT_NEAR_COPIES, FileInfo, Manifest, RecentRows
 from core.index.rows import RowWriter
-from core.models import Build, Model, Progress, Stage, now, timestamp
+from core.index.version import MAPPED
+from core.models import Build, Model, Progress, ProgressCallback, now, timestamp
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
+from core.vectors.parameters import IndexLimits
 from core.versions import VersionRecord, VersionStore
-from worker.building.build_process import ChildJob, ChildLimits, ChildResult, Previous
-from worker.building.costs import Costs
-from worker.building.launcher import run_child
-from worker.building.pull_digest import Recent
+from worker.building.costs import BuildCosts
+from worker.building.launcher import run_build_process, thread_count
+from worker.building.protocol import BuildOutput, BuildSpec, PreviousVersion
+from worker.building.pull_digest import PullDigest
 
-CACHE: Final = "previous"
-"""Where in the working directory the versions are that new ones are compared with."""
+_CACHE: Final = "previous"
+"""The folder in the work directory for the versions that new ones are compared with."""
 _TOMBSTONES_MAX: Final = 100_000
-"""Noted in one pull; those beyond are met again by the next."""
+"""Remembered in one pull; the next one meets the others again."""
 
 _log = telemetry.logger(__name__)
 
-Tell = Callable[[Stage, int, int], None]
-"""Called with the stage, what is done and the total."""
 
-
-class Pulled(msgspec.Struct, frozen=True):
-    """What a pull met."""
+class PullResult(msgspec.Struct, frozen=True):
+    """The rows on disk, and what was noticed while they were read."""
 
     directory: Path
     watermark: str
     pulled_at: str
     seconds: float
-    tombstones: tuple[Tombstone, ...]
-    """The first of them."""
     recent: RecentRows
-    changed: int
-    """Rows of the moment asked about, and later."""
+    tombstones: tuple[Tombstone, ...] = ()
+    """The first of them."""
+    rows_changed: int = 0
+    """Rows changed since the pull began, or since the version to compare with was pulled."""
 
 
-class Made(msgspec.Struct, frozen=True):
-    """A version on this disk."""
+class BuildResult(msgspec.Struct, frozen=True):
+    """A version's files on disk, without the manifest."""
 
     directory: Path
-    manifest: Manifest
-    result: ChildResult
+    built_at: str
+    output: BuildOutput
 
 
-class Making:
-    """Makes the files of one build, in a directory of its own."""
+class VersionBuilder:
+    """Builds the files of one version, in a directory of its own."""
 
     def __init__(
-        self, resources: Resources, build: Build, directory: Path, tell: Tell, costs: Costs
+        self,
+        resources: Resources,
+        build: Build,
+        model: Model,
+        directory: Path,
+        costs: BuildCosts,
+        report: ProgressCallback,
     ) -> None:
         self._resources = resources
         self._settings = resources.settings.building
         self._build = build
+        self._model = model
         self._directory = directory
-        self._tell = tell
         self._costs = costs
+        self._report = report
 
-    async def pull(self, model: Model, earlier: Manifest | None = None) -> Pulled:
+    async def pull(self, earlier: Manifest | None = None) -> PullResult:
         """Streams every row to disk.
 
-        `recent` notes what changed after the watermark, `changed` counts what did after the pull:
-        of this pull, or of an earlier version that it is to be held against.
+        With an `earlier` version, `recent` and `rows_changed` count from its watermark and pull.
         """
         began = time.perf_counter()
         pulled_at = now()
         watermark = timestamp(pulled_at - timedelta(seconds=self._settings.watermark_lag_s))
-        rows_dir = self._directory / "rows"
+        directory = self._directory / "rows"
         tombstones: list[Tombstone] = []
-        recent = (
-            Recent(watermark, timestamp(pulled_at))
+        digest = (
+            PullDigest(watermark, timestamp(pulled_at))
             if earlier is None
-            else Recent(earlier.watermark, earlier.pulled_at or earlier.watermark)
+            else PullDigest(earlier.watermark, earlier.pulled_at or earlier.watermark)
         )
-        self._tell("pull", 0, 0)
-        with RowWriter(rows_dir, model.dimension) as writer:
-            async for page in self._resources.embeddings.get_embeddings_by_model(model):
+        self._report(Progress("pull"))
+        with RowWriter(directory, self._model.dimension) as writer:
+            async for page in self._resources.embeddings.get_embeddings_by_model(self._model):
                 await asyncio.to_thread(writer.append, page)
-                self._costs.pulled(page)
-                recent.append(page)
+                self._costs.count_page(page)
+                digest.append(page)
                 for row in page:
                     if row.deleted_at is not None and len(tombstones) < _TOMBSTONES_MAX:
                         tombstones.append(Tombstone(row.product_id, row.deleted_at))
-                self._tell("pull", self._costs.rows, 0)
+                self._report(Progress("pull", self._costs.rows))
             writer.close()
-        return Pulled(
-            rows_dir,
-            watermark,
-            timestamp(pulled_at),
-            time.perf_counter() - began,
-            tuple(tombstones),
-            recent.noted(),
-            recent.changed,
+        return PullResult(
+            directory=directory,
+            watermark=watermark,
+            pulled_at=timestamp(pulled_at),
+            seconds=time.perf_counter() - began,
+            recent=digest.recent_rows(),
+            tombstones=tuple(tombstones),
+            rows_changed=digest.changed,
         )
 
-    async def make(
-        self, model: Model, pulled: Pulled, previous: Previous | None, threads: int | None = None
-    ) -> Made:
-        """Has the child make the files.
+    async def build(
+        self,
+        pulled: PullResult,
+        previous: PreviousVersion | None = None,
+        threads: int | None = None,
+    ) -> BuildResult:
+        """Builds the files in a process of its own.
 
         Raises:
-            BuildFailed: it cannot succeed as asked.
-            ChildCrashed: the child ended without a word.
+            BuildFailed: the build cannot succeed as requested.
+            BuildProcessCrashed: the process ended without a result.
         """
-        out_dir = self._directory / "version"
-        job = ChildJob(
+        settings = self._settings
+        spec = BuildSpec(
             rows_dir=str(pulled.directory),
-            out_dir=str(out_dir),
-            model_version=model.model_version,
-            build_id=self._build.build_id,
-            epoch=model.epoch,
-            generation=model.generation,
-            built_at=timestamp(now()),
-            watermark=pulled.watermark,
-            pulled_at=pulled.pulled_at,
-            dimension=model.dimension,
-            metric=model.metric,
+            out_dir=str(self._directory / "version"),
+            model_version=self._model.model_version,
+            dimension=self._model.dimension,
+            metric=self._model.metric,
+            threads=thread_count(threads or settings.index_threads),
             parameters=self._build.parameters,
-            limits=ChildLimits(
-                index_bytes_max=self._settings.index_bytes_max,
-                matrix_exact_rows_max=self._settings.matrix_exact_rows_max,
-                threads=threads or self._settings.index_threads,
-            ),
-            k9_version=__version__,
+            index_limits=IndexLimits(index_bytes_max=settings.index_bytes_max),
+            matrix_exact_rows_max=settings.matrix_exact_rows_max,
             previous=previous,
         )
-        job_file = self._directory / "job.json"
-        job_file.write_bytes(msgspec.json.encode(job))
-        result = await run_child(job_file, self._report)
-        manifest = decode_manifest((out_dir / MANIFEST).read_bytes())
-        stages = {"pull": round(pulled.seconds, 3), **manifest.stages}
-        noted = msgspec.structs.replace(manifest, stages=stages, recent=pulled.recent)
-        return Made(out_dir, noted, result)
+        built_at = timestamp(now())
+        output = await run_build_process(spec, self._directory / "spec.json", self._report)
+        return BuildResult(Path(spec.out_dir), built_at, output)
 
-    async def make_beside_current(self, model: Model, pulled: Pulled) -> Made:
-        """Has the child make the files, and compare them with those of the current version."""
-        cache_dir = self._settings.work_dir / CACHE
+    async def build_and_compare(self, pulled: PullResult) -> BuildResult:
+        """Builds the files, and compares them with those of the current version.
+
+        Raises:
+            BuildFailed: the build cannot succeed as requested.
+            BuildProcessCrashed: the process ended without a result.
+        """
+        async with self._current_version() as current:
+            return await self.build(pulled, current)
+
+    def manifest(
+        self,
+        pulled: PullResult,
+        built: BuildResult,
+        files: Mapping[str, FileInfo],
+        s3_requests: int,
+    ) -> Manifest:
+        """The manifest to publish; `files` have S3's checksums."""
+        manifest = assemble_manifest(self._build, self._model, pulled, built, files)
+        size = len(msgspec.json.encode(manifest))
+        cost = self._costs.total(built.output.usage, s3_requests, size)
+        return msgspec.structs.replace(manifest, cost=cost)
+
+    @asynccontextmanager
+    async def _current_version(self) -> AsyncIterator[PreviousVersion | None]:
+        """A local copy of the current version, leased; None when there is none to compare with."""
         environment = self._resources.settings.environment
+        cache_dir = self._settings.work_dir / _CACHE
         store = VersionStore(self._resources.objects, environment, cache_dir, _compared, spares=0)
-        if model.current_build_id is None:
-            return await self.make(model, pulled, None)
+        cached = await self._cached(store)
+        if cached is None:
+            yield None
+            return
+        record, directory = cached
+        with leased(directory):
+            yield PreviousVersion(str(directory), record.build_id)
+        await store.prune(record)
+
+    async def _cached(self, store: VersionStore) -> tuple[VersionRecord, Path] | None:
+        build_id = self._model.current_build_id
+        if build_id is None:
+            return None
         try:
-            current = await self._resources.builds.get_build(model.current_build_id)
-            record = VersionRecord.of(current)
+            record = VersionRecord.of(await self._resources.builds.get_build(build_id))
             directory, manifest = await store.ensure(record)
         except (NotFound, Corrupt) as error:
-            # It can be made again, this build may be about to; what it held is not known any more.
-            _log.warning(
-                "nothing to compare with", build_id=model.current_build_id, reason=str(error)
-            )
-            return await self.make(model, pulled, None)
-        if manifest.data != model.data:
-            return await self.make(model, pulled, None)
-        with leased(directory):
-            previous = Previous(str(directory), manifest.build_id)
-            made = await self.make(model, pulled, previous)
-        await store.prune(record)
-        return made
+            # Its files can be built again, perhaps by this build; there is nothing to compare now.
+            _log.warning("current version not available", build_id=build_id, reason=str(error))
+            return None
+        return (record, directory) if manifest.data == self._model.data else None
 
-    def _report(self, progress: Progress) -> None:
-        self._tell(progress.stage, progress.done, progress.total)
+
+def assemble_manifest(
+    build: Build,
+    model: Model,
+    pulled: PullResult,
+    built: BuildResult,
+    files: Mapping[str, FileInfo],
+) -> Manifest:
+    """The manifest of a version: all but what it cost."""
+    output = built.output
+    return Manifest(
+        model_version=model.model_version,
+        build_id=build.build_id,
+        epoch=model.epoch,
+        built_at=built.built_at,
+        watermark=pulled.watermark,
+        dimension=model.dimension,
+        metric=model.metric,
+        counts=output.counts,
+        parameters=build.parameters,
+        index=output.index,
+        recall=output.recall,
+        matrix=output.matrix,
+        files=dict(files),
+        resident_bytes=sum(info.bytes for name, info in files.items() if name in MAPPED),
+        software=output.software,
+        stages={"pull": round(pulled.seconds, 3), **output.stages},
+        pulled_at=pulled.pulled_at,
+        recent=pulled.recent,
+        changes=output.changes,
+        generation=model.generation,
+        format=FORMAT_NEAR_COPIES if output.index.near_copies else FORMAT,
+    )
 
 
 def _compared(manifest: Manifest) -> tuple[str, ...]:

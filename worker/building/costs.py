@@ -1,17 +1,15 @@
-"""What a build costs in DynamoDB's units, from the bytes that it reads and writes.
+"""What a build costs: DynamoDB's read and write units, S3 requests, processor time and memory.
 
-A unit reads 4 KB, or 8 KB where the read may be a moment old, as those of an index are; a unit
-writes 1 KB, in the table and again in each index; a transaction takes two units in the table.
+A read unit is 4 KB, or 8 KB of eventually consistent reads, as those of an index are. A write unit
+is 1 KB, in the table and again in each index; a transaction takes two units in the table.
 """
 
 import math
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from core.models import Build, Embedding
 from core.repositories.build_rows import open_row, row_bytes
-from worker.building.build_process import ChildResult
+from worker.building.protocol import Usage
 
 _ROW_OVERHEAD_BYTES: Final = 160
 """Attribute names, times, dimension and shard of an embedding, beside its id and vector."""
@@ -19,12 +17,12 @@ _READ_UNIT_BYTES: Final = 4096
 _WRITE_UNIT_BYTES: Final = 1024
 _BUILD_INDEXES: Final = 2
 _TRANSACTION: Final = 2
-"""Units of a write within one, for each that it has alone."""
+"""Write units in a transaction for each one outside."""
 _MODEL_UNITS: Final = _TRANSACTION * 1
 
 
-class Costs:
-    """Adds up one try at a build."""
+class BuildCosts:
+    """Adds up the cost of one attempt at a build."""
 
     def __init__(self, build: Build) -> None:
         self._row_bytes = row_bytes(open_row(build))
@@ -32,24 +30,24 @@ class Costs:
         """The claim."""
         self._pulled_bytes = 0
         self._pulled_units = 0
-        """Each page is a query, and rounded up by itself."""
+        """Each page is a query of its own, rounded up."""
         self.rows = 0
 
-    def wrote(self) -> None:
+    def count_heartbeat(self) -> None:
         """A heartbeat was written."""
         self._writes += 1
 
-    def pulled(self, page: list[Embedding]) -> None:
-        """A page of the pull was read."""
+    def count_page(self, page: list[Embedding]) -> None:
+        """A page of embeddings was read."""
         self.rows += len(page)
         size = sum(_row_bytes(row) for row in page)
         self._pulled_bytes += size
         self._pulled_units += math.ceil(size / _READ_UNIT_BYTES)
 
-    def summed(self, child: ChildResult, s3_requests: int, manifest: Any) -> dict[str, float]:
-        """For the manifest; the transaction that publishes it is counted in."""
+    def total(self, usage: Usage, s3_requests: int, manifest_bytes: int) -> dict[str, float]:
+        """For the manifest; includes the transaction that publishes it."""
         beat = _units(self._row_bytes) * (1 + _BUILD_INDEXES)
-        with_manifest = _units(self._row_bytes + len(msgspec.json.encode(manifest)))
+        with_manifest = _units(self._row_bytes + manifest_bytes)
         published = with_manifest * (_TRANSACTION + 1) + _units(self._row_bytes)
         return {
             "rows_read": self.rows,
@@ -57,8 +55,8 @@ class Costs:
             "read_units": self._pulled_units / 2,
             "write_units": self._writes * beat + published + _MODEL_UNITS,
             "s3_requests": s3_requests,
-            "processor_s": round(child.processor_s, 3),
-            "peak_memory_bytes": child.peak_bytes,
+            "processor_s": round(usage.processor_s, 3),
+            "peak_memory_bytes": usage.peak_bytes,
         }
 
 

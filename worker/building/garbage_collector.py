@@ -1,4 +1,4 @@
-"""After a publish: versions that are kept no longer go, and tombstones that no version needs."""
+"""Removes versions that are no longer kept, and tombstones that no version needs any more."""
 
 import asyncio
 from collections.abc import Iterable
@@ -9,72 +9,72 @@ from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from worker.background import Background
 
-_LIMIT_S = 120.0
-"""What is not done by then is left for another round."""
+_TIMEOUT_S = 120.0
+"""What is not removed by then is left to the next round."""
 _PAUSE_MIN_S = 1.0
 """Between two rounds, however short the grace time is."""
 
 _log = telemetry.logger(__name__)
 
 
-class Tidying:
-    """Rounds over the model versions that were published, in the background: no slot waits."""
+class GarbageCollector:
+    """Collects the garbage of model versions in the background, occupying no build slot."""
 
     def __init__(self, resources: Resources, background: Background) -> None:
         self._resources = resources
         self._background = background
         self._pause_s = max(resources.settings.building.version_grace_s, _PAUSE_MIN_S)
-        self._asked: dict[str, tuple[Tombstone, ...]] = {}
+        self._requested: dict[str, tuple[Tombstone, ...]] = {}
 
-    def ask(self, model_version: str, tombstones: tuple[Tombstone, ...] = ()) -> None:
-        """Tidies up now, and again after each grace time until nothing waits for the end of its.
+    def request(self, model_version: str, tombstones: tuple[Tombstone, ...] = ()) -> None:
+        """Collects now, and again after each grace time until no version waits for its end.
 
-        Only the tombstones that were met last are remembered: they hold the earlier ones.
+        Only the tombstones of the last request are remembered: they include the earlier ones.
         """
-        self._asked[model_version] = tombstones
-        if not self._background.start(_name(model_version), lambda: self._round(model_version)):
-            self._again(model_version)  # a round under way sees to it, unless it ends early
+        self._requested[model_version] = tombstones
+        if not self._background.start(_name(model_version), lambda: self._rounds(model_version)):
+            self._schedule(model_version)  # in case the running round ends without seeing this
 
-    def _again(self, model_version: str) -> None:
+    def _schedule(self, model_version: str) -> None:
         self._background.later(
-            _name(model_version), self._pause_s, lambda: self._round(model_version)
+            _name(model_version), self._pause_s, lambda: self._rounds(model_version)
         )
 
-    async def _round(self, model_version: str) -> None:
+    async def _rounds(self, model_version: str) -> None:
         while True:
-            tombstones = self._asked.pop(model_version, ())
-            if await tidy(self._resources, model_version, tombstones):
-                self._again(model_version)
-            if model_version not in self._asked:
+            tombstones = self._requested.pop(model_version, ())
+            if await collect(self._resources, model_version, tombstones):
+                self._schedule(model_version)
+            if model_version not in self._requested:
                 return  # else another build was published meanwhile
 
 
 def _name(model_version: str) -> str:
-    return f"tidy/{model_version}"
+    return f"collect-garbage/{model_version}"
 
 
-async def tidy(
+async def collect(
     resources: Resources, model_version: str, tombstones: Iterable[Tombstone] = ()
 ) -> bool:
-    """Removes what can go now; True where something is left, for the end of its grace time say.
+    """Removes what can be removed now; True when another round is needed.
 
-    Nothing depends on it: whatever fails is logged, and the next round goes on from there.
+    Errors are logged, not raised: the next round continues from there.
     """
     log = _log.bind(model_version=model_version)
-    left = False
+    again = False
     try:
-        async with asyncio.timeout(_LIMIT_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             kept = await resources.retention.apply(model_version)
-            left = kept.retired
+            again = kept.retired
             watermark = kept.watermark or ""
             old = [tombstone for tombstone in tombstones if tombstone.deleted_at < watermark]
             removed = await resources.tombstones.remove(model_version, old)
     except (K9Error, TimeoutError) as error:
-        left = left or isinstance(error, Unavailable | TimeoutError)
-        log.warning("not all tidied up", reason=str(error) or type(error).__name__)
+        again = again or isinstance(error, Unavailable | TimeoutError)
+        log.warning("garbage not collected", reason=str(error) or type(error).__name__)
     except Exception:
-        log.exception("tidying up broke")
+        log.exception("unexpected error in garbage collection")
     else:
         if removed:
             log.info("tombstones removed", tombstones=removed)
-    return left
+    return again

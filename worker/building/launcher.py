@@ -1,7 +1,7 @@
-"""The parent's side of the child that does the heavy work: spawn, listen, kill.
+"""The worker's end of a build process: start it, read its messages, kill it.
 
-The child is a program of its own, never a fork: FAISS hangs after one. It holds one end of a pipe
-whose other end is this process, so that it ends when this process does, however that ends.
+It is a program of its own, never a fork: FAISS hangs after one. It exits when this process does,
+because it reads from a pipe whose other end is here.
 """
 
 import asyncio
@@ -10,101 +10,115 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from core import telemetry
 from core.errors import BuildFailed, K9Error, RecallBelowTarget
-from core.models import Progress
-from worker.building.build_process import ChildFailure, ChildLine, ChildResult
+from core.models import ProgressCallback
+from worker.building.protocol import BuildFailure, BuildOutput, BuildSpec, Message
 
 _LINE_BYTES_MAX = 1024 * 1024
 _STDERR_BYTES_KEPT = 4000
+_READ_BYTES = 65536
 
 _log = telemetry.logger(__name__)
 
 
-class ChildCrashed(K9Error):
-    """The child ended without a result: killed for memory, a crash, a full disk. Worth a retry."""
+class BuildProcessCrashed(K9Error):
+    """It ended without a result, or for want of memory or disk: another attempt may succeed."""
 
 
-async def run_child(job: Path, report: Callable[[Progress], None]) -> ChildResult:
-    """Runs the child over a job file, and reports its progress as it comes.
+def thread_count(requested: int) -> int:
+    """The number of threads to use: as requested, or for 0 every core this process may run on."""
+    if requested:
+        return requested
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
-    Cancelling this kills the child and waits for its end.
+
+async def run_build_process(
+    spec: BuildSpec, spec_file: Path, report: ProgressCallback
+) -> BuildOutput:
+    """Builds a version in a process of its own, which reads the spec from a file.
+
+    Cancelling this kills the process and waits for its end.
 
     Raises:
-        BuildFailed: the child says that this build cannot succeed as asked.
-        ChildCrashed: it ended without a word, or for want of disk or memory.
+        BuildFailed: the build cannot succeed as requested.
+        BuildProcessCrashed: the process ended without a result, or for want of memory or disk.
     """
-    child = await asyncio.create_subprocess_exec(
+    await asyncio.to_thread(spec_file.write_bytes, msgspec.json.encode(spec))
+    threads = str(spec.threads)  # numpy and FAISS read the variables when they are imported
+    process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "worker.building.build_process",
-        str(job),
+        str(spec_file),
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
         limit=_LINE_BYTES_MAX,
         start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
     )
-    tail = asyncio.create_task(_tail(child))
+    reading_stderr = asyncio.create_task(_stderr_tail(process))
     try:
-        last = await _listen(child, report)
-        code = await child.wait()
-        noise = await tail
+        last = await _read_messages(process, report)
+        code = await process.wait()
+        stderr = await reading_stderr
     finally:
-        await _end(child)
-        tail.cancel()
-    if last is not None and last.result is not None and code == 0:
-        return last.result
-    if last is not None and last.failed is not None and not last.failed.passing:
-        raise _failure(last.failed)
-    _log.error("child crashed", code=code, stderr=noise)
-    said = None if last is None else last.failed
-    raise ChildCrashed(_crash(code) if said is None else said.detail)
+        await _kill(process)
+        reading_stderr.cancel()
+    if code == 0 and last.output is not None:
+        return last.output
+    failure = last.failure
+    if failure is not None and not failure.transient:
+        raise _error(failure)
+    _log.error("build process crashed", code=code, stderr=stderr)
+    raise BuildProcessCrashed(_describe_exit(code) if failure is None else failure.detail)
 
 
-async def _listen(child: Process, report: Callable[[Progress], None]) -> ChildLine | None:
-    assert child.stdout is not None  # asked for above  # noqa: S101
-    decoder = msgspec.json.Decoder(ChildLine)
-    last = None
-    async for raw in child.stdout:
-        line = decoder.decode(raw)
-        if line.stage is not None:
-            report(Progress(line.stage, line.done, line.total))
+async def _read_messages(process: Process, report: ProgressCallback) -> Message:
+    """Reports progress until standard output ends; the last message that was none, or an empty."""
+    assert process.stdout is not None  # requested above  # noqa: S101
+    decoder = msgspec.json.Decoder(Message)
+    last = Message()
+    async for line in process.stdout:
+        message = decoder.decode(line)
+        if message.progress is not None:
+            report(message.progress)
         else:
-            last = line
+            last = message
     return last
 
 
-async def _tail(child: Process) -> str:
-    """Drains standard error, so that the child never blocks on it, and keeps its end."""
-    assert child.stderr is not None  # asked for above  # noqa: S101
-    kept = b""
-    while chunk := await child.stderr.read(65536):
-        kept = (kept + chunk)[-_STDERR_BYTES_KEPT:]
-    return kept.decode(errors="replace")
+async def _stderr_tail(process: Process) -> str:
+    """Drains standard error, so that the process never blocks on it; returns the end of it."""
+    assert process.stderr is not None  # requested above  # noqa: S101
+    tail = b""
+    while chunk := await process.stderr.read(_READ_BYTES):
+        tail = (tail + chunk)[-_STDERR_BYTES_KEPT:]
+    return tail.decode(errors="replace")
 
 
-async def _end(child: Process) -> None:
-    if child.returncode is None:
+async def _kill(process: Process) -> None:
+    if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        await child.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
-def _failure(failed: ChildFailure) -> BuildFailed:
-    if failed.recall is not None and failed.target is not None:
-        return RecallBelowTarget(failed.recall, failed.target, failed.detail)
-    return BuildFailed(failed.detail)
+def _error(failure: BuildFailure) -> BuildFailed:
+    if failure.recall is not None and failure.target is not None:
+        return RecallBelowTarget(failure.recall, failure.target, failure.detail)
+    return BuildFailed(failure.detail)
 
 
-def _crash(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "the build's process was killed, most likely for memory"
+        return "the build process was killed, most likely for lack of memory"
     if code < 0:
-        return f"the build's process crashed with {signal.Signals(-code).name}"
-    return f"the build's process ended with status {code} and no result"
+        return f"the build process crashed with {signal.Signals(-code).name}"
+    return f"the build process exited with status {code} and no result"

@@ -1,7 +1,7 @@
-"""The builds that one worker process works on, each in a slot.
+"""The builds that one worker process runs at the same time.
 
-They are tasks of the process, not of the queue's listener: where Redis goes away the listener ends
-and is made anew, and the builds go on.
+They are tasks of the process, not of the queue's listener: when Redis is lost the listener ends and
+is started anew, and the builds go on.
 """
 
 import asyncio
@@ -11,131 +11,107 @@ import time
 from pathlib import Path
 
 from core import telemetry
-from core.errors import K9Error
 from core.files import file_lock
 from core.index.cache import LEASE
-from core.models import Build
 from core.queue import BuildJob
 from core.resources import Resources
 from worker.background import Background
-from worker.building.attempt import BuildRun, claim_build
-from worker.building.garbage_collector import Tidying
+from worker.building.attempt import BuildAttempt
+from worker.building.garbage_collector import GarbageCollector
 
 _HALF_REMOVED_S = 60.0
-_CLAIM_LIMIT_S = 10.0
-"""For the claims under way when the worker stops; one that is not answered by then is left to its
-lease."""
-_OF_A_BUILD = re.compile(r"[0-9a-f]{32}\.[0-9]+")
+_CLAIM_TIMEOUT_S = 10.0
+"""For the claims in flight when the worker stops; one unanswered by then is left to its lease."""
+_BUILD_DIRECTORY = re.compile(r"[0-9a-f]{32}\.[0-9]+")
 """The name of a build's directory: its id and its fence."""
 
 _log = telemetry.logger(__name__)
 
 
-class Workshop:
-    """The slots."""
+class BuildRunner:
+    """Runs up to `jobs_max` builds."""
 
     def __init__(self, resources: Resources, background: Background) -> None:
         self._resources = resources
-        self._tidying = Tidying(resources, background)
+        self._garbage = GarbageCollector(resources, background)
         self._slots = resources.settings.building.jobs_max
-        self._taken = 0
+        self._used = 0
         self._claiming: set[asyncio.Task[bool]] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
-        self.freed = asyncio.Event()
-        """Set each time that a build has left its slot; whoever waits for it clears it. A claim
-        that failed does not count: the next one is likely to fail as well."""
+        self.slot_freed = asyncio.Event()
+        """Set whenever a build has ended; whoever waits for it clears it. A failed claim does not
+        count: the next claim is likely to fail too."""
 
     @property
-    def free(self) -> int:
-        """Slots that nothing is in."""
-        return self._slots - self._taken
+    def free_slots(self) -> int:
+        """The number of builds that can be started now."""
+        return self._slots - self._used
 
-    async def take(self, job: BuildJob) -> bool:
-        """Claims a build and begins with it; returns as soon as it is claimed.
+    async def start(self, job: BuildJob) -> bool:
+        """Claims a build and starts it; returns once it is claimed.
 
-        False where no slot is free, or the build is another's or has ended, or the worker stops.
+        False when no slot is free, another worker has it, it has ended, or the worker stops.
         """
-        if self._closed or not self.free:
+        if self._closed or not self.free_slots:
             return False
-        self._taken += 1
-        # A claim that is cancelled halfway may have been made: nobody would work on it.
-        claiming = asyncio.create_task(self._take(job))
+        self._used += 1
+        # A claim that is cancelled in flight may succeed, and nobody would run the build.
+        claiming = asyncio.create_task(self._claim(job))
         self._claiming.add(claiming)
         claiming.add_done_callback(self._claiming.discard)
         return await asyncio.shield(claiming)
 
-    async def _take(self, job: BuildJob) -> bool:
-        begun = False
-        try:
-            build = await claim_build(self._resources, job)
-            if build is not None and self._closed:
-                await self._give_back(build)
-            elif build is not None:
-                self._begin(build)
-                begun = True
-        finally:
-            if not begun:
-                self._taken -= 1
-        return begun
-
-    def _begin(self, build: Build) -> None:
-        task = asyncio.create_task(BuildRun(self._resources, build, self._tidying.ask).run())
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-
-    async def _give_back(self, build: Build) -> None:
-        """Lets another worker have at once what was claimed while this one stopped."""
-        try:
-            await self._resources.builds.release(
-                build, "the worker was stopped", wait_s=0, fault=False
-            )
-        except K9Error as error:  # its lease runs out by itself
-            _log.warning("claim not released", build_id=build.build_id, reason=str(error))
-        else:
-            await self._resources.queue.enqueue(build.build_id, build.fence)
-
     async def drain(self) -> None:
-        """Waits until nothing is under way."""
+        """Waits until no build is running."""
         while self._running:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def close(self) -> None:
-        """Gives every build back, for another worker to take; nothing begins any more."""
+        """Releases every build for other workers; no further one starts."""
         self._closed = True
-        await asyncio.sleep(0)  # one that is cancelled before its first step gives nothing back
+        await asyncio.sleep(0)  # a task cancelled before its first step would release nothing
         for task in self._running:
             task.cancel()
         if self._claiming:
-            _, unanswered = await asyncio.wait(self._claiming, timeout=_CLAIM_LIMIT_S)
+            _, unanswered = await asyncio.wait(self._claiming, timeout=_CLAIM_TIMEOUT_S)
             for claim in unanswered:
                 claim.cancel()
             await asyncio.gather(*unanswered, return_exceptions=True)
         await self.drain()
 
+    async def _claim(self, job: BuildJob) -> bool:
+        started = False
+        try:
+            attempt = await BuildAttempt.claim(self._resources, job, self._garbage.request)
+            if attempt is not None and self._closed:
+                await attempt.release("the worker was stopped")
+            elif attempt is not None:
+                task = asyncio.create_task(attempt.run())
+                self._running.add(task)
+                task.add_done_callback(self._ended)
+                started = True
+        finally:
+            if not started:
+                self._used -= 1
+        return started
+
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        self._taken -= 1
-        self.freed.set()
+        self._used -= 1
+        self.slot_freed.set()
         if not task.cancelled() and task.exception() is not None:
-            _log.error("a build's task broke", exc_info=task.exception())
-
-
-def _age_s(directory: Path) -> float:
-    try:
-        return time.time() - directory.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+            _log.error("unexpected error in a build's task", exc_info=task.exception())
 
 
 def sweep(work_dir: Path) -> int:
-    """Removes what builds of killed workers left on this disk; how many directories that were.
+    """Removes what builds of killed workers left on this disk; returns the number of directories.
 
-    What a build did not make is not touched: the directory may be shared with anything.
+    Nothing else in the directory is touched.
     """
     swept = 0
     for directory in work_dir.iterdir() if work_dir.is_dir() else ():
-        if not _OF_A_BUILD.fullmatch(directory.name) or not directory.is_dir():
+        if not _BUILD_DIRECTORY.fullmatch(directory.name) or not directory.is_dir():
             continue
         try:
             with file_lock(directory / LEASE, create=False):
@@ -144,8 +120,15 @@ def sweep(work_dir: Path) -> int:
         except BlockingIOError:
             continue  # its worker lives
         except FileNotFoundError:
-            # Just made, or half removed by a worker that died over it.
+            # Just created, or half removed by a worker that was killed meanwhile.
             if _age_s(directory) > _HALF_REMOVED_S:
                 shutil.rmtree(directory, ignore_errors=True)
                 swept += 1
     return swept
+
+
+def _age_s(directory: Path) -> float:
+    try:
+        return time.time() - directory.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

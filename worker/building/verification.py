@@ -1,37 +1,38 @@
-"""A verification: a build's files made again from the rows as they are now, and compared."""
+"""A verification: a published build's files, built again from the current rows and compared."""
 
 import msgspec
 
 from core.errors import BuildFailed, Corrupt, NotFound
 from core.index.comparison import comparable, digest
 from core.index.manifest import Manifest
-from core.models import Build, Model
+from core.models import Build
 from core.repositories.verifications import Difference, Verification
 from core.resources import Resources
-from worker.building.builder import Making
+from worker.building.builder import VersionBuilder
 
 
 async def verify(
-    resources: Resources, verification: Build, model: Model, making: Making
+    resources: Resources, verification: Build, builder: VersionBuilder
 ) -> Verification:
-    """What the files of a published build are, made anew under the same parameters.
+    """Builds the files again with the same parameters, and compares their checksums.
 
     Raises:
         BuildFailed: there is no such build, it was not published, or it was removed.
     """
     manifest = await _manifest_of(resources, verification)
-    pulled = await making.pull(model, manifest)
-    made = await making.make(model, pulled, None, threads=manifest.software.threads)
-    names = comparable(manifest, made.manifest)
+    pulled = await builder.pull(manifest)
+    built = await builder.build(pulled, threads=manifest.software.threads)
+    files = built.output.files
+    names = comparable(manifest, files)
     differences = tuple(
         Difference(name, before, after)
         for name in names
-        if (before := digest(manifest, name)) != (after := digest(made.manifest, name))
+        if (before := digest(manifest.files, name)) != (after := digest(files, name))
     )
-    changed = pulled.changed
+    changed = pulled.rows_changed
     if differences and not changed and pulled.recent != manifest.recent:
-        # What changed bears an earlier time than that at which the build could see it. Builds of
-        # earlier releases did not note what they saw.
+        # A changed row has a time from before the build's pull, which did not see it yet. Builds of
+        # earlier releases recorded no recent rows.
         changed = max(manifest.recent is not None, pulled.recent.rows)
     return Verification(
         build_id=manifest.build_id,
@@ -49,11 +50,11 @@ async def _manifest_of(resources: Resources, verification: Build) -> Manifest:
             raise BuildFailed(f"build {build.build_id} was not published: it is {build.status}")
         if build.removed_at is not None:
             raise BuildFailed(
-                f"build {build.build_id} was removed at {build.removed_at}; what was deleted since "
-                "it was made is not known any more, so that nothing can be said"
+                f"build {build.build_id} was removed at {build.removed_at}: tombstones deleted "
+                "since then make it impossible to verify"
             )
         return msgspec.convert(build.manifest, Manifest)
     except NotFound as error:
         raise BuildFailed(str(error)) from None
     except msgspec.ValidationError as error:
-        raise Corrupt(f"the manifest of build {verification.verifies} does not hold") from error
+        raise Corrupt(f"the manifest of build {verification.verifies} is not valid") from error

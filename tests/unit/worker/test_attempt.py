@@ -1,18 +1,21 @@
-"""A build's lease and its tries: what is written to the table, and when nothing is any more."""
+"""A build's lease and its attempts: what is written to the table, and when nothing is any more."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import pytest
 
 from core.errors import Unavailable
 from core.models import Build, BuildParameters, Model, Progress
-from core.settings import Building, Settings
-from worker.building import attempt as pipeline
-from worker.building.attempt import BuildRun
+from core.repositories.builds import BuildRepository
+from core.repositories.models import ModelRepository
+from core.resources import Resources, open_resources
+from core.settings import Aws, Building, Settings
+from worker.building import attempt
+from worker.building.attempt import BuildAttempt
 
 BUILD = Build(
     build_id="b" * 32,
@@ -25,51 +28,89 @@ BUILD = Build(
 )
 
 
-class Table:
-    """The builds and models tables, which note what is written and may be away."""
+class Builds(BuildRepository):
+    """The builds table: records what is written, and can be unavailable."""
 
-    def __init__(self, building: Building, **of_build: Any) -> None:
+    def __init__(self, resources: Resources) -> None:
+        super().__init__(resources.dynamo, resources.settings)
         self.beats: list[Progress] = []
+        self.beaten: asyncio.Queue[Progress] = asyncio.Queue()
+        """Gets each heartbeat."""
         self.waits_s: list[float] = []
-        """Of the tries that were given back."""
+        """Of the attempts that were released."""
         self.ended: list[str] = []
+        self.refused = asyncio.Event()
+        """Set once a heartbeat has failed."""
         self.away = False
-        """Whether no heartbeat is answered."""
+        """Whether heartbeats fail."""
         self.hangs = False
-        """Whether a heartbeat has no end."""
-        self.begun = asyncio.Event()
-        self.answers_model = asyncio.Event()
-        resources: Any = SimpleNamespace(
-            settings=Settings(building=building), builds=self, models=self
-        )
-        self.run = BuildRun(resources, msgspec.structs.replace(BUILD, **of_build))
+        """Whether heartbeats never return."""
 
-    async def get_model(self, _model_version: str) -> Model:
-        """Says nothing until it is told to; then that it is away."""
-        self.begun.set()
-        await self.answers_model.wait()
-        raise Unavailable("DynamoDB was away")
-
-    async def get_build(self, _build_id: str) -> Build:
+    async def get_build(self, build_id: str) -> Build:
         """The build as it began."""
+        assert build_id == BUILD.build_id
         return BUILD
 
-    async def beat(self, _build: Build, progress: Progress) -> None:
+    async def beat(self, build: Build, progress: Progress) -> Build:
         """A heartbeat."""
         if self.hangs:
             await asyncio.Event().wait()
         if self.away:
+            self.refused.set()
             raise Unavailable("DynamoDB is away")
         self.beats.append(progress)
+        self.beaten.put_nowait(progress)
+        return build
 
-    async def release(self, _build: Build, _error: str, *, wait_s: float, fault: bool) -> None:
-        """The claim is given up."""
+    async def release(
+        self, build: Build, error: str, *, wait_s: float, fault: bool = True
+    ) -> Build:
+        """The claim is released."""
+        assert error
         assert fault
         self.waits_s.append(wait_s)
+        return build
 
-    async def end(self, _build: Build, status: str, _error: str) -> None:
+    async def end(self, build: Build, status: str, error: str) -> None:
         """The build ends."""
+        assert (build.build_id, bool(error)) == (BUILD.build_id, True)
         self.ended.append(status)
+
+
+class Models(ModelRepository):
+    """A models table that says nothing until it may answer; then that it is unavailable."""
+
+    def __init__(self, resources: Resources) -> None:
+        super().__init__(resources.dynamo, resources.settings)
+        self.asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+
+    async def get_model(self, model_version: str) -> Model:
+        """Stands for the work of a build."""
+        assert model_version == BUILD.model_version
+        self.asked.set()
+        await self.may_answer.wait()
+        raise Unavailable("DynamoDB was away")
+
+
+@pytest.fixture(scope="module")
+async def opened() -> AsyncIterator[Resources]:
+    """Resources that connect to nothing."""
+    settings = Settings(aws=Aws(endpoint_url="http://127.0.0.1:1"))
+    async with open_resources(settings) as resources:
+        yield resources
+
+
+class Rig:
+    """An attempt at a build, and the tables it writes to."""
+
+    def __init__(self, opened: Resources, building: Building, build: Build = BUILD) -> None:
+        resources = replace(opened, settings=Settings(building=building))
+        self.builds = Builds(resources)
+        self.models = Models(resources)
+        self.attempt = BuildAttempt(
+            replace(resources, builds=self.builds, models=self.models), build
+        )
 
 
 def _left(directory: Path) -> list[Path]:
@@ -77,66 +118,76 @@ def _left(directory: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("how", ["away", "hangs"])
-async def test_a_lease_that_cannot_be_renewed_is_left(tmp_path: Path, how: str) -> None:
+async def test_a_lease_that_cannot_be_renewed_is_left(
+    opened: Resources, tmp_path: Path, how: str
+) -> None:
     """The work stops and nothing is written: by then the build may be another worker's."""
-    table = Table(Building(work_dir=tmp_path, lease_s=0.3, heartbeat_s=0.05))
-    setattr(table, how, True)
+    rig = Rig(opened, Building(work_dir=tmp_path, lease_s=0.3, heartbeat_s=0.05))
+    setattr(rig.builds, how, True)
     async with asyncio.timeout(10):
-        await table.run.run()
-    assert table.begun.is_set()
-    assert (table.beats, table.waits_s, table.ended) == ([], [], [])
+        await rig.attempt.run()
+    assert rig.models.asked.is_set()
+    assert (rig.builds.beats, rig.builds.waits_s, rig.builds.ended) == ([], [], [])
     assert not _left(tmp_path)
 
 
-async def test_heartbeats_that_fail_for_a_while_lose_nothing(tmp_path: Path) -> None:
+async def test_heartbeats_that_fail_for_a_while_lose_nothing(
+    opened: Resources, tmp_path: Path
+) -> None:
     """The lease holds longer than that: the next one is in time."""
-    table = Table(Building(work_dir=tmp_path, lease_s=5.0, heartbeat_s=0.05))
-    table.away = True
-    running = asyncio.create_task(table.run.run())
-    await asyncio.sleep(0.3)
-    table.away = False
+    rig = Rig(opened, Building(work_dir=tmp_path, lease_s=5.0, heartbeat_s=0.05))
+    rig.builds.away = True
+    running = asyncio.create_task(rig.attempt.run())
     async with asyncio.timeout(10):
-        while not table.beats:  # noqa: ASYNC110 - no event
-            await asyncio.sleep(0.01)
+        for _ in range(3):
+            await rig.builds.refused.wait()
+            rig.builds.refused.clear()
+        rig.builds.away = False
+        await rig.builds.beaten.get()
     assert not running.done()
-    table.answers_model.set()
+    rig.models.may_answer.set()
     await running
-    assert len(table.waits_s) == 1
+    assert len(rig.builds.waits_s) == 1
 
 
 async def test_a_new_stage_is_written_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever watches learns of it long before the next heartbeat is due."""
-    monkeypatch.setattr(pipeline, "_PROGRESS_EVERY_S", 60.0)
-    table = Table(Building(work_dir=tmp_path, lease_s=120.0, heartbeat_s=60.0))
-    running = asyncio.create_task(table.run.run())
-    await table.begun.wait()
+    monkeypatch.setattr(attempt, "_PROGRESS_EVERY_S", 60.0)
+    rig = Rig(opened, Building(work_dir=tmp_path, lease_s=120.0, heartbeat_s=60.0))
+    running = asyncio.create_task(rig.attempt.run())
+    await rig.models.asked.wait()
     async with asyncio.timeout(10):
-        for stage in ("index", "matrix"):
-            table.run.report(stage, 1, 9)
-            while Progress(stage, 1, 9) not in table.beats:  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.01)
-    table.answers_model.set()
+        assert await rig.builds.beaten.get() == Progress("pull")
+        for progress in (Progress("index", 1, 9), Progress("matrix", 1, 9)):
+            rig.attempt.report(progress)
+            assert await rig.builds.beaten.get() == progress
+    rig.models.may_answer.set()
     await running
 
 
-async def _waits_s(directory: Path, *, faults: int, tries: int = 25) -> list[float]:
-    """For how long tries of a build wait that has had so many faults."""
+async def _waits_s(
+    opened: Resources, directory: Path, *, faults: int, attempts: int = 25
+) -> list[float]:
+    """How long attempts wait at a build that has had so many faults."""
     waits_s = []
-    for _ in range(tries):
-        table = Table(Building(work_dir=directory, build_attempts_max=100), faults=faults)
-        table.answers_model.set()
-        await table.run.run()
-        waits_s += table.waits_s
-    assert len(waits_s) == tries
+    build = msgspec.structs.replace(BUILD, faults=faults)
+    for _ in range(attempts):
+        rig = Rig(opened, Building(work_dir=directory, build_attempts_max=100), build)
+        rig.models.may_answer.set()
+        await rig.attempt.run()
+        waits_s += rig.builds.waits_s
+    assert len(waits_s) == attempts
     return waits_s
 
 
-async def test_tries_wait_for_longer_each_time_and_for_each_its_own_time(tmp_path: Path) -> None:
+async def test_attempts_wait_for_longer_each_time_and_with_jitter(
+    opened: Resources, tmp_path: Path
+) -> None:
     """What fails together does not come back together, nor for ever at once."""
-    first, third = [await _waits_s(tmp_path, faults=faults) for faults in (0, 2)]
-    last = await _waits_s(tmp_path, faults=50)
+    first, third = [await _waits_s(opened, tmp_path, faults=faults) for faults in (0, 2)]
+    last = await _waits_s(opened, tmp_path, faults=50)
     assert 0 <= min(first) < max(first) <= 1
     assert 1 < max(third) <= 4 < max(last) <= 60
     for waits_s in (first, third, last):
@@ -145,13 +196,14 @@ async def test_tries_wait_for_longer_each_time_and_for_each_its_own_time(tmp_pat
 
 @pytest.mark.parametrize(("lost", "runs"), [(4, True), (5, False)])
 async def test_as_many_workers_as_allowed_may_be_lost(
+    opened: Resources,
     tmp_path: Path,
     lost: int,
     runs: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """One try more than that is not begun: the build seems to take its workers with it."""
+    """One attempt more than that is not made: the build seems to take its workers with it."""
     building = Building(work_dir=tmp_path, build_losses_max=5)
-    table = Table(building, unreturned=lost + 1)
-    table.answers_model.set()
-    await table.run.run()
-    assert (table.begun.is_set(), table.ended) == (runs, [] if runs else ["failed"])
+    rig = Rig(opened, building, msgspec.structs.replace(BUILD, unreturned=lost + 1))
+    rig.models.may_answer.set()
+    await rig.attempt.run()
+    assert (rig.models.asked.is_set(), rig.builds.ended) == (runs, [] if runs else ["failed"])

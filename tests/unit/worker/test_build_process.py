@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 
 from core.errors import BuildFailed, EmptyModel, RecallBelowTarget
+from core.index.files import file_info
+from core.index.manifest import FileInfo
 from core.index.rows import RowWriter
 from core.index.version import MappedVersion, verify_files
-from core.models import BuildParameters, Embedding, Metric, Stage
-from worker.building.build_process import (
-    EXIT_FAILED,
-    EXIT_ORPHANED,
-    ChildJob,
-    ChildLimits,
-    run_job,
-    thread_count,
-)
+from core.models import BuildParameters, Embedding, Metric, Progress
+from tests.unit.building import build_here
+from worker.building.build_process import EXIT_FAILED, EXIT_ORPHANED
+from worker.building.launcher import thread_count
+from worker.building.protocol import BuildSpec, Message
+from worker.building.stages import build_version
 
 ROOT = Path(__file__).parents[3]
 AT = "2025-01-01T00:00:00Z"
@@ -39,29 +38,24 @@ def random_rows(count: int, dimension: int = 8) -> list[Embedding]:
     return [embedding(f"p{number:05}", made[number].tolist()) for number in range(count)]
 
 
-def job(directory: Path, rows: list[Embedding], **changes: Any) -> ChildJob:
-    """A job over rows that are on disk."""
+def spec_of(directory: Path, rows: list[Embedding], **changes: Any) -> BuildSpec:
+    """What to build from these rows, which are written to disk."""
     with RowWriter(directory / "rows", 8) as writer:
         writer.append(rows)
-    made = ChildJob(
+    made = BuildSpec(
         rows_dir=str(directory / "rows"),
         out_dir=str(directory / "out"),
         model_version="m",
-        build_id="b",
-        epoch=0,
-        built_at=AT,
-        watermark=AT,
         dimension=8,
         metric="cosine",
         parameters=BuildParameters(matrix_k=3),
-        limits=ChildLimits(threads=1),
     )
     return msgspec.structs.replace(made, **changes)
 
 
-def spawn(directory: Path, made: ChildJob) -> subprocess.Popen[bytes]:
-    """The child as a worker starts it."""
-    path = directory / "job.json"
+def spawn(directory: Path, made: BuildSpec) -> subprocess.Popen[bytes]:
+    """The build process as a worker starts it."""
+    path = directory / "spec.json"
     path.write_bytes(msgspec.json.encode(made))
     return subprocess.Popen(
         [sys.executable, "-m", "worker.building.build_process", str(path)],
@@ -70,6 +64,12 @@ def spawn(directory: Path, made: ChildJob) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def verify_written(directory: Path, written: dict[str, FileInfo]) -> None:
+    """Checks that these files are on disk, and no other."""
+    found = {path.name: file_info(path) for path in directory.iterdir()}
+    assert found == written
 
 
 def test_bad_rows_are_left_out_counted_and_named(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path: Path) -> None:
             embedding("short", [1.0] * 7),
         ]
     gone = Embedding("gone", "m", None, 0, AT, deleted_at=AT)
-    made = job(tmp_path, [*random_rows(50), *bad, gone])
-    manifest = run_job(made, lambda *_: None)
+    made = spec_of(tmp_path, [*random_rows(50), *bad, gone])
+    manifest = build_here(made)
     wanted = {"not_finite": 2, "zero_norm": 1, "wrong_dimension": 1}
     assert manifest.counts.quarantined == wanted
     assert (manifest.counts.rows, manifest.counts.tombstones) == (50, 1)
@@ -97,31 +97,31 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path: Path) -> None:
 def test_at_most_a_hundred_ids_are_named(tmp_path: Path) -> None:
     """A report stays readable when a whole catalogue is bad."""
     zeros = [embedding(f"zero{number:03}", [0.0] * 8) for number in range(150)]
-    manifest = run_job(job(tmp_path, [*zeros, *random_rows(1)]), lambda *_: None)
+    output = build_version(spec_of(tmp_path, [*zeros, *random_rows(1)]), lambda _: None)
     report = json.loads((tmp_path / "out/report.json").read_bytes())
-    assert manifest.counts.quarantined == {"zero_norm": 150}
+    assert output.counts.quarantined == {"zero_norm": 150}
     assert len(report["quarantined"]["zero_norm"]) == 100
 
 
 def test_no_valid_row_is_told_clearly(tmp_path: Path) -> None:
     """The reasons are counted in the error."""
-    made = job(tmp_path, [embedding("a", [0.0] * 8), embedding("b", [1.0])])
+    made = spec_of(tmp_path, [embedding("a", [0.0] * 8), embedding("b", [1.0])])
     with pytest.raises(BuildFailed, match="1 zero_norm, 1 wrong_dimension"):
-        run_job(made, lambda *_: None)
+        build_version(made, lambda _: None)
 
 
 def test_no_row_at_all_is_an_empty_model(tmp_path: Path) -> None:
     """Tombstones are no rows."""
     gone = Embedding("gone", "m", None, 0, AT, deleted_at=AT)
     with pytest.raises(EmptyModel):
-        run_job(job(tmp_path, [gone]), lambda *_: None)
+        build_version(spec_of(tmp_path, [gone]), lambda _: None)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_tiny_models_are_built(tmp_path: Path, metric: Metric, count: int) -> None:
     """One product has no neighbours, and is a version all the same."""
-    manifest = run_job(job(tmp_path, random_rows(count), metric=metric), lambda *_: None)
+    manifest = build_here(spec_of(tmp_path, random_rows(count), metric=metric))
     verify_files(tmp_path / "out", manifest)
     opened = MappedVersion.open(tmp_path / "out", manifest)
     near, scores = opened.neighbors(0, 3)
@@ -129,50 +129,52 @@ def test_tiny_models_are_built(tmp_path: Path, metric: Metric, count: int) -> No
 
 
 def test_stages_come_in_order(tmp_path: Path) -> None:
-    """Each stage counts up to its total, and has its seconds in the manifest."""
-    told: list[tuple[Stage, int, int]] = []
-    made = job(tmp_path, random_rows(300), family="hnsw_flat", metric="l2")
-    manifest = run_job(made, lambda *line: told.append(line))
-    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    """Each stage counts up to its total, and has its seconds in the output."""
+    reported: list[Progress] = []
+    made = spec_of(tmp_path, random_rows(300), family="hnsw_flat", metric="l2")
+    output = build_version(made, reported.append)
+    stages = list(dict.fromkeys(progress.stage for progress in reported))
     assert set(stages) == {"validate", "index", "recall", "matrix", "files"}
     assert stages == ["validate", "index", "recall", "matrix", "files"]
-    assert all(done <= total for _, done, total in told)
-    assert set(manifest.stages) == set(stages)
+    assert all(progress.done <= progress.total for progress in reported)
+    assert set(output.stages) == set(stages)
 
 
-def test_the_child_tells_its_progress_and_result(tmp_path: Path) -> None:
-    """Lines of JSON on standard output, the last one the result, and exit code 0."""
-    child = spawn(tmp_path, job(tmp_path, random_rows(300)))
+def test_the_process_sends_its_progress_and_output(tmp_path: Path) -> None:
+    """Lines of JSON on standard output, the last one the output, and exit code 0."""
+    child = spawn(tmp_path, spec_of(tmp_path, random_rows(300)))
     assert child.stdout is not None
-    lines = [json.loads(line) for line in child.stdout]
+    first, *_, last = [msgspec.json.decode(line, type=Message) for line in child.stdout]
     assert child.wait(30) == 0
-    assert {"stage", "done", "total"} == set(lines[0])
-    result = lines[-1]["result"]
-    assert Path(result["manifest"]).is_file()
-    assert result["peak_bytes"] > 10_000_000
-    assert result["processor_s"] > 0
+    assert first == Message(progress=Progress("validate"))
+    assert last.output is not None
+    verify_written(tmp_path / "out", last.output.files)
+    assert last.output.usage.peak_bytes > 10_000_000
+    assert last.output.usage.processor_s > 0
     child.communicate()
 
 
 def test_a_build_that_cannot_succeed_ends_with_its_reason(tmp_path: Path) -> None:
     """The recall that was reached and the target are in the last line, and exit code 1."""
     parameters = BuildParameters(target_recall=1.0, matrix_k=3)
-    made = job(tmp_path, random_rows(400), parameters=parameters, family="hnsw_flat")
+    made = spec_of(tmp_path, random_rows(400), parameters=parameters, family="hnsw_flat")
     child = spawn(tmp_path, made)
     assert child.stdout is not None
-    failed = json.loads(list(child.stdout)[-1])["failed"]
+    failure = msgspec.json.decode(list(child.stdout)[-1], type=Message).failure
     assert child.wait(30) == EXIT_FAILED
     child.communicate()
-    assert failed["kind"] == RecallBelowTarget.__name__
-    assert failed["target"] == 1.0
-    assert 0 < failed["recall"] <= 1.0
-    assert "lower target_recall" in failed["detail"]
-    assert not (tmp_path / "out/manifest.json").exists()
+    assert failure is not None
+    assert failure.kind == RecallBelowTarget.__name__
+    assert failure.target == 1.0
+    assert failure.recall is not None
+    assert 0 < failure.recall <= 1.0
+    assert "lower target_recall" in failure.detail
+    assert not failure.transient
 
 
-def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
-    """When the parent's end of the pipe is gone, the child is too, whatever it was doing."""
-    path = tmp_path / "job.json"
+def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
+    """When the parent's end of the pipe is gone, the process is too, whatever it was doing."""
+    path = tmp_path / "spec.json"
     os.mkfifo(path)
     child = subprocess.Popen(
         [sys.executable, "-m", "worker.building.build_process", str(path)],
@@ -181,7 +183,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
     )
     rows = random_rows(6000)
-    made = job(tmp_path, rows, family="hnsw_flat", limits=ChildLimits(threads=1))
+    made = spec_of(tmp_path, rows, family="hnsw_flat")
     path.write_bytes(msgspec.json.encode(made))
     assert child.stdout is not None
     assert child.stdin is not None

@@ -2,12 +2,10 @@
 
 import math
 
-import msgspec
-
 from core.models import Build, BuildParameters, Embedding
 from core.repositories.build_rows import open_row, row_bytes
-from worker.building.build_process import ChildResult
-from worker.building.costs import Costs
+from worker.building.costs import BuildCosts
+from worker.building.protocol import Usage
 
 BUILD = Build(
     build_id="b" * 32,
@@ -16,7 +14,7 @@ BUILD = Build(
     requested_at="2026-01-01T00:00:00.000000Z",
     parameters=BuildParameters(),
 )
-CHILD = ChildResult("manifest.json", 3_000_000, 1.5)
+USAGE = Usage(processor_s=1.5, peak_bytes=3_000_000)
 
 
 def row(product_id: str, dimension: int = 384) -> Embedding:
@@ -27,14 +25,14 @@ def row(product_id: str, dimension: int = 384) -> Embedding:
 
 def test_pages_are_rounded_up_one_by_one() -> None:
     """Each is a query of its own, at half a unit a 4 KB; ids count in bytes."""
-    costs = Costs(BUILD)
+    costs = BuildCosts(BUILD)
     for product_id in ("p1", "商品", "p2"):
-        costs.pulled([row(product_id)])
-    told = costs.summed(CHILD, 7, {})
-    overhead = told["read_bytes"] - 3 * 1536 - 2 - 2 - 6
+        costs.count_page([row(product_id)])
+    cost = costs.total(USAGE, 7, 2)
+    overhead = cost["read_bytes"] - 3 * 1536 - 2 - 2 - 6
     assert 3 * 100 < overhead < 3 * 250
-    assert (told["rows_read"], told["read_units"]) == (3, 1.5)
-    assert (told["s3_requests"], told["processor_s"], told["peak_memory_bytes"]) == (
+    assert (cost["rows_read"], cost["read_units"]) == (3, 1.5)
+    assert (cost["s3_requests"], cost["processor_s"], cost["peak_memory_bytes"]) == (
         7,
         1.5,
         3_000_000,
@@ -43,13 +41,13 @@ def test_pages_are_rounded_up_one_by_one() -> None:
 
 def test_writes_are_counted_in_the_table_and_its_indexes() -> None:
     """The claim and each heartbeat thrice; the publishing twice in the table, once an index."""
-    costs = Costs(BUILD)
+    costs = BuildCosts(BUILD)
     for _ in range(4):
-        costs.wrote()
-    manifest = {"text": "x" * 5000}
+        costs.count_heartbeat()
+    manifest_bytes = 5000
     small = math.ceil(row_bytes(open_row(BUILD)) / 1024)
-    large = math.ceil((row_bytes(open_row(BUILD)) + len(msgspec.json.encode(manifest))) / 1024)
-    told = costs.summed(CHILD, 0, manifest)
+    large = math.ceil((row_bytes(open_row(BUILD)) + manifest_bytes) / 1024)
+    cost = costs.total(USAGE, 0, manifest_bytes)
     beats = 5 * 3 * small
     # The row leaves the index of open builds, and the model's row is in the transaction too.
-    assert told["write_units"] == beats + (2 * large + large + small) + 2
+    assert cost["write_units"] == beats + (2 * large + large + small) + 2

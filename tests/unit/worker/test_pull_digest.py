@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.models import Embedding
-from worker.building.pull_digest import Recent
+from worker.building.pull_digest import PullDigest
 
 TIMES = [f"2026-01-01T00:00:0{second}.000000Z" for second in range(10)]
 SINCE, LATER = TIMES[3], TIMES[6]
@@ -20,12 +20,12 @@ rows = st.lists(
 )
 
 
-def noted(*pages: list[Embedding]) -> Recent:
-    """What is left of these pages."""
-    recent = Recent(SINCE, LATER)
+def digest_of(*pages: list[Embedding]) -> PullDigest:
+    """The digest of these pages."""
+    digest = PullDigest(SINCE, LATER)
     for page in pages:
-        recent.append(page)
-    return recent
+        digest.append(page)
+    return digest
 
 
 @given(rows, rows)
@@ -34,8 +34,8 @@ def test_the_same_rows_are_the_same_in_any_order(
 ) -> None:
     """Pages come as shards give them; rows that changed earlier make no difference."""
     old = [Embedding("old", "m", None, 0, TIMES[0])]
-    one, other = noted(first, then, old), noted([*then[::-1], *first])
-    assert (one.noted(), one.changed) == (other.noted(), other.changed)
+    one, other = digest_of(first, then, old), digest_of([*then[::-1], *first])
+    assert (one.recent_rows(), one.changed) == (other.recent_rows(), other.changed)
     changed = [row for row in first + then if row.updated_at >= LATER]
     assert one.changed == len(changed)
 
@@ -48,4 +48,4 @@ def test_other_rows_are_others(first: list[Embedding], then: list[Embedding]) ->
         return row.product_id, row.updated_at, row.deleted_at or ""
 
     late = [sorted(key(row) for row in page if row.updated_at >= SINCE) for page in (first, then)]
-    assert (late[0] == late[1]) == (noted(first).noted() == noted(then).noted())
+    assert (late[0] == late[1]) == (digest_of(first).recent_rows() == digest_of(then).recent_rows())

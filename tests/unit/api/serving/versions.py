@@ -14,8 +14,9 @@ from core.index.rows import RowWriter
 from core.models import Build, BuildParameters, Embedding, Family, Metric, Model, now, timestamp
 from core.vectors.arrays import Floats
 from core.versions import VersionRecord
-from worker.building.build_process import ChildJob
-from worker.building.stages import make_version
+from tests.unit.building import build_here
+from worker.building.launcher import thread_count
+from worker.building.protocol import BuildSpec
 
 DIMENSION = 4
 
@@ -31,7 +32,7 @@ def make(
     watermark: str | None = None,
     family: Family | None = None,
 ) -> Manifest:
-    """A version of these products in `directory`, as a worker's child makes it."""
+    """A version of these products in `directory`, as a worker builds it."""
     moment = timestamp(now())
     random = np.random.default_rng(len(ids))
     writer = RowWriter(directory / "rows", DIMENSION)
@@ -44,21 +45,17 @@ def make(
         ]
     )
     writer.close()
-    job = ChildJob(
+    spec = BuildSpec(
         rows_dir=str(directory / "rows"),
         out_dir=str(directory / "out"),
         model_version="m",
-        build_id=build_id,
-        epoch=epoch,
-        built_at=moment,
-        watermark=watermark or moment,
         dimension=DIMENSION,
         metric=metric,
         parameters=BuildParameters(matrix_k=3),
         family=family,
-        k9_version="test",
+        threads=thread_count(0),
     )
-    return make_version(job, lambda *_: None)
+    return build_here(spec, build_id=build_id, epoch=epoch, watermark=watermark or moment)
 
 
 def model_of(build_id: str | None, *, fence: int = 1, epoch: int = 0) -> Model:

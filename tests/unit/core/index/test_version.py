@@ -13,8 +13,9 @@ from core.index.manifest import Manifest, decode_manifest
 from core.index.rows import RowWriter
 from core.index.version import IdTable, MappedVersion, verify_files
 from core.models import BuildParameters, Embedding, Family
+from tests.unit.building import build_here
 from tests.unit.core.vectors.sets import catalogue
-from worker.building.build_process import ChildJob, ChildLimits, run_job
+from worker.building.protocol import BuildSpec
 
 ROWS = 400
 
@@ -33,7 +34,7 @@ def write_version(
     copies: int = 0,
     noise: float = 0.0,
 ) -> Manifest:
-    """A whole version of real rows, through the same function as a worker's child."""
+    """A whole version of real rows, through the same functions as a worker."""
     vectors = catalogue()[:ROWS].copy()
     vectors[ROWS - copies :] = vectors[0]
     random = np.random.default_rng(0)
@@ -45,23 +46,17 @@ def write_version(
                 for product_id, vector in zip(ids(), vectors, strict=True)
             ]
         )
-    job = ChildJob(
+    spec = BuildSpec(
         rows_dir=str(directory / "rows"),
         out_dir=str(directory / "out"),
         model_version="m",
-        build_id="b",
-        epoch=3,
-        built_at="2025-01-02T00:00:00Z",
-        watermark="2025-01-01T23:59:00Z",
         dimension=384,
         metric="cosine",
         parameters=BuildParameters(target_recall=0.8, matrix_k=7, deterministic=True),
         family=family,
-        limits=ChildLimits(matrix_exact_rows_max=matrix_exact_rows_max, threads=1),
-        k9_version="0.1.0",
+        matrix_exact_rows_max=matrix_exact_rows_max,
     )
-    made: Manifest = run_job(job, lambda *_: None)
-    return made
+    return build_here(spec, epoch=3)
 
 
 @pytest.fixture(scope="module", params=["exact", "hnsw_flat", "hnsw_sq8", "ivf_pq"])

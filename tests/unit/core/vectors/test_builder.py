@@ -116,7 +116,7 @@ def test_the_next_plan_is_tried() -> None:
         "cosine",
         target_recall=0.99,
         limits=msgspec.structs.replace(limits, held_out_min=100),
-        progress=lambda stage, done, total: stages.append(f"{stage} {done <= total}"),
+        progress=lambda at: stages.append(f"{at.stage} {at.done <= at.total}"),
     )
     tried = {trial.family for trial in built.trials}
     assert built.info.family in {"ivf_pq", "exact"}

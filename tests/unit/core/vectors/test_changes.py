@@ -25,10 +25,10 @@ def compared(
 ) -> Changes:
     """What changed between two catalogues, by their exact matrices."""
     then, now = (
-        exact_matrix(vectors, "cosine", k, lambda _done, _total: None).neighbors
+        exact_matrix(vectors, "cosine", k, lambda _: None).neighbors
         for _, vectors in (before, after)
     )
-    return changes(("b-1", before[0], then), after[0], now, lambda _done, _total: None)
+    return changes(("b-1", before[0], then), after[0], now, lambda _: None)
 
 
 def test_the_same_rows_change_nothing() -> None:
@@ -85,7 +85,7 @@ def test_overlap_is_what_a_plain_count_says() -> None:
     shares = []
     lists = []
     for ids, vectors in (before, after):
-        near = exact_matrix(vectors, "cosine", 10, lambda _done, _total: None).neighbors
+        near = exact_matrix(vectors, "cosine", 10, lambda _: None).neighbors
         lists.append(
             {ids[row]: [ids[n] for n in near[row] if ids[n] in known] for row in range(len(ids))}
         )

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.models import Metric
+from core.models import Metric, Progress
 from core.vectors.arrays import prepare, scores
 from core.vectors.families import set_threads
 from core.vectors.matrix import exact_matrix, index_matrix
@@ -14,8 +14,8 @@ from tests.unit.core.vectors.sets import METRICS, build, real, truth
 def test_the_matrix_is_exact_top_k(metric: Metric) -> None:
     """Each row's neighbours are what plain numpy finds, itself left out."""
     rows = real(1500, metric)
-    done: list[tuple[int, int]] = []
-    matrix = exact_matrix(rows, metric, 20, lambda *step: done.append(step))
+    reported: list[Progress] = []
+    matrix = exact_matrix(rows, metric, 20, reported.append)
     order, _ = truth(rows, rows, metric, 22)
     for row in range(1500):
         wanted = [other for other in order[row].tolist() if other != row][:20]
@@ -23,7 +23,7 @@ def test_the_matrix_is_exact_top_k(metric: Metric) -> None:
         values = scores(rows[row], rows[wanted], metric)
         assert np.array_equal(matrix.scores[row], values)
         assert np.array_equal(scores(rows[row], rows[near], metric), values)
-    assert done[-1] == (1500, 1500)
+    assert reported[-1] == Progress("matrix", 1500, 1500)
     assert matrix.exact
 
 
