@@ -10,7 +10,6 @@ from core.notifications import ChangeNotifier, open_notifier
 from core.objects import Objects, open_objects
 from core.queue import BuildQueue, open_queue
 from core.repositories.builds import BuildRepository
-from core.repositories.deletions import DeletionRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import IdempotencyRepository
 from core.repositories.model_deletions import ModelDeletionRepository
@@ -18,14 +17,13 @@ from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
 from core.repositories.reports import ReportRepository
 from core.repositories.tombstones import TombstoneRepository
+from core.repositories.user_deletions import UserDeletionRepository
 from core.repositories.users import UserRepository
 from core.repositories.verifications import VerificationRepository
 from core.settings import Settings
 from core.usecases.builds import BuildService
 from core.usecases.embeddings import EmbeddingService
-from core.usecases.model_deletions import ModelDeletions
 from core.usecases.reports import ReportService
-from core.usecases.retention import Retention
 from core.usecases.users import UserService
 from core.versions import VersionStore
 from core.watermarks import Watermarks
@@ -47,7 +45,8 @@ class Resources:
     verifications: VerificationRepository
     tombstones: TombstoneRepository
     users: UserRepository
-    deletions: DeletionRepository
+    user_deletions: UserDeletionRepository
+    model_deletions: ModelDeletionRepository
     reports: ReportRepository
     idempotency: IdempotencyRepository
     versions: VersionStore
@@ -55,8 +54,6 @@ class Resources:
     watermarks: Watermarks
     embedding_service: EmbeddingService
     build_service: BuildService
-    retention: Retention
-    model_deletions: ModelDeletions
     user_service: UserService
     report_service: ReportService
 
@@ -75,8 +72,6 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         promotions = PromotionRepository(dynamo, builds, models, settings)
         users = UserRepository(dynamo, settings)
         reports = ReportRepository(dynamo, users, settings)
-        retention = Retention(models, builds, promotions, objects, settings)
-        deletions = ModelDeletionRepository(dynamo, embeddings, settings)
         yield Resources(
             settings=settings,
             dynamo=dynamo,
@@ -90,7 +85,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             verifications=VerificationRepository(dynamo, settings),
             tombstones=TombstoneRepository(dynamo, settings),
             users=users,
-            deletions=DeletionRepository(dynamo, settings),
+            user_deletions=UserDeletionRepository(dynamo, settings),
+            model_deletions=ModelDeletionRepository(dynamo, settings),
             reports=reports,
             idempotency=IdempotencyRepository(dynamo, settings),
             versions=VersionStore(objects, settings.environment, settings.serving.cache_dir),
@@ -98,8 +94,6 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             watermarks=Watermarks(settings.cursor_keys),
             embedding_service=EmbeddingService(models, embeddings, notifier, settings),
             build_service=BuildService(models, embeddings, builds, queue),
-            retention=retention,
-            model_deletions=ModelDeletions(deletions, builds, retention, settings),
             user_service=UserService(users, settings.records),
             report_service=ReportService(reports, settings),
         )

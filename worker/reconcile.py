@@ -15,8 +15,8 @@ from core.queue import BuildJob
 from core.resources import Resources
 from worker.background import Background
 from worker.building.runner import BuildRunner
-from worker.deletion import delete_user
 from worker.model_deletion import delete_model
+from worker.user_deletion import delete_user
 
 _ROUNDS_UNCLAIMED = 3
 
@@ -45,7 +45,7 @@ async def reconcile(
         except Exception:  # noqa: BLE001 - one build must not keep the others from being started
             _log.exception("open build skipped", build_id=build.build_id)
     telemetry.RECONCILED.inc(len(waiting))
-    users = await resources.deletions.list_marked()
+    users = await resources.user_deletions.list_marked()
     # Shuffled, so that the workers, each with room for some, do not all start with the same users.
     for user_id in random.sample(users, len(users)):
         if background is None:

@@ -36,8 +36,8 @@ from core.dynamo.rows import update_row
 from core.dynamo.wire import Item, RequestItem
 from core.errors import ConditionFailed, InFlight, KeyReused
 from core.repositories import transactions
-from core.repositories.deletions import REMOVALS_MAX
 from core.repositories.transactions import CONFLICTS, Part
+from core.repositories.user_deletions import REMOVALS_MAX
 from core.results import Result
 from core.settings import Settings
 

@@ -75,12 +75,16 @@ async def read_model(dynamo: Dynamo, table: str, model_version: str) -> Model:
     return decode_model(item)
 
 
+def same_generation(model: Model) -> Condition:
+    """The record is of this generation."""
+    if model.generation:
+        return equals("generation", model.generation)
+    return missing("generation")
+
+
 def same_model(model: Model) -> Condition:
     """The record is of this generation, and not marked for deletion."""
-    generation = (
-        equals("generation", model.generation) if model.generation else missing("generation")
-    )
-    return exists("model_version") & missing("deleting_at") & generation
+    return exists("model_version") & missing("deleting_at") & same_generation(model)
 
 
 class ModelRepository:

@@ -15,9 +15,9 @@ from core.dynamo.wire import Item
 from core.errors import AlreadyExists, NotFound, Stale, TransactionFailed
 from core.models import Report
 from core.repositories import transactions
-from core.repositories.deletions import REMOVALS_MAX
 from core.repositories.idempotency import lost
 from core.repositories.transactions import Part, found, refused
+from core.repositories.user_deletions import REMOVALS_MAX
 from core.repositories.users import UserRepository, being_deleted
 from core.settings import Settings
 

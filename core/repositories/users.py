@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import equals, exists, key, missing
+from core.dynamo.expressions import Update, equals, exists, key, missing
 from core.dynamo.items import Codec
 from core.dynamo.rows import get_row
 from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale, TransactionFailed
 from core.models import User
 from core.repositories import transactions
-from core.repositories.deletions import marking, noted
+from core.repositories.deletion_leases import MARK
 from core.repositories.idempotency import lost
 from core.repositories.transactions import Part, found, refused
+from core.repositories.user_deletions import pending
 from core.settings import Settings
 
 USER_CODEC = Codec(User)
@@ -66,7 +67,7 @@ class UserRepository:
         )
 
     async def mark_user(self, user_id: str, moment: str, also: Sequence[Part] = ()) -> None:
-        """Marks a user for deletion, and notes that a worker has to finish it.
+        """Marks a user for deletion, and enters it as pending for the workers.
 
         Raises:
             NotFound: there is none.
@@ -76,10 +77,10 @@ class UserRepository:
         mark = transactions.update(
             self._table,
             key(user_id=user_id),
-            marking(moment),
+            Update(set={MARK: moment}),
             exists("user_id") & missing("deleting_at"),
         )
-        await self._write(mark, [noted(self._notes, user_id, moment), *also], create=False)
+        await self._write(mark, [pending(self._notes, user_id, moment), *also], create=False)
 
     def allows(self, user_id: str) -> Part:
         """The part of a transaction that fails while the user is being deleted."""

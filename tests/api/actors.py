@@ -10,7 +10,7 @@ from core.resources import Resources
 from tests.api.late_index import LATE_S
 from tests.api.people import same
 from tests.merge_patch import merged
-from worker.deletion import delete_user
+from worker.user_deletion import delete_user
 
 NOWHERE = "0" * 32
 

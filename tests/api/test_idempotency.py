@@ -24,7 +24,7 @@ from tests.api.writes import (
     send,
     state,
 )
-from worker.deletion import delete_user
+from worker.user_deletion import delete_user
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "23e14f8" / "idempotency.json"
 

@@ -132,7 +132,7 @@ class World:
             resources = await stack.enter_async_context(open_resources(made))
             self.late = LateIndex(resources.dynamo.call, made.table(tables.REPORTS.name))
             stack.enter_context(patch.object(resources.dynamo, "call", self.late.call))
-            stack.enter_context(patch("worker.deletion._LOOK_AGAIN_S", 0.01))
+            stack.enter_context(patch("worker.user_deletion._POLL_S", 0.01))
             app = await stack.enter_async_context(started(create_app(made, resources)))
 
             async def new(sub: str) -> Actor:

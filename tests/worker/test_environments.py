@@ -23,6 +23,7 @@ from tests.worker.two_environments import (
     record_of,
 )
 from tests.worker.work import build, store, work
+from worker.retention import apply_retention
 
 ROWS = 20
 
@@ -51,7 +52,7 @@ async def built_again(resources: Resources, model_version: str) -> VersionRecord
     """The record of one more version."""
     ended = await build(resources, model_version, BuildParameters(force=True))
     assert ended.status == "published", ended.error
-    await resources.retention.apply(model_version)
+    await apply_retention(resources, model_version)
     return VersionRecord.of(ended)
 
 

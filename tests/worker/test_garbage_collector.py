@@ -14,9 +14,11 @@ from tests.worker.processes import until
 from tests.worker.test_durability import has_ended, requested, worker
 from tests.worker.test_history import changed, stored_builds
 from tests.worker.work import build, store
+from worker import retention
 from worker.background import Background
 from worker.building import garbage_collector
 from worker.building.runner import BuildRunner
+from worker.retention import apply_retention
 
 
 @asynccontextmanager
@@ -92,7 +94,7 @@ async def test_a_version_that_a_rule_keeps_again_is_not_retired(
         assert (await resources.builds.get_build(first.build_id)).retired_at is not None
     quick = changed(settings, versions_kept=2, version_grace_s=0)
     async with open_resources(quick) as resources:
-        assert not (await resources.retention.apply(model_version)).retired
+        assert not (await apply_retention(resources, model_version)).retired
         assert (await resources.builds.get_build(first.build_id)).retired_at is None
         assert len(await stored_builds(resources, model_version)) == 2
 
@@ -105,14 +107,13 @@ async def test_a_build_that_is_promoted_during_a_round_is_not_retired(
         await store(resources, model_version, 10)
         first = await build(resources, model_version)
         await build(resources, model_version)
-        retention = type(resources.retention)
-        known = retention._known  # noqa: SLF001 - between two looks of the round
+        find_build = retention._find_build  # noqa: SLF001 - between two reads of the round
 
-        async def late(self: object, build_id: str) -> Build | None:
+        async def late(resources: Resources, build_id: str) -> Build | None:
             if build_id == first.build_id:
                 await resources.promotions.promote(model_version, build_id)
-            return await known(resources.retention, build_id)
+            return await find_build(resources, build_id)
 
-        monkeypatch.setattr(retention, "_known", late)
-        await resources.retention.apply(model_version)
+        monkeypatch.setattr(retention, "_find_build", late)
+        await apply_retention(resources, model_version)
         assert (await resources.builds.get_build(first.build_id)).retired_at is None

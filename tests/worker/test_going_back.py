@@ -12,6 +12,7 @@ from core.settings import Settings
 from tests.worker.test_history import changed, rows_of, verified
 from tests.worker.work import build, store
 from worker.building.protocol import BuildSpec
+from worker.retention import apply_retention
 
 
 async def test_a_version_in_its_grace_time_keeps_its_tombstones(
@@ -31,7 +32,7 @@ async def test_a_version_in_its_grace_time_keeps_its_tombstones(
         await resources.promotions.promote(model_version, first.build_id)
     async with open_resources(changed(own, version_grace_s=0)) as resources:
         await resources.promotions.promote(model_version, first.build_id)
-        await resources.retention.apply(model_version)
+        await apply_retention(resources, model_version)
         rows = {row.product_id: row for row in await rows_of(resources, model_version)}
         assert rows["p00003"].deleted_at is not None
 

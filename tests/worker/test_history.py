@@ -16,6 +16,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.work import build, store, work
 from worker.building.protocol import BuildSpec
+from worker.retention import apply_retention
 
 
 def changed(settings: Settings, **building: object) -> Settings:
@@ -181,7 +182,7 @@ async def test_the_last_versions_are_kept_and_the_current_one(
         builds.append(await build(resources, model_version))
         await resources.promotions.promote(model_version, builds[2].build_id)
     async with open_resources(changed(settings, versions_kept=1, version_grace_s=0)) as resources:
-        await resources.retention.apply(model_version)
+        await apply_retention(resources, model_version)
         names = [f"{b.build_id}/1" for b in builds]
         assert await stored_builds(resources, model_version) == set(names[2:])
 
@@ -208,12 +209,12 @@ async def test_what_no_try_will_publish_goes_and_no_more(
         await resources.builds.claim(opened.build_id, fence, lease_s=0.001)
         await asyncio.sleep(0.01)
     unknown = await leave("of-another-table", 1)
-    kept = await resources.retention.apply(model_version)
+    kept = await apply_retention(resources, model_version)
     assert (kept.removed, kept.retired, kept.watermark) == (0, False, None)
     stays = {f"{opened.build_id}/2", unknown}
     assert await stored_builds(resources, model_version) == stays
     await resources.builds.cancel(opened.build_id)
-    await resources.retention.apply(model_version)
+    await apply_retention(resources, model_version)
     assert await stored_builds(resources, model_version) == {unknown}
 
 
@@ -227,10 +228,10 @@ async def test_a_version_is_retired_before_it_goes(settings: Settings, model_ver
         assert f"{first.build_id}/1" in await stored_builds(resources, model_version)
         await resources.promotions.promote(model_version, first.build_id)
         await asyncio.sleep(0.9)
-        assert (await resources.retention.apply(model_version)).removed == 0
+        assert (await apply_retention(resources, model_version)).removed == 0
         last = await build(resources, model_version)
         await asyncio.sleep(0.9)
-        assert (await resources.retention.apply(model_version)).removed >= 1
+        assert (await apply_retention(resources, model_version)).removed >= 1
         assert await stored_builds(resources, model_version) == {f"{last.build_id}/1"}
 
 

@@ -99,7 +99,7 @@ async def test_nothing_goes_while_writes_may_arrive(
     """A process that read the record just before the mark may go on until then."""
     await store(resources, model_version, 5)
     model = await marked(resources, model_version)
-    assert not await resources.model_deletions.round(model)
+    assert not await delete_model(resources, model)
     assert len(await rows_of(resources, model)) == 5
     with pytest.raises(ModelBeingDeleted):
         await resources.embedding_service.store_embedding(
@@ -180,8 +180,7 @@ class _Watched(Dynamo):
 
 def _with_client(resources: Resources, dynamo: Dynamo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has deletions work through another client."""
-    repository: Any = vars(resources.model_deletions)["_deletions"]
-    for owner in (repository, resources.embeddings, resources.builds):
+    for owner in (resources.model_deletions, resources.embeddings, resources.builds):
         monkeypatch.setattr(owner, "_dynamo", dynamo)
 
 

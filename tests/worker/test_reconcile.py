@@ -165,7 +165,7 @@ async def test_one_bad_row_stops_nobody_else(
     async with worker(settings, jobs_max=1):
         await until(resources, good, has_ended)
         async with asyncio.timeout(30):
-            while {*users} & {*await resources.deletions.list_marked()}:  # noqa: ASYNC110 - no event
+            while {*users} & {*await resources.user_deletions.list_marked()}:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.05)
     for user_id in users:
         with pytest.raises(NotFound):

@@ -8,6 +8,7 @@ from core.errors import K9Error, Unavailable
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from worker.background import Background
+from worker.retention import apply_retention
 
 _TIMEOUT_S = 120.0
 """What is not removed by then is left to the next round."""
@@ -64,9 +65,9 @@ async def collect(
     again = False
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            kept = await resources.retention.apply(model_version)
-            again = kept.retired
-            watermark = kept.watermark or ""
+            result = await apply_retention(resources, model_version)
+            again = result.retired
+            watermark = result.watermark or ""
             old = [tombstone for tombstone in tombstones if tombstone.deleted_at < watermark]
             removed = await resources.tombstones.remove(model_version, old)
     except (K9Error, TimeoutError) as error:

@@ -85,7 +85,7 @@ class _Run:
             resources.dynamo,
             resources.settings,
             resources.models,
-            resources.deletions,
+            resources.user_deletions,
             resources.embedding_service,
         )
         self._reader = RowReader(table, resources.settings, resources.report_service)

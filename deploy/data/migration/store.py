@@ -24,7 +24,6 @@ from core.errors import (
     Unavailable,
 )
 from core.models import Metric, Model, Report, User, next_version, now, timestamp
-from core.repositories.deletions import DeletionRepository
 from core.repositories.embedding_rows import (
     generation_of,
     live_row,
@@ -33,6 +32,7 @@ from core.repositories.embedding_rows import (
 from core.repositories.models import ModelRepository
 from core.repositories.reports import REPORT_CODEC
 from core.repositories.transactions import CONFLICTS
+from core.repositories.user_deletions import UserDeletionRepository
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.embeddings import EmbeddingService
@@ -65,7 +65,7 @@ class Migration:
         dynamo: Dynamo,
         settings: Settings,
         models: ModelRepository,
-        deletions: DeletionRepository,
+        deletions: UserDeletionRepository,
         embeddings: EmbeddingService,
     ) -> None:
         self._dynamo = dynamo
@@ -233,7 +233,7 @@ class _Judge(msgspec.Struct, frozen=True):
 class _Marks:
     """Who is being deleted, as of a moment ago."""
 
-    def __init__(self, deletions: DeletionRepository, good_s: float) -> None:
+    def __init__(self, deletions: UserDeletionRepository, good_s: float) -> None:
         self._deletions = deletions
         self._good_s = good_s
         self._marked: frozenset[str] = frozenset()

@@ -10,26 +10,19 @@ from core.errors import Unavailable
 from core.repositories.tombstones import Tombstone, TombstoneRepository
 from core.resources import Resources, open_resources
 from core.settings import Aws, Building, Settings
-from core.usecases.retention import Kept, Retention
 from worker.background import Background
 from worker.building import garbage_collector
 from worker.building.garbage_collector import GarbageCollector
+from worker.retention import RetentionResult, apply_retention
 
 GRACE_S = 0.05
 
 
-class Versions(Retention):
+class Versions:
     """Versions of which some wait for the end of their grace time."""
 
-    def __init__(self, resources: Resources, waiting: int) -> None:
-        super().__init__(
-            resources.models,
-            resources.builds,
-            resources.promotions,
-            resources.objects,
-            resources.settings,
-        )
-        self.waiting = waiting
+    def __init__(self) -> None:
+        self.waiting = 0
         """Rounds from now that leave something."""
         self.rounds = 0
         self.ended: asyncio.Queue[int] = asyncio.Queue()
@@ -39,8 +32,9 @@ class Versions(Retention):
         """A round ends once it is set."""
         self.free.set()
 
-    async def apply(self, model_version: str) -> Kept:
+    async def apply(self, resources: Resources, model_version: str) -> RetentionResult:
         """One round."""
+        assert isinstance(resources.tombstones, Tombstones)
         assert model_version == "m"
         self.rounds += 1
         await self.free.wait()
@@ -48,7 +42,7 @@ class Versions(Retention):
         if self.errors:
             raise self.errors.pop()
         self.waiting -= 1
-        return Kept("2025", self.waiting >= 0, 0)
+        return RetentionResult("2025", self.waiting >= 0, 0)
 
 
 class Tombstones(TombstoneRepository):
@@ -69,11 +63,14 @@ class Tombstones(TombstoneRepository):
 class Rig:
     """A garbage collector, and what it collects."""
 
-    def __init__(self, opened: Resources, waiting: int = 0) -> None:
+    def __init__(self, opened: Resources, patch: pytest.MonkeyPatch) -> None:
         self.background = Background()
-        self.versions = Versions(opened, waiting)
+        self.versions = Versions()
         self.tombstones = Tombstones(opened)
-        resources = replace(opened, retention=self.versions, tombstones=self.tombstones)
+        apply = apply_retention
+        apply = self.versions.apply  # of the same type, as mypy sees to
+        patch.setattr(garbage_collector, "apply_retention", apply)
+        resources = replace(opened, tombstones=self.tombstones)
         self.collector = GarbageCollector(resources, self.background)
 
     async def until(self, rounds: int) -> None:
@@ -102,24 +99,34 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage_collector, "_PAUSE_MIN_S", GRACE_S)
 
 
-async def test_rounds_go_on_while_something_waits(opened: Resources) -> None:
+@pytest.fixture
+def rig(opened: Resources, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A garbage collector, at which nothing waits."""
+    return Rig(opened, monkeypatch)
+
+
+async def test_rounds_go_on_while_something_waits(
+    opened: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each that leaves something is followed by another; the one that leaves nothing by none."""
-    rig = Rig(opened, waiting=3)
+    rig.versions.waiting = 3
     rig.collector.request("m")
     await rig.until(4)
 
 
-async def test_a_round_that_failed_is_made_again(opened: Resources) -> None:
+async def test_a_round_that_failed_is_made_again(
+    opened: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Removing waits for S3 to be back, not for the next build."""
-    rig = Rig(opened)
     rig.versions.errors = [Unavailable("S3 is away")]
     rig.collector.request("m")
     await rig.until(2)
 
 
-async def test_what_is_published_during_a_round_has_one_of_its_own(opened: Resources) -> None:
+async def test_what_is_published_during_a_round_has_one_of_its_own(
+    opened: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With its tombstones; the one under way may have looked before it was there."""
-    rig = Rig(opened)
     rig.versions.free.clear()
     old, late = Tombstone("a", "2024"), Tombstone("b", "2024")
     rig.collector.request("m", (old,))
@@ -132,9 +139,11 @@ async def test_what_is_published_during_a_round_has_one_of_its_own(opened: Resou
     await rig.background.close()
 
 
-async def test_what_is_published_while_others_wait_is_collected_at_once(opened: Resources) -> None:
+async def test_what_is_published_while_others_wait_is_collected_at_once(
+    opened: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the end of its grace time is waited for as well."""
-    rig = Rig(opened, waiting=2)
+    rig.versions.waiting = 2
     rig.collector.request("m")
     await rig.background.drain()
     rig.collector.request("m")
@@ -143,9 +152,10 @@ async def test_what_is_published_while_others_wait_is_collected_at_once(opened: 
     await rig.until(3)
 
 
-async def test_tombstones_that_a_kept_version_needs_stay(opened: Resources) -> None:
+async def test_tombstones_that_a_kept_version_needs_stay(
+    opened: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of after the oldest kept version's rows were read."""
-    rig = Rig(opened)
     gone, needed = Tombstone("a", "2024"), Tombstone("b", "2026")
     rig.collector.request("m", (gone, needed))
     await rig.background.drain()

@@ -17,9 +17,9 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.work import lose_redis
 from worker import deletion
-from worker.deletion import delete_user
 from worker.main import create_worker
 from worker.reconcile import reconcile
+from worker.user_deletion import delete_user
 
 MOMENT = "2025-01-01T00:00:00.000000Z"
 SETTLE_S = 0.2
@@ -130,7 +130,7 @@ class Obstacles(Dynamo):
 def obstructed(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Obstacles:
     """Puts obstacles before the repositories of these resources."""
     obstacles = Obstacles(resources.dynamo)
-    for repository in (resources.deletions, resources.reports, resources.idempotency):
+    for repository in (resources.user_deletions, resources.reports, resources.idempotency):
         monkeypatch.setattr(repository, "_dynamo", obstacles)
     return obstacles
 
@@ -144,7 +144,7 @@ async def test_a_worker_removes_all_of_a_user(
     await mark(resources, leaver)
     await work(settings)
     assert await rows_of(resources, leaver) == []
-    assert await resources.deletions.list_marked() == []
+    assert await resources.user_deletions.list_marked() == []
     reports, _ = await resources.reports.list_reports(stays, limit=100)
     assert len(reports) == 40
     assert await rows_of(resources, stays) == ["users", "reports", "idempotency"]
@@ -180,7 +180,7 @@ async def test_a_deletion_goes_on_where_it_broke_off(
             return
         with pytest.raises(BeingDeleted):
             await add_report(resources, leaver)
-        assert leaver in await resources.deletions.list_marked()
+        assert leaver in await resources.user_deletions.list_marked()
         async with asyncio.timeout(30):
             while await rows_of(resources, leaver):  # until the lease of the dead one has ended
                 assert await reconcile(resources) >= 1

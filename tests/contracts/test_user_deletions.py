@@ -14,9 +14,9 @@ from core.dynamo.wire import AttributeValue
 from core.errors import InFlight, LeaseLost, NotFound, Unavailable
 from core.models import Report, User
 from core.repositories import transactions
-from core.repositories.deletions import REMOVALS_MAX, Deletion, DeletionRepository
 from core.repositories.idempotency import Claim, IdempotencyRepository, StoredResult, completion
 from core.repositories.reports import ReportRepository
+from core.repositories.user_deletions import REMOVALS_MAX, UserDeletion, UserDeletionRepository
 from core.repositories.users import UserRepository
 from core.results import DeletedReport
 from core.settings import Settings
@@ -27,16 +27,16 @@ STORED = StoredResult(RESULT, "json")
 
 
 @pytest.fixture
-def deletions(dynamo: Dynamo, settings: Settings) -> DeletionRepository:
+def deletions(dynamo: Dynamo, settings: Settings) -> UserDeletionRepository:
     """The repository under test."""
-    return DeletionRepository(dynamo, settings)
+    return UserDeletionRepository(dynamo, settings)
 
 
 @pytest.fixture
-def short(dynamo: Dynamo, settings: Settings) -> DeletionRepository:
+def short(dynamo: Dynamo, settings: Settings) -> UserDeletionRepository:
     """The same, with leases that have ended once they are there."""
     building = msgspec.structs.replace(settings.building, lease_s=0.001)
-    return DeletionRepository(dynamo, msgspec.structs.replace(settings, building=building))
+    return UserDeletionRepository(dynamo, msgspec.structs.replace(settings, building=building))
 
 
 @pytest.fixture
@@ -60,14 +60,14 @@ async def marked(users: UserRepository) -> str:
     return user.user_id
 
 
-async def claimed(deletions: DeletionRepository, user_id: str) -> Deletion:
+async def claimed(deletions: UserDeletionRepository, user_id: str) -> UserDeletion:
     """A claim that must succeed."""
     deletion = await deletions.claim(user_id)
     assert deletion is not None
     return deletion
 
 
-async def removed(deletions: DeletionRepository, deletion: Deletion, removals: Any) -> int:
+async def removed(deletions: UserDeletionRepository, deletion: UserDeletion, removals: Any) -> int:
     """Removes all that is found; the number of rows."""
     rows = 0
     async for parts in removals:
@@ -76,7 +76,7 @@ async def removed(deletions: DeletionRepository, deletion: Deletion, removals: A
     return rows
 
 
-async def test_one_worker_has_a_deletion(deletions: DeletionRepository, marked: str) -> None:
+async def test_one_worker_has_a_deletion(deletions: UserDeletionRepository, marked: str) -> None:
     """Of several at once one claims it; another may once it is given back."""
     made = await asyncio.gather(*(deletions.claim(marked) for _ in range(5)))
     [first] = [deletion for deletion in made if deletion is not None]
@@ -91,8 +91,8 @@ async def test_one_worker_has_a_deletion(deletions: DeletionRepository, marked: 
 
 
 async def test_a_lease_that_ran_out_is_taken_over(
-    deletions: DeletionRepository,
-    short: DeletionRepository,
+    deletions: UserDeletionRepository,
+    short: UserDeletionRepository,
     reports: ReportRepository,
     users: UserRepository,
     marked: str,
@@ -104,7 +104,7 @@ async def test_a_lease_that_ran_out_is_taken_over(
     await reports.create_report(msgspec.structs.replace(report, user_id=other))
     await users.mark_user(other, MOMENT)
     first = await claimed(short, other)
-    second: Deletion | None = None
+    second: UserDeletion | None = None
     async with asyncio.timeout(10):
         while second is None:
             second = await deletions.claim(other)
@@ -125,7 +125,7 @@ async def test_a_lease_that_ran_out_is_taken_over(
 
 @pytest.mark.parametrize("marked_again", [False, True])
 async def test_a_claim_is_of_one_mark(
-    deletions: DeletionRepository,
+    deletions: UserDeletionRepository,
     reports: ReportRepository,
     users: UserRepository,
     marked: str,
@@ -154,7 +154,7 @@ async def test_a_claim_is_of_one_mark(
 
 
 async def test_without_a_profile_nothing_is_removed(
-    deletions: DeletionRepository, reports: ReportRepository, marked: str
+    deletions: UserDeletionRepository, reports: ReportRepository, marked: str
 ) -> None:
     """Reports may be written as soon as the profile is gone, before there is another one."""
     first = await claimed(deletions, marked)
@@ -167,13 +167,13 @@ async def test_without_a_profile_nothing_is_removed(
 
 
 async def test_who_is_not_marked_is_not_claimed(
-    deletions: DeletionRepository,
+    deletions: UserDeletionRepository,
     users: UserRepository,
     dynamo: Dynamo,
     settings: Settings,
     marked: str,
 ) -> None:
-    """A note that is left of a mark goes; the user stays."""
+    """A pending entry that is left of a mark goes; the user stays."""
     await deletions.finish(await claimed(deletions, marked))
     await users.create_user(User(marked, MOMENT, MOMENT))
     note = {**key(caller="k9/user-deletions", key=marked), "marked_at": {"S": MOMENT}}
@@ -188,7 +188,7 @@ async def test_who_is_not_marked_is_not_claimed(
 
 
 async def test_a_mark_of_an_older_version_is_taken_over(
-    deletions: DeletionRepository,
+    deletions: UserDeletionRepository,
     users: UserRepository,
     dynamo: Dynamo,
     settings: Settings,
@@ -216,7 +216,7 @@ async def test_a_mark_of_an_older_version_is_taken_over(
 
 
 async def test_marks_are_listed_to_their_end(
-    deletions: DeletionRepository, users: UserRepository
+    deletions: UserDeletionRepository, users: UserRepository
 ) -> None:
     """Many at once."""
     ids = [f"{uuid4().hex}-{'x' * 500}" for _ in range(60)]
@@ -227,7 +227,7 @@ async def test_marks_are_listed_to_their_end(
 
 
 async def test_all_reports_of_a_user_are_removed(
-    deletions: DeletionRepository, reports: ReportRepository, users: UserRepository
+    deletions: UserDeletionRepository, reports: ReportRepository, users: UserRepository
 ) -> None:
     """More than one transaction of them, however large, and nobody else's."""
     owner, other = uuid4().hex, uuid4().hex
@@ -248,7 +248,7 @@ async def test_all_reports_of_a_user_are_removed(
 
 
 async def test_a_row_that_is_another_users_by_now_stays(
-    deletions: DeletionRepository,
+    deletions: UserDeletionRepository,
     reports: ReportRepository,
     dynamo: Dynamo,
     settings: Settings,
@@ -274,7 +274,7 @@ async def test_a_row_that_is_another_users_by_now_stays(
 
 
 async def test_a_caller_is_forgotten_but_for_lasting_answers(
-    deletions: DeletionRepository, records: IdempotencyRepository, dynamo: Dynamo, marked: str
+    deletions: UserDeletionRepository, records: IdempotencyRepository, dynamo: Dynamo, marked: str
 ) -> None:
     """Nobody else's records go; a claim in flight then completes nothing."""
     caller, other = f"user/{marked}", f"user/{uuid4().hex}"

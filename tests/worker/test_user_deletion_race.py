@@ -19,7 +19,7 @@ from core.settings import Settings
 from tests.worker.test_deletion import MOMENT, add_report
 from worker import deletion
 from worker.background import Background
-from worker.deletion import delete_user
+from worker.user_deletion import delete_user
 
 LEASE_S = 0.3
 RESULT = DeletedReport()
@@ -72,7 +72,7 @@ async def slow_worker(
     """The resources of a worker that stands still before one of its calls."""
     async with open_resources(settings) as opened:
         paused = Paused(opened.dynamo, pause_at)
-        for repository in (opened.deletions, opened.reports, opened.idempotency):
+        for repository in (opened.user_deletions, opened.reports, opened.idempotency):
             monkeypatch.setattr(repository, "_dynamo", paused)
         yield opened, paused
 
@@ -150,7 +150,7 @@ async def test_a_worker_that_stops_gives_a_deletion_back(
         background.start("delete", lambda: delete_user(slow, user_id))
         async with asyncio.timeout(30):
             await paused.paused.wait()
-        assert await resources.deletions.claim(user_id) is None
+        assert await resources.user_deletions.claim(user_id) is None
         await background.close()
     await delete_user(resources, user_id)
     with pytest.raises(NotFound):
