@@ -10,8 +10,8 @@ is held to that.
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 from uuid import uuid4
@@ -95,19 +95,16 @@ class VersionStore:
         objects: Objects,
         environment: str,
         cache_dir: Path,
-        names_of: Callable[[Manifest], tuple[str, ...]] = mapped_files,
         spares: int = 1,
     ) -> None:
-        """A store whose local copies have the files that `names_of` gives.
+        """A store that caches the current version of each model version, and earlier ones.
 
-        Besides the current version of a model version so many earlier ones stay on the disk.
-        `cache_dir` may be shared by several environments.
+        `spares` is the number of earlier ones; environments may share `cache_dir`.
         """
         self._objects = objects
         self._cache_dir = names.directory_of(cache_dir, environment) / "versions"
         self._early_dir = cache_dir / "versions"
         """Where releases up to 23e14f8 have their copies, whatever the environment."""
-        self._names_of = names_of
         self._spares = spares
 
     async def upload(
@@ -192,11 +189,37 @@ class VersionStore:
             Unavailable: S3 did not answer in time.
         """
         directory = self.directory(record)
+        incoming = directory.with_name(f".{directory.name}.{uuid4().hex}")
         try:
-            return directory, await self._download(record, directory)
+            manifest = await self.fetch(record, incoming)
+            (incoming / RECORD).write_bytes(msgspec.json.encode(record))
+            cache.move_into_place(incoming, directory)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, incoming, ignore_errors=True)
+        return directory, manifest
+
+    async def fetch(
+        self, record: VersionRecord, directory: Path, only: Sequence[str] = ()
+    ) -> Manifest:
+        """Downloads and verifies the manifest and files of a version, into a new directory.
+
+        These are the files that serving maps, or `only` the named ones.
+
+        Raises:
+            Corrupt: the version in S3 is not the one that was published.
+            NotFound: it is not in S3.
+            Unavailable: S3 did not answer in time.
+        """
+        try:
+            raw = await self._manifest(record)
+            manifest = record.check(raw)
+            await asyncio.to_thread(directory.mkdir, parents=True)
+            await self._get_files(record, manifest, only or mapped_files(manifest), directory)
         except Corrupt as error:
             _refused(record, "s3", error)
             raise
+        (directory / MANIFEST).write_bytes(raw)
+        return manifest
 
     async def remembered(self, model: Model) -> VersionRecord:
         """What the builds table said of the current version when it was put on this disk."""
@@ -256,32 +279,26 @@ class VersionStore:
         """Removes the local copies of a model version that are not leased; whether none is left."""
         return await asyncio.to_thread(cache.clear, self._cache_dir / model_version)
 
-    async def _download(self, record: VersionRecord, directory: Path) -> Manifest:
-        raw = await self._manifest(record)
-        manifest = record.check(raw)
-        incoming = directory.with_name(f".{directory.name}.{uuid4().hex}")
-        incoming.mkdir(parents=True)
+    async def _manifest(self, record: VersionRecord) -> bytes:
+        with _named(MANIFEST, record):
+            return await self._objects.get_bytes(record.prefix + MANIFEST, _MANIFEST_BYTES_MAX)
+
+    async def _get_files(
+        self, record: VersionRecord, manifest: Manifest, wanted: Sequence[str], directory: Path
+    ) -> None:
+        async def get(name: str) -> None:
+            key, info = record.prefix + name, manifest.files[name]
+            with _named(name, record):
+                await self._objects.get_to_file(
+                    key, directory / name, sha256_hex=info.sha256, size=info.bytes
+                )
+
         try:
             async with asyncio.TaskGroup() as group:
-                for name in self._names_of(manifest):
-                    group.create_task(
-                        self._fetch(record.prefix + name, incoming / name, manifest.files[name])
-                    )
-            (incoming / RECORD).write_bytes(msgspec.json.encode(record))
-            (incoming / MANIFEST).write_bytes(raw)
-            cache.move_into_place(incoming, directory)
-        except ExceptionGroup as group_error:
-            raise group_error.exceptions[0] from None
-        finally:
-            await asyncio.to_thread(shutil.rmtree, incoming, ignore_errors=True)
-        return manifest
-
-    async def _manifest(self, record: VersionRecord) -> bytes:
-        key = record.prefix + MANIFEST
-        try:
-            return await self._objects.get_bytes(key, _MANIFEST_BYTES_MAX)
-        except Corrupt as error:  # callers are shown the file's name, not its key
-            raise Corrupt(str(error).replace(key, MANIFEST), MANIFEST) from error
+                for name in wanted:
+                    group.create_task(get(name))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     def _verified(self, directory: Path, record: VersionRecord) -> tuple[Path, Manifest] | None:
         if record.manifest is not None:  # what it is does not depend on who put it there
@@ -290,7 +307,7 @@ class VersionStore:
         if not directory.exists():
             return None
         manifest = record.check((directory / MANIFEST).read_bytes())
-        verify_files(directory, manifest, self._names_of(manifest))
+        verify_files(directory, manifest, mapped_files(manifest))
         if record.manifest is not None and self._remembered(record) != record:
             with suppress(OSError):  # without it a start without DynamoDB compares with nothing
                 files.write_atomically(directory / RECORD, msgspec.json.encode(record))
@@ -307,11 +324,14 @@ class VersionStore:
         same = msgspec.structs.replace(unread, prefix=found.prefix, manifest=found.manifest)
         return found if same == found else unread
 
-    async def _fetch(self, key: str, path: Path, entry: FileInfo) -> None:
-        try:
-            await self._objects.get_to_file(key, path, sha256_hex=entry.sha256, size=entry.bytes)
-        except Corrupt as error:
-            raise Corrupt(str(error).replace(key, path.name), path.name) from error
+
+@contextmanager
+def _named(file: str, record: VersionRecord) -> Iterator[None]:
+    """Has an error of an object name the file, not its key in the bucket."""
+    try:
+        yield
+    except Corrupt as error:
+        raise Corrupt(str(error).replace(record.prefix + file, file), file) from error
 
 
 def _refused(record: VersionRecord, where: str, error: Exception) -> None:

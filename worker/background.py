@@ -10,7 +10,7 @@ _TASKS_MAX = 64
 
 _log = telemetry.logger(__name__)
 
-Work = Callable[[], Coroutine[Any, Any, None]]
+Work = Callable[[], Coroutine[Any, Any, object]]
 
 
 class Background:

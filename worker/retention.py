@@ -49,8 +49,8 @@ async def apply_retention(resources: Resources, model_version: str) -> Retention
     stored = await stored_builds(resources, model_version)
     model = await resources.models.get_model(model_version)
     kept = {build.build_id: build for build in await _kept_builds(resources, model)}
-    for build in kept.values():
-        await resources.promotions.keep(build)
+    for latest in kept.values():
+        await resources.promotions.keep(latest)
     removed, retired = 0, False
     for build_id, attempts in stored.items():
         build = kept.get(build_id) or await _find_build(resources, build_id)

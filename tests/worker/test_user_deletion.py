@@ -16,7 +16,7 @@ from core.repositories.idempotency import Claim
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.work import lose_redis
-from worker import deletion
+from worker import user_deletion
 from worker.main import create_worker
 from worker.reconcile import reconcile
 from worker.user_deletion import delete_user
@@ -29,7 +29,7 @@ LEASE_S = 0.5
 @pytest.fixture
 def settings(stack_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The stack's settings, with an index that settles soon and leases that end soon."""
-    monkeypatch.setattr(deletion, "_LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(user_deletion, "_POLL_S", 0.05)
     return msgspec.structs.replace(
         stack_settings,
         records=msgspec.structs.replace(stack_settings.records, deletion_settle_s=SETTLE_S),
@@ -159,7 +159,9 @@ async def test_reports_that_the_index_shows_late_go_too(
     obstacles.hidden = {report.id for report in late}
     await resources.user_service.request_deletion(leaver)
     # The time that an index may take is over when it has shown all, however busy the machine is.
-    monkeypatch.setattr(deletion, "monotonic", lambda: 0.0 if obstacles.hidden else 2 * SETTLE_S)
+    monkeypatch.setattr(
+        user_deletion, "monotonic", lambda: 0.0 if obstacles.hidden else 2 * SETTLE_S
+    )
     await delete_user(resources, leaver)
     assert await rows_of(resources, leaver) == []
 

@@ -16,8 +16,8 @@ from core.repositories.idempotency import Claim, StoredResult
 from core.resources import Resources, open_resources
 from core.results import DeletedReport
 from core.settings import Settings
-from tests.worker.test_deletion import MOMENT, add_report
-from worker import deletion
+from tests.worker.test_user_deletion import MOMENT, add_report
+from worker import user_deletion
 from worker.background import Background
 from worker.user_deletion import delete_user
 
@@ -50,7 +50,7 @@ class Paused(Dynamo):
 @pytest.fixture
 def settings(stack_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The stack's settings, with an index that settles soon and leases that end soon."""
-    monkeypatch.setattr(deletion, "_LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(user_deletion, "_POLL_S", 0.05)
     return msgspec.structs.replace(
         stack_settings,
         records=msgspec.structs.replace(stack_settings.records, deletion_settle_s=0.1),

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -12,7 +11,6 @@ import msgspec
 
 from core import telemetry
 from core.errors import Corrupt, NotFound
-from core.index.cache import leased
 from core.index.files import IDS, NEIGHBORS
 from core.index.manifest import FORMAT, FORMAT_NEAR_COPIES, FileInfo, Manifest, RecentRows
 from core.index.rows import RowWriter
@@ -21,14 +19,12 @@ from core.models import Build, Model, Progress, ProgressCallback, now, timestamp
 from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from core.vectors.parameters import IndexLimits
-from core.versions import VersionRecord, VersionStore
+from core.versions import VersionRecord
 from worker.building.costs import BuildCosts
 from worker.building.launcher import run_build_process, thread_count
 from worker.building.protocol import BuildOutput, BuildSpec, PreviousVersion
 from worker.building.pull_digest import PullDigest
 
-_CACHE: Final = "previous"
-"""The folder in the work directory for the versions that new ones are compared with."""
 _TOMBSTONES_MAX: Final = 100_000
 """Remembered in one pull; the next one meets the others again."""
 
@@ -149,8 +145,7 @@ class VersionBuilder:
             BuildFailed: the build cannot succeed as requested.
             BuildProcessCrashed: the process ended without a result.
         """
-        async with self._current_version() as current:
-            return await self.build(pulled, current)
+        return await self.build(pulled, await self._fetch_current())
 
     def manifest(
         self,
@@ -165,33 +160,22 @@ class VersionBuilder:
         cost = self._costs.total(built.output.usage, s3_requests, size)
         return msgspec.structs.replace(manifest, cost=cost)
 
-    @asynccontextmanager
-    async def _current_version(self) -> AsyncIterator[PreviousVersion | None]:
-        """A local copy of the current version, leased; None when there is none to compare with."""
-        environment = self._resources.settings.environment
-        cache_dir = self._settings.work_dir / _CACHE
-        store = VersionStore(self._resources.objects, environment, cache_dir, _compared, spares=0)
-        cached = await self._cached(store)
-        if cached is None:
-            yield None
-            return
-        record, directory = cached
-        with leased(directory):
-            yield PreviousVersion(str(directory), record.build_id)
-        await store.prune(record)
-
-    async def _cached(self, store: VersionStore) -> tuple[VersionRecord, Path] | None:
+    async def _fetch_current(self) -> PreviousVersion | None:
+        """Downloads the current version to compare with; None if there is none."""
         build_id = self._model.current_build_id
         if build_id is None:
             return None
+        directory = self._directory / "previous"
         try:
             record = VersionRecord.of(await self._resources.builds.get_build(build_id))
-            directory, manifest = await store.ensure(record)
+            files = (IDS, NEIGHBORS)
+            manifest = await self._resources.versions.fetch(record, directory, files)
         except (NotFound, Corrupt) as error:
             # Its files can be built again, perhaps by this build; there is nothing to compare now.
             _log.warning("current version not available", build_id=build_id, reason=str(error))
             return None
-        return (record, directory) if manifest.data == self._model.data else None
+        same_data = manifest.data == self._model.data
+        return PreviousVersion(str(directory), build_id) if same_data else None
 
 
 def assemble_manifest(
@@ -226,7 +210,3 @@ def assemble_manifest(
         generation=model.generation,
         format=FORMAT_NEAR_COPIES if output.index.near_copies else FORMAT,
     )
-
-
-def _compared(manifest: Manifest) -> tuple[str, ...]:
-    return tuple(name for name in (IDS, NEIGHBORS) if name in manifest.files)

@@ -105,27 +105,21 @@ def rig(opened: Resources, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return Rig(opened, monkeypatch)
 
 
-async def test_rounds_go_on_while_something_waits(
-    opened: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rounds_go_on_while_something_waits(rig: Rig) -> None:
     """Each that leaves something is followed by another; the one that leaves nothing by none."""
     rig.versions.waiting = 3
     rig.collector.request("m")
     await rig.until(4)
 
 
-async def test_a_round_that_failed_is_made_again(
-    opened: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_round_that_failed_is_made_again(rig: Rig) -> None:
     """Removing waits for S3 to be back, not for the next build."""
     rig.versions.errors = [Unavailable("S3 is away")]
     rig.collector.request("m")
     await rig.until(2)
 
 
-async def test_what_is_published_during_a_round_has_one_of_its_own(
-    opened: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_published_during_a_round_has_one_of_its_own(rig: Rig) -> None:
     """With its tombstones; the one under way may have looked before it was there."""
     rig.versions.free.clear()
     old, late = Tombstone("a", "2024"), Tombstone("b", "2024")
@@ -139,9 +133,7 @@ async def test_what_is_published_during_a_round_has_one_of_its_own(
     await rig.background.close()
 
 
-async def test_what_is_published_while_others_wait_is_collected_at_once(
-    opened: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_published_while_others_wait_is_collected_at_once(rig: Rig) -> None:
     """And the end of its grace time is waited for as well."""
     rig.versions.waiting = 2
     rig.collector.request("m")
@@ -152,9 +144,7 @@ async def test_what_is_published_while_others_wait_is_collected_at_once(
     await rig.until(3)
 
 
-async def test_tombstones_that_a_kept_version_needs_stay(
-    opened: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_tombstones_that_a_kept_version_needs_stay(rig: Rig) -> None:
     """Those of after the oldest kept version's rows were read."""
     gone, needed = Tombstone("a", "2024"), Tombstone("b", "2026")
     rig.collector.request("m", (gone, needed))
