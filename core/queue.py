@@ -87,13 +87,9 @@ class BuildQueue:
         """
         return await self._enqueue(BUILD_JOB, BuildJob(build_id, fence), build_id, fence)
 
-    async def enqueue_deletion(self, user_id: str, attempt: int = 0) -> bool:
-        """Enqueues the removal of a user. False when Redis did not take it.
-
-        `attempt` is part of the job's id: a reconciler counts up, since a killed worker's id stays
-        blocked.
-        """
-        return await self._enqueue(DELETION_JOB, DeletionJob(user_id), "delete", user_id, attempt)
+    async def enqueue_deletion(self, user_id: str) -> bool:
+        """Enqueues the deletion of a user. False when Redis did not take it."""
+        return await self._enqueue(DELETION_JOB, DeletionJob(user_id), "delete", user_id, 0)
 
     async def _enqueue(self, job: str, payload: msgspec.Struct, *parts: object) -> bool:
         job_id = names.job_id(self._environment, *parts)

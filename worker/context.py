@@ -27,8 +27,6 @@ class WorkerContext:
     resources: Resources
     runner: BuildRunner
     background: Background
-    name: str
-    """Host and process id, for the log only."""
 
 
 def context_of(ctx: dict[Any, Any]) -> WorkerContext:
@@ -60,7 +58,7 @@ async def open_context(
         )
         _log.info("worker started", worker=name, environment=settings.environment, swept=swept)
         try:
-            yield WorkerContext(resources, runner, background, name)
+            yield WorkerContext(resources, runner, background)
         finally:
             rounds.cancel()
             await asyncio.gather(rounds, return_exceptions=True)

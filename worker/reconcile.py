@@ -5,12 +5,14 @@ worker claims builds from the table itself.
 """
 
 import asyncio
+import contextlib
 import random
 import time
+from functools import partial
 
 from core import telemetry
 from core.errors import K9Error
-from core.models import Build, Model, now, parse_timestamp
+from core.models import Build, now, parse_timestamp
 from core.queue import BuildJob
 from core.resources import Resources
 from worker.background import Background
@@ -23,9 +25,7 @@ _ROUNDS_UNCLAIMED = 3
 _log = telemetry.logger(__name__)
 
 
-async def reconcile(
-    resources: Resources, runner: BuildRunner | None = None, background: Background | None = None
-) -> int:
+async def reconcile(resources: Resources, runner: BuildRunner, background: Background) -> int:
     """One round; returns the number of builds and deletions that wait for a worker.
 
     Enqueuing a build twice is harmless: its job id includes the fence, and only one claim succeeds.
@@ -40,7 +40,7 @@ async def reconcile(
             # A worker that dies between job and claim leaves the job id in use for as long as the
             # longest job: a build that waits for long is claimed without one.
             unclaimed = not enqueued or _waiting_s(build) > _ROUNDS_UNCLAIMED * every_s
-            if unclaimed and runner is not None and runner.free_slots:
+            if unclaimed and runner.free_slots:
                 await runner.start(BuildJob(build.build_id, build.fence))
         except Exception:  # noqa: BLE001 - one build must not keep the others from being started
             _log.exception("open build skipped", build_id=build.build_id)
@@ -48,14 +48,11 @@ async def reconcile(
     users = await resources.user_deletions.list_marked()
     # Shuffled, so that the workers, each with room for some, do not all start with the same users.
     for user_id in random.sample(users, len(users)):
-        if background is None:
-            await resources.queue.enqueue_deletion(user_id, int(time.time()) // 60)
-        else:
-            start_user_deletion(resources, background, user_id)
+        start_user_deletion(resources, background, user_id)
     models = [model for model in await resources.models.list_models() if model.deleting_at]
-    if background is not None:
-        for model in models:
-            _start_model_deletion(resources, background, model)
+    for model in models:
+        name = f"delete-model/{model.model_version}"
+        background.start(name, partial(delete_model, resources, model))
     return len(waiting) + len(users) + len(models)
 
 
@@ -76,21 +73,14 @@ async def reconcile_forever(
         if await resources.queue.ping():
             await asyncio.sleep(pause_s)
             continue
-        try:  # without Redis, look for work as soon as a slot is free
+        with contextlib.suppress(TimeoutError):  # without Redis, look for work once a slot is free
             async with asyncio.timeout(pause_s):
                 await runner.slot_freed.wait()
-        except TimeoutError:
-            continue
 
 
 def start_user_deletion(resources: Resources, background: Background, user_id: str) -> None:
     """Deletes a user in the background, unless this process already does."""
-    background.start(f"delete/{user_id}", lambda: delete_user(resources, user_id))
-
-
-def _start_model_deletion(resources: Resources, background: Background, model: Model) -> None:
-    """Deletes a model version in the background, unless this process already does."""
-    background.start(f"delete-model/{model.model_version}", lambda: delete_model(resources, model))
+    background.start(f"delete/{user_id}", partial(delete_user, resources, user_id))
 
 
 def _waiting_s(build: Build) -> float:
@@ -101,6 +91,7 @@ def _waiting_s(build: Build) -> float:
 
 
 def _is_waiting(build: Build) -> bool:
-    if build.status == "queued":
-        return True
-    return build.status == "running" and build.lease_until_ms < time.time_ns() // 1_000_000
+    """Whether it is queued, or its lease has expired."""
+    return build.status == "queued" or (
+        build.status == "running" and build.lease_until_ms < time.time_ns() // 1_000_000
+    )

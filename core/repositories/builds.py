@@ -320,21 +320,16 @@ class BuildRepository:
             Update(remove=("open_build_id",)),
             equals("open_build_id", build.build_id),
         )
-        try:
-            await transactions.transact(self._dynamo, part, freed, *further)
-        except TransactionFailed as failed:
-            if refused(failed, _BUILD):
-                raise ConditionFailed from None
-            if not refused(failed, _MODEL):
-                raise lost() from None
-        else:
-            return
-        try:
-            await transactions.transact(self._dynamo, part, *further)
-        except TransactionFailed as failed:
-            if refused(failed, _BUILD):
-                raise ConditionFailed from None
-            raise lost() from None
+        for parts in ((part, freed), (part,)):
+            try:
+                await transactions.transact(self._dynamo, *parts, *further)
+            except TransactionFailed as failed:
+                if refused(failed, _BUILD):
+                    raise ConditionFailed from None
+                if freed not in parts or not refused(failed, _MODEL):
+                    raise lost() from None
+            else:
+                return
 
     async def _already_open(
         self, before: Model, parameters: BuildParameters, *, automatic: bool

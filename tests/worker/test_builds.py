@@ -12,8 +12,7 @@ from core.models import BuildParameters, now, timestamp
 from core.repositories.embedding_rows import live_row
 from core.resources import Resources
 from core.settings import Settings
-from tests.worker.work import build, current, lose_redis, store, work
-from worker.reconcile import reconcile
+from tests.worker.work import build, current, lose_redis, reconciled, store, work
 
 
 async def test_a_build_is_published_and_can_be_served(
@@ -139,7 +138,7 @@ async def test_a_lost_message_is_made_good(resources: Resources, model_version: 
     await lose_redis(resources)
     await work(resources.settings)
     assert (await resources.builds.get_build(opened.build_id)).status == "queued"
-    assert await reconcile(resources) >= 1
+    assert await reconciled(resources) >= 1
     await work(resources.settings)
     assert (await resources.builds.get_build(opened.build_id)).status == "published"
 
@@ -161,7 +160,7 @@ async def test_a_child_that_crashes_is_tried_again_and_then_fails(
         if ended.status == "running":
             assert ended.error is not None
             assert "killed" in ended.error
-            while await reconcile(resources) == 0:  # noqa: ASYNC110 - the table has no event
+            while await reconciled(resources) == 0:  # noqa: ASYNC110 - the table has no event
                 await asyncio.sleep(0.05)
     ended = await resources.builds.get_build(opened.build_id)
     assert (ended.status, ended.fence) == ("failed", settings.building.build_attempts_max)

@@ -16,9 +16,8 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.processes import until
 from tests.worker.test_durability import is_heavy, requested, worker
-from tests.worker.work import build, store
+from tests.worker.work import build, reconciled, store
 from worker.model_deletion import delete_model
-from worker.reconcile import reconcile
 
 LEASE_S = 0.3
 
@@ -259,6 +258,6 @@ async def test_every_worker_looks_for_marked_models(
 ) -> None:
     """Through the table alone: no message is needed, and none is sent."""
     await store(resources, model_version, 2)
-    before = await reconcile(resources)
+    before = await reconciled(resources)
     await marked(resources, model_version)
-    assert await reconcile(resources) == before + 1
+    assert await reconciled(resources) == before + 1

@@ -18,7 +18,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.processes import until
 from tests.worker.test_durability import has_ended, hurried, published_once, requested, worker
-from tests.worker.work import lose_redis, work
+from tests.worker.work import lose_redis, reconciled, work
 from worker.background import Background
 from worker.building.runner import BuildRunner
 from worker.context import open_context
@@ -68,7 +68,7 @@ async def test_a_reclaimed_build_has_a_job_of_its_own(
     await taken_by_the_dead(resources, build_id, 0)
     await resources.builds.claim(build_id, 0, lease_s=0.001)
     await asyncio.sleep(0.05)
-    await reconcile(resources)
+    await reconciled(resources)
     await work(settings)
     assert (await published_once(resources, model_version, build_id)).fence == 2
 
@@ -85,7 +85,7 @@ async def test_who_is_never_heard_is_taken_without_a_hint(
         fence = 0
         async with asyncio.timeout(30):
             while not fence:
-                await reconcile(resources, runner)
+                await reconcile(resources, runner, Background())
                 fence = (await resources.builds.get_build(build_id)).fence
                 await asyncio.sleep(0.05)
         assert time.monotonic() - asked > 0.2
@@ -99,7 +99,7 @@ async def test_a_build_that_waits_is_hinted_first(resources: Resources, model_ve
     build_id = await requested(resources, model_version)
     await lose_redis(resources)
     runner = BuildRunner(resources, Background())
-    await reconcile(resources, runner)
+    await reconcile(resources, runner, Background())
     assert await waits_in_queue(resources, build_id)
     assert (await resources.builds.get_build(build_id)).status == "queued"
     await runner.close()
@@ -141,7 +141,7 @@ async def test_a_build_that_cannot_be_reckoned_with_stops_no_hint(
     await rewrite(resources, "builds", {"build_id": bad[0]}, requested_at="0 is no time")
     await rewrite(resources, "builds", {"build_id": bad[1]}, status="paused")
     await lose_redis(resources)
-    await reconcile(resources)
+    await reconciled(resources)
     assert await waits_in_queue(resources, good)
 
 
@@ -203,7 +203,7 @@ async def test_a_claim_under_way_when_the_worker_stops_is_given_back(
     assert await resources.builds.get_build(build_id) == given
     monkeypatch.undo()
     await lose_redis(resources)
-    await reconcile(resources)
+    await reconciled(resources)
     await work(settings)
     assert (await published_once(resources, model_version, build_id)).fence == 2
 

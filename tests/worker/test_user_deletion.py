@@ -15,10 +15,9 @@ from core.models import Report, User, now, timestamp
 from core.repositories.idempotency import Claim
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from tests.worker.work import lose_redis
+from tests.worker.work import lose_redis, reconciled
 from worker import user_deletion
 from worker.main import create_worker
-from worker.reconcile import reconcile
 from worker.user_deletion import delete_user
 
 MOMENT = "2025-01-01T00:00:00.000000Z"
@@ -185,7 +184,7 @@ async def test_a_deletion_goes_on_where_it_broke_off(
         assert leaver in await resources.user_deletions.list_marked()
         async with asyncio.timeout(30):
             while await rows_of(resources, leaver):  # until the lease of the dead one has ended
-                assert await reconcile(resources) >= 1
+                assert await reconciled(resources) >= 1
                 await work(settings)
     raise AssertionError("the deletion has no end")
 
@@ -198,7 +197,7 @@ async def test_a_lost_message_is_made_good(
     await lose_redis(resources)
     await work(settings)
     assert await rows_of(resources, leaver)
-    assert await reconcile(resources) >= 1
+    assert await reconciled(resources) >= 1
     await work(settings)
     assert await rows_of(resources, leaver) == []
 

@@ -6,7 +6,10 @@ from core.models import Build, BuildParameters, Model
 from core.resources import Resources
 from core.settings import Settings
 from core.versions import VersionRecord
+from worker.background import Background
+from worker.building.runner import BuildRunner
 from worker.main import create_worker
+from worker.reconcile import reconcile
 
 
 async def store(
@@ -41,6 +44,17 @@ async def work(settings: Settings) -> None:
         await worker.async_run()
     finally:
         await worker.close()
+
+
+async def reconciled(resources: Resources) -> int:
+    """A round of a worker whose slots are all taken; the number of builds and deletions found."""
+    background = Background()
+    runner = BuildRunner(resources, background)
+    await runner.close()
+    try:
+        return await reconcile(resources, runner, background)
+    finally:
+        await background.drain()
 
 
 async def build(

@@ -7,6 +7,7 @@ a worker that outlives its lease, or whose build was cancelled, changes nothing.
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Self
 
 import msgspec
@@ -56,6 +57,7 @@ class BuildAttempt:
         self._published = published
         self._costs = BuildCosts(build)
         self._progress = Progress("pull")
+        self._reported = asyncio.Event()
         self._stage_changed = asyncio.Event()
         work_dir = names.directory_of(self._settings.work_dir, resources.settings.environment)
         self._directory = work_dir / f"{build.build_id}.{build.fence}"
@@ -134,6 +136,7 @@ class BuildAttempt:
         """Written with the next heartbeat; a new stage at once."""
         if progress.stage != self._progress.stage:
             self._stage_changed.set()
+        self._reported.set()
         self._progress = progress
 
     async def _work(self) -> None:
@@ -217,36 +220,27 @@ class BuildAttempt:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._settings.lease_s
-        written = None
         while True:
-            began, progress = loop.time(), self._progress
+            began = loop.time()
+            self._reported.clear()
+            self._stage_changed.clear()
             try:
                 # The client retries patiently: a call that hangs must leave time for another one,
                 # and a call that is slow, behind the pages of a pull, must have time to finish.
                 async with asyncio.timeout_at(min(until, began + self._settings.lease_s / 2)):
-                    await self._resources.builds.beat(self._build, progress)
-                written, until = progress, began + self._settings.lease_s
+                    await self._resources.builds.beat(self._build, self._progress)
+                until = began + self._settings.lease_s
                 self._costs.count_heartbeat()
             except (Unavailable, TimeoutError):
                 if loop.time() >= until:
                     raise LeaseLost("the lease could not be renewed in time") from None
-            await self._next_beat(began, written)
-
-    async def _next_beat(self, began: float, written: Progress | None) -> None:
-        """Waits until the next heartbeat is due: at once for a new stage, sooner for progress."""
-        loop = asyncio.get_running_loop()
-        while (waited := loop.time() - began) < self._settings.heartbeat_s:
-            if waited >= _PROGRESS_EVERY_S and self._progress != written:
-                return
-            self._stage_changed.clear()
-            try:
-                pause_s = min(_PROGRESS_EVERY_S, self._settings.heartbeat_s - waited)
-                async with asyncio.timeout(pause_s):
-                    await self._stage_changed.wait()
-            except TimeoutError:
-                continue
-            else:
-                return
+                self._reported.set()
+            # The next one is due at once for a new stage, and soon for progress.
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(began + self._settings.heartbeat_s):
+                    await self._reported.wait()
+                    async with asyncio.timeout_at(began + _PROGRESS_EVERY_S):
+                        await self._stage_changed.wait()
 
     def _succeed(self) -> None:
         if self._build.verifies is not None:
