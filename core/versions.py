@@ -1,11 +1,10 @@
-"""An index version: immutable files in S3, verified copies of them on the local disk.
+"""Index versions: immutable files in S3, and verified copies of them on the local disk.
 
-In S3 a version is `environments/{environment}/indexes/{model_version}/{build_id}/{fence}/`, its
-manifest put last. The fence is part of the name so that a worker that lost its lease can finish its
-uploads without touching a byte of the version that its successor publishes.
+In S3 a version is `environments/{environment}/indexes/{model_version}/{build_id}/{fence}/`. Its
+manifest is uploaded last. The fence is part of the prefix so that a worker that lost its lease
+cannot touch the version that its successor publishes.
 
-The builds table says where a version's files are and what its manifest is: what S3 or the disk have
-is held to that.
+The builds table has a version's prefix and manifest: files in S3 and on disk are verified by them.
 """
 
 import asyncio
@@ -28,13 +27,13 @@ from core.objects import PART_BYTES, Objects
 
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 RECORD: Final = "record.json"
-"""Beside the files of a cached version: what the builds table said of it."""
+"""Beside the files of a cached version: its `VersionRecord`."""
 
 _log = telemetry.logger(__name__)
 
 
 class VersionRecord(msgspec.Struct, frozen=True):
-    """What is known of a version before any of its files is read."""
+    """A version as the builds table has it, before any of its files is read."""
 
     model_version: str
     build_id: str
@@ -42,11 +41,11 @@ class VersionRecord(msgspec.Struct, frozen=True):
     prefix: str
     """Where its files are in the bucket, with the slash at the end."""
     manifest: dict[str, Any] | None = None
-    """As it was published; None where it is not known, as without the builds table."""
+    """As it was published; None if it is not known, as without the builds table."""
 
     @classmethod
     def of(cls, build: Build) -> Self:
-        """What the builds table says."""
+        """The record of a published build."""
         prefix = build.prefix or names.legacy_version_prefix(
             build.model_version, build.build_id, build.fence
         )
@@ -54,7 +53,7 @@ class VersionRecord(msgspec.Struct, frozen=True):
 
     @classmethod
     def unread(cls, model: Model) -> Self:
-        """The name of the current version, where the builds table has not been asked.
+        """The current version, without having read the builds table.
 
         Raises:
             ValueError: the model version has no current build.
@@ -64,21 +63,21 @@ class VersionRecord(msgspec.Struct, frozen=True):
         return cls(model.model_version, model.current_build_id, model.current_fence, "")
 
     def check(self, raw: bytes) -> Manifest:
-        """The manifest, from its file.
+        """Decodes the manifest file.
 
         Raises:
             Corrupt: it cannot be read, or is not the one that was published.
         """
         manifest = decode_manifest(raw)
         if (manifest.model_version, manifest.build_id) != (self.model_version, self.build_id):
-            raise Corrupt(f"{MANIFEST} is that of another version", MANIFEST)
-        # Without it there is nothing to compare with: the checksums within the version must do.
+            raise Corrupt(f"{MANIFEST} is of another version", MANIFEST)
+        # Without the published one, only the checksums within the version can be verified.
         if self.manifest is not None and contents(raw) != self.manifest:
             raise Corrupt(f"{MANIFEST} is not the one that the builds table has", MANIFEST)
         return manifest
 
     def describes(self, manifest: Manifest) -> bool:
-        """Whether a manifest is the one that was published, as far as this release knows it."""
+        """Whether a manifest is the published one, in the fields that this release knows."""
         if self.manifest is None:
             return True
         try:
@@ -88,7 +87,7 @@ class VersionRecord(msgspec.Struct, frozen=True):
 
 
 class VersionStore:
-    """Publishes versions to S3, and keeps verified copies in the cache directory."""
+    """Uploads versions to S3, and keeps verified copies in the cache directory."""
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class VersionStore:
         self._objects = objects
         self._cache_dir = names.directory_of(cache_dir, environment) / "versions"
         self._early_dir = cache_dir / "versions"
-        """Where releases up to 23e14f8 have their copies, whatever the environment."""
+        """The cache of releases up to 23e14f8, for all environments."""
         self._spares = spares
 
     async def upload(
@@ -134,7 +133,7 @@ class VersionStore:
         await self._objects.put(prefix + MANIFEST, manifest.encode())
 
     async def is_there(self, record: VersionRecord) -> bool:
-        """Whether S3 has a version.
+        """Whether S3 has the version.
 
         Raises:
             Unavailable: S3 did not answer in time.
@@ -146,7 +145,7 @@ class VersionStore:
         return True
 
     async def check(self, record: VersionRecord) -> Manifest:
-        """The manifest of a version, as S3 has it.
+        """The manifest in S3.
 
         Raises:
             Corrupt: it is not the one that was published.
@@ -156,9 +155,7 @@ class VersionStore:
         return record.check(await self._manifest(record))
 
     async def ensure(self, record: VersionRecord) -> tuple[Path, Manifest]:
-        """A verified local directory of a version.
-
-        Takes the cached copy where its checksums hold, else downloads.
+        """A verified local copy of a version: the cached one if it is valid, else a new one.
 
         Raises:
             Corrupt: the version in S3 is not the one that was published.
@@ -168,10 +165,7 @@ class VersionStore:
         return await self.cached(record) or await self.download(record)
 
     async def cached(self, record: VersionRecord) -> tuple[Path, Manifest] | None:
-        """The local copy of a version; None where there is none that holds.
-
-        One that does not hold is removed.
-        """
+        """The local copy of a version; None if there is no valid one. An invalid one is removed."""
         directory = self.directory(record)
         try:
             return await asyncio.to_thread(self._verified, directory, record)
@@ -222,41 +216,41 @@ class VersionStore:
         return manifest
 
     async def remembered(self, model: Model) -> VersionRecord:
-        """What the builds table said of the current version when it was put on this disk."""
+        """The record of the current version, from this disk; incomplete if there is none."""
         return await asyncio.to_thread(self._remembered, VersionRecord.unread(model))
 
     async def spare(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
-        """The latest other version on this disk that holds.
+        """The latest other version on this disk that is valid and of the same data.
 
-        It is of the same data, but may be of a build that is not kept any more.
+        Its build may have been removed.
         """
         current = self.directory(VersionRecord.unread(model))
         for directory in await asyncio.to_thread(cache.others, current):
             build_id, _, fence = directory.name.rpartition(".")
-            then = VersionRecord(model.model_version, build_id, int(fence), "")
-            record = await asyncio.to_thread(self._remembered, then)
+            unread = VersionRecord(model.model_version, build_id, int(fence), "")
+            record = await asyncio.to_thread(self._remembered, unread)
             found = await self.cached(record)
             if found is not None and found[1].data == model.data:
                 return record, *found
         return None
 
     def directory(self, record: VersionRecord) -> Path:
-        """Where the local copy of a version is, or will be."""
+        """The directory of the local copy of a version."""
         return self._cache_dir / record.model_version / f"{record.build_id}.{record.fence}"
 
     async def presign(
         self, record: VersionRecord, name: str, entry: FileInfo, expires_s: int
     ) -> str:
-        """A URL under which one file of a version can be fetched, which is the one published.
+        """A URL that reads one file of a version.
 
         Raises:
-            Corrupt: S3 has another one.
-            NotFound: S3 has none.
+            Corrupt: the file in S3 is not the one that was published.
+            NotFound: it is not in S3.
             Unavailable: S3 did not answer in time.
         """
         found = await self._objects.head(record.prefix + name)
-        # Releases up to 23e14f8 did not note what S3 has of a file: what they gave it to keep must
-        # do, and whoever can write to the bucket can write that.
+        # Releases up to 23e14f8 recorded no S3 checksum, only a digest in the object's metadata,
+        # which whoever can write to the bucket can forge.
         same = (
             found.sha256_hex == entry.sha256
             if entry.s3_checksum is None
@@ -269,14 +263,14 @@ class VersionStore:
         return await self._objects.presign(record.prefix + name, expires_s)
 
     async def prune(self, current: VersionRecord) -> None:
-        """Removes cached versions but the current one, the spare ones, and what is leased."""
+        """Removes cached versions but the current one, the spare ones, and leased ones."""
         directory = self.directory(current)
         await asyncio.to_thread(cache.prune, directory, self._spares)
         early = self._early_dir / current.model_version / directory.name
         await asyncio.to_thread(cache.prune, early, 0)
 
     async def clear(self, model_version: str) -> bool:
-        """Removes the local copies of a model version that are not leased; whether none is left."""
+        """Removes the unleased local copies of a model version; True if none is left."""
         return await asyncio.to_thread(cache.clear, self._cache_dir / model_version)
 
     async def _manifest(self, record: VersionRecord) -> bytes:
@@ -301,7 +295,7 @@ class VersionStore:
             raise errors.exceptions[0] from None
 
     def _verified(self, directory: Path, record: VersionRecord) -> tuple[Path, Manifest] | None:
-        if record.manifest is not None:  # what it is does not depend on who put it there
+        if record.manifest is not None:
             early = self._early_dir / record.model_version / directory.name
             cache.adopt(early, directory)
         if not directory.exists():
@@ -309,12 +303,12 @@ class VersionStore:
         manifest = record.check((directory / MANIFEST).read_bytes())
         verify_files(directory, manifest, mapped_files(manifest))
         if record.manifest is not None and self._remembered(record) != record:
-            with suppress(OSError):  # without it a start without DynamoDB compares with nothing
+            with suppress(OSError):  # it is only needed to start without DynamoDB
                 files.write_atomically(directory / RECORD, msgspec.json.encode(record))
         return directory, manifest
 
     def _remembered(self, record: VersionRecord) -> VersionRecord:
-        """The record on this disk; without one, what is known of a version by its name alone."""
+        """The record on this disk; without one, the version's name alone."""
         unread = msgspec.structs.replace(record, prefix="", manifest=None)
         path = self.directory(record) / RECORD
         try:
@@ -337,7 +331,7 @@ def _named(file: str, record: VersionRecord) -> Iterator[None]:
 def _refused(record: VersionRecord, where: str, error: Exception) -> None:
     telemetry.VERSIONS_REFUSED.labels(where).inc()
     _log.error(
-        "index version refused",
+        "index version rejected",
         model_version=record.model_version,
         build_id=record.build_id,
         fence=record.fence,

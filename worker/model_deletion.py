@@ -17,8 +17,6 @@ from core.repositories.model_deletions import ModelDeletion
 from core.resources import Resources
 from worker.retention import stored_builds
 
-_PAGE = 100
-
 _log = telemetry.logger(__name__)
 
 
@@ -103,12 +101,8 @@ async def _all_builds(resources: Resources, model: Model) -> list[Build]:
             opened = await resources.builds.get_build(model.open_build_id)
             found[opened.build_id] = opened
     found = {key: build for key, build in found.items() if build.model_version == name}
-    position = None
-    while True:
-        page, position = await resources.builds.list_builds(name, limit=_PAGE, position=position)
-        found |= {build.build_id: build for build in page}
-        if position is None:
-            return list(found.values())
+    found |= {build.build_id: build async for build in resources.builds.all_builds(name)}
+    return list(found.values())
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ up to 23e14f8 have no environment in their names: they belong to the bucket's ow
 """
 
 from collections import defaultdict
+from contextlib import aclosing
 from datetime import timedelta
 
 import msgspec
@@ -17,11 +18,8 @@ import msgspec
 from core import names, telemetry
 from core.errors import NotFound
 from core.models import Build, Model, now, parse_timestamp
-from core.repositories.builds import Position
 from core.resources import Resources
 from core.versions import VersionRecord
-
-_PAGE = 20
 
 _log = telemetry.logger(__name__)
 
@@ -78,7 +76,7 @@ async def stored_builds(resources: Resources, model_version: str) -> dict[str, S
     stored: dict[str, StoredBuild] = defaultdict(lambda: defaultdict(list))
     prefixes = [names.versions_prefix(settings.environment, model_version)]
     if names.is_default_bucket(settings.environment, settings.aws.bucket):
-        prefixes.append(names.early_versions_prefix(model_version))
+        prefixes.append(names.legacy_versions_prefix(model_version))
     for prefix in prefixes:
         for key in await resources.objects.list_keys(prefix):
             parts = key.removeprefix(prefix).split("/")
@@ -92,19 +90,18 @@ async def _kept_builds(resources: Resources, model: Model) -> list[Build]:
     """The latest published versions that are not removed, and the current one."""
     limit = resources.settings.building.versions_kept
     latest: list[Build] = []
-    position: Position | None = None
-    while True:
-        page, position = await resources.builds.list_builds(
-            model.model_version, limit=_PAGE, position=position, generation=model.generation
-        )
-        latest += [b for b in page if b.status == "published" and b.removed_at is None]
-        if position is None or len(latest) >= limit:
-            break
-    latest = latest[:limit]
+    async with aclosing(
+        resources.builds.all_builds(model.model_version, model.generation)
+    ) as builds:
+        async for build in builds:
+            if build.status == "published" and build.removed_at is None:
+                latest.append(build)
+            if len(latest) == limit:
+                break
     current = model.current_build_id
     if current is not None and current not in {build.build_id for build in latest}:
-        build = await _find_build(resources, current)
-        latest += [build] if build is not None else []
+        found = await _find_build(resources, current)
+        latest += [found] if found is not None else []
     return latest
 
 

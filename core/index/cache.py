@@ -19,7 +19,7 @@ _ABANDONED_S: Final = 3600.0
 
 @contextmanager
 def leased(directory: Path) -> Iterator[None]:
-    """Keeps a version from being pruned while it is mapped, by any process on this machine."""
+    """Keeps every process on this machine from removing a directory."""
     with file_lock(directory / LEASE, shared=True):
         yield
 
@@ -77,7 +77,7 @@ def prune(current: Path, spares: int) -> None:
 
 
 def clear(directory: Path) -> bool:
-    """Removes the versions of a model version that are not leased; whether none is left."""
+    """Removes the unleased versions of a model version; True if none is left."""
     _remove_abandoned(directory)
     for version in others(directory / "none"):
         with suppress(FileNotFoundError):
@@ -96,7 +96,7 @@ def _remove_abandoned(directory: Path) -> None:
 
 
 def _data(directory: Path) -> tuple[int, int] | None:
-    """Generation and epoch of a version; None where that cannot be read."""
+    """Generation and epoch of a version; None if its manifest cannot be read."""
     try:
         return decode_manifest((directory / MANIFEST).read_bytes()).data
     except (OSError, Corrupt):

@@ -11,7 +11,7 @@ from core.vectors.changes import Changes
 from core.vectors.parameters import IndexInfo, Recall
 
 FORMAT: Final = 1
-"""Raised when older readers could no longer serve a version."""
+"""Increased when earlier releases cannot serve a version."""
 FORMAT_NEAR_COPIES: Final = 2
 """Of a version with near copies, to which readers of format 1 would give wrong scores."""
 MANIFEST: Final = "manifest.json"
@@ -26,7 +26,7 @@ class FileInfo(msgspec.Struct, frozen=True):
     """In hex."""
     bytes: int
     s3_checksum: str | None = None
-    """As S3 has it, in base64; None in what releases up to 23e14f8 have published."""
+    """S3's, in base64; None in versions of releases up to 23e14f8."""
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Counts(msgspec.Struct, frozen=True):
     """In the index."""
     tombstones: int = 0
     quarantined: dict[str, int] = {}
-    """Reason → rows that were left out for it."""
+    """Reason → number of rows left out."""
 
 
 class MatrixInfo(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class MatrixInfo(msgspec.Struct, frozen=True):
     k: int
     exact: bool
     recall: float
-    """1 where it is exact, else measured at k on a sample."""
+    """1 if it is exact, else measured at k on a sample."""
 
 
 class Software(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class RecentRows(msgspec.Struct, frozen=True):
     """Rows changed from this time on."""
     rows: int
     digest: str
-    """Of their ids and times, in hex; the same in any order."""
+    """Of their ids and times, in hex, whatever their order."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -85,22 +85,22 @@ class Manifest(msgspec.Struct, frozen=True):
     recall: Recall
     matrix: MatrixInfo
     files: dict[str, FileInfo]
-    """Name → checksum and size, of every file but this one."""
+    """Name → checksum and size, of every file but the manifest."""
     resident_bytes: int
-    """Of the files that serving maps, when all of them are in memory."""
+    """Size of the files that serving maps into memory."""
     software: Software
     stages: dict[str, float] = {}
     """Stage → seconds."""
     cost: dict[str, Any] = {}
-    """What the pull read and the publishing wrote, filled in by the worker."""
+    """DynamoDB units, S3 requests, processor time and memory of the build."""
     pulled_at: str = ""
-    """When the pull began: rows changed later may be missing, whatever the clocks."""
+    """When the pull began: rows changed later may be missing."""
     recent: RecentRows | None = None
-    """Those that changed between the watermark and the pull; None in earlier releases' versions."""
+    """Those that changed after the watermark; None in versions of earlier releases."""
     changes: Changes | None = None
-    """Against the version that was current then; None where there was none to compare with."""
+    """From the version that was current then; None if there was none to compare with."""
     generation: int = 0
-    """That of the model version; releases up to 23e14f8 wrote none."""
+    """Of the model version; 0 in versions of releases up to 23e14f8."""
     format: Literal[1, 2] = FORMAT
 
     @property
@@ -115,7 +115,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """The inverse of `Manifest.encode`. One that some other program wrote may have no checksum.
+    """The inverse of `Manifest.encode`. Other programs may write manifests without a checksum.
 
     Raises:
         Corrupt: it is no manifest, was changed, or is of an unknown format.
@@ -133,7 +133,7 @@ def contents(data: bytes) -> dict[str, Any]:
     """All fields of a manifest, unknown ones too, without its checksum.
 
     Raises:
-        Corrupt: when it is no JSON object.
+        Corrupt: it is not a JSON object.
     """
     try:
         found = msgspec.json.decode(data, type=dict[str, Any])

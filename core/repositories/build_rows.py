@@ -1,8 +1,8 @@
-"""How a build lies in its table, and the conditions that its writes are held to.
+"""The rows of the builds table, and the conditions of their writes.
 
-A verification is a row of the same table, so that it is claimed, leased and tried again like a
-build; the name of its model version is under another attribute, which keeps it out of the index
-that lists a model version's builds.
+A verification is a row of the same table, so that it is claimed, leased and retried like a build.
+Its model version is under another attribute, which keeps it out of the index of a model version's
+builds.
 """
 
 import secrets
@@ -28,7 +28,7 @@ _log = telemetry.logger(__name__)
 
 
 def new_build_id() -> str:
-    """48 bits of time and 80 of chance, in hex: unique, sorted by age, good in a path."""
+    """48 bits of time and 80 random bits, in hex: unique, sorted by age, safe in a path."""
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
@@ -38,7 +38,7 @@ def milliseconds(seconds_from_now: float) -> int:
 
 
 def open_row(build: Build) -> RequestItem:
-    """The item of a build, or of a verification, that has yet to end."""
+    """The item of an open build or verification."""
     item = {**BUILD_CODEC.encode(build), tables.OPEN: {"S": tables.OPEN_VALUE}}
     if build.verifies is not None:
         item[_VERIFIED_MODEL] = item.pop("model_version")
@@ -46,9 +46,9 @@ def open_row(build: Build) -> RequestItem:
 
 
 def decode(item: Mapping[str, AttributeValue]) -> Build:
-    """The inverse of `open_row`, also of builds that have ended.
+    """The inverse of `open_row`, for ended builds too.
 
-    A newer K9 may have stages that this one does not know: such progress is left out.
+    Progress in a stage that only a later release has is left out.
 
     Raises:
         Corrupt: it cannot be read.
@@ -58,34 +58,33 @@ def decode(item: Mapping[str, AttributeValue]) -> Build:
     try:
         return BUILD_CODEC.decode(item)
     except Corrupt:
-        rest = {name: value for name, value in item.items() if name != _PROGRESS}
-        return BUILD_CODEC.decode(rest)
+        return BUILD_CODEC.decode({k: v for k, v in item.items() if k != _PROGRESS})
 
 
 def decode_all(items: Iterable[Item]) -> list[Build]:
-    """The builds of those rows that can be read: a bad one must not hide the others."""
+    """The builds of the rows that can be read: a corrupt one must not hide the others."""
     builds = []
     for item in items:
         try:
             builds.append(decode(item))
         except Corrupt as error:
             telemetry.BUILDS_UNREADABLE.inc()
-            _log.error("a build cannot be read", build_id=item["build_id"].S, reason=str(error))
+            _log.error("build row not readable", build_id=item["build_id"].S, reason=str(error))
     return builds
 
 
 def ours(build: Build) -> Condition:
-    """The claim is still the one that the build was read under."""
+    """The claim is still the one under which the build was read."""
     return equals("fence", build.fence) & equals("status", "running")
 
 
 def still_open(build: Build) -> Condition:
-    """It has not ended, and was not claimed since it was read."""
+    """It has neither ended nor been claimed since it was read."""
     return equals("fence", build.fence) & one_of("status", OPEN_STATUSES)
 
 
 def row_bytes(item: Any) -> int:
-    """About what DynamoDB counts for an item: names and values."""
+    """Approximately what DynamoDB counts for an item: names and values."""
     return sum(
         len(name) + sum(len(text) for text in value.values() if isinstance(text, str | bytes))
         for name, value in item.items()

@@ -1,7 +1,7 @@
-"""Builds: the table that says which are open, who has claimed them, and what came of them."""
+"""Builds: which are open, which worker has claimed each, and how they ended."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -46,7 +46,8 @@ from core.repositories.models import read_model, same_model
 from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
 
-_BUILD, _MODEL = 0, 1  # where the two rows stand in the transactions that open and end a build
+_PAGE = 20
+_BUILD, _MODEL = 0, 1  # positions of the two rows in the transactions that open and end a build
 
 
 class BuildPosition(msgspec.Struct, frozen=True):
@@ -57,7 +58,7 @@ class BuildPosition(msgspec.Struct, frozen=True):
 
 
 class BuildRepository:
-    """The builds table, and the model's record where both move in one transaction."""
+    """The builds table, and the model's record where both change in one transaction."""
 
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
         self._dynamo = dynamo
@@ -88,8 +89,8 @@ class BuildRepository:
     ) -> tuple[list[Build], BuildPosition | None]:
         """Up to `limit` builds of a model version, newest first, and the position to continue from.
 
-        A row that cannot be read is passed over, and one of another generation than is given: the
-        index shows what was removed a little longer.
+        Unreadable rows are skipped, and with a `generation` the rows of others: the index lags
+        behind removals.
         """
         start: dict[str, Any] = {}
         if position:
@@ -113,10 +114,24 @@ class BuildRepository:
             return builds, None
         return builds, BuildPosition(last["build_id"].S or "", last["requested_at"].S or "")
 
-    async def list_open(self) -> list[Build]:
-        """Every build and verification that has not ended, oldest first; eventually consistent.
+    async def all_builds(
+        self, model_version: str, generation: int | None = None
+    ) -> AsyncIterator[Build]:
+        """Every build of a model version, newest first, as `list_builds` has them."""
+        position: BuildPosition | None = None
+        while True:
+            builds, position = await self.list_builds(
+                model_version, limit=_PAGE, position=position, generation=generation
+            )
+            for build in builds:
+                yield build
+            if position is None:
+                return
 
-        A row that cannot be read is passed over.
+    async def list_open(self) -> list[Build]:
+        """Every open build and verification, oldest first; eventually consistent.
+
+        Unreadable rows are skipped.
         """
         builds: list[Build] = []
         async for items in paginate(
@@ -137,17 +152,17 @@ class BuildRepository:
         *,
         automatic: bool = False,
     ) -> Build:
-        """Writes a new build and opens it for its model in one transaction.
+        """Writes a new build and opens it for its model version, in one transaction.
 
-        Returns the build that is open already where there is one: an automatic one that an
-        operator asks for as well becomes the operator's. A new one completes the claim.
+        Returns the open build if there is one; if that is automatic and an operator requests the
+        same, it becomes the operator's. A new build completes the claim.
 
         Raises:
-            NotFound: there is no such model version any more.
+            NotFound: the model version was deleted.
             ModelBeingDeleted: it is marked for deletion.
-            Pinned: an automatic build, and the current one is pinned.
+            Pinned: the build is automatic, and the current one is pinned.
             InFlight: the claim was lost.
-            Unavailable: other writes of the model's record kept coming between.
+            Unavailable: concurrent writes of the model's record kept interfering.
         """
         name = model.model_version
         build = Build(
@@ -182,14 +197,14 @@ class BuildRepository:
         raise Unavailable(f"the build of {name} could not be opened; try again")
 
     async def claim(self, build_id: str, fence: int, *, lease_s: float | None = None) -> Build:
-        """Takes a build that waits, or whose lease has run out, under the next fence.
+        """Takes a queued build, or one whose lease has expired, under the next fence.
 
         Raises:
-            LeaseLost: it ended, or another worker has it.
+            LeaseLost: it has ended, or another worker has it.
         """
         holder = secrets.token_hex(8)
-        waits = equals("status", "queued")
-        stalled = equals("status", "running") & below("lease_until_ms", milliseconds(0))
+        queued = equals("status", "queued")
+        expired = equals("status", "running") & below("lease_until_ms", milliseconds(0))
         return await self._update(
             build_id,
             Update(
@@ -202,15 +217,15 @@ class BuildRepository:
                 set_if_missing={"started_at": timestamp(now())},
                 add={"unreturned": 1},
             ),
-            equals("fence", fence) & (waits | stalled),
+            equals("fence", fence) & (queued | expired),
             holder,
         )
 
     async def beat(self, build: Build, progress: Progress) -> Build:
-        """Renews the lease and tells how far the build is.
+        """Renews the lease and writes the progress.
 
         Raises:
-            LeaseLost: the build is not this worker's any more.
+            LeaseLost: this worker no longer has the build.
         """
         return await self._update(
             build.build_id,
@@ -226,12 +241,12 @@ class BuildRepository:
     async def release(
         self, build: Build, error: str, *, wait_s: float, fault: bool = True
     ) -> Build:
-        """Gives up the claim; the build may be claimed again after `wait_s`.
+        """Gives up the claim; the build can be claimed again after `wait_s`.
 
-        `fault` counts against the tries that a build has; a worker that is stopped is none.
+        A `fault` counts towards the attempts that a build has; a worker that stops is none.
 
         Raises:
-            LeaseLost: the build is not this worker's any more.
+            LeaseLost: this worker no longer has the build.
         """
         return await self._update(
             build.build_id,
@@ -250,7 +265,7 @@ class BuildRepository:
         """Ends a build that is not published, or a verification.
 
         Raises:
-            LeaseLost: the build is not this worker's any more.
+            LeaseLost: this worker no longer has the build.
         """
         ended = Update(
             set={"status": status, "ended_at": timestamp(now()), "error": error or None},
@@ -259,14 +274,14 @@ class BuildRepository:
         try:
             await self._end(build, ended, ours(build))
         except ConditionFailed:
-            raise LeaseLost(f"build {build.build_id} has another owner now") from None
+            raise LeaseLost(f"another worker has build {build.build_id}, or it has ended") from None
 
     async def cancel(
         self, build_id: str, claim: Claim | None = None, *, verification: bool = False
     ) -> Build:
-        """Ends a build that waits or runs. Its worker learns of it at its next heartbeat.
+        """Ends an open build. Its worker notices at its next heartbeat.
 
-        The fence is raised, so that whoever has claimed the build has lost it.
+        The fence is incremented, so that the worker that has claimed the build has lost it.
 
         Raises:
             NotFound: there is no such build, or it is a verification and `verification` is not set.
@@ -279,8 +294,8 @@ class BuildRepository:
             build = await self.get_build(build_id)
             if build.verifies is not None and not verification:
                 raise NotFound(f"there is no build {build_id!r}")
-            if cancelled is not None and _same_end(build, cancelled):
-                return cancelled  # the answer to that was lost, and the try after it refused
+            if cancelled and (build.fence, build.ended_at) == (cancelled.fence, cancelled.ended_at):
+                return cancelled  # the response to the last try was lost
             if not build.open:
                 raise BuildEnded(f"build {build_id} has ended: it is {build.status}")
             cancelled = msgspec.structs.replace(
@@ -306,15 +321,15 @@ class BuildRepository:
         raise Unavailable(f"build {build_id} kept changing; try again")
 
     async def _end(
-        self, build: Build, ended: Update, holds: Condition, further: Sequence[Part] = ()
+        self, build: Build, ended: Update, condition: Condition, further: Sequence[Part] = ()
     ) -> None:
-        """Ends a build, and frees its model for the next one where its record names this build.
+        """Ends a build; if its model's record names it as the open one, that is cleared.
 
         Raises:
-            ConditionFailed: `holds` did not.
+            ConditionFailed: the condition on the build was not met.
             InFlight: the idempotency claim among the further parts was lost.
         """
-        part = transactions.update(self._builds, key(build_id=build.build_id), ended, holds)
+        part = transactions.update(self._builds, key(build_id=build.build_id), ended, condition)
         freed = self._model_update(
             build.model_version,
             Update(remove=("open_build_id",)),
@@ -336,7 +351,7 @@ class BuildRepository:
     ) -> Build | None:
         model = await read_model(self._dynamo, self._models, before.model_version)
         if model.generation != before.generation:
-            raise NotFound(f"there is no model version {model.model_version!r} any more")
+            raise NotFound(f"model version {model.model_version!r} was deleted")
         if model.deleting_at is not None:
             raise ModelBeingDeleted(model.model_version)
         if automatic and model.pinned:
@@ -351,12 +366,12 @@ class BuildRepository:
                 build.build_id, Update(set={"automatic": False}), still_open(build)
             )
         except LeaseLost:
-            return None  # it was claimed or ended since: look again
+            return None  # it was claimed or ended meanwhile: try again
 
     async def _update(
         self, build_id: str, update: Update, condition: Condition, holder: str | None = None
     ) -> Build:
-        """Updates a row; one that has `holder` already was updated by this very call."""
+        """Updates a row; if it already has this `holder`, an earlier try of this call succeeded."""
         try:
             reply = await self._dynamo.call(
                 "update_item",
@@ -370,14 +385,10 @@ class BuildRepository:
             there = decode(failed.item) if isinstance(failed.item, dict) else None
             if there is not None and holder is not None and there.holder == holder:
                 return there
-            raise LeaseLost(f"build {build_id} has another owner now, or has ended") from None
+            raise LeaseLost(f"another worker has build {build_id}, or it has ended") from None
         return decode(reply["Attributes"])
 
     def _model_update(self, model_version: str, change: Update, condition: Condition) -> Part:
         return transactions.update(
             self._models, key(model_version=model_version), change, condition
         )
-
-
-def _same_end(one: Build, other: Build) -> bool:
-    return (one.status, one.fence, one.ended_at) == (other.status, other.fence, other.ended_at)

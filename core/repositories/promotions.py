@@ -1,7 +1,7 @@
-"""Which published build is a model version's current one, and which are still kept.
+"""Which published build of a model version is the current one, and which are retired or removed.
 
-Every move of `current_build_id` is a transaction over the build and the model's record, so that no
-build becomes current that is not published, and none is removed that is current.
+Every change of `current_build_id` is a transaction over the build and the model's record, so that
+only a published build becomes current, and a current one is not removed.
 """
 
 from collections.abc import Sequence
@@ -41,11 +41,11 @@ from core.settings import Settings
 
 _OPEN = "open_build_id"
 _BUILD, _MODEL = 0, 1
-"""Where the two rows stand in the transactions."""
+"""Positions of the two rows in the transactions."""
 
 
 class PromotionRepository:
-    """What is current and what is kept, on the builds and models tables."""
+    """Current, retired and removed builds, in the builds and models tables."""
 
     def __init__(
         self, dynamo: Dynamo, builds: BuildRepository, models: ModelRepository, settings: Settings
@@ -58,11 +58,11 @@ class PromotionRepository:
         self._environment = settings.environment
 
     async def publish(self, build: Build, model: Model, manifest: dict[str, Any]) -> None:
-        """Makes the build current: the build ends and the model's record moves, or neither.
+        """Ends the build as published and makes it current, in one transaction.
 
         Raises:
-            LeaseLost: the build is not this worker's any more, or the data was restored since.
-            Pinned: an automatic build, and the current one was pinned meanwhile.
+            LeaseLost: this worker no longer has the build, or the data was restored meanwhile.
+            Pinned: the build is automatic, and the current one was pinned meanwhile.
         """
         ended = Update(
             set={
@@ -85,13 +85,13 @@ class PromotionRepository:
             remove=(_OPEN,),
         )
         async for _ in CONFLICTS.attempts():
-            # An operator may have made an automatic build their own since it was claimed.
-            there = await self._builds.get_build(build.build_id)
+            # An operator may have requested the same since an automatic build was claimed.
+            build_now = await self._builds.get_build(build.build_id)
             holds = equals(_OPEN, build.build_id) & equals("epoch", model.epoch)
             holds &= same_model(model)
-            if there.automatic:
+            if build_now.automatic:
                 holds &= differs("pinned", True)
-            mine = ours(build) & differs("automatic", not there.automatic)
+            mine = ours(build) & differs("automatic", not build_now.automatic)
             try:
                 await transactions.transact(
                     self._dynamo,
@@ -99,11 +99,11 @@ class PromotionRepository:
                     self._on_model(build.model_version, moved, holds),
                 )
             except TransactionFailed:
-                if await self._published_after_all(build, there):
+                if await self._is_published(build, build_now):
                     return
             else:
                 return
-        raise LeaseLost(f"build {build.build_id} kept changing while it was being published")
+        raise LeaseLost(f"build {build.build_id} kept changing while it was published")
 
     async def promote(self, model_version: str, build_id: str, also: Sequence[Part] = ()) -> None:
         """Makes an earlier published build current, and pins it.
@@ -112,15 +112,15 @@ class PromotionRepository:
             NotFound: there is no such build of this model version.
             NotPromotable: it was not published, was removed, or is of another epoch.
             InFlight: the idempotency claim in `also` was lost.
-            Unavailable: builds kept being opened and ended meanwhile.
+            Unavailable: concurrent builds kept interfering.
         """
         async for _ in CONFLICTS.attempts():
             build, model = await self.promotable(model_version, build_id)
             moved = Update(
                 set={"current_build_id": build_id, "current_fence": build.fence, "pinned": True}
             )
-            under_way = model.open_build_id
-            same = missing(_OPEN) if under_way is None else equals(_OPEN, under_way)
+            open_build = model.open_build_id
+            same = missing(_OPEN) if open_build is None else equals(_OPEN, open_build)
             kept = equals("status", "published") & missing("removed_at")
             try:
                 await transactions.transact(
@@ -132,7 +132,7 @@ class PromotionRepository:
                         equals("epoch", model.epoch) & same_model(model) & same,
                     ),
                     *also,
-                    *self._held_to_the_pin(under_way),
+                    *self._demotion(open_build),
                 )
             except TransactionFailed as failed:
                 if refused(failed, _BUILD):
@@ -143,19 +143,19 @@ class PromotionRepository:
                     raise lost() from None
             else:
                 return
-        raise Unavailable(f"builds of {model_version} keep coming and going; try again")
+        raise Unavailable(f"concurrent builds of {model_version} kept interfering; try again")
 
-    def _held_to_the_pin(self, build_id: str | None) -> list[Part]:
-        """What was asked for before a promotion does not take it back when it is done.
+    def _demotion(self, build_id: str | None) -> list[Part]:
+        """Marks the open build as automatic, so that it does not replace the promoted one.
 
-        An operator who asks for it again makes it their own again.
+        An operator who requests the same again makes it their own again.
         """
         if build_id is None:
             return []
         return [self._on_build(build_id, Update(set={"automatic": True}), exists("build_id"))]
 
     async def promotable(self, model_version: str, build_id: str) -> tuple[Build, Model]:
-        """The build and its model version, where the one can be made current.
+        """The build and its model version, if the build can be made current.
 
         Raises:
             NotFound: there is no such build of this model version.
@@ -168,18 +168,17 @@ class PromotionRepository:
         if build.status != "published":
             raise NotPromotable(f"build {build_id} was not published: it is {build.status}")
         if build.removed_at is not None:
-            raise NotPromotable(f"build {build_id} was removed at {build.removed_at}; build anew")
+            raise NotPromotable(
+                f"build {build_id} was removed at {build.removed_at}; request a new build"
+            )
         if (build.generation, (build.manifest or {}).get("epoch")) != model.data:
             raise NotPromotable(
-                f"build {build_id} is of data from before a restore; build {model_version} anew"
+                f"build {build_id} is of data from before a restore; request a new build"
             )
         return build, model
 
     async def retire(self, build: Build) -> None:
-        """Notes that no rule keeps a version any more; promoting it takes the note back.
-
-        The current version, which may have been promoted just now, is not noted.
-        """
+        """Marks a version that no rule keeps as retired, unless it is the current one."""
         kept = equals("status", "published") & missing("removed_at") & missing("retired_at")
         try:
             await transactions.transact(
@@ -188,10 +187,10 @@ class PromotionRepository:
                 self._not_current(build),
             )
         except TransactionFailed:
-            return  # another worker was first, or it is in use again
+            return  # another worker was faster, or it is in use again
 
     async def keep(self, build: Build) -> None:
-        """Takes the note back: a rule keeps the version again."""
+        """Clears the mark of a retired version: a rule keeps it again."""
         if build.retired_at is None:
             return
         holds = missing("removed_at") & equals("retired_at", build.retired_at)
@@ -203,10 +202,10 @@ class PromotionRepository:
                 **expressions(update=Update(remove=("retired_at",)), condition=holds),
             )
         except ConditionFailed:
-            return  # another worker was first, or it was promoted
+            return  # another worker was faster, or it was promoted
 
     async def remove(self, build: Build) -> bool:
-        """Marks a retired version as removed, before its files go; False where it is in use."""
+        """Marks a retired version as removed, before its files are; False if it is in use again."""
         try:
             await transactions.transact(
                 self._dynamo,
@@ -221,26 +220,30 @@ class PromotionRepository:
             return False
         return True
 
-    async def _published_after_all(self, build: Build, seen: Build) -> bool:
-        """After a refusal: True where this very call did it and its answer was lost on the way.
+    async def _is_published(self, build: Build, seen: Build) -> bool:
+        """After a failed transaction: True if an earlier try of this call succeeded.
 
-        False where another try may succeed.
+        False if another try may succeed.
+
+        Raises:
+            LeaseLost: this worker no longer has the build, or the data was restored meanwhile.
+            Pinned: the build is automatic, and the current one was pinned meanwhile.
         """
-        there = await self._builds.get_build(build.build_id)
-        if there.status == "published" and there.fence == build.fence:
+        found = await self._builds.get_build(build.build_id)
+        if found.status == "published" and found.fence == build.fence:
             return True
-        if there.fence != build.fence or not there.open:
-            raise LeaseLost(f"build {build.build_id} has another owner now, or was cancelled")
-        if there.automatic != seen.automatic:
+        if found.fence != build.fence or not found.open:
+            raise LeaseLost(f"another worker has build {build.build_id}, or it was cancelled")
+        if found.automatic != seen.automatic:
             return False
         model = await self._models.get_model(build.model_version)
-        if there.automatic and model.pinned:
+        if found.automatic and model.pinned:
             raise Pinned(
-                f"build {model.current_build_id} is pinned: only a build that an operator asks for "
-                "after that replaces it"
+                f"build {model.current_build_id} is pinned: only a build that an operator requests "
+                "after the promotion replaces it"
             )
         raise LeaseLost(
-            f"the data of {build.model_version} was restored or made anew since the build began"
+            f"the data of {build.model_version} was restored or replaced since the build began"
         )
 
     def _not_current(self, build: Build) -> Part:
@@ -254,7 +257,9 @@ class PromotionRepository:
         return transactions.update(self._builds_table, key(build_id=build_id), change, holds)
 
     def _on_model(self, model_version: str, change: Update, holds: Any) -> Part:
-        there = exists("model_version") & holds
         return transactions.update(
-            self._models_table, key(model_version=model_version), change, there
+            self._models_table,
+            key(model_version=model_version),
+            change,
+            exists("model_version") & holds,
         )

@@ -1,6 +1,6 @@
-"""Verifications: rows of the builds table that make a build's files again and publish nothing.
+"""Verifications: rows of the builds table whose workers build files again and publish nothing.
 
-They are claimed, leased and ended by `BuildRepository`, like the builds that they look like.
+`BuildRepository` claims, leases and ends them like builds.
 """
 
 from typing import Any
@@ -17,17 +17,17 @@ from core.settings import Settings
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """A file that was made with other bytes."""
+    """A file whose bytes differ."""
 
     name: str
     sha256: str
-    """As the manifest has it."""
+    """In the manifest."""
     made: str
-    """As it was made now."""
+    """As built now."""
 
 
 class Verification(msgspec.Struct, frozen=True):
-    """What a verification found."""
+    """The result of a verification."""
 
     build_id: str
     model_version: str
@@ -39,14 +39,14 @@ class Verification(msgspec.Struct, frozen=True):
 
 
 class VerificationRepository:
-    """Opens verifications, and ends those that could be done."""
+    """Opens verifications, and ends those that have a result."""
 
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
         self._dynamo = dynamo
         self._table = settings.table(tables.BUILDS.name)
 
     async def open(self, build: Build) -> Build:
-        """Writes a verification of a published build, for a worker to take."""
+        """Writes a verification of a published build, for a worker to claim."""
         verification = Build(
             build_id=new_build_id(),
             model_version=build.model_version,
@@ -59,17 +59,17 @@ class VerificationRepository:
         await self._dynamo.call("put_item", TableName=self._table, Item=open_row(verification))
         return verification
 
-    async def finish(self, build: Build, found: Verification) -> None:
-        """Ends a verification with what it found, which its row keeps as its manifest.
+    async def finish(self, build: Build, result: Verification) -> None:
+        """Ends a verification with its result, which its row stores as its manifest.
 
         Raises:
-            LeaseLost: the verification is not this worker's any more.
+            LeaseLost: this worker no longer has the verification.
         """
         change = Update(
             set={
                 "status": "verified",
                 "ended_at": timestamp(now()),
-                "manifest": msgspec.json.encode(found).decode(),
+                "manifest": msgspec.json.encode(result).decode(),
             },
             remove=(tables.OPEN, "error"),
         )
@@ -81,11 +81,11 @@ class VerificationRepository:
                 **expressions(update=change, condition=ours(build)),
             )
         except ConditionFailed:
-            raise LeaseLost(f"verification {build.build_id} has another owner now") from None
+            raise LeaseLost(f"another worker has verification {build.build_id}") from None
 
 
-def found_in(build: Build) -> Verification | None:
-    """What a verification found; None where it has not come to that."""
+def result_of(build: Build) -> Verification | None:
+    """The result of a verification; None if it has none."""
     if build.status != "verified":
         return None
     manifest: Any = build.manifest

@@ -7,7 +7,7 @@ import click
 
 from core.errors import K9Error, NotFound
 from core.models import Build
-from core.repositories.verifications import Verification, found_in
+from core.repositories.verifications import Verification, result_of
 from core.resources import Resources, open_resources
 from deploy.cli import environment
 from deploy.cli.progress import BuildDisplay, build_display
@@ -83,7 +83,7 @@ async def _verify_one(resources: Resources, build: Build) -> int:
     await resources.queue.enqueue(opened.build_id, opened.fence)
     with build_display() as display:
         ended = await _ended(resources, opened, display)
-    found = found_in(ended)
+    found = result_of(ended)
     if found is None:
         raise CommandError(f"build {build.build_id} could not be made again: {ended.error}")
     return _tell(found)

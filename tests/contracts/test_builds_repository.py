@@ -13,7 +13,7 @@ from core.models import Build, BuildParameters, Model, Progress, now, timestamp
 from core.repositories.builds import BuildRepository
 from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
-from core.repositories.verifications import Verification, VerificationRepository, found_in
+from core.repositories.verifications import Verification, VerificationRepository, result_of
 from core.settings import Settings
 
 
@@ -383,10 +383,10 @@ async def test_a_verification_is_worked_on_like_a_build_and_listed_with_none(
     assert (claimed.verifies, claimed.model_version) == (build.build_id, model.model_version)
     with pytest.raises(NotFound):
         await builds.cancel(opened.build_id)
-    assert found_in(claimed) is None
+    assert result_of(claimed) is None
     found = Verification(build.build_id, model.model_version, ("ids",), (), 3)
     await verifications.finish(claimed, found)
-    assert found_in(await builds.get_build(opened.build_id)) == found
+    assert result_of(await builds.get_build(opened.build_id)) == found
     assert opened.build_id not in {b.build_id for b in await builds.list_open()}
     history, _ = await builds.list_builds(model.model_version, limit=10)
     assert [entry.build_id for entry in history] == [build.build_id]

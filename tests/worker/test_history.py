@@ -11,7 +11,7 @@ from core.errors import NotFound, Pinned
 from core.index.manifest import MANIFEST, Manifest, decode_manifest
 from core.models import Build, BuildParameters, Embedding
 from core.names import version_prefix, versions_prefix
-from core.repositories.verifications import Verification, found_in
+from core.repositories.verifications import Verification, result_of
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.work import build, store, work
@@ -286,7 +286,7 @@ async def verified(resources: Resources, published: Build) -> tuple[Build, Verif
     await resources.queue.enqueue(opened.build_id, opened.fence)
     await work(resources.settings)
     ended = await resources.builds.get_build(opened.build_id)
-    return ended, found_in(ended)
+    return ended, result_of(ended)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -90,7 +90,7 @@ def test_overlap_is_what_a_plain_count_says() -> None:
             {ids[row]: [ids[n] for n in near[row] if ids[n] in known] for row in range(len(ids))}
         )
     for product_id in known:
-        then, now = (found_in[product_id] for found_in in lists)
+        then, now = (result_of[product_id] for result_of in lists)
         length = min(len(then), len(now))
         if length:
             shares.append(len(set(then[:length]) & set(now[:length])) / length)
