@@ -160,7 +160,9 @@ def _quarantine(
     return named, counts
 
 
-def _matrix(spec: BuildSpec, vectors: Floats, built: BuiltIndex, report: ProgressCallback) -> Matrix:
+def _matrix(
+    spec: BuildSpec, vectors: Floats, built: BuiltIndex, report: ProgressCallback
+) -> Matrix:
     total, k = vectors.shape[0], spec.parameters.matrix_k
     report(Progress("matrix", 0, total))
     if total <= spec.matrix_exact_rows_max or built.index is None:
