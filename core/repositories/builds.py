@@ -1,7 +1,7 @@
 """Builds: which are open, which worker has claimed each, and how they ended."""
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import msgspec
@@ -116,7 +116,7 @@ class BuildRepository:
 
     async def all_builds(
         self, model_version: str, generation: int | None = None
-    ) -> AsyncIterator[Build]:
+    ) -> AsyncGenerator[Build, None]:
         """Every build of a model version, newest first, as `list_builds` has them."""
         position: BuildPosition | None = None
         while True:
