@@ -19,6 +19,7 @@ from core.dynamo.expressions import (
     missing,
 )
 from core.dynamo.pagination import paginate
+from core.dynamo.rows import get_row
 from core.dynamo.wire import Item
 from core.errors import (
     BuildEnded,
@@ -72,12 +73,10 @@ class BuildRepository:
         Raises:
             NotFound: there is none.
         """
-        reply = await self._dynamo.call(
-            "get_item", TableName=self._builds, Key=key(build_id=build_id), ConsistentRead=True
-        )
-        if "Item" not in reply:
+        row = await get_row(self._dynamo, self._builds, key(build_id=build_id))
+        if row is None:
             raise NotFound(f"there is no build {build_id!r}")
-        return decode(reply["Item"])
+        return decode(row)
 
     async def list_builds(
         self,

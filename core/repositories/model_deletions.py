@@ -9,8 +9,9 @@ import msgspec
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import Condition, Update, equals, expressions, key, missing
-from core.errors import ConditionFailed, LeaseLost
+from core.dynamo.expressions import Condition, Update, equals, key, missing
+from core.dynamo.rows import delete_row, update_row
+from core.errors import LeaseLost
 from core.models import Build, Model
 from core.repositories.deletion_leases import DeletionLease
 from core.repositories.models import same_generation
@@ -45,8 +46,7 @@ class ModelDeletionRepository:
             return None
         lease = DeletionLease(model.deleting_at)
         change, condition = lease.renewed(self._lease_s), same_generation(model) & lease.available
-        claimed = await self._update(model, change, condition)
-        return ModelDeletion(model, lease) if claimed else None
+        return ModelDeletion(model, lease) if await self._update(model, change, condition) else None
 
     async def renew(self, deletion: ModelDeletion) -> None:
         """Renews the lease.
@@ -66,15 +66,7 @@ class ModelDeletionRepository:
     async def remove_build(self, build: Build) -> None:
         """Removes the record of a build or verification, if it has ended."""
         ended = missing(tables.OPEN) & equals("fence", build.fence)
-        try:
-            await self._dynamo.call(
-                "delete_item",
-                TableName=self._builds,
-                Key=key(build_id=build.build_id),
-                **expressions(condition=ended),
-            )
-        except ConditionFailed:
-            return  # it is gone, or a later round removes it
+        await delete_row(self._dynamo, self._builds, key(build_id=build.build_id), ended)
 
     async def remove_model(self, deletion: ModelDeletion) -> bool:
         """Removes the record itself; False if a build was opened meanwhile.
@@ -82,26 +74,13 @@ class ModelDeletionRepository:
         Raises:
             LeaseLost: another worker has the deletion, or has finished it.
         """
-        try:
-            await self._dynamo.call(
-                "delete_item",
-                TableName=self._models,
-                Key=key(model_version=deletion.model.model_version),
-                **expressions(condition=deletion.held & missing("open_build_id")),
-            )
-        except ConditionFailed:
-            await self.renew(deletion)
-            return False
-        return True
+        where = key(model_version=deletion.model.model_version)
+        condition = deletion.held & missing("open_build_id")
+        if await delete_row(self._dynamo, self._models, where, condition):
+            return True
+        await self.renew(deletion)
+        return False
 
     async def _update(self, model: Model, change: Update, condition: Condition) -> bool:
-        try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._models,
-                Key=key(model_version=model.model_version),
-                **expressions(update=change, condition=condition),
-            )
-        except ConditionFailed:
-            return False
-        return True
+        where = key(model_version=model.model_version)
+        return await update_row(self._dynamo, self._models, where, change, condition)

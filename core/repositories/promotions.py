@@ -17,12 +17,11 @@ from core.dynamo.expressions import (
     differs,
     equals,
     exists,
-    expressions,
     key,
     missing,
 )
+from core.dynamo.rows import update_row
 from core.errors import (
-    ConditionFailed,
     LeaseLost,
     NotFound,
     NotPromotable,
@@ -194,15 +193,8 @@ class PromotionRepository:
         if build.retired_at is None:
             return
         holds = missing("removed_at") & equals("retired_at", build.retired_at)
-        try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._builds_table,
-                Key=key(build_id=build.build_id),
-                **expressions(update=Update(remove=("retired_at",)), condition=holds),
-            )
-        except ConditionFailed:
-            return  # another worker was faster, or it was promoted
+        where, change = key(build_id=build.build_id), Update(remove=("retired_at",))
+        await update_row(self._dynamo, self._builds_table, where, change, holds)
 
     async def remove(self, build: Build) -> bool:
         """Marks a retired version as removed, before its files are; False if it is in use again."""

@@ -6,15 +6,15 @@ another worker has taken over.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import equals, expressions, key, missing
-from core.dynamo.wire import Item, request_item
-from core.errors import ConditionFailed, LeaseLost, TransactionFailed, Unavailable
+from core.dynamo.pagination import paginate
+from core.dynamo.rows import get_row, update_row
+from core.errors import LeaseLost, TransactionFailed, Unavailable
 from core.repositories import transactions
 from core.repositories.deletion_leases import MARK, DeletionLease
 from core.repositories.transactions import Part, refused
@@ -57,19 +57,14 @@ class UserDeletionRepository:
         """The users whose deletion is pending, read consistently."""
         found: dict[str, None] = {}
         for partition in (_PENDING, _EARLY_PENDING):
-            start: dict[str, Any] = {}
-            while True:
-                reply = await self._dynamo.call(
-                    "query",
-                    TableName=self._pending,
-                    ConsistentRead=True,
-                    **start,
-                    **expressions(key=equals("caller", partition)),
-                )
-                found |= dict.fromkeys(item["key"].S or "" for item in reply["Items"])
-                if "LastEvaluatedKey" not in reply:
-                    break
-                start = {"ExclusiveStartKey": request_item(reply["LastEvaluatedKey"])}
+            async for items in paginate(
+                self._dynamo.call,
+                "query",
+                TableName=self._pending,
+                ConsistentRead=True,
+                **expressions(key=equals("caller", partition)),
+            ):
+                found |= dict.fromkeys(item["key"].S or "" for item in items)
         return list(found)
 
     async def claim(self, user_id: str) -> UserDeletion | None:
@@ -77,11 +72,8 @@ class UserDeletionRepository:
 
         None too for a user who is not marked: a pending entry that is left is removed.
         """
-        reply = await self._dynamo.call(
-            "get_item", TableName=self._users, Key=key(user_id=user_id), ConsistentRead=True
-        )
-        row: Item = reply.get("Item", {})
-        if MARK not in row:
+        row = await get_row(self._dynamo, self._users, key(user_id=user_id))
+        if row is None or MARK not in row:
             await self._remove_pending(user_id)
             return None
         lease = DeletionLease(row[MARK].S or "")
@@ -131,15 +123,8 @@ class UserDeletionRepository:
 
     async def release(self, deletion: UserDeletion) -> None:
         """Ends the lease, so that any worker may continue at once."""
-        try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._users,
-                Key=key(user_id=deletion.user_id),
-                **expressions(update=deletion.lease.released, condition=deletion.lease.held),
-            )
-        except ConditionFailed:
-            return  # another worker has it already, or it is finished
+        where, lease = key(user_id=deletion.user_id), deletion.lease
+        await update_row(self._dynamo, self._users, where, lease.released, lease.held)
 
     async def finish(self, deletion: UserDeletion) -> None:
         """Removes the profile and the pending entry.

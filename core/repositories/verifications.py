@@ -9,8 +9,9 @@ import msgspec
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import Update, expressions, key
-from core.errors import ConditionFailed, LeaseLost
+from core.dynamo.expressions import Update, key
+from core.dynamo.rows import update_row
+from core.errors import LeaseLost
 from core.models import Build, now, timestamp
 from core.repositories.build_rows import new_build_id, open_row, ours
 from core.settings import Settings
@@ -73,15 +74,9 @@ class VerificationRepository:
             },
             remove=(tables.OPEN, "error"),
         )
-        try:
-            await self._dynamo.call(
-                "update_item",
-                TableName=self._table,
-                Key=key(build_id=build.build_id),
-                **expressions(update=change, condition=ours(build)),
-            )
-        except ConditionFailed:
-            raise LeaseLost(f"another worker has verification {build.build_id}") from None
+        where = key(build_id=build.build_id)
+        if not await update_row(self._dynamo, self._table, where, change, ours(build)):
+            raise LeaseLost(f"another worker has verification {build.build_id}")
 
 
 def result_of(build: Build) -> Verification | None:

@@ -36,7 +36,7 @@ async def current(resources: Resources, model_version: str) -> str | None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other at once."""
-    monkeypatch.setattr("worker.building.attempt._BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("worker.building.attempt._BACKOFF", RetryPolicy(0.01, 60.0))
 
 
 async def test_a_catalogue_that_is_mostly_gone_needs_force(

@@ -29,12 +29,13 @@ from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
 from core.request_count import count_requests
 from core.resources import Resources
+from core.retry import RetryPolicy
 from core.vectors.changes import Changes
 from worker.building.builder import VersionBuilder
 from worker.building.costs import BuildCosts
 from worker.building.verification import verify
 
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 1.0, 60.0
+_BACKOFF = RetryPolicy(first_s=1.0, max_s=60.0)
 _PROGRESS_EVERY_S = 1.0
 _RELEASE_TIMEOUT_S = 10.0
 """A worker that stops does not wait longer for a DynamoDB that is unavailable."""
@@ -272,8 +273,7 @@ class BuildAttempt:
         if faults >= self._settings.build_attempts_max:
             await self._fail(f"gave up after {faults} attempts: {reason}")
             return
-        backoff_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** (faults - 1))
-        await self.release(reason, wait_s=random.uniform(0, backoff_s), fault=True)  # noqa: S311 - jitter
+        await self.release(reason, wait_s=_BACKOFF.delay_s(faults), fault=True)
 
     async def _is_published(self) -> bool:
         """Whether this attempt was published, although the response was lost."""
