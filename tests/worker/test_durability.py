@@ -257,7 +257,7 @@ async def test_a_build_that_loses_its_workers_fails_in_the_end(
     async with worker(settings):
         ended = await until(resources, build_id, has_ended)
     assert ended.status == "failed"
-    assert "tries that were lost" in (ended.error or "")
+    assert "attempts that were lost" in (ended.error or "")
     assert (await resources.models.get_model(model_version)).open_build_id is None
 
 
