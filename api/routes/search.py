@@ -18,11 +18,15 @@ from api.http.guards import BODY
 from api.http.paths import unescape
 from api.http.problems import Reply, invalid
 from api.http.queries import Query
-from api.serving.snapshot import Snapshot
+from api.serving.cost import INLINE_US_MAX
+from api.serving.hits import Hits
+from api.serving.segment import Provenance
+from api.serving.snapshot import RowRef, Snapshot
 from api.wire.decoding import Shape, whole
 from api.wire.schemas import (
     Found,
     FoundMany,
+    IndexUsed,
     LargeSearchBody,
     Neighbor,
     PackedSearchBody,
@@ -88,20 +92,19 @@ async def search(call: Call, model_version: str) -> Reply:
     if after is not None and not view.reflects(after.watermark):
         view = await _reflecting(call, model_version, after)
         check_all(vectors, names, view.metric, view.dimension, limits)  # it may be made anew
-    place: int | None = None
+    itself: RowRef | None = None
     if isinstance(body.product_id, str):
-        place = place_of(view, body.product_id, limits)
-        vectors = [view.vector(place)]
-    count, k, excluded = len(vectors), int(body.k), len(body.exclude)
-    if view.takes_long(count, k, exact=body.exact, excluded=excluded):
-        cost_us = view.estimate_us(count, k, exact=body.exact, excluded=excluded)
-        lists = await _in_turn(call, cost_us, _finding(view, vectors, body, place))
-    else:
-        lists = finished(_finding(view, vectors, body, place))
-    used = view.used(exact=body.exact)
+        itself = find(view, body.product_id, limits)
+        vectors = [view.vector(itself)]
+    cost_us = view.search_us(
+        len(vectors), int(body.k), exact=body.exact, excluded=len(body.exclude)
+    )
+    steps = _searching(view, vectors, body, itself)
+    hits = finished(steps) if cost_us <= INLINE_US_MAX else await _in_turn(call, cost_us, steps)
+    index = _index_used(view.exact_provenance if body.exact else view.provenance)
     if many:
-        return call.reply(FoundMany(results=lists, index=used))
-    return call.reply(Found(neighbors=lists[0], index=used))
+        return call.reply(FoundMany(results=[_neighbors(each) for each in hits], index=index))
+    return call.reply(Found(neighbors=_neighbors(hits[0]), index=index))
 
 
 async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
@@ -121,20 +124,34 @@ async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
     except (NotFound, NoIndex, ModelBeingDeleted):
         validate_product_id(product_id, limits.product_id_bytes_max)
         raise
-    place = place_of(view, product_id, limits)
-    if view.beside_takes_long:
-        cost_us = view.estimate_us(1, k, exact=False)
-        found = await _in_turn(call, cost_us, one_step(view.neighbors, place, k))
+    ref = find(view, product_id, limits)
+    provenance = view.matrix_provenance
+    if view.matrix_us <= INLINE_US_MAX:
+        hits = view.matrix_neighbors(ref, k)
     else:
-        found = view.neighbors(place, k)
-    if found is None:
-        if view.takes_long(1, k, exact=False):
-            cost_us = view.estimate_us(1, k, exact=False)
-            near = await _in_turn(call, cost_us, one_step(view.near, place, k))
+        hits = await _in_turn(call, view.matrix_us, one_step(view.matrix_neighbors, ref, k))
+    if hits is None:
+        provenance, cost_us = view.provenance, view.search_us(1, k)
+        if cost_us <= INLINE_US_MAX:
+            hits = view.search_near(ref, k)
         else:
-            near = view.near(place, k)
-        return call.reply(Found(neighbors=near, index=view.used(exact=False)))
-    return call.reply(Found(neighbors=found, index=view.used_matrix))
+            hits = await _in_turn(call, cost_us, one_step(view.search_near, ref, k))
+    return call.reply(Found(neighbors=_neighbors(hits), index=_index_used(provenance)))
+
+
+def _neighbors(hits: Hits) -> list[Neighbor]:
+    return [Neighbor(*pair) for pair in zip(hits.product_ids, hits.scores, strict=True)]
+
+
+def _index_used(provenance: Provenance) -> IndexUsed:
+    return IndexUsed(
+        build_id=provenance.build_id,
+        built_at=provenance.built_at,
+        recall=provenance.recall,
+        exact=provenance.exact,
+        watermark=provenance.watermark,
+        fresh=provenance.fresh,
+    )
 
 
 async def _reflecting(call: Call, model_version: str, after: Presented) -> Snapshot:
@@ -171,18 +188,18 @@ def _body_bytes_max(context: Context, model_version: str) -> int:
     return limits.search if view is None else limits.search_of(view.dimension)
 
 
-def place_of(view: Snapshot, product_id: str, limits: Limits) -> int:
-    """Where the product is, for the view's own methods.
+def find(view: Snapshot, product_id: str, limits: Limits) -> RowRef:
+    """Where the product is in the snapshot.
 
     Raises:
         Invalid: it is no product id.
         NotFound: there is no such product in the index, or no longer.
     """
-    place = view.place_of(product_id)
-    if place is None:
+    ref = view.find(product_id)
+    if ref is None:
         validate_product_id(product_id, limits.product_id_bytes_max)
         raise NotFound(f"the index of {view.model_version} has no product {product_id!r}")
-    return place
+    return ref
 
 
 def _reading(call: Call) -> Steps[tuple[_Body, list[Floats], Presented | None]]:
@@ -237,22 +254,25 @@ def _check_options(body: _Body, limits: Limits) -> None:
             )
 
 
-def _finding(
-    view: Snapshot, vectors: list[Floats], body: _Body, place: int | None
-) -> Steps[list[list[Neighbor]]]:
-    lists: list[list[Neighbor]] = []
-    for start in range(0, len(vectors), view.searched_at_once):
+def _searching(
+    view: Snapshot, vectors: list[Floats], body: _Body, itself: RowRef | None
+) -> Steps[list[Hits]]:
+    exclude = [ref for ref in map(view.find, body.exclude) if ref is not None]
+    if itself is not None:
+        exclude.append(itself)
+    hits: list[Hits] = []
+    step = view.segment.cost.step_vectors
+    for start in range(0, len(vectors), step):
         if start:
             yield 0
-        lists += view.search(
-            vectors[start : start + view.searched_at_once],
+        hits += view.search(
+            vectors[start : start + step],
             int(body.k),
             exact=body.exact,
-            exclude=body.exclude,
-            without=place,
+            exclude=exclude,
             min_score=body.min_score,
         )
-    return lists
+    return hits
 
 
 async def _in_turn(call: Call, cost_us: float, steps: Steps[T]) -> T:

@@ -72,7 +72,7 @@ class IndexRegistry:
             raise await self._absence(model_version)
         if after is None or view.reflects(after):
             return view
-        if after.generation is not None and after.generation < view.index.generation:
+        if after.generation is not None and after.generation < view.segment.generation:
             raise NotYetVisible(
                 f"this write was to an earlier {model_version}, which was deleted since"
             )
@@ -100,7 +100,7 @@ class IndexRegistry:
 
     def show(self, view: Snapshot, beside_bytes: int) -> None:
         """Answers from a newer view of the index that is in use; of another one, it is dropped."""
-        if self._loaded.get(view.model_version) is view.index:
+        if self._loaded.get(view.model_version) is view.segment:
             self._views[view.model_version] = view
             self._beside[view.model_version] = beside_bytes
 
@@ -150,7 +150,7 @@ class IndexRegistry:
         brought = asyncio.create_task(self._brought(model_version, after))
         try:
             while (view := self._views.get(model_version)) is not None:
-                same = after.generation in {None, view.index.generation}
+                same = after.generation in {None, view.segment.generation}
                 if view.reflects(after) or (same and brought.done() and brought.result()):
                     return view
                 swapping = asyncio.create_task(self._swapped.wait())

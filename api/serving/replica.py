@@ -51,24 +51,22 @@ class _Stage:
     @property
     def over(self) -> bool:
         """Too much changed: until the next version it is applied only that something is deleted."""
-        return self.buffer.full
+        return self.buffer.overflowed
 
     def polled(self, moment: str, since_s: float) -> None:
         """Notes a whole look at the shards that began then; `since_s` is the loop's clock."""
         self.polled_at = moment
         self.known_until = since_s + _STALE_POLLS * max(_POLL_GAP_S, self._settings.poll_s)
 
-    def view(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """What answers now."""
-        buffer = self.buffer
-        if buffer.full:
-            return Snapshot(self.index, buffer.delta())
-        known = asyncio.get_running_loop().time() < self.known_until
+        delta = self.buffer.snapshot()
+        if self.buffer.overflowed:
+            return Snapshot(self.index, delta)
         return Snapshot(
             self.index,
-            buffer.delta(),
-            buffer.entries,
-            fresh=buffer.changed if known else None,
+            delta,
+            complete=asyncio.get_running_loop().time() < self.known_until,
             # The clocks of writers may be behind by as much as a look reaches back.
             polled_at=_earlier(self.polled_at, self._settings.poll_overlap_s),
         )
@@ -123,12 +121,12 @@ class ModelReplica:
             if before is not None:
                 ids = list(before.buffer.entries)
                 for start in range(0, len(ids), _CARRY_IDS):
-                    stage.buffer.carry(before.buffer, ids[start : start + _CARRY_IDS])
+                    stage.buffer.carry_over(before.buffer, ids[start : start + _CARRY_IDS])
                     await asyncio.sleep(0)
                 if before.polled_at or before.over:
                     await self._caught_up(stage)
             self._check_open()
-            self._registry.swap(index, stage.view())
+            self._registry.swap(index, stage.snapshot())
             self._stage = stage
         finally:
             self._next = None
@@ -222,18 +220,18 @@ class ModelReplica:
     def _hold_limits(self, stage: _Stage, coming: int = 0) -> None:
         """Gives a buffer up that is, or with `coming` more rows would be, over a limit."""
         buffer = stage.buffer
-        if buffer.full:
+        if buffer.overflowed:
             return
         idle = len(buffer.entries) - buffer.changed
         if idle > self._settings.delta_rows_hard:
-            buffer.forget("9")  # they are kept for the sake of a lagging index alone
+            buffer.forget()  # they are kept for the sake of a lagging index alone
         if buffer.changed + coming > self._settings.delta_rows_hard:
             reason = "rows"
         elif not self._registry.has_room(self.name, buffer.resident_bytes):
             reason = "memory"
         else:
             return
-        buffer.give_up()
+        buffer.overflow()
         _log.warning(
             "too much changed: until the next build only deletions are applied",
             model_version=self.name,
@@ -242,7 +240,7 @@ class ModelReplica:
         )
 
     def _show(self, stage: _Stage) -> None:
-        self._registry.show(stage.view(), stage.buffer.resident_bytes)
+        self._registry.show(stage.snapshot(), stage.buffer.resident_bytes)
         metrics.FRESH_ROWS.labels(self.name).set(stage.buffer.changed)
         metrics.FRESH_BYTES.labels(self.name).set(stage.buffer.resident_bytes)
         self._consider_build(stage)

@@ -1,84 +1,90 @@
-"""What answers for a model version: one index, and what changed since, at one moment."""
+"""What answers for a model version: a segment and its delta at one moment."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from api.serving.delta import UNCHANGED, DeltaSnapshot, Entries, merged
+from api.serving.cost import scan_us
+from api.serving.delta import UNCHANGED, DeltaSnapshot
+from api.serving.hits import Hits
 from api.serving.segment import Segment
-from api.wire.schemas import IndexUsed, Neighbor
 from core.models import Watermark
 from core.vectors.arrays import Floats
+from core.vectors.search import Exclusion
 
 _SCAN_RATIO: Final = 4
-"""With more than a fourth of its rows hidden, an index may find too few, and scan all of them."""
+"""With more than a fourth of its rows masked, an index may find too few, and scan all of them."""
+
+
+class RowRef(msgspec.Struct, frozen=True, gc=False):
+    """Where a snapshot has the present vector of a product."""
+
+    row: int
+    in_delta: bool = False
+    """Whether it is a row of the delta; else it is one of the segment."""
 
 
 class Snapshot:
-    """Immutable: a request answers from the one that it began with.
-
-    A product's place is its row in the index, or `~slot` (negative) in the buffer.
-    """
+    """Immutable: a request answers from the one that it began with."""
 
     __slots__ = (
         "_delta",
         "_entries",
-        "_hidden",
+        "_extra_numbers",
+        "_masked",
         "_polled_at",
-        "_used",
-        "_used_exact",
-        "beside_takes_long",
         "dimension",
-        "index",
+        "exact_provenance",
+        "matrix_provenance",
+        "matrix_us",
         "metric",
         "model_version",
-        "used_matrix",
+        "provenance",
+        "segment",
     )
 
     def __init__(
         self,
-        index: Segment,
+        segment: Segment,
         delta: DeltaSnapshot | None = None,
-        entries: Entries | None = None,
         *,
-        fresh: int | None = None,
+        complete: bool = False,
         polled_at: str = "",
     ) -> None:
-        """A view.
+        """Combines them.
 
         Args:
-            index: What was built.
-            delta: What changed since; None where nothing did, or where it is not applied.
-            entries: The rows that were read since, by product id.
-            fresh: What answers say of it; None where changes are not applied, or not all, or not
-                known to be.
-            polled_at: When the shards were last looked through, less what clocks differ by.
+            segment: What was built.
+            delta: What changed since; None where changes are not followed.
+            complete: Whether the delta has all that changed, so that answers may say how much.
+            polled_at: When the shards were last read through, less the greatest difference of
+                clocks.
         """
-        self.index = index
-        self._delta = delta
-        self._hidden = delta.hidden if delta else None
-        self._entries = entries or {}
+        self.segment = segment
+        self._entries = delta.entries if delta else {}
+        self._masked = delta.masked if delta else None
+        self._delta = delta if delta and delta.has_effect else None
         self._polled_at = polled_at
-        self.model_version = index.model_version
-        self.dimension = index.dimension
-        self.metric = index.metric
-        self._used = _with(index.used(exact=False), fresh)
-        self._used_exact = _with(index.used(exact=True), fresh)
-        self.used_matrix = _with(index.used_matrix, fresh)
-        """What answers neighbours from the matrix."""
-        self.beside_takes_long = delta is not None and index.scan_takes_long(delta.numbers)
-        """Whether what changed is too much to go through on the event loop."""
-
-    def used(self, *, exact: bool) -> IndexUsed:
-        """What an answer says of what gave it."""
-        return self._used_exact if exact else self._used
+        self.model_version = segment.model_version
+        self.dimension = segment.dimension
+        self.metric = segment.metric
+        self.provenance, self.exact_provenance, self.matrix_provenance = (
+            msgspec.structs.replace(each, fresh=delta.changed if delta and complete else None)
+            for each in (segment.provenance, segment.exact_provenance, segment.matrix_provenance)
+        )
+        numbers = delta.rows * segment.dimension if delta else 0
+        self.matrix_us = scan_us(numbers)
+        """Microseconds that neighbours from the matrix may take."""
+        if self._masked is not None and self._masked.count * _SCAN_RATIO > segment.rows:
+            numbers += segment.rows * segment.dimension
+        self._extra_numbers = numbers
 
     def reflects(self, after: Watermark) -> bool:
         """Whether the write is surely in it; if not, reading the row or the shards can tell."""
-        if after.generation not in {None, self.index.generation}:
+        if after.generation not in {None, self.segment.generation}:
             return False
-        if self.index.manifest.watermark > after.moment:
+        if self.segment.manifest.watermark > after.moment:
             return True
         if after.product_id is None:
             return self._polled_at > after.moment
@@ -86,21 +92,21 @@ class Snapshot:
         # A later time may be of an earlier write, by another clock.
         return entry is not None and entry.updated_at == after.moment
 
-    def place_of(self, product_id: str) -> int | None:
-        """Where a product is; None where it is not, or no longer."""
+    def find(self, product_id: str) -> RowRef | None:
+        """Where the present vector of a product is; None where there is none, or none any more."""
         entry = self._entries.get(product_id)
-        if entry is not None and entry.slot != UNCHANGED:
-            return ~entry.slot if entry.slot >= 0 else None
-        row = self.index.row_of(product_id)
-        if row is not None and self._hidden is not None and self._hidden.has(row):
-            return None  # past the hard limit, where nothing else is known of it
-        return row
+        if entry is not None and entry.row != UNCHANGED:
+            return RowRef(entry.row, in_delta=True) if entry.row >= 0 else None
+        row = self.segment.row_of(product_id)
+        if row is None or (self._masked is not None and row in self._masked):
+            return None  # masked without an entry: after an overflow
+        return RowRef(row)
 
-    def vector(self, place: int) -> Floats:
+    def vector(self, ref: RowRef) -> Floats:
         """float32 (d,) of a product, as it is searched: a unit row under cosine."""
-        if place >= 0 or self._delta is None:
-            return self.index.vector(place)
-        return self._delta.vector(~place)
+        if ref.in_delta and self._delta is not None:
+            return self._delta.vector(ref.row)
+        return self.segment.vector(ref.row)
 
     def search(
         self,
@@ -108,79 +114,53 @@ class Snapshot:
         k: int,
         *,
         exact: bool = False,
-        exclude: Sequence[str] = (),
-        without: int | None = None,
+        exclude: Sequence[RowRef] = (),
         min_score: float | None = None,
-    ) -> list[list[Neighbor]]:
+    ) -> list[Hits]:
         """The nearest products of each vector, nearest first.
 
         Args:
             vectors: float32 (d,) each, checked.
-            k: how many; fewer come back where there are fewer.
+            k: results for each; fewer where there are fewer products.
             exact: whether to score every row.
-            exclude: product ids that are not wanted; one that is unknown is none the less fine.
-            without: the place of a product that is not wanted: the one that is asked about.
-            min_score: the least score that is wanted.
+            exclude: products left out of the results.
+            min_score: the least score of a result.
         """
-        places = [place for place in map(self.place_of, exclude) if place is not None]
-        if without is not None:
-            places.append(without)
-        found = self.index.search(
-            vectors,
-            k,
-            exact=exact,
-            hidden=self._hidden,
-            without=[place for place in places if place >= 0],
-            min_score=min_score,
-        )
-        if self._delta is None:
-            return found
-        slots = [~place for place in places if place < 0]
-        fresh = self._delta.search(vectors, k, slots, min_score)
-        return [merged(old, new, k) for old, new in zip(found, fresh, strict=True)]
+        excluded = self._masked
+        if exclude:
+            rows = [ref.row for ref in exclude if not ref.in_delta]
+            excluded = Exclusion.extended(excluded, self.segment.rows, rows)
+        hits = self.segment.search(vectors, k, exact=exact, excluded=excluded, min_score=min_score)
+        delta = self._delta
+        if delta is None:
+            return hits
+        rows = [ref.row for ref in exclude if ref.in_delta]
+        excluded = Exclusion.extended(delta.superseded, delta.rows, rows)
+        fresh = delta.search(vectors, k, excluded=excluded, min_score=min_score)
+        return [old.merged(new, k) for old, new in zip(hits, fresh, strict=True)]
 
-    def near(self, place: int, k: int) -> list[Neighbor]:
+    def search_near(self, ref: RowRef, k: int) -> Hits:
         """The neighbours of a product by a search."""
-        return self.search([self.vector(place)], k, without=place)[0]
+        return self.search([self.vector(ref)], k, exclude=[ref])[0]
 
-    def neighbors(self, place: int, k: int) -> list[Neighbor] | None:
+    def matrix_neighbors(self, ref: RowRef, k: int) -> Hits | None:
         """The neighbours of a product from the matrix, with what changed since among them.
 
-        None where the matrix does not know the product as it is, or has too few left of them.
+        None where the matrix does not have its present vector, or has too few neighbours left.
         """
-        if self._delta is None:
-            return self.index.neighbors(place, k)
-        if place < 0:
+        delta = self._delta
+        if delta is None:
+            return self.segment.matrix_neighbors(ref.row, k)
+        if ref.in_delta:
             return None
-        found = self.index.neighbors(place, k, self._hidden)
-        if found is None:
+        hits = self.segment.matrix_neighbors(ref.row, k, self._masked)
+        if hits is None:
             return None
-        return merged(found, self._delta.search([self.vector(place)], k, (), None)[0], k)
+        vector = self.segment.vector(ref.row)
+        return hits.merged(delta.search([vector], k, excluded=delta.superseded)[0], k)
 
-    def takes_long(self, vectors: int, k: int, *, exact: bool, excluded: int = 0) -> bool:
-        """Whether a search would hold up the event loop, by an estimate of its cost."""
-        beside = self._numbers_beside()
-        return self.index.takes_long(vectors, k, exact=exact, excluded=excluded, beside=beside)
-
-    def estimate_us(self, vectors: int, k: int, *, exact: bool, excluded: int = 0) -> float:
-        """Microseconds that a search may take on a thread, to within a factor of a few."""
-        beside = self._numbers_beside()
-        return self.index.estimate_us(vectors, k, exact=exact, excluded=excluded, beside=beside)
-
-    @property
-    def searched_at_once(self) -> int:
-        """Of many vectors, how many are searched in one step."""
-        return self.index.searched_at_once
-
-    def _numbers_beside(self) -> int:
-        """How many numbers a vector is held against beside the index."""
-        if self._delta is None:
-            return 0
-        beside = self._delta.numbers
-        if self._hidden is not None and self._hidden.count * _SCAN_RATIO > self.index.rows:
-            beside += self.index.rows * self.index.dimension
-        return beside
-
-
-def _with(used: IndexUsed, fresh: int | None) -> IndexUsed:
-    return msgspec.structs.replace(used, fresh=fresh)
+    def search_us(self, vectors: int, k: int, *, exact: bool = False, excluded: int = 0) -> float:
+        """Microseconds that a search may take, as `SearchCost.search_us` estimates it."""
+        return self.segment.cost.search_us(
+            vectors, k, exact=exact, excluded=excluded, delta_numbers=self._extra_numbers
+        )

@@ -156,7 +156,7 @@ class IndexUpdater:
         if model is None or model.deleting_at:
             return True
         loaded = self._registry.loaded.get(model.model_version)
-        return loaded is not None and loaded.version == _version(model)
+        return loaded is not None and (loaded.build_id, loaded.fence) == _version(model)
 
     async def _load(self, model: Model, *, offline: bool) -> None:
         name = model.model_version

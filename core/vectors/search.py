@@ -3,6 +3,7 @@
 Nothing here is changed by a search, so any number of threads may search one `Searcher`.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, Self
 
 import msgspec
@@ -38,43 +39,69 @@ class _Plan(msgspec.Struct, frozen=True):
 
 
 class Exclusion:
-    """Rows left out of a search: made once, used by many searches."""
+    """Rows left out of a search: made once, used by any number of searches."""
 
-    __slots__ = ("_extra", "_mask", "count")
+    __slots__ = ("_few", "_mask", "count")
 
     def __init__(self, total: int, rows: Ints) -> None:
-        self._mask = np.zeros(total, dtype=np.bool_)
-        self._mask[rows] = True
-        self._extra: Ints | None = None
-        self.count = int(np.count_nonzero(self._mask))
-        """How many rows are left out."""
+        """Leaves out rows (any,), in any order, of so many in all."""
+        self._mask: NDArray[np.bool_] | None = None
+        self._few: Ints | None = None
+        """Further rows, each once: too few to copy the mask for them."""
+        if rows.shape[0] == 1:
+            self._few = rows
+            self.count = 1
+        else:
+            self._mask = np.zeros(total, dtype=np.bool_)
+            self._mask[rows] = True
+            self.count = int(np.count_nonzero(self._mask))
+            """How many rows are left out."""
 
-    def plus(self, rows: Ints) -> Self:
-        """These and a few more, without copying the first ones."""
+    @classmethod
+    def extended(cls, base: Self | None, total: int, rows: Sequence[int]) -> Self | None:
+        """What a request leaves out besides what is left out anyway; None for nothing."""
+        if not rows:
+            return base
+        more = np.array(rows, dtype=np.int64)
+        return cls(total, more) if base is None else base.with_rows(more)
+
+    def with_rows(self, rows: Ints) -> Self:
+        """These and a few more (any,), without copying the mask of the first ones."""
         other = object.__new__(type(self))
-        new = rows[~self.drop(rows)]
+        new = rows[~self.contains(rows)]
         new = new if new.shape[0] <= 1 else np.unique(new)
         other._mask = self._mask
-        other._extra = new if self._extra is None else np.concatenate((self._extra, new))
+        other._few = new if self._few is None else np.concatenate((self._few, new))
         other.count = self.count + new.shape[0]
         return other
 
-    def drop(self, rows: Ints) -> NDArray[np.bool_]:
+    def contains(self, rows: Ints) -> NDArray[np.bool_]:
         """Bool of the shape of `rows`: which of them are left out."""
-        dropped: NDArray[np.bool_] = self._mask[rows]
-        if self._extra is not None:
-            dropped |= np.isin(rows, self._extra)
-        return dropped
+        if self._mask is None:
+            return self._among_few(rows)
+        contained: NDArray[np.bool_] = self._mask[rows]
+        if self._few is not None:
+            contained |= self._among_few(rows)
+        return contained
 
-    def has(self, row: int) -> bool:
-        """Whether one row is left out."""
-        return bool(self._mask[row]) or (self._extra is not None and row in self._extra)
+    def _among_few(self, rows: Ints) -> NDArray[np.bool_]:
+        few = self._few
+        if few is None:
+            return np.zeros(rows.shape, dtype=np.bool_)
+        found: NDArray[np.bool_] = rows == few if few.shape[0] == 1 else np.isin(rows, few)
+        return found
 
-    def blank(self, found: Floats) -> None:
+    def __contains__(self, row: int) -> bool:
+        return (self._mask is not None and bool(self._mask[row])) or (
+            self._few is not None and row in self._few
+        )
+
+    def mask(self, scores: Floats) -> None:
         """Sets the scores (n,) of the rows left out to -inf."""
-        found[self._mask] = -np.inf
-        if self._extra is not None:
-            found[self._extra] = -np.inf
+        if self._mask is not None:
+            scores[self._mask] = -np.inf
+        if self._few is not None:
+            scores[self._few] = -np.inf
 
 
 class Searcher:
@@ -175,9 +202,9 @@ class Searcher:
     def _dropped(self, positions: Ints, excluded: Exclusion) -> NDArray[np.bool_]:
         """Bool (any,): the positions of which no row may come back."""
         if self._members is None:
-            return excluded.drop(self._rows_at(positions))
+            return excluded.contains(self._rows_at(positions))
         rows, _ = self._members.expand(positions)
-        return self._members.all_marked(positions, excluded.drop(rows))
+        return self._members.all_marked(positions, excluded.contains(rows))
 
     def search(
         self, queries: Floats, k: int, *, exact: bool = False, excluded: Exclusion | None = None
@@ -241,7 +268,7 @@ class Searcher:
         near = self.rows[rows] if self._stored is None else self._stored[positions]
         found = scores(query, near, self.metric)
         if self._members is not None:
-            dropped = None if excluded is None else excluded.drop
+            dropped = None if excluded is None else excluded.contains
             rows, found = self._members.score(
                 query, positions, found, k, self.rows, self.metric, dropped
             )
@@ -273,7 +300,7 @@ class Searcher:
             rough, doubts = self._rough(part)
             for query, line, doubt in zip(part, rough, doubts, strict=True):
                 if excluded is not None:
-                    excluded.blank(line)
+                    excluded.mask(line)
                 result.append(self._decide(query, line, float(doubt), k))
         return result
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,6 +9,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from api.serving.snapshot import Snapshot
+from core.models import Model
+from core.repositories.models import ModelRepository
 from tests.api.attacks import (
     QUESTION,
     SEARCH,
@@ -191,25 +192,29 @@ async def test_each_route_has_a_limit_which_is_told_by_the_announced_length(
 
 
 class Gate:
-    """Searches on threads stop here until they are let go."""
+    """Exact searches, which run on threads, stop here until they are let go."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
-        self.steps: list[str] = []
-        """The marks of the steps that ran, in order: a caller's `exclude`."""
+        self.steps: list[int] = []
+        """The k of each step that ran, in order, which tells the searches apart."""
+        self.exact_ms = 2.0
+        """What an exact search is estimated at; others are estimated at nothing."""
         search = Snapshot.search
-        gate = self
 
-        def gated(
-            view: Snapshot, vectors: Any, k: int, *, exclude: Sequence[str] = (), **more: Any
-        ) -> Any:
-            if exclude:
-                assert gate.open.wait(20)
-                gate.steps.append(exclude[0])
-            return search(view, vectors, k, exclude=exclude, **more)
+        def gated(snapshot: Snapshot, vectors: Any, k: int, *, exact: bool, **more: Any) -> Any:
+            if exact:
+                assert self.open.wait(20)
+                self.steps.append(k)
+            return search(snapshot, vectors, k, exact=exact, **more)
+
+        def search_us(
+            _snapshot: Snapshot, _vectors: int, _k: int, *, exact: bool, **_: int
+        ) -> float:
+            return 1000 * self.exact_ms if exact else 0.0
 
         monkeypatch.setattr(Snapshot, "search", gated)
-        monkeypatch.setattr(Snapshot, "takes_long", lambda _view, _n, _k, *, exact, **_: exact)
+        monkeypatch.setattr(Snapshot, "search_us", search_us)
 
 
 async def test_large_searches_take_turns_by_caller(
@@ -222,10 +227,10 @@ async def test_large_searches_take_turns_by_caller(
         caller(service, app, "many") as many,
         caller(service, app, "few") as few,
     ):
-        asked = [EXACT | {"exclude": [f"many-{n}"]} for n in range(4)]
+        asked = [EXACT | {"k": k} for k in (11, 12, 13, 14)]
         running = [asyncio.create_task(many.post(SEARCH, json=body)) for body in asked]
         await until(lambda: admission(app).searches.held == 4)
-        late = asyncio.create_task(few.post(SEARCH, json=EXACT | {"exclude": ["few"]}))
+        late = asyncio.create_task(few.post(SEARCH, json=EXACT | {"k": 21}))
         await until(lambda: admission(app).searches.held == 5)
         for client in (many, few):
             assert (await client.post(SEARCH, json=QUESTION)).status_code == 200
@@ -234,8 +239,8 @@ async def test_large_searches_take_turns_by_caller(
         assert [reply.status_code for reply in replies] == [200] * 5
         assert [len(reply.json()["results"]) for reply in replies] == [256] * 5
         # 2 steps each: the late one had every other turn from the second on.
-        assert gate.steps[:4] == ["many-0", "few", "many-0", "few"]
-        begun = [gate.steps.index(f"many-{n}") for n in range(4)]
+        assert gate.steps[:4] == [11, 21, 11, 21]
+        begun = [gate.steps.index(k) for k in (11, 12, 13, 14)]
         assert begun == sorted(begun)
         all_given_back(app)
 
@@ -245,23 +250,22 @@ async def test_large_searches_are_shared_by_number_and_by_work(
 ) -> None:
     """Over its share a caller gets 429, for one of another there is room."""
     gate = Gate(monkeypatch)
-    body = EXACT | {"exclude": ["x"]}
-    for limits, second in (({"large_searches_max": 4}, 1.0), ({"search_queue_s": 60.0}, 50_000.0)):
+    for limits, cost_ms in (({"large_searches_max": 4}, 2.0), ({"search_queue_s": 60.0}, 50_000.0)):
         gate.open.clear()
-        monkeypatch.setattr(Snapshot, "estimate_us", lambda *_, cost=second, **__: 1000 * cost)
+        gate.exact_ms = cost_ms
         async with (
             limited(service, limits) as app,
             caller(service, app, "many") as many,
             caller(service, app, "few") as few,
         ):
-            running = [asyncio.create_task(many.post(SEARCH, json=body)) for _ in range(2)]
+            running = [asyncio.create_task(many.post(SEARCH, json=EXACT)) for _ in range(2)]
             await until(lambda: admission(app).searches.held == 2)
             before = shed("large searches", "share")
-            reply = await many.post(SEARCH, json=body)
+            reply = await many.post(SEARCH, json=EXACT)
             assert_problem(reply, 429, "over-share")
             assert reply.headers["retry-after"]
             assert shed("large searches", "share") == before + 1
-            running.append(asyncio.create_task(few.post(SEARCH, json=body)))
+            running.append(asyncio.create_task(few.post(SEARCH, json=EXACT)))
             await until(lambda: admission(app).searches.held == 3)
             gate.open.set()
             replies = await asyncio.gather(*running)
@@ -274,20 +278,19 @@ async def test_a_large_search_waits_for_its_turn_for_so_long(
 ) -> None:
     """Then it is 503, and the turn goes to the next."""
     gate = Gate(monkeypatch)
-    body = EXACT | {"exclude": ["x"]}
     async with (
         limited(service, {"search_queue_s": 0.2, "search_threads": 1}) as app,
         caller(service, app, "first") as first,
         caller(service, app, "second") as second,
     ):
-        running = asyncio.create_task(first.post(SEARCH, json=body))
+        running = asyncio.create_task(first.post(SEARCH, json=EXACT))
         await until(lambda: admission(app).searches.held == 1)
         before = shed("large searches", "deadline")
-        assert_problem(await second.post(SEARCH, json=body), 503, "overloaded")
+        assert_problem(await second.post(SEARCH, json=EXACT), 503, "overloaded")
         assert shed("large searches", "deadline") == before + 1
         gate.open.set()
         assert (await running).status_code == 200
-        assert (await second.post(SEARCH, json=body)).status_code == 200
+        assert (await second.post(SEARCH, json=EXACT)).status_code == 200
         all_given_back(app)
 
 
@@ -336,11 +339,14 @@ async def test_calls_to_dynamodb_leave_room_for_searches(
     """Slow ones are bounded by caller, made-up model versions too, and keep no search out."""
     release = asyncio.Event()
 
-    async def held_up(*_: Any, **__: Any) -> Any:
-        await release.wait()
-        return []
+    models = type(service.resources.models)
+    list_models = models.list_models
 
-    monkeypatch.setattr(type(service.resources.models), "list_models", held_up)
+    async def held_up(repository: ModelRepository) -> list[Model]:
+        await release.wait()
+        return await list_models(repository)
+
+    monkeypatch.setattr(models, "list_models", held_up)
     async with (
         limited(service, concurrent_requests_max=4) as app,
         caller(service, app, "busy") as busy,

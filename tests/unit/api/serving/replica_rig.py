@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from api.serving.changes import Freshness
+from api.serving.hits import Hits
 from api.serving.registry import IndexRegistry
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
-from api.wire.schemas import Neighbor
 from core.errors import Unavailable
 from core.index.manifest import Manifest
 from core.models import Embedding, Model, now, timestamp
@@ -175,13 +175,13 @@ class Rig:
 
     async def fresh(self) -> int | None:
         """What answers say of what changed."""
-        return (await self.view()).used(exact=False).fresh
+        return (await self.view()).provenance.fresh
 
     async def has(self, product_id: str) -> bool:
         """Whether a product is known, and found by its present form."""
-        return (await self.view()).place_of(product_id) is not None
+        return (await self.view()).find(product_id) is not None
 
-    async def found(self, row: Floats, k: int = 100, *, exact: bool = False) -> list[Neighbor]:
+    async def found(self, row: Floats, k: int = 100, *, exact: bool = False) -> Hits:
         """A search."""
         return (await self.view()).search([row], k, exact=exact)[0]
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.serving.delta import ABSENT, MASKED, UNCHANGED, DeltaBuffer
+from api.serving.hits import Hits
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
-from api.wire.schemas import Neighbor
 from core.models import Embedding, Metric
 from core.vectors.arrays import Floats, prepare, scores
 from tests.unit.api.serving.versions import DIMENSION, make, model_of
@@ -57,15 +57,15 @@ def _row(product_id: str, vector: bytes | None, moment: str = AFTER) -> Embeddin
 
 def _nearest(
     truth: Truth, query: Floats, metric: Metric, k: int, without: Sequence[str] = ()
-) -> list[Neighbor]:
+) -> Hits:
     """Exact search over the rows as they are."""
     names = [name for name in truth if name not in without]
     if not names:
-        return []
+        return Hits([], [])
     rows = prepare(np.stack([truth[name] for name in names]), metric)
     found = scores(prepare(query[None], metric)[0], rows, metric).tolist()
     pairs = sorted((-score, name) for name, score in zip(names, found, strict=True))
-    return [Neighbor(name, -score) for score, name in pairs[:k]]
+    return Hits([name for _, name in pairs[:k]], [-score for score, _ in pairs[:k]])
 
 
 Step = tuple[str, int | Literal["delete", "zero", "infinite", "short"]]
@@ -91,7 +91,7 @@ def _applied(buffer: DeltaBuffer, steps: Sequence[Step], at_once: int) -> Truth:
                 truth[product_id] = VECTORS[what]
                 found[product_id] = _row(product_id, VECTORS[what].tobytes())
             else:
-                bad_here = what != "zero" or buffer.index.metric == "cosine"
+                bad_here = what != "zero" or buffer.segment.metric == "cosine"
                 if bad_here:
                     truth.pop(product_id, None)
                 else:
@@ -123,13 +123,16 @@ def test_a_search_is_that_of_an_index_over_the_rows_as_they_are(
     """Whatever was written, overwritten, deleted or written badly since, by whatever is asked."""
     buffer = DeltaBuffer(_index(metric))
     truth = _applied(buffer, steps, at_once)
-    view = Snapshot(buffer.index, buffer.delta(), buffer.entries, fresh=buffer.changed)
+    snapshot = Snapshot(buffer.segment, buffer.snapshot(), complete=True)
     vectors = [VECTORS[number] for number in queries]
-    found = view.search(vectors, k, exact=exact, exclude=exclude)
+    refs = [ref for ref in map(snapshot.find, exclude) if ref is not None]
+    found = snapshot.search(vectors, k, exact=exact, exclude=refs)
     assert found == [_nearest(truth, vector, metric, k, exclude) for vector in vectors]
-    least = found[0][len(found[0]) // 2].score if found[0] else 0.0
-    kept = view.search(vectors[:1], k, exclude=exclude, min_score=least)[0]
-    assert kept == [hit for hit in found[0] if hit.score >= least]
+    ranked = found[0].scores
+    least = ranked[len(ranked) // 2] if ranked else 0.0
+    kept = snapshot.search(vectors[:1], k, exclude=refs, min_score=least)[0]
+    count = sum(score >= least for score in ranked)
+    assert kept == Hits(found[0].product_ids[:count], ranked[:count])
     before = _stored()
     assert buffer.changed == sum(
         not _equal(before.get(name), truth.get(name), metric) for name in {*before, *truth}
@@ -155,16 +158,16 @@ def test_neighbours_are_those_of_the_rows_as_they_are(
     """By the product's present vector, from the matrix or not; a deleted product has none."""
     buffer = DeltaBuffer(_index(metric))
     truth = _applied(buffer, steps, 3)
-    view = Snapshot(buffer.index, buffer.delta(), buffer.entries)
-    place = view.place_of(asked)
-    assert (place is not None) == (asked in truth)
-    if place is None:
+    snapshot = Snapshot(buffer.segment, buffer.snapshot())
+    ref = snapshot.find(asked)
+    assert (ref is not None) == (asked in truth)
+    if ref is None:
         return
     expected = _nearest(truth, truth[asked], metric, k, [asked])
-    found = view.neighbors(place, k)
+    found = snapshot.matrix_neighbors(ref, k)
     assert found in (None, expected)
-    assert view.near(place, k) == expected
-    assert view.search([view.vector(place)], k, without=place)[0] == expected
+    assert snapshot.search_near(ref, k) == expected
+    assert snapshot.search([snapshot.vector(ref)], k, exclude=[ref])[0] == expected
 
 
 @settings(max_examples=80, deadline=None)
@@ -176,7 +179,7 @@ def test_a_buffer_moves_to_a_newer_version_without_loss(
     older, newer = DeltaBuffer(_index(metric)), DeltaBuffer(_index(metric, 11))
     _applied(older, steps, 5)
     ids = list(older.entries)
-    newer.carry(older, ids[:3])
+    newer.carry_over(older, ids[:3])
     truth = _applied(older, [*steps, *later], 4)
     for product_id, entry in older.entries.items():  # what is read from now on reaches both
         if product_id in {name for name, _ in later}:
@@ -188,27 +191,27 @@ def test_a_buffer_moves_to_a_newer_version_without_loss(
                     )
                 }
             )
-    newer.carry(older, list(older.entries))
+    newer.carry_over(older, list(older.entries))
     stored = set(IDS[:11])
     present = {name: row for name, row in truth.items() if name in stored or name in older.entries}
-    view = Snapshot(newer.index, newer.delta(), newer.entries)
+    snapshot = Snapshot(newer.segment, newer.snapshot())
     for query in VECTORS:
-        assert view.search([query], 100)[0] == _nearest(present, query, metric, 100)
+        assert snapshot.search([query], 100)[0] == _nearest(present, query, metric, 100)
 
 
-def test_a_view_does_not_change_under_a_search() -> None:
+def test_a_snapshot_does_not_change_under_a_search() -> None:
     """Rows that come after it was made, overwrite its own, or move them, are not in it."""
     buffer = DeltaBuffer(_index("cosine"))
     buffer.apply({"a": _row("a", VECTORS[4].tobytes())})
-    view = Snapshot(buffer.index, buffer.delta(), buffer.entries)
-    before = view.search([VECTORS[4]], 5)
+    snapshot = Snapshot(buffer.segment, buffer.snapshot())
+    before = snapshot.search([VECTORS[4]], 5)
     for number in range(600):
         vector = np.array([1, number, 0, 0], np.float32)
         buffer.apply({name: _row(name, vector.tobytes()) for name in ("a", f"x{number % 40}")})
     assert len(buffer.entries) == 41
     assert buffer.resident_bytes < 100_000
-    assert view.search([VECTORS[4]], 5) == before
-    now = Snapshot(buffer.index, buffer.delta(), buffer.entries)
+    assert snapshot.search([VECTORS[4]], 5) == before
+    now = Snapshot(buffer.segment, buffer.snapshot())
     assert now.search([VECTORS[4]], 5) != before
 
 
@@ -222,8 +225,8 @@ def test_rows_as_the_index_has_them_are_no_changes() -> None:
         "new",
     ]
     buffer.apply({row.product_id: row for row in page})
-    assert (buffer.changed, buffer.delta()) == (0, None)
-    assert {entry.slot for entry in buffer.entries.values()} == {UNCHANGED}
+    assert (buffer.changed, buffer.snapshot().has_effect) == (0, False)
+    assert {entry.row for entry in buffer.entries.values()} == {UNCHANGED}
     assert buffer.differing(page) == []
     buffer.forget("2027")
     assert buffer.entries == {}
@@ -242,8 +245,8 @@ def test_what_has_no_effect_is_forgotten_and_nothing_else() -> None:
             "p02": _row("p02", VECTORS[2].tobytes(), BEFORE),
         }
     )
-    slots = {name: entry.slot for name, entry in buffer.entries.items()}
-    assert slots == {"p00": MASKED, "gone": ABSENT, "p01": MASKED}
+    rows = {name: entry.row for name, entry in buffer.entries.items()}
+    assert rows == {"p00": MASKED, "gone": ABSENT, "p01": MASKED}
     buffer.forget("2027")
     assert set(buffer.entries) == {"p00", "p01"}
     assert buffer.changed == 2
@@ -251,7 +254,7 @@ def test_what_has_no_effect_is_forgotten_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_large_buffer_is_searched_exactly(metric: Metric) -> None:
-    """Over many chunks, with dead slots between them."""
+    """Over many chunks, with superseded rows between them."""
     random = np.random.default_rng(5)
     buffer = DeltaBuffer(_index(metric))
     truth = _stored()
@@ -263,7 +266,7 @@ def test_a_large_buffer_is_searched_exactly(metric: Metric) -> None:
             truth[name] = row
             found[name] = _row(name, row.tobytes())
         buffer.apply(found)
-    view = Snapshot(buffer.index, buffer.delta(), buffer.entries, fresh=buffer.changed)
-    assert view.used(exact=False).fresh == 700
+    snapshot = Snapshot(buffer.segment, buffer.snapshot(), complete=True)
+    assert snapshot.provenance.fresh == 700
     for query in random.normal(size=(20, DIMENSION)).astype(np.float32):
-        assert view.search([query], 25)[0] == _nearest(truth, query, metric, 25)
+        assert snapshot.search([query], 25)[0] == _nearest(truth, query, metric, 25)

@@ -27,9 +27,9 @@ async def test_a_version_that_is_coming_gets_what_is_read_meanwhile(tmp_path: Pa
         assert not coming.done()
         rig.table.gate.set()
         await coming
-        assert (await rig.view()).index.build_id == "b-2"
+        assert (await rig.view()).segment.build_id == "b-2"
         assert not await rig.has("a")
-        assert "a" not in {hit.product_id for hit in await rig.found(vector(ord("a")))}
+        assert "a" not in (await rig.found(vector(ord("a")))).product_ids
 
 
 async def test_before_the_first_look_nobody_knows_what_changed(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ async def test_before_the_first_look_nobody_knows_what_changed(tmp_path: Path) -
     async with rig.running():
         moment = rig.table.put("new", vector(1))
         view = await rig.registry.wanted("m", Watermark(moment, "new"))
-        assert view.place_of("new") is not None
-        assert view.used(exact=False).fresh is None
+        assert view.find("new") is not None
+        assert view.provenance.fresh is None
         rig.table.gate.set()
         await rig.looked()
         assert await rig.fresh() == 1
@@ -90,7 +90,7 @@ async def test_the_row_of_a_token_is_read_until_it_is_as_the_write_left_it(tmp_p
         assert view.reflects(Watermark(ahead, "a"))
         assert not view.reflects(Watermark(behind, "a"))
         view = await rig.registry.wanted("m", Watermark(behind, "a"))
-        assert view.place_of("a") is None
+        assert view.find("a") is None
 
 
 async def test_a_batch_by_a_clock_that_is_behind_is_found(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ async def test_a_batch_by_a_clock_that_is_behind_is_found(tmp_path: Path) -> Non
         await rig.looked()
         moment = rig.table.put("new", vector(1), ago(30))
         view = await rig.registry.wanted("m", Watermark(moment))
-        assert view.place_of("new") is not None
+        assert view.find("new") is not None
 
 
 async def test_a_look_counts_from_its_beginning(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ async def test_a_look_counts_from_its_beginning(tmp_path: Path) -> None:
         assert not (await rig.view()).reflects(Watermark(moment))
         rig.table.shown = None
         view = await rig.registry.wanted("m", Watermark(moment))
-        assert view.place_of("new") is not None
+        assert view.find("new") is not None
 
 
 async def test_all_who_wait_share_a_look_and_looks_are_few(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ async def test_past_the_hard_limit_nothing_deleted_comes_back(
             for name in ("x", "y", "z"):
                 rig.table.put(name, vector(ord(name)))
             await rig.adopt("b-0")
-            assert (await rig.view()).index.build_id == "b-0"
+            assert (await rig.view()).segment.build_id == "b-0"
             await _only(rig, "bcdef")
         else:
             await until(lambda: _is(rig.table.ended == 1))
@@ -305,7 +305,7 @@ async def test_past_the_hard_limit_nothing_deleted_comes_back(
         await _only(rig, "bcdef")
         assert await rig.fresh() is None
         found = await rig.found(vector(ord("b")))
-        assert found[0].product_id == "b"  # overwritten, and found in the form that the index has
+        assert found.product_ids[0] == "b"  # overwritten, and found in the form that the index has
         rig.table.put("c", None)
         rig.notifier.send("b", "c", "x")
         await until(lambda: _lacks(rig, "c"))
@@ -327,12 +327,12 @@ async def _only(rig: Rig, names: str) -> None:
     for name in IDS:
         for exact in (False, True):
             found = await rig.found(vector(ord(name)), exact=exact)
-            assert {hit.product_id for hit in found} == set(names)
-        place = view.place_of(name)
-        assert (place is not None) == (name in names)
-        if place is not None:
-            near = view.neighbors(place, 5) or view.near(place, 5)
-            assert {hit.product_id for hit in near} == set(names) - {name}
+            assert set(found.product_ids) == set(names)
+        ref = view.find(name)
+        assert (ref is not None) == (name in names)
+        if ref is not None:
+            near = view.matrix_neighbors(ref, 5) or view.search_near(ref, 5)
+            assert set(near.product_ids) == set(names) - {name}
 
 
 async def _lacks(rig: Rig, product_id: str) -> bool:

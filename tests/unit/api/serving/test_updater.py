@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from api.health import Health
+from api.serving.cost import INLINE_US_MAX
 from api.serving.registry import IndexRegistry
 from api.serving.segment import Segment
+from api.serving.snapshot import RowRef
 from api.serving.updater import IndexUpdater
 from core.errors import Corrupt, K9Error, NoIndex, NotFound, NotYetVisible, Unavailable
 from core.models import Watermark
@@ -102,9 +104,9 @@ async def test_a_new_build_takes_the_place_of_the_old_one(tmp_path: Path) -> Non
         old = await rig.registry.wanted("m")
         rig.listing.models = [model_of("b-2")]
         await until(lambda: rig.build_id == "b-2")
-        assert old.place_of("e") is None
-        assert len(old.near(0, 10)) == 3
-        assert (await rig.registry.wanted("m")).place_of("e") is not None
+        assert old.find("e") is None
+        assert len(old.search_near(RowRef(0), 10).product_ids) == 3
+        assert (await rig.registry.wanted("m")).find("e") is not None
         await asyncio.sleep(0.05)
         assert rig.shelf.asked == ["b-1", "b-2"]
 
@@ -332,7 +334,7 @@ async def test_a_search_waits_for_the_build_that_shows_its_write(tmp_path: Path)
         waiting = asyncio.create_task(rig.registry.wanted("m", after))
         rig.shelf.add("b-2", TWO)
         rig.listing.models = [model_of("b-2")]
-        assert (await waiting).index.build_id == "b-2"
+        assert (await waiting).segment.build_id == "b-2"
         with pytest.raises(NotYetVisible):
             await rig.registry.wanted("m", Watermark("9999-01-01T00:00:00.000000Z"))
 
@@ -353,7 +355,8 @@ async def test_long_searches_are_told_from_short_ones(tmp_path: Path) -> None:
     async with rig.running():
         await until(lambda: rig.loaded is not None)
     assert rig.loaded is not None
-    assert not rig.loaded.takes_long(1, 10, exact=False)
-    assert not rig.loaded.takes_long(1, 10, exact=True)
-    assert rig.loaded.takes_long(256, 30, exact=False)
-    assert rig.loaded.takes_long(1, 10, exact=False, excluded=1000)
+    cost = rig.loaded.cost
+    assert cost.search_us(1, 10, exact=False) <= INLINE_US_MAX
+    assert cost.search_us(1, 10, exact=True) <= INLINE_US_MAX
+    assert cost.search_us(256, 30, exact=False) > INLINE_US_MAX
+    assert cost.search_us(1, 10, exact=False, excluded=1000) > INLINE_US_MAX

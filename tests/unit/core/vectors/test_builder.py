@@ -135,7 +135,7 @@ def test_copies_are_in_the_index_once() -> None:
     out = searcher.exclusion(np.arange(800, 890))
     near, _ = searcher.search_one(rows[0], 11, excluded=out)
     assert near.tolist() == [0, *range(890, 900)]
-    near, _ = searcher.search_one(rows[0], 3, excluded=out.plus(near))
+    near, _ = searcher.search_one(rows[0], 3, excluded=out.with_rows(near))
     assert near.shape == (3,)
     assert (near > 0).all()
     assert (near < 800).all()

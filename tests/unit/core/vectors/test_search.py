@@ -197,9 +197,9 @@ def test_a_few_more_rows_left_out(graph: Searcher) -> None:
     query = catalogue()[1950]
     near, _ = graph.search_one(query, 4)
     base = graph.exclusion(near[:1])
-    more = base.plus(near[:3]).plus(near[1:2])
+    more = base.with_rows(near[:3]).with_rows(near[1:2])
     assert (base.count, more.count) == (1, 3)
-    assert [more.has(row) for row in near.tolist()] == [True, True, True, False]
+    assert [row in more for row in near.tolist()] == [True, True, True, False]
     for exact in (False, True):
         assert graph.search_one(query, 1, excluded=base, exact=exact)[0][0] == near[1]
         assert graph.search_one(query, 1, excluded=more, exact=exact)[0][0] == near[3]
