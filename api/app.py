@@ -30,9 +30,7 @@ from api.routes.models import ModelController
 from api.routes.reports import ReportController
 from api.routes.search import SearchController
 from api.routes.users import UserController
-from api.serving.changes import open_freshness
-from api.serving.registry import IndexRegistry
-from api.serving.updater import IndexUpdater, following
+from api.serving.opening import open_registry
 from core.dynamo.cursors import Cursors
 from core.queue import redis_settings
 from core.resources import Resources, open_resources
@@ -138,15 +136,12 @@ async def _open_context(
         )
         if keys is None:
             keys = await stack.enter_async_context(open_keys(settings, health))
-        registry = IndexRegistry(resources.models, settings.serving.loaded_bytes_max)
         admission = Admission(settings)
         set_threads(1)  # a search takes one thread, and another search takes the next
         serving = settings.serving
         searching = _turns("large searches", serving.search_threads, serving.search_queue_s, stack)
         decoding = _turns("bodies", 1, settings.http.body_timeout_s, stack)
-        freshness = await stack.enter_async_context(open_freshness(resources, registry))
-        refresher = IndexUpdater(resources, registry, health, freshness)
-        await stack.enter_async_context(following(refresher))
+        registry = await stack.enter_async_context(open_registry(resources, health))
         metrics.IN_FLIGHT.set_function(lambda: admission.requests)
         yield Context(
             settings=settings,

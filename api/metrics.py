@@ -34,22 +34,23 @@ LOAD_FAILED: Final = Counter(
 )
 FRESH_ROWS: Final = Gauge(
     "k9_fresh_rows",
-    "Products whose form in the index is not the present one, and that are searched beside it.",
+    "Products whose vector in the index is not the present one, searched in a delta.",
     ["model_version"],
 )
 FRESH_BYTES: Final = Gauge("k9_fresh_bytes", "Memory of those rows.", ["model_version"])
 FRESH_LAG: Final = Gauge(
     "k9_fresh_lag_seconds",
-    "From the oldest hint of the last round of changed rows to their use.",
+    "From the oldest notification of the last round of changed rows to their use.",
     ["model_version"],
 )
 FRESH_POLLED: Final = Gauge(
     "k9_fresh_polled_timestamp_seconds",
-    "When the last whole look at the shards began.",
+    "When the last complete poll of the shards began.",
     ["model_version"],
 )
-HINTS_BEGUN: Final = Counter(
-    "k9_hints_begun_total", "Times that hints began to be heard: once, and after each break."
+NOTIFICATIONS_BEGUN: Final = Counter(
+    "k9_hints_begun_total",
+    "Times that listening for change notifications began: once, and after each break.",
 )
 
 UNMATCHED: Final = "unmatched"

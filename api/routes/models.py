@@ -202,7 +202,7 @@ async def _file(
 
 
 async def _summary(context: Context, model: Model) -> ModelSummary:
-    loaded = context.registry.loaded.get(model.model_version)
+    loaded = context.registry.segment(model.model_version)
     if loaded is not None and loaded.data != model.data:
         loaded = None  # of an earlier model version of the name, or of before a restore
     manifest = await _manifest(context, model)
@@ -217,7 +217,7 @@ async def _manifest(context: Context, model: Model) -> Manifest | None:
     """Of the current build: from memory where it is loaded, else from the builds table."""
     if model.current_build_id is None:
         return None
-    loaded = context.registry.loaded.get(model.model_version)
+    loaded = context.registry.segment(model.model_version)
     if loaded is not None and loaded.build_id == model.current_build_id:
         return loaded.manifest
     try:

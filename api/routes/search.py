@@ -76,7 +76,7 @@ async def search(call: Call, model_version: str) -> Reply:
     many = body.vectors is not UNSET
     names = [f"vectors[{i}]" if many else "vector" for i in range(len(vectors))]
     try:
-        view = await _view(call, model_version)
+        snapshot = await _snapshot(call, model_version)
     except (NotFound, NoIndex, ModelBeingDeleted) as absent:
         # What the body itself lacks is said first, as the contract has it.
         if isinstance(body.product_id, str):
@@ -88,20 +88,22 @@ async def search(call: Call, model_version: str) -> Reply:
             check_all(vectors, names, "ip", None, limits)
         raise
     if body.product_id is UNSET:
-        check_all(vectors, names, view.metric, view.dimension, limits)
-    if after is not None and not view.reflects(after.watermark):
-        view = await _reflecting(call, model_version, after)
-        check_all(vectors, names, view.metric, view.dimension, limits)  # it may be made anew
+        check_all(vectors, names, snapshot.metric, snapshot.dimension, limits)
+    if after is not None and not snapshot.reflects(after.watermark):
+        snapshot = await _reflecting(call, model_version, after)
+        check_all(
+            vectors, names, snapshot.metric, snapshot.dimension, limits
+        )  # it may be made anew
     itself: RowRef | None = None
     if isinstance(body.product_id, str):
-        itself = find(view, body.product_id, limits)
-        vectors = [view.vector(itself)]
-    cost_us = view.search_us(
+        itself = find(snapshot, body.product_id, limits)
+        vectors = [snapshot.vector(itself)]
+    cost_us = snapshot.search_us(
         len(vectors), int(body.k), exact=body.exact, excluded=len(body.exclude)
     )
-    steps = _searching(view, vectors, body, itself)
+    steps = _searching(snapshot, vectors, body, itself)
     hits = finished(steps) if cost_us <= INLINE_US_MAX else await _in_turn(call, cost_us, steps)
-    index = _index_used(view.exact_provenance if body.exact else view.provenance)
+    index = _index_used(snapshot.exact_provenance if body.exact else snapshot.provenance)
     if many:
         return call.reply(FoundMany(results=[_neighbors(each) for each in hits], index=index))
     return call.reply(Found(neighbors=_neighbors(hits[0]), index=index))
@@ -120,22 +122,22 @@ async def neighbors(call: Call, model_version: str, product_id: str) -> Reply:
     limits = call.context.settings.limits
     k = Query(call.query).integer("k", default=10, minimum=1, maximum=limits.k_max)
     try:
-        view = await _view(call, model_version)
+        snapshot = await _snapshot(call, model_version)
     except (NotFound, NoIndex, ModelBeingDeleted):
         validate_product_id(product_id, limits.product_id_bytes_max)
         raise
-    ref = find(view, product_id, limits)
-    provenance = view.matrix_provenance
-    if view.matrix_us <= INLINE_US_MAX:
-        hits = view.matrix_neighbors(ref, k)
+    ref = find(snapshot, product_id, limits)
+    provenance = snapshot.matrix_provenance
+    if snapshot.matrix_us <= INLINE_US_MAX:
+        hits = snapshot.matrix_neighbors(ref, k)
     else:
-        hits = await _in_turn(call, view.matrix_us, one_step(view.matrix_neighbors, ref, k))
+        hits = await _in_turn(call, snapshot.matrix_us, one_step(snapshot.matrix_neighbors, ref, k))
     if hits is None:
-        provenance, cost_us = view.provenance, view.search_us(1, k)
+        provenance, cost_us = snapshot.provenance, snapshot.search_us(1, k)
         if cost_us <= INLINE_US_MAX:
-            hits = view.search_near(ref, k)
+            hits = snapshot.search_near(ref, k)
         else:
-            hits = await _in_turn(call, cost_us, one_step(view.search_near, ref, k))
+            hits = await _in_turn(call, cost_us, one_step(snapshot.search_near, ref, k))
     return call.reply(Found(neighbors=_neighbors(hits), index=_index_used(provenance)))
 
 
@@ -164,41 +166,41 @@ async def _reflecting(call: Call, model_version: str, after: Presented) -> Snaps
         raise NotYetVisible(f"the index of {model_version} does not reflect this write")
     admission = call.context.admission
     with admission.one_of(admission.waits, call.caller.user_id):
-        return await call.context.registry.wanted(model_version, after.watermark)
+        return await call.context.registry.snapshot(model_version, after.watermark)
 
 
-async def _view(call: Call, model_version: str) -> Snapshot:
+async def _snapshot(call: Call, model_version: str) -> Snapshot:
     """What answers for a model version.
 
     Raises:
-        Invalid, NotFound, NoIndex, Unavailable: as `IndexRegistry.wanted` says.
+        Invalid, NotFound, NoIndex, Unavailable: as `IndexRegistry.snapshot` says.
     """
     registry = call.context.registry
-    view = registry.view(model_version)
-    if view is not None:
-        return view
+    snapshot = registry.current(model_version)
+    if snapshot is not None:
+        return snapshot
     admission = call.context.admission  # whether there is such a model version is read
     with admission.one_of(admission.calls, call.caller.user_id):
-        return await registry.wanted(model_version)
+        return await registry.snapshot(model_version)
 
 
 def _body_bytes_max(context: Context, model_version: str) -> int:
-    view = context.registry.view(model_version)
+    snapshot = context.registry.current(model_version)
     limits = context.body_limits
-    return limits.search if view is None else limits.search_of(view.dimension)
+    return limits.search if snapshot is None else limits.search_of(snapshot.dimension)
 
 
-def find(view: Snapshot, product_id: str, limits: Limits) -> RowRef:
+def find(snapshot: Snapshot, product_id: str, limits: Limits) -> RowRef:
     """Where the product is in the snapshot.
 
     Raises:
         Invalid: it is no product id.
         NotFound: there is no such product in the index, or no longer.
     """
-    ref = view.find(product_id)
+    ref = snapshot.find(product_id)
     if ref is None:
         validate_product_id(product_id, limits.product_id_bytes_max)
-        raise NotFound(f"the index of {view.model_version} has no product {product_id!r}")
+        raise NotFound(f"the index of {snapshot.model_version} has no product {product_id!r}")
     return ref
 
 
@@ -255,17 +257,17 @@ def _check_options(body: _Body, limits: Limits) -> None:
 
 
 def _searching(
-    view: Snapshot, vectors: list[Floats], body: _Body, itself: RowRef | None
+    snapshot: Snapshot, vectors: list[Floats], body: _Body, itself: RowRef | None
 ) -> Steps[list[Hits]]:
-    exclude = [ref for ref in map(view.find, body.exclude) if ref is not None]
+    exclude = [ref for ref in map(snapshot.find, body.exclude) if ref is not None]
     if itself is not None:
         exclude.append(itself)
     hits: list[Hits] = []
-    step = view.segment.cost.step_vectors
+    step = snapshot.segment.cost.step_vectors
     for start in range(0, len(vectors), step):
         if start:
             yield 0
-        hits += view.search(
+        hits += snapshot.search(
             vectors[start : start + step],
             int(body.k),
             exact=body.exact,

@@ -1,41 +1,27 @@
-"""What is loaded: model version → index. A swap is one assignment; nothing waits for it."""
+"""What this process serves: a replica of each model version with a loaded index."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from collections.abc import Iterable
 
-from api import metrics
+from api.serving.replica import ModelReplica
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
-from core import telemetry
-from core.errors import K9Error, NoIndex, NotYetVisible, Unavailable
+from core.errors import K9Error, NoIndex, Unavailable
 from core.identifiers import validate_model_version
 from core.models import Model, Watermark
-from core.repositories.models import ModelRepository
-
-Bring = Callable[[str, Watermark], Awaitable[bool]]
-
-VISIBLE_WAIT_S: Final = 1.0
-"""How long a search waits for what its `min_watermark` asks."""
+from core.resources import Resources
 
 
 class IndexRegistry:
-    """The loaded versions, and the model versions as last listed."""
+    """The loaded model versions, and all of them as last listed."""
 
-    def __init__(self, models: ModelRepository, bytes_max: int) -> None:
-        self._models = models
-        self._bytes_max = bytes_max
-        self._loaded: dict[str, Segment] = {}
-        self._views: dict[str, Snapshot] = {}
-        self._beside: dict[str, int] = {}
-        """Bytes of what changed since the builds."""
-        self.bring: Bring | None = None
-        """Has a write applied, where changes are followed."""
-        self.forget: Callable[[str], None] | None = None
-        """Ends following a model version, where changes are followed."""
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._bytes_max = resources.settings.serving.loaded_bytes_max
         self._marked: dict[str, Model] = {}
         """Model versions that this process marked for deletion: lists may lag behind that."""
-        self._swapped = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.replicas: dict[str, ModelReplica] = {}
         self.known: dict[str, Model] = {}
         """Model versions as DynamoDB last listed them, or as the cache has them."""
         self.troubles: dict[str, str] = {}
@@ -43,17 +29,25 @@ class IndexRegistry:
 
     @property
     def loaded(self) -> dict[str, Segment]:
-        """What answers now; not to be changed."""
-        return self._loaded
+        """The segments that answer now."""
+        return {
+            name: replica.snapshot.segment
+            for name, replica in self.replicas.items()
+            if replica.snapshot is not None
+        }
 
-    def view(self, model_version: str) -> Snapshot | None:
+    def segment(self, model_version: str) -> Segment | None:
+        """The segment that answers for a model version; None where none is loaded."""
+        snapshot = self.current(model_version)
+        return None if snapshot is None else snapshot.segment
+
+    def current(self, model_version: str) -> Snapshot | None:
         """What answers for a model version now; None where nothing is loaded."""
-        return self._views.get(model_version)
+        replica = self.replicas.get(model_version)
+        return None if replica is None else replica.snapshot
 
-    async def wanted(self, model_version: str, after: Watermark | None = None) -> Snapshot:
-        """What answers for a model version.
-
-        A request keeps it to its end, whatever changes meanwhile.
+    async def snapshot(self, model_version: str, after: Watermark | None = None) -> Snapshot:
+        """What answers for a model version. A request keeps it to its end.
 
         Args:
             model_version: As the caller wrote it.
@@ -67,69 +61,36 @@ class IndexRegistry:
             NotYetVisible: it did not reflect `after` in time.
             Unavailable: its index is not loaded yet.
         """
-        view = self._views.get(model_version)
-        if view is None:
+        replica = self.replicas.get(model_version)
+        if replica is None or replica.snapshot is None:
             raise await self._absence(model_version)
-        if after is None or view.reflects(after):
-            return view
-        if after.generation is not None and after.generation < view.segment.generation:
-            raise NotYetVisible(
-                f"this write was to an earlier {model_version}, which was deleted since"
-            )
-        return await self._awaited(model_version, after)
+        if after is None or replica.snapshot.reflects(after):
+            return replica.snapshot
+        return await replica.reflecting(after)
 
-    def swap(self, loaded: Segment, view: Snapshot | None = None) -> None:
-        """Puts an index to use, in place of the one before it.
-
-        Raises:
-            Unavailable: it does not fit the memory budget beside the others.
-        """
-        left = self._left(loaded.model_version)
-        if loaded.resident_bytes > left:
-            raise Unavailable(
-                f"{loaded.build_id} takes {loaded.resident_bytes} bytes of memory, and "
-                f"{left} are left of K9_LOADED_BYTES_MAX",
-                public="the index does not fit into the memory that is left",
-            )
-        self._views[loaded.model_version] = view or Snapshot(loaded)
-        self._loaded[loaded.model_version] = loaded
-        metrics.SWAPS.labels(loaded.model_version).inc()
-        telemetry.LOADED_ROWS.labels(loaded.model_version).set(loaded.rows)
-        self._swapped.set()
-        self._swapped = asyncio.Event()
-
-    def show(self, view: Snapshot, beside_bytes: int) -> None:
-        """Answers from a newer view of the index that is in use; of another one, it is dropped."""
-        if self._loaded.get(view.model_version) is view.segment:
-            self._views[view.model_version] = view
-            self._beside[view.model_version] = beside_bytes
-
-    def has_room(self, model_version: str, beside_bytes: int) -> bool:
-        """Whether the budget has room for so many bytes beside the index that is in use."""
-        loaded = self._loaded.get(model_version)
-        index_bytes = loaded.resident_bytes if loaded else 0
-        return index_bytes + beside_bytes <= self._left(model_version)
-
-    def _left(self, model_version: str) -> int:
-        """What the other model versions leave of the budget."""
-        others = sum(
-            loaded.resident_bytes + self._beside.get(name, 0)
-            for name, loaded in self._loaded.items()
-            if name != model_version
-        )
-        return self._bytes_max - others
+    async def activate(self, model: Model, segment: Segment) -> None:
+        """Puts a loaded segment to use; see `ModelReplica.activate`."""
+        name = model.model_version
+        replica = self.replicas.get(name)
+        if replica is None:
+            replica = self.replicas[name] = ModelReplica(self._resources, model, self._bytes_left)
+        try:
+            await replica.activate(segment)
+        finally:
+            if replica.snapshot is None and self.replicas.get(name) is replica:
+                self.drop(name)
 
     def drop(self, model_version: str) -> None:
-        """Forgets the index of a model version; requests that have it finish with it."""
-        self._views.pop(model_version, None)
-        self._beside.pop(model_version, None)
-        if self.forget is not None:
-            self.forget(model_version)
-        if self._loaded.pop(model_version, None) is not None:
-            telemetry.LOADED_ROWS.remove(model_version)
+        """Unloads a model version; requests that have a snapshot of it finish with it."""
+        replica = self.replicas.pop(model_version, None)
+        if replica is not None:
+            replica.close()
+            task = asyncio.create_task(replica.aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def learn(self, models: Iterable[Model]) -> None:
-        """Takes the list of model versions as it is now."""
+        """Takes the list of model versions as it is now, and drops those whose data is gone."""
         self.known = {model.model_version: model for model in models}
         for name, marked in list(self._marked.items()):
             listed = self.known.get(name)
@@ -137,6 +98,12 @@ class IndexRegistry:
                 del self._marked[name]
             else:
                 self.known[name] = marked
+        for name, replica in list(self.replicas.items()):
+            model = self.known.get(name)
+            if model is None or model.deleting_at or model.data != replica.model.data:
+                self.drop(name)
+            else:
+                replica.model = model
 
     def mark(self, marked: Model) -> None:
         """Answers no more for a model version that was just marked for deletion."""
@@ -144,39 +111,24 @@ class IndexRegistry:
         self.known = {**self.known, marked.model_version: marked}
         self.drop(marked.model_version)
 
-    async def _awaited(self, model_version: str, after: Watermark) -> Snapshot:
-        """A view that reflects the write: by reading what was written, or by a newer index."""
-        until = asyncio.get_running_loop().time() + VISIBLE_WAIT_S
-        brought = asyncio.create_task(self._brought(model_version, after))
-        try:
-            while (view := self._views.get(model_version)) is not None:
-                same = after.generation in {None, view.segment.generation}
-                if view.reflects(after) or (same and brought.done() and brought.result()):
-                    return view
-                swapping = asyncio.create_task(self._swapped.wait())
-                waiting = {swapping} if brought.done() else {swapping, brought}
-                left_s = until - asyncio.get_running_loop().time()
-                done, _ = await asyncio.wait(
-                    waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                swapping.cancel()
-                if not done:
-                    break
-        finally:
-            brought.cancel()
-        raise NotYetVisible(
-            f"the index of {model_version} does not reflect this write yet; try again later"
-        )
+    async def aclose(self) -> None:
+        """Unloads everything."""
+        for name in list(self.replicas):
+            self.drop(name)
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _brought(self, model_version: str, after: Watermark) -> bool:
-        return self.bring is not None and await self.bring(model_version, after)
+    def _bytes_left(self, model_version: str) -> int:
+        """What the other model versions leave of the memory for indexes and their deltas."""
+        others = (each.resident_bytes for each in self.replicas.values())
+        own = self.replicas.get(model_version)
+        return self._bytes_max - sum(others) + (own.resident_bytes if own else 0)
 
     async def _absence(self, model_version: str) -> K9Error:
         """Why nothing is loaded for it. On doubt the model version itself is read."""
         validate_model_version(model_version)
         model = self.known.get(model_version)
         if model is None or model.deleting_at is not None:  # which may be done by now
-            model = await self._models.get_model(model_version)
+            model = await self._resources.models.get_model(model_version)
         if model.current_build_id is None:
             return NoIndex(f"{model_version} has no published build yet; POST one to its builds")
         trouble = self.troubles.get(model_version, "it is being loaded")

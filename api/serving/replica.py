@@ -1,379 +1,404 @@
-"""Follows one model version: what changed since its build is read, and applied to what answers."""
+"""Follows one model version: reads what changed since its build, and applies it to what answers."""
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from time import time
-from typing import Any, Final
+from typing import Final
 
 from api import metrics
+from api.serving.automatic_builds import AutomaticBuilds
+from api.serving.background import cancelled, supervised
 from api.serving.delta import DeltaBuffer
-from api.serving.registry import IndexRegistry
-from api.serving.row_fetcher import Found, RowFetcher
+from api.serving.row_fetcher import FoundRows, RowFetcher
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
 from core import telemetry
-from core.errors import Conflict, K9Error, NotFound, Unavailable
+from core.errors import K9Error, NotYetVisible, Unavailable
 from core.models import Model, Watermark, now, parse_timestamp, timestamp
 from core.notifications import ChangeNotification
 from core.resources import Resources
+from core.retry import RetryPolicy
 from core.settings import Serving
 
+VISIBLE_WAIT_S: Final = 1.0
+"""How long a search waits for the write that its `min_watermark` names."""
 _CARRY_IDS: Final = 500
 _POLL_GAP_S: Final = 0.5
-"""From one look at the shards to the next, however many are asked for."""
+"""Between two polls of the shards, however many are asked for."""
 _STALE_POLLS: Final = 3
-"""After so many intervals without a whole look nobody knows what changed: some have failed."""
-_BACKOFF_FIRST_S: Final = 0.5
-_BACKOFF_MAX_S: Final = 10.0
-_BUILD_AGAIN_FIRST_S: Final = 60.0
-_BUILD_AGAIN_MAX_S: Final = 3600.0
-_FUTURE_S: Final = 60.0
-"""A watermark from further ahead is nobody's clock."""
+"""After so many intervals without a complete poll it is unknown what changed."""
+_RETRY: Final = RetryPolicy(first_s=0.5, max_s=10.0, jitter=0.5)
+_BUILD_RETRY: Final = RetryPolicy(first_s=60.0, max_s=3600.0, jitter=0.0)
+_CLOCK_AHEAD_S: Final = 60.0
+"""Watermarks from further ahead are rejected: no clock is off by so much."""
 
 _log = telemetry.logger(__name__)
 
 
-class _Stage:
-    """One loaded version with its buffer."""
+class _Followed:
+    """A segment with its delta, and how far the shards were read for it."""
 
-    def __init__(self, index: Segment, settings: Serving) -> None:
-        self.index = index
-        self.buffer = DeltaBuffer(index)
+    def __init__(self, segment: Segment, settings: Serving) -> None:
+        self.segment = segment
+        self.delta = DeltaBuffer(segment)
         self.polled_at = ""
-        """When the last whole look at the shards began; empty before the first one."""
-        self.known_until = 0.0
-        """By the event loop's clock: from then on that look is too old to tell what changed."""
+        """When the last complete poll of the shards began; empty before the first one."""
+        self.complete_until = 0.0
+        """By the event loop's clock: from then on that poll is too old to tell what changed."""
         self._settings = settings
 
     @property
-    def over(self) -> bool:
-        """Too much changed: until the next version it is applied only that something is deleted."""
-        return self.buffer.overflowed
+    def resident_bytes(self) -> int:
+        return self.segment.resident_bytes + self.delta.resident_bytes
 
     def polled(self, moment: str, since_s: float) -> None:
-        """Notes a whole look at the shards that began then; `since_s` is the loop's clock."""
+        """Notes a complete poll that began then; `since_s` is the event loop's clock."""
         self.polled_at = moment
-        self.known_until = since_s + _STALE_POLLS * max(_POLL_GAP_S, self._settings.poll_s)
+        self.complete_until = since_s + _STALE_POLLS * max(_POLL_GAP_S, self._settings.poll_s)
 
     def snapshot(self) -> Snapshot:
         """What answers now."""
-        delta = self.buffer.snapshot()
-        if self.buffer.overflowed:
-            return Snapshot(self.index, delta)
+        delta = self.delta.snapshot()
+        if self.delta.overflowed:
+            return Snapshot(self.segment, delta)
         return Snapshot(
-            self.index,
+            self.segment,
             delta,
-            complete=asyncio.get_running_loop().time() < self.known_until,
-            # The clocks of writers may be behind by as much as a look reaches back.
+            complete=asyncio.get_running_loop().time() < self.complete_until,
+            # The clocks of writers may be behind by as much as a poll reaches back.
             polled_at=_earlier(self.polled_at, self._settings.poll_overlap_s),
         )
 
 
 class ModelReplica:
-    """The changes of one model version. Two tasks: one reads rows, one looks at the shards."""
+    """What this process serves of one model version. One task reads rows, one polls the shards."""
 
-    def __init__(self, resources: Resources, registry: IndexRegistry, model: Model) -> None:
+    def __init__(
+        self, resources: Resources, model: Model, bytes_left: Callable[[str], int]
+    ) -> None:
+        """Follows nothing before a segment is activated.
+
+        Args:
+            resources: Where rows are read and builds requested.
+            model: What it follows.
+            bytes_left: The memory that the other model versions leave to one.
+        """
         settings = resources.settings.serving
         self.name = model.model_version
-        self._model = model
-        self._resources = resources
-        self._registry = registry
+        self.model = model
+        """As last listed; always of the same data."""
+        self.snapshot: Snapshot | None = None
+        """What answers; None before the first segment is activated, and once closed."""
+        self._rows = resources.embeddings
+        self._bytes_left = bytes_left
         self._settings = settings
-        self._stage: _Stage | None = None
-        self._next: _Stage | None = None
-        """A version that is about to answer, and gets all changes already."""
-        self._reading = RowFetcher(
-            lambda ids: resources.embeddings.read_rows(self.name, ids, model.generation),
+        self._current: _Followed | None = None
+        self._next: _Followed | None = None
+        """A version that is being caught up, and gets all changes already."""
+        self._fetcher = RowFetcher(
+            lambda ids: self._rows.read_rows(self.name, ids, model.generation),
             self._apply,
             gather_s=settings.hint_gather_s,
-            waiting_max=settings.delta_rows_hard,
+            queued_max=settings.delta_rows_hard,
         )
-        self._hinted_ms = 0
-        """When the oldest hint was sent that is not applied yet."""
-        self._poked = asyncio.Event()
-        self._awaiting: list[asyncio.Future[None]] = []
-        self._build_at = 0.0
-        self._build_wait_s = _BUILD_AGAIN_FIRST_S
-        self._requesting: asyncio.Task[None] | None = None
+        self._notified_ms = 0
+        """When the oldest notification was sent that is not applied yet."""
+        self._poll_requested = asyncio.Event()
+        self._awaiting_poll: list[asyncio.Future[None]] = []
+        self._awaiting_snapshot: set[asyncio.Event] = set()
+        self._builds = AutomaticBuilds(resources, _BUILD_RETRY)
         self._ageing: asyncio.TimerHandle | None = None
-        """Shows the present stage again once its last look is too old."""
+        """Publishes the snapshot again once its last poll is too old."""
         self._closed = False
         self._tasks = [
-            asyncio.create_task(self._lasting(self._reading.run)),
-            asyncio.create_task(self._lasting(self._poll_on)),
+            asyncio.create_task(supervised(work)) for work in (self._fetcher.run, self._poll_loop)
         ]
 
-    async def adopt(self, index: Segment) -> None:
-        """Puts a version to use, once all that changed since is known for it too.
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that it takes, about."""
+        return 0 if self._current is None else self._current.resident_bytes
 
-        The version before it answers until then, so that at no moment a deleted product is back.
-        A first version answers at once, and its changes follow.
+    async def activate(self, segment: Segment) -> None:
+        """Puts a segment to use, once all that changed since its build is known.
+
+        The segment before it answers until then, so that at no moment a deleted product is back.
+        A first segment answers at once, and its changes follow.
 
         Raises:
-            Unavailable: it does not fit the memory budget, or following ended meanwhile.
+            Unavailable: it does not fit the memory budget, or the replica was closed meanwhile.
         """
-        stage = self._next = _Stage(index, self._settings)
+        coming = self._next = _Followed(segment, self._settings)
         try:
-            before = self._stage
+            before = self._current
             if before is not None:
-                ids = list(before.buffer.entries)
+                ids = list(before.delta.entries)
                 for start in range(0, len(ids), _CARRY_IDS):
-                    stage.buffer.carry_over(before.buffer, ids[start : start + _CARRY_IDS])
+                    coming.delta.carry_over(before.delta, ids[start : start + _CARRY_IDS])
                     await asyncio.sleep(0)
-                if before.polled_at or before.over:
-                    await self._caught_up(stage)
+                if before.polled_at or before.delta.overflowed:
+                    await self._poll_once(coming)
             self._check_open()
-            self._registry.swap(index, stage.snapshot())
-            self._stage = stage
+            self._check_memory(segment)
+            self._current = coming
         finally:
             self._next = None
-        self._build_at, self._build_wait_s = 0.0, _BUILD_AGAIN_FIRST_S
-        self._show(stage)
-        self.look_soon()
+        metrics.SWAPS.labels(self.name).inc()
+        telemetry.LOADED_ROWS.labels(self.name).set(segment.rows)
+        self._builds.reset(self.name)
+        self._publish(coming)
+        self._wake_waiting()
+        self.poll_soon()
 
-    def hinted(self, hint: ChangeNotification) -> None:
-        """Takes a hint that rows changed."""
-        stages = [stage for stage in (self._stage, self._next) if stage is not None]
-        ids: Sequence[str] = hint.product_ids
-        if all(stage.over for stage in stages):  # new products are of no use to any of them
-            rows = [stage.index.row_of for stage in stages]
-            ids = [name for name in ids if any(row_of(name) is not None for row_of in rows)]
+    def notify(self, change: ChangeNotification) -> None:
+        """Takes a notification that rows changed."""
+        followed = [each for each in (self._current, self._next) if each is not None]
+        ids: Sequence[str] = change.product_ids
+        if all(each.delta.overflowed for each in followed):  # new products are of no use
+            row_of = [each.segment.row_of for each in followed]
+            ids = [name for name in ids if any(find(name) is not None for find in row_of)]
         if not ids:
             return
-        self._hinted_ms = self._hinted_ms or hint.sent_ms
-        lost = self._reading.hint(ids)
-        if lost:
-            telemetry.NOTIFICATIONS_LOST.labels("no room").inc(lost)
-            self.look_soon()
+        self._notified_ms = self._notified_ms or change.sent_ms
+        dropped = self._fetcher.enqueue(ids)
+        if dropped:
+            telemetry.NOTIFICATIONS_LOST.labels("no room").inc(dropped)
+            self.poll_soon()
 
-    def look_soon(self) -> None:
-        """Has the shards looked through now: hints may have been missed."""
-        self._poked.set()
+    def poll_soon(self) -> None:
+        """Has the shards polled now: notifications may have been missed."""
+        self._poll_requested.set()
 
-    async def bring(self, after: Watermark) -> bool:
-        """Has a write applied, by reading its row, or the shards for a batch.
+    async def reflecting(self, after: Watermark) -> Snapshot:
+        """A snapshot that reflects a write: by reading what was written, or by a newer segment.
 
-        False where that cannot be, whatever is waited for.
+        Raises:
+            NotYetVisible: none did in time.
         """
-        stage = self._stage
-        ahead = timestamp(now() + timedelta(seconds=_FUTURE_S))
-        if stage is None or stage.over or after.moment > ahead:
+        if after.generation is not None and after.generation < self.model.generation:
+            raise NotYetVisible(
+                f"this write was to an earlier {self.name}, which was deleted since"
+            )
+        changed = asyncio.Event()
+        catching_up = asyncio.create_task(self.catch_up(after))
+        catching_up.add_done_callback(lambda _: changed.set())
+        self._awaiting_snapshot.add(changed)
+        try:
+            async with asyncio.timeout(VISIBLE_WAIT_S):
+                while (snapshot := self.snapshot) is not None:
+                    if snapshot.reflects(after) or (catching_up.done() and catching_up.result()):
+                        return snapshot
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._awaiting_snapshot.discard(changed)
+            catching_up.cancel()
+        raise NotYetVisible(
+            f"the index of {self.name} does not reflect this write yet; try again later"
+        )
+
+    async def catch_up(self, after: Watermark) -> bool:
+        """Has a write applied, by reading its row, or by polling the shards for a batch.
+
+        False where that cannot be, however long it would be waited for.
+        """
+        current = self._current
+        ahead = timestamp(now() + timedelta(seconds=_CLOCK_AHEAD_S))
+        if current is None or current.delta.overflowed or after.moment > ahead:
             return False
-        if after.generation not in {None, self._model.generation}:
+        if after.generation not in {None, self.model.generation}:
             return False
         if after.product_id is not None:
             try:
-                await self._reading.now([after.product_id], urgent=True)
-            except Unavailable:  # it was closed; a version of the data as restored may yet come
+                await self._fetcher.fetch([after.product_id], urgent=True)
+            except Unavailable:  # closed meanwhile
                 return False
         else:
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._awaiting.append(waiting)
-            self.look_soon()
-            await waiting
-        return self._stage is not None and not self._stage.over
+            polled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._awaiting_poll.append(polled)
+            self.poll_soon()
+            await polled
+        return self._current is not None and not self._current.delta.overflowed
 
     def close(self) -> None:
-        """Ends following at once: whoever waits for it is told, and no version is put to use."""
+        """Ends following at once: nothing answers any more, and no segment is activated."""
         if self._closed:
             return
         self._closed = True
-        for task in (*self._tasks, self._requesting):
-            if task is not None:
-                task.cancel()
-        self._reading.close()
+        for task in (*self._tasks, *self._builds.tasks):
+            task.cancel()
+        self._fetcher.close()
         if self._ageing is not None:
             self._ageing.cancel()
+        if self.snapshot is not None:
+            telemetry.LOADED_ROWS.remove(self.name)
+        self.snapshot = None
+        self._wake_waiting()
         metrics.forget_fresh(self.name)
 
     async def aclose(self) -> None:
-        """Closes it, waits for its tasks to end, and lets go of the index.
+        """Closes it, waits for its tasks to end, and lets go of the segment.
 
-        The index leaves memory, and its files may be removed, when the last request that has it
+        The segment leaves memory, and its files may be removed, when the last request that has it
         ends: not only with the next garbage collection, which may be hours away.
         """
         self.close()
-        tasks = [*self._tasks, *([self._requesting] if self._requesting else [])]
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks.clear()  # their exceptions have tracebacks, whose frames have the index
-        self._requesting = self._ageing = self._stage = None
+        await cancelled(*self._tasks, *self._builds.tasks)
+        self._tasks.clear()  # their exceptions have tracebacks, whose frames have the segment
+        self._ageing = self._current = None
 
     def _check_open(self) -> None:
         """Raises Unavailable once closed: the data may have been restored to another state."""
         if self._closed:
             raise Unavailable(f"{self.name} was dropped while its changes were read")
 
-    def _apply(self, found: Found) -> None:
-        for stage in (self._stage, self._next):
-            if stage is not None:
-                stage.buffer.apply(found)
-                self._hold_limits(stage)
-        if self._hinted_ms:
-            metrics.FRESH_LAG.labels(self.name).set(max(0.0, time() - self._hinted_ms / 1000))
-            self._hinted_ms = 0
-        if self._stage is not None:
-            self._show(self._stage)
+    def _check_memory(self, segment: Segment) -> None:
+        left = self._bytes_left(self.name)
+        if segment.resident_bytes > left:
+            raise Unavailable(
+                f"{segment.build_id} takes {segment.resident_bytes} bytes of memory, and {left} "
+                "are left of K9_LOADED_BYTES_MAX",
+                public="the index does not fit into the memory that is left",
+            )
 
-    def _hold_limits(self, stage: _Stage, coming: int = 0) -> None:
-        """Gives a buffer up that is, or with `coming` more rows would be, over a limit."""
-        buffer = stage.buffer
-        if buffer.overflowed:
+    def _wake_waiting(self) -> None:
+        for event in self._awaiting_snapshot:
+            event.set()
+
+    # --- applying and publishing ----------------------------------------------------------------
+
+    def _apply(self, found: FoundRows) -> None:
+        for followed in (self._current, self._next):
+            if followed is not None:
+                followed.delta.apply(found)
+                self._check_limits(followed)
+        if self._notified_ms:
+            metrics.FRESH_LAG.labels(self.name).set(max(0.0, time() - self._notified_ms / 1000))
+            self._notified_ms = 0
+        if self._current is not None:
+            self._publish(self._current)
+
+    def _check_limits(self, followed: _Followed, coming: int = 0) -> None:
+        """Lets a delta overflow that is, or with `coming` more rows would be, over a limit."""
+        delta, rows_max = followed.delta, self._settings.delta_rows_hard
+        if delta.overflowed:
             return
-        idle = len(buffer.entries) - buffer.changed
-        if idle > self._settings.delta_rows_hard:
-            buffer.forget()  # they are kept for the sake of a lagging index alone
-        if buffer.changed + coming > self._settings.delta_rows_hard:
+        if len(delta.entries) - delta.changed > rows_max:
+            delta.forget()  # entries without effect are kept only because the GSI lags
+        if delta.changed + coming > rows_max:
             reason = "rows"
-        elif not self._registry.has_room(self.name, buffer.resident_bytes):
+        elif followed.resident_bytes > self._bytes_left(self.name):
             reason = "memory"
         else:
             return
-        buffer.overflow()
+        delta.overflow()
         _log.warning(
             "too much changed: until the next build only deletions are applied",
             model_version=self.name,
-            build_id=stage.index.build_id,
+            build_id=followed.segment.build_id,
             limit=reason,
         )
 
-    def _show(self, stage: _Stage) -> None:
-        self._registry.show(stage.snapshot(), stage.buffer.resident_bytes)
-        metrics.FRESH_ROWS.labels(self.name).set(stage.buffer.changed)
-        metrics.FRESH_BYTES.labels(self.name).set(stage.buffer.resident_bytes)
-        self._consider_build(stage)
-        loop = asyncio.get_running_loop()
+    def _publish(self, followed: _Followed) -> None:
+        """Answers from what is known now, where this is what answers."""
+        if self._closed or followed is not self._current:
+            return
+        delta, loop = followed.delta, asyncio.get_running_loop()
+        self.snapshot = followed.snapshot()
+        metrics.FRESH_ROWS.labels(self.name).set(delta.changed)
+        metrics.FRESH_BYTES.labels(self.name).set(delta.resident_bytes)
+        if delta.overflowed or delta.changed > self._settings.delta_rows_soft:
+            self._builds.request(self.model, "much has changed")
         if self._ageing is not None:
             self._ageing.cancel()
-        if loop.time() < stage.known_until:
-            self._ageing = loop.call_at(stage.known_until, self._show, stage)
+        if loop.time() < followed.complete_until:
+            self._ageing = loop.call_at(followed.complete_until, self._publish, followed)
 
-    # --- looking at the shards ------------------------------------------------------------------
+    # --- polling the shards ---------------------------------------------------------------------
 
-    async def _poll(self, stage: _Stage) -> None:
-        """Reads what the shards show as changed since the last look, or since the build.
+    async def _poll(self, followed: _Followed) -> None:
+        """Reads what the shards show as changed since the last poll, or since the build.
 
         Raises:
             K9Error: it could not be read to its end.
         """
         began, began_s = timestamp(now()), asyncio.get_running_loop().time()
-        since = stage.buffer.watermark
-        if stage.polled_at:
-            since = max(since, _earlier(stage.polled_at, self._settings.poll_overlap_s))
-        wanted: dict[str, None] = {}
-        over = stage.over
-        async with aclosing(self._resources.embeddings.changed_since(self._model, since)) as pages:
+        delta = followed.delta
+        since = delta.watermark
+        if followed.polled_at:
+            since = max(since, _earlier(followed.polled_at, self._settings.poll_overlap_s))
+        unread: dict[str, None] = {}
+        overflowed = delta.overflowed
+        async with aclosing(self._rows.changed_since(self.model, since)) as pages:
             async for page in pages:
-                differing = await asyncio.to_thread(stage.buffer.differing, page)
-                wanted.update(dict.fromkeys(differing))
-                # Some may have been read meanwhile, for a hint.
-                known = stage.buffer.entries
-                self._hold_limits(stage, sum(name not in known for name in wanted))
-                if stage.over != over:
+                unread.update(dict.fromkeys(await asyncio.to_thread(delta.differing, page)))
+                # Some may have been read meanwhile, for a notification.
+                self._check_limits(followed, sum(name not in delta.entries for name in unread))
+                if delta.overflowed != overflowed:
                     break
-        if stage.over != over:  # a full buffer, which stays so, takes other rows from each page
-            await self._poll(stage)
+        if delta.overflowed != overflowed:  # from now on other rows of each page matter
+            await self._poll(followed)
             return
-        await self._reading.now(wanted)
-        stage.polled(began, began_s)
-        stage.buffer.forget(since)
+        await self._fetcher.fetch(unread)
+        followed.polled(began, began_s)
+        delta.forget(since)
         metrics.FRESH_POLLED.labels(self.name).set(parse_timestamp(began).timestamp())
 
-    async def _caught_up(self, stage: _Stage) -> None:
-        """Looks until all is read since the version's watermark, however long it takes.
+    async def _poll_once(self, coming: _Followed) -> None:
+        """Polls until all is read since the version's watermark, however long it takes.
 
         Raises:
-            Unavailable: following ended meanwhile.
+            Unavailable: the replica was closed meanwhile.
         """
-        backoff_s = _BACKOFF_FIRST_S
         _log.info(
-            "reading what changed before a version is put to use",
+            "reading what changed before a version is activated",
             model_version=self.name,
-            build_id=stage.index.build_id,
-            since=stage.buffer.watermark,
+            build_id=coming.segment.build_id,
+            since=coming.delta.watermark,
         )
-        while not stage.polled_at:
+        async for _ in _RETRY.attempts():
             self._check_open()
             try:
-                await self._poll(stage)
+                await self._poll(coming)
             except K9Error as error:
-                _log.warning("changes not read", model_version=self.name, detail=str(error))
-                await asyncio.sleep(random.uniform(backoff_s / 2, backoff_s))  # noqa: S311 - jitter
-                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+                _log.warning("reading changes failed", model_version=self.name, detail=str(error))
+            else:
+                return
 
-    async def _poll_on(self) -> None:
-        """Looks now and then, and when asked to, until cancelled."""
-        backoff_s = _BACKOFF_FIRST_S
+    async def _poll_loop(self) -> None:
+        """Polls regularly, and when asked to, until cancelled."""
+        failures = 0
         loop = asyncio.get_running_loop()
         while True:
-            awaiting, self._awaiting = self._awaiting, []
-            self._poked.clear()
-            soonest = loop.time() + _POLL_GAP_S
+            awaiting, self._awaiting_poll = self._awaiting_poll, []
+            self._poll_requested.clear()
+            earliest = loop.time() + _POLL_GAP_S
             wait_s = self._settings.poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-            stage = self._stage
+            followed = self._current
             try:
-                if stage is not None:
-                    await self._poll(stage)
-                    backoff_s = _BACKOFF_FIRST_S
+                if followed is not None:
+                    await self._poll(followed)
             except K9Error as error:
-                _log.warning("changes not looked up", model_version=self.name, detail=str(error))
-                self._awaiting = awaiting + self._awaiting
-                wait_s = random.uniform(backoff_s / 2, backoff_s)  # noqa: S311 - jitter
-                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S, self._settings.poll_s)
+                _log.warning("polling failed", model_version=self.name, detail=str(error))
+                self._awaiting_poll = awaiting + self._awaiting_poll
+                failures += 1
+                wait_s = min(_RETRY.delay_s(failures), self._settings.poll_s)
             else:
-                for future in awaiting:
-                    if not future.done():
-                        future.set_result(None)
-            if stage is not None and stage is self._stage:
-                self._show(stage)
+                failures = 0
+                for polled in awaiting:
+                    if not polled.done():
+                        polled.set_result(None)
+            if followed is not None:
+                self._publish(followed)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await self._poked.wait()
-            await asyncio.sleep(max(0.0, soonest - loop.time()))
-
-    async def _lasting(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs what never ends; a mistake of ours in it is logged, and it begins again."""
-        while True:
-            try:
-                await work()
-            except Exception as error:  # noqa: BLE001 - without it changes were never applied again
-                _log.error("following broke", model_version=self.name, exc_info=error)
-                self.look_soon()
-            await asyncio.sleep(_BACKOFF_MAX_S)
-
-    # --- a build when much has changed ----------------------------------------------------------
-
-    def _consider_build(self, stage: _Stage) -> None:
-        """Requests a build past the soft limit, again with backoff while none comes of it."""
-        clock = asyncio.get_running_loop().time()
-        much = stage.over or stage.buffer.changed > self._settings.delta_rows_soft
-        if not much or clock < self._build_at:
-            return
-        model = self._registry.known.get(self.name)
-        if model is not None and (model.pinned or model.open_build_id is not None):
-            return
-        self._build_at = clock + self._build_wait_s
-        self._build_wait_s = min(2 * self._build_wait_s, _BUILD_AGAIN_MAX_S)
-        self._requesting = asyncio.create_task(self._request_build())
-
-    async def _request_build(self) -> None:
-        try:
-            model = await self._resources.models.get_model(self.name)
-            if model.pinned or model.open_build_id is not None:
-                return
-            build = await self._resources.build_service.request_automatic(self.name)
-        except (Conflict, NotFound) as error:
-            _log.info("no build requested", model_version=self.name, reason=str(error))
-        except K9Error as error:
-            _log.warning("build not requested", model_version=self.name, reason=str(error))
-        else:
-            _log.info(
-                "build requested: much has changed",
-                model_version=self.name,
-                build_id=build.build_id,
-            )
+                    await self._poll_requested.wait()
+            await asyncio.sleep(max(0.0, earliest - loop.time()))
 
 
 def _earlier(moment: str, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Reads changed rows, consistently, a round at a time: what is read later is newer."""
+"""Reads changed rows with consistent reads, one round after the other: a later read is newer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -8,19 +8,20 @@ from typing import Final
 from core import telemetry
 from core.errors import K9Error, Unavailable
 from core.models import Embedding
+from core.retry import RetryPolicy
 
 _ROUND_IDS: Final = 200
-"""Two calls of DynamoDB's; taking over so many rows is a millisecond or two of the event loop."""
-_BACKOFF_FIRST_S: Final = 0.1
-_BACKOFF_MAX_S: Final = 5.0
+"""Two requests to DynamoDB; applying so many rows takes the event loop a millisecond or two."""
+_RETRY: Final = RetryPolicy(first_s=0.1, max_s=5.0, jitter=0.0)
 
 _log = telemetry.logger(__name__)
 
-Found = Mapping[str, Embedding | None]
+FoundRows = Mapping[str, Embedding | None]
+"""Rows by product id; None for one that is not in the table."""
 
 
-class _Ask:
-    """Someone who waits until all of some rows were read."""
+class _Waiter:
+    """Someone who waits until some rows were all read."""
 
     __slots__ = ("done", "left", "urgent")
 
@@ -29,117 +30,120 @@ class _Ask:
         self.urgent = urgent
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def arrived(self) -> None:
+    def row_read(self) -> None:
         self.left -= 1
         if not self.left and not self.done.done():
             self.done.set_result(None)
 
 
-_Reasons = list[_Ask | None]
-"""Why a row is to be read: those who wait for it, and None for a hint."""
+_Waiters = list[_Waiter | None]
+"""The waiters for a row; None for a notification, for which nobody waits."""
 
 
 class RowFetcher:
-    """The rows of one model version that wait to be read."""
+    """The rows of one model version that are to be read."""
 
     def __init__(
         self,
         read: Callable[[list[str]], Awaitable[list[Embedding]]],
-        apply: Callable[[Found], None],
+        apply: Callable[[FoundRows], None],
         *,
         gather_s: float,
-        waiting_max: int,
+        queued_max: int,
     ) -> None:
         """Nothing is read before `run`.
 
         Args:
-            read: The rows of these ids as they are now.
-            apply: Takes what was found; None for a row that is not there.
-            gather_s: How long further ids are waited for.
-            waiting_max: Ids that may wait because of hints.
+            read: The present rows of these ids.
+            apply: Takes what was found.
+            gather_s: How long a round waits for further ids.
+            queued_max: Ids that may be queued because of notifications.
         """
         self._read = read
         self._apply = apply
         self._gather_s = gather_s
-        self._waiting_max = waiting_max
-        self._waiting: dict[str, _Reasons] = {}
-        self._urgent: dict[str, _Reasons] = {}
-        self._wake = asyncio.Event()
-        self._asked = asyncio.Event()
-        """Somebody waits for an answer."""
-        self._asks: set[_Ask] = set()
+        self._queued_max = queued_max
+        self._queued: dict[str, _Waiters] = {}
+        self._urgent: dict[str, _Waiters] = {}
+        self._not_empty = asyncio.Event()
+        self._urgent_added = asyncio.Event()
+        self._waiters: set[_Waiter] = set()
         self._closed = False
 
     def close(self) -> None:
         """Fails all who wait, now and later: nothing will be read any more."""
         self._closed = True
-        for ask in self._asks:
-            if not ask.done.done():
-                ask.done.set_exception(Unavailable("changed rows are not read any more"))
+        for waiter in self._waiters:
+            if not waiter.done.done():
+                waiter.done.set_exception(Unavailable("changed rows are not read any more"))
 
-    def hint(self, product_ids: Iterable[str]) -> int:
-        """Notes rows to be read soon; the number of those for which there was no room."""
-        lost = 0
+    def enqueue(self, product_ids: Iterable[str]) -> int:
+        """Has rows read soon; returns how many ids were dropped because the queue is full."""
+        dropped = 0
         for product_id in product_ids:
-            reasons = self._waiting.get(product_id)
-            if reasons is not None:
-                if None not in reasons:
-                    reasons.append(None)
-            elif len(self._waiting) < self._waiting_max:
-                self._waiting[product_id] = [None]
+            waiters = self._queued.get(product_id)
+            if waiters is not None:
+                if None not in waiters:
+                    waiters.append(None)
+            elif len(self._queued) < self._queued_max:
+                self._queued[product_id] = [None]
             else:
-                lost += 1
-        self._wake.set()
-        return lost
+                dropped += 1
+        self._not_empty.set()
+        return dropped
 
-    async def now(self, product_ids: Iterable[str], *, urgent: bool = False) -> None:
-        """Returns once rows (each once) were read, later than now, and applied.
+    async def fetch(self, product_ids: Iterable[str], *, urgent: bool = False) -> None:
+        """Returns once rows (each id once) were read, later than now, and applied.
 
         Raises:
             Unavailable: it was closed.
         """
-        wanted = list(product_ids)
+        ids = list(product_ids)
         if self._closed:
             raise Unavailable("changed rows are not read any more")
-        if not wanted:
+        if not ids:
             return
-        ask = _Ask(len(wanted), urgent=urgent)
-        queue = self._urgent if urgent else self._waiting
-        for product_id in wanted:
-            queue.setdefault(product_id, []).append(ask)
-        self._wake.set()
+        waiter = _Waiter(len(ids), urgent=urgent)
+        queue = self._urgent if urgent else self._queued
+        for product_id in ids:
+            queue.setdefault(product_id, []).append(waiter)
+        self._not_empty.set()
         if urgent:
-            self._asked.set()
-        self._asks.add(ask)
+            self._urgent_added.set()
+        self._waiters.add(waiter)
         try:
-            await ask.done
+            await waiter.done
         finally:
-            self._asks.discard(ask)
+            self._waiters.discard(waiter)
 
     async def run(self) -> None:
-        """Reads what waits, one round after the other, until cancelled."""
-        backoff_s = _BACKOFF_FIRST_S
+        """Reads what is queued, one round after the other, until cancelled."""
+        failures = 0
         while True:
-            await self._wake.wait()
-            if len(self._waiting) < _ROUND_IDS:
-                await self._unless_asked(self._gather_s)
+            await self._not_empty.wait()
+            if len(self._queued) < _ROUND_IDS:
+                await self._wait_unless_urgent(self._gather_s)
             taken = self._take()
             try:
                 await self._round(list(taken))
             except K9Error as error:
-                _log.warning("changed rows not read", error=type(error).__name__, rows=len(taken))
+                _log.warning(
+                    "reading changed rows failed", error=type(error).__name__, rows=len(taken)
+                )
                 self._put_back(taken)
-                await self._rest(backoff_s)
-                backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+                failures += 1
+                # After a short while no longer than nobody waits for an answer.
+                await asyncio.sleep(_RETRY.first_s)
+                await self._wait_unless_urgent(_RETRY.delay_s(failures) - _RETRY.first_s)
                 continue
-            except Exception as error:  # noqa: BLE001 - one row must not hold up all others for ever
-                _log.error("a changed row is amiss", rows=len(taken), exc_info=error)
+            except Exception:  # noqa: BLE001 - one row must not hold up all others for good
+                _log.exception("applying changed rows failed", rows=len(taken))
                 await self._one_by_one(taken)
-            backoff_s = _BACKOFF_FIRST_S
-            for reasons in taken.values():
-                for ask in reasons:
-                    if ask is not None:
-                        ask.arrived()
+            failures = 0
+            for waiters in taken.values():
+                for waiter in waiters:
+                    if waiter is not None:
+                        waiter.row_read()
 
     async def _round(self, product_ids: list[str]) -> None:
         if not product_ids:
@@ -148,55 +152,51 @@ class RowFetcher:
         found.update((row.product_id, row) for row in await self._read(product_ids))
         self._apply(found)
 
-    async def _one_by_one(self, taken: dict[str, _Reasons]) -> None:
-        """Reads a round in which something failed that no other try would mend.
+    async def _one_by_one(self, taken: dict[str, _Waiters]) -> None:
+        """Reads each row of a round that failed in a way that no other try would mend.
 
-        What fails alone is given up: those who wait for it go on to wait for what they ask of it.
+        A row that fails alone is given up: whoever waits for it goes on to wait for the others.
         """
         for product_id in list(taken):
             try:
                 await self._round([product_id])
             except K9Error:
                 self._put_back({product_id: taken.pop(product_id)})
-            except Exception as error:  # noqa: BLE001 - as above
-                _log.error("a changed row cannot be read", product_id=product_id, exc_info=error)
+            except Exception:  # noqa: BLE001 - as above
+                _log.exception("a changed row cannot be applied", product_id=product_id)
 
-    async def _rest(self, seconds: float) -> None:
-        """Waits after a failure; after a short while no longer than nobody waits for an answer."""
-        await asyncio.sleep(_BACKOFF_FIRST_S)
-        await self._unless_asked(seconds - _BACKOFF_FIRST_S)
-
-    async def _unless_asked(self, seconds: float) -> None:
-        """Waits, but not while somebody waits for an answer."""
-        self._asked.clear()
+    async def _wait_unless_urgent(self, seconds: float) -> None:
+        """Waits, but not while somebody waits for an urgent read."""
+        self._urgent_added.clear()
         if not self._urgent:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._asked.wait()
+                    await self._urgent_added.wait()
 
-    def _take(self) -> dict[str, _Reasons]:
+    def _take(self) -> dict[str, _Waiters]:
         """The rows of the next round; without those that nobody waits for any more."""
-        taken: dict[str, _Reasons] = {}
-        for queue in (self._urgent, self._waiting):
+        taken: dict[str, _Waiters] = {}
+        for queue in (self._urgent, self._queued):
             while queue and len(taken) < _ROUND_IDS:
                 product_id = next(iter(queue))
-                reasons = _standing(queue.pop(product_id))
-                if reasons:
-                    taken.setdefault(product_id, []).extend(reasons)
-        if not self._urgent and not self._waiting:
-            self._wake.clear()
+                waiters = _pending(queue.pop(product_id))
+                if waiters:
+                    taken.setdefault(product_id, []).extend(waiters)
+        if not self._urgent and not self._queued:
+            self._not_empty.clear()
         return taken
 
-    def _put_back(self, taken: dict[str, _Reasons]) -> None:
-        """Whoever wants an answer now goes first again."""
-        for product_id, reasons in taken.items():
-            for ask in _standing(reasons):
-                queue = self._urgent if ask is not None and ask.urgent else self._waiting
-                queue.setdefault(product_id, []).append(ask)
-        if self._urgent or self._waiting:
-            self._wake.set()
+    def _put_back(self, taken: dict[str, _Waiters]) -> None:
+        """Urgent reads are first again."""
+        for product_id, waiters in taken.items():
+            for waiter in _pending(waiters):
+                urgent = waiter is not None and waiter.urgent
+                queue = self._urgent if urgent else self._queued
+                queue.setdefault(product_id, []).append(waiter)
+        if self._urgent or self._queued:
+            self._not_empty.set()
 
 
-def _standing(reasons: _Reasons) -> _Reasons:
-    """Those that still hold: a hint, and who has not gone."""
-    return [ask for ask in reasons if ask is None or not ask.done.done()]
+def _pending(waiters: _Waiters) -> _Waiters:
+    """Those that still wait, and notifications."""
+    return [waiter for waiter in waiters if waiter is None or not waiter.done.done()]

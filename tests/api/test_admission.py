@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from api.serving.replica import ModelReplica
 from api.serving.snapshot import Snapshot
 from core.models import Model
 from core.repositories.models import ModelRepository
@@ -318,8 +319,7 @@ async def test_waits_for_a_watermark_are_shared(
         caller(service, app, "bystander") as bystander,
     ):
         await eventually(waiting, model)
-        assert app.holder.context is not None
-        monkeypatch.setattr(app.holder.context.registry, "bring", held_up)
+        monkeypatch.setattr(ModelReplica, "catch_up", held_up)
         monkeypatch.setattr(Snapshot, "reflects", lambda *_: False)
         body = question | {"min_watermark": token}
         held = [asyncio.create_task(waiting.post(search, json=body)) for _ in range(2)]

@@ -56,7 +56,7 @@ async def test_an_error_nobody_expected_shows_nothing(
 
     for target, name, path in (
         (type(service.resources.models), "list_models", "/models"),
-        (_registry(service), "view", path_of(MODEL, "products", "plain", "neighbors")),
+        (_registry(service), "current", path_of(MODEL, "products", "plain", "neighbors")),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(target, name, broken)

@@ -9,6 +9,7 @@ import pytest
 from api.serving.row_fetcher import RowFetcher
 from core.errors import Unavailable
 from core.models import Embedding
+from tests.virtual_time import in_virtual_time
 
 MOMENT = "2026-01-01T00:00:00.000000Z"
 
@@ -45,9 +46,9 @@ class Table:
 
 
 @asynccontextmanager
-async def reading(table: Table, waiting_max: int = 1000) -> AsyncIterator[RowFetcher]:
+async def reading(table: Table, queued_max: int = 1000) -> AsyncIterator[RowFetcher]:
     """Reads until the end of the block."""
-    made = RowFetcher(table.read, table.apply, gather_s=0.001, waiting_max=waiting_max)
+    made = RowFetcher(table.read, table.apply, gather_s=0.001, queued_max=queued_max)
     running = asyncio.create_task(made.run())
     try:
         async with asyncio.timeout(20):
@@ -58,44 +59,47 @@ async def reading(table: Table, waiting_max: int = 1000) -> AsyncIterator[RowFet
         await asyncio.gather(running, return_exceptions=True)
 
 
+@in_virtual_time
 async def test_a_row_that_cannot_be_read_holds_up_no_other() -> None:
     """It is given up, with all who wait for it; those beside it in the round are applied."""
     table = Table()
     table.poison = {"bad"}
     async with reading(table) as made:
-        made.hint(["a", "bad", "b"])
-        await made.now(["c", "bad"], urgent=True)
-        await made.now(["d"])
+        made.enqueue(["a", "bad", "b"])
+        await made.fetch(["c", "bad"], urgent=True)
+        await made.fetch(["d"])
         assert set(table.applied) == {"a", "b", "c", "d"}
         rounds = len(table.rounds)
-        await made.now(["e"])
+        await made.fetch(["e"])
         assert len(table.rounds) == rounds + 1  # the bad one is not tried for ever
 
 
+@in_virtual_time
 async def test_what_nobody_waits_for_any_more_is_not_kept() -> None:
-    """Askers that leave while DynamoDB is away take what they asked for with them; hints stay."""
+    """Waiters that leave while DynamoDB is away take their rows with them; notifications stay."""
     table = Table()
     table.away = True
     async with reading(table) as made:
-        made.hint(["hinted"])
-        asks = [asyncio.create_task(made.now([f"asked-{n}"], urgent=True)) for n in range(500)]
+        made.enqueue(["notified"])
+        asks = [asyncio.create_task(made.fetch([f"asked-{n}"], urgent=True)) for n in range(500)]
         await table.until(lambda: len(table.rounds) > 1)
         for ask in asks:
             ask.cancel()
         await asyncio.gather(*asks, return_exceptions=True)
         table.away = False
-        await made.now(["last"])
-        await made.now(["one more"])
-        assert set(table.applied) == {"hinted", "last", "one more"}
+        await made.fetch(["last"])
+        await made.fetch(["one more"])
+        assert set(table.applied) == {"notified", "last", "one more"}
 
 
+@in_virtual_time
 async def test_whoever_wants_an_answer_goes_first_after_a_failure_too() -> None:
-    """A read that failed does not put them behind all that hints say."""
+    """A read that failed does not put them behind all that was notified."""
     table = Table()
     table.away = True
-    async with reading(table, waiting_max=5000) as made:
-        made.hint([f"hinted-{n}" for n in range(5000)])
-        ask = asyncio.create_task(made.now(["asked"], urgent=True))
+    async with reading(table, queued_max=5000) as made:
+        made.enqueue([f"notified-{n}" for n in range(5000)])
+        ask = asyncio.create_task(made.fetch(["asked"], urgent=True))
         await table.until(lambda: any("asked" in ids for ids in table.rounds))
         table.away = False
         failed = len(table.rounds)
@@ -103,25 +107,27 @@ async def test_whoever_wants_an_answer_goes_first_after_a_failure_too() -> None:
         assert "asked" in table.rounds[failed]
 
 
-async def test_a_hint_beside_an_asker_outlives_them() -> None:
+@in_virtual_time
+async def test_a_notification_beside_a_waiter_outlives_them() -> None:
     """It came while somebody waited for the same row, and holds when they have gone."""
     table = Table()
     table.away = True
     async with reading(table) as made:
-        ask = asyncio.create_task(made.now(["both"]))
+        ask = asyncio.create_task(made.fetch(["both"]))
         await table.until(lambda: bool(table.rounds))
-        made.hint(["both"])
+        made.enqueue(["both"])
         ask.cancel()
         with pytest.raises(asyncio.CancelledError):
             await ask
         table.away = False
-        await made.now(["later"])
+        await made.fetch(["later"])
         assert "both" in table.applied
 
 
+@in_virtual_time
 async def test_no_more_waits_than_there_is_room_for() -> None:
-    """Hints beyond it are counted as lost; one that waits already needs no room."""
+    """ChangeNotifier beyond it are counted as lost; one that waits already needs no room."""
     table = Table()
-    made = RowFetcher(table.read, table.apply, gather_s=0.001, waiting_max=3)
-    assert made.hint(["a", "b", "c", "d"]) == 1
-    assert made.hint(["a", "c"]) == 0
+    made = RowFetcher(table.read, table.apply, gather_s=0.001, queued_max=3)
+    assert made.enqueue(["a", "b", "c", "d"]) == 1
+    assert made.enqueue(["a", "c"]) == 0

@@ -1,0 +1,235 @@
+"""Typed stand-ins for what serving reads from: each is the class it replaces, in memory."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import Corrupt, K9Error, NotFound, Unavailable
+from core.index.manifest import Manifest
+from core.models import Build, BuildParameters, Embedding, Model
+from core.notifications import ChangeNotification, ChangeNotifier
+from core.repositories.builds import BuildRepository
+from core.repositories.embeddings import EmbeddingRepository
+from core.repositories.models import ModelRepository
+from core.resources import Resources
+from core.settings import Settings
+from core.usecases.builds import BuildService
+from core.vectors.arrays import Floats
+from core.versions import VersionRecord, VersionStore
+from tests.unit.api.serving.versions import DIMENSION, make, record_of
+
+MOMENT = "2026-01-01T00:00:00.000000Z"
+
+
+class FakeRows(EmbeddingRepository):
+    """The embeddings table, of one model version, and its GSI."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Embedding] = {}
+        self.shown: list[list[str]] | None = None
+        """What polls show, page by page, in place of all that changed."""
+        self.reads_fail = self.polls_fail = False
+        self.reads = 0
+        self.polls: list[str] = []
+        """Since when each poll asked."""
+        self.polls_ended = 0
+        self.gate = asyncio.Event()
+        """While it is closed, a poll waits after each page."""
+        self.gate.set()
+
+    def put(self, product_id: str, vector: Floats | None, moment: str, generation: int = 0) -> None:
+        """Writes a row, or deletes it."""
+        data = None if vector is None else vector.tobytes()
+        dimension = 0 if data is None else DIMENSION
+        deleted_at = moment if data is None else None
+        self.rows[product_id] = Embedding(
+            product_id, "m", data, dimension, moment, deleted_at, generation
+        )
+
+    async def read_rows(
+        self, model_version: str, product_ids: Sequence[str], generation: int | None = None
+    ) -> list[Embedding]:
+        """Rows as they are."""
+        self.reads += 1
+        if self.reads_fail:
+            raise Unavailable("rows are away, says the test")
+        rows = [self.rows[name] for name in product_ids if name in self.rows]
+        return [row for row in rows if generation in {None, row.generation}]
+
+    async def changed_since(
+        self, model: Model, moment: str
+    ) -> AsyncGenerator[list[Embedding], None]:
+        """What the shards show."""
+        self.polls.append(moment)
+        if self.polls_fail:
+            raise Unavailable("the shards are away, says the test")
+        changed = [name for name, row in self.rows.items() if row.updated_at > moment]
+        for page in [changed] if self.shown is None else self.shown:
+            yield [self.rows[name] for name in page]
+            await self.gate.wait()
+        await self.gate.wait()
+        self.polls_ended += 1
+
+
+class FakeModels(ModelRepository):
+    """The models table."""
+
+    def __init__(self, *models: Model) -> None:
+        self.models = list(models)
+        self.failure: Exception | None = None
+        self.lists = 0
+        self.reads = 0
+
+    async def list_models(self) -> list[Model]:
+        """The models, or the failure."""
+        self.lists += 1
+        if self.failure is not None:
+            raise self.failure
+        return list(self.models)
+
+    async def get_model(self, model_version: str) -> Model:
+        """A model."""
+        self.reads += 1
+        for model in self.models:
+            if model.model_version == model_version:
+                return model
+        raise NotFound(f"there is no model version {model_version}")
+
+
+class FakeBuilds(BuildRepository):
+    """The builds table: every build that is asked for was published, but the removed ones."""
+
+    def __init__(self, models: FakeModels) -> None:
+        self._listed = models
+        self.failure: Exception | None = None
+        self.removed: set[str] = set()
+        self.manifests: dict[str, dict[str, Any]] = {}
+        """Of builds whose manifest the table has."""
+
+    async def get_build(self, build_id: str) -> Build:
+        """A published build."""
+        for failure in (self.failure, self._listed.failure):
+            if failure is not None:
+                raise failure
+        current = {model.current_build_id: model.model_version for model in self._listed.models}
+        return Build(
+            build_id,
+            current.get(build_id, "m"),
+            "published",
+            MOMENT,
+            BuildParameters(),
+            fence=1,
+            removed_at=MOMENT if build_id in self.removed else None,
+            manifest=self.manifests.get(build_id),
+            prefix="somewhere/",
+        )
+
+
+class FakeBuildService(BuildService):
+    """Counts what is requested."""
+
+    def __init__(self) -> None:
+        self.requested: list[str] = []
+
+    async def request_automatic(self, model_version: str) -> Build:
+        """A build."""
+        self.requested.append(model_version)
+        return Build("b-9", model_version, "queued", MOMENT, BuildParameters())
+
+
+class FakeNotifier(ChangeNotifier):
+    """Change notifications, as a test sends them."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[ChangeNotification | None] = asyncio.Queue()
+
+    async def subscribe(self) -> AsyncIterator[ChangeNotification | None]:
+        """Each of them."""
+        while True:
+            yield await self.queue.get()
+
+    def send(self, *product_ids: str) -> None:
+        """These changed."""
+        self.queue.put_nowait(ChangeNotification("m", product_ids, 1))
+
+
+class FakeVersions(VersionStore):
+    """Versions by build id, those that are in S3 and those that are cached."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifests: dict[str, Manifest] = {}
+        self.failures: dict[str, K9Error] = {}
+        self.downloads: list[str] = []
+        self.cached_builds: set[str] = set()
+        self.hanging: set[str] = set()
+        """Builds that come only once `moved` is set."""
+        self.moved = asyncio.Event()
+
+    def add(self, build_id: str, ids: Sequence[str], **options: Any) -> None:
+        """Makes a version that can be downloaded."""
+        self.manifests[build_id] = make(self.root / build_id, build_id, ids, **options)
+
+    def directory(self, record: VersionRecord) -> Path:
+        """Where a version's files are."""
+        return self.root / record.build_id / "out"
+
+    async def remembered(self, model: Model) -> VersionRecord:
+        """What the builds table said of the current version."""
+        return record_of(self.manifests[str(model.current_build_id)])
+
+    async def cached(self, record: VersionRecord) -> tuple[Path, Manifest] | None:
+        """A version's files, where they are on this disk already."""
+        build_id = record.build_id
+        if build_id in self.cached_builds and not record.describes(self.manifests[build_id]):
+            self.cached_builds.discard(build_id)
+        if build_id not in self.cached_builds:
+            return None
+        return self.directory(record), self.manifests[build_id]
+
+    async def download(self, record: VersionRecord) -> tuple[Path, Manifest]:
+        """A version's files, or what is wrong with them."""
+        build_id = record.build_id
+        self.downloads.append(build_id)
+        if build_id in self.hanging:
+            await self.moved.wait()
+        if build_id in self.failures:
+            raise self.failures[build_id]
+        if build_id not in self.manifests:
+            raise Corrupt("no such version")
+        if not record.describes(self.manifests[build_id]):
+            raise Corrupt("not the one that the builds table has")
+        return self.directory(record), self.manifests[build_id]
+
+    async def spare(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
+        """Another build that is on this disk."""
+        for build_id in self.cached_builds - {model.current_build_id}:
+            record = record_of(self.manifests[build_id])
+            return record, self.directory(record), self.manifests[build_id]
+        return None
+
+    async def prune(self, current: VersionRecord) -> None:
+        """Keeps everything."""
+
+    async def clear(self, model_version: str) -> bool:
+        """Keeps everything, and says that nothing is left."""
+        return True
+
+
+def resources_of(
+    settings: Settings,
+    *,
+    models: ModelRepository,
+    embeddings: EmbeddingRepository,
+    builds: BuildRepository,
+    build_service: BuildService,
+    notifier: ChangeNotifier,
+    versions: VersionStore,
+) -> Resources:
+    """Resources with nothing else in them: whatever else is used is an AttributeError."""
+    resources = object.__new__(Resources)
+    for name, value in locals().copy().items():
+        if name != "resources":
+            object.__setattr__(resources, name, value)
+    return resources
