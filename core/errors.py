@@ -5,6 +5,8 @@ secret, no key of another row and no internal address. Of an `Unavailable` a cal
 `public`: its own text may name tables, buckets and settings, for the log and for commands.
 """
 
+from typing import Self
+
 import msgspec
 
 
@@ -33,6 +35,11 @@ class Invalid(K9Error):
     def __init__(self, detail: str, errors: tuple[FieldError, ...] = ()) -> None:
         super().__init__(detail)
         self.errors = errors
+
+    @classmethod
+    def of(cls, *errors: FieldError) -> Self:
+        """The error for these fields; its detail names the first three."""
+        return cls("; ".join(f"{each.field} {each.message}" for each in errors[:3]), errors)
 
 
 class TooLarge(K9Error):

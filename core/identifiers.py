@@ -38,7 +38,7 @@ def validate_product_id(product_id: str, bytes_max: int, field: str = "product_i
     """
     problem = product_id_problem(product_id, bytes_max)
     if problem:
-        raise Invalid(f"{field} {problem}", (FieldError(field, problem),))
+        raise Invalid.of(FieldError(field, problem))
 
 
 def is_report_id(text: str) -> bool:

@@ -59,14 +59,14 @@ def next_version(version: int) -> int:
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """The moment of a write, and which product it was for."""
+    """The time of a write, and the product that it wrote: a search can be asked to reflect it."""
 
     moment: str
     """As `timestamp` writes it, so that watermarks compare as text."""
     product_id: str | None = None
-    """None for a batch: whatever its shards showed after the moment."""
+    """None for a batch: a search reflects what its shards showed after the moment."""
     generation: int | None = None
-    """Of the model version that was written to; None in tokens of releases up to 23e14f8."""
+    """That of the model version; None in tokens of releases up to 23e14f8."""
 
 
 class Embedding(msgspec.Struct, frozen=True, gc=False):
@@ -121,6 +121,10 @@ class BuildParameters(msgspec.Struct, frozen=True):
     matrix_k: int = 20
     deterministic: bool = False
     force: bool = False
+
+    def again(self) -> "BuildParameters":
+        """For another build like this one: `force` was requested for one build only."""
+        return msgspec.structs.replace(self, force=False)
 
 
 class Progress(msgspec.Struct, frozen=True):

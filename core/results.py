@@ -1,7 +1,7 @@
-"""What the writes of the API return, and what is stored of them under an idempotency key.
+"""The results of the writes of the API, which are stored under their idempotency keys.
 
-They are stored as JSON, and read by other releases while an upgrade runs and for a day after it.
-So a field is added with a default only, and a tag is never given to anything else.
+They are stored as JSON, and read by other releases during an upgrade and for a day after it. So a
+new field has a default, and a tag is never used for anything else.
 """
 
 import msgspec
@@ -19,16 +19,16 @@ class StoredEmbedding(msgspec.Struct, frozen=True, tag="stored-embedding"):
     generation: int
     """Of the model version that it was written to."""
     created: bool
-    """True when there was no such embedding, or it had been deleted."""
+    """Whether there was no such embedding, or a deleted one."""
 
     @property
     def watermark(self) -> Watermark:
-        """By which a search can ask to reflect the write."""
+        """Of the write."""
         return Watermark(self.updated_at, self.product_id, self.generation)
 
 
 class DeletedEmbedding(msgspec.Struct, frozen=True, tag="deleted-embedding"):
-    """An embedding was deleted: a tombstone is in its place."""
+    """An embedding was replaced with a tombstone."""
 
     product_id: str
     deleted_at: str
@@ -37,7 +37,7 @@ class DeletedEmbedding(msgspec.Struct, frozen=True, tag="deleted-embedding"):
 
     @property
     def watermark(self) -> Watermark:
-        """By which a search can ask to reflect the deletion."""
+        """A search that is given it reflects the deletion."""
         return Watermark(self.deleted_at, self.product_id, self.generation)
 
 
@@ -53,7 +53,7 @@ class DeletedReport(msgspec.Struct, frozen=True, tag="deleted-report"):
 
 
 class CurrentBuild(msgspec.Struct, frozen=True):
-    """The build that a model version is served from."""
+    """The current build of a model version."""
 
     build_id: str
     built_at: str
@@ -65,7 +65,7 @@ class CurrentBuild(msgspec.Struct, frozen=True):
 
 
 class LoadedBuild(msgspec.Struct, frozen=True):
-    """The index that the answering process has in memory."""
+    """The index that a process has in memory."""
 
     build_id: str
     rows: int
@@ -82,7 +82,7 @@ class ModelSummary(msgspec.Struct, frozen=True, tag="model"):
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
-    """The write was refused, for a reason that lies in the request."""
+    """The write was refused, as it will be whenever it is sent again."""
 
     error: str
     """The name of the class in `core.errors`."""

@@ -1,8 +1,8 @@
-"""Watermarks: what a write answers with, so that a later search can ask to reflect it.
+"""Watermark tokens: a write returns one, and a search that is given it reflects the write.
 
-A search waits for a watermark that it does not reflect yet, so a made-up one must not cost a wait:
-tokens carry an authentication code by the cursor keys. The code stands inside the array, where the
-versions before it skip what they do not know: during a rolling upgrade each reads the other's.
+A search waits until it reflects the watermark. So that a forged token cannot make it wait, tokens
+carry an authentication code made with the cursor keys. The code is an element of the token's array,
+where releases that do not know it skip it, so that old and new processes read each other's tokens.
 """
 
 import hmac
@@ -20,12 +20,12 @@ from core.identifiers import product_id_problem
 from core.models import Watermark, parse_timestamp
 
 TOKEN_CHARACTERS_MAX: Final = 1024
-"""Longer texts are refused unread; a product id of 512 bytes makes a token of about 780."""
-_REFUSED: Final = "the watermark is not valid; send X-Watermark as a write answered it"
+"""Longer ones are refused unread; a product id of 512 bytes makes a token of about 780."""
+_REFUSED: Final = "the watermark is not valid; send X-Watermark as a write returned it"
 _KEY_BYTES: Final = 32
 _CODE_BYTES: Final = 16
 _PURPOSE: Final = b"k9 watermark 1"
-"""Derives the keys of codes, so that no key serves two algorithms."""
+"""Derives the signing keys, so that no key is used by two algorithms."""
 
 
 class Presented(msgspec.Struct, frozen=True):
@@ -33,12 +33,12 @@ class Presented(msgspec.Struct, frozen=True):
 
     watermark: Watermark
     authentic: bool
-    """Whether a write answered it. One that is made up, from before tokens had a code, or by a key
-    that is not known here, is compared with what is visible, and never waited for."""
+    """Whether a write returned it. One that is forged, has no code (up to 23e14f8) or was signed
+    with an unknown key is compared with what is visible, but never waited for."""
 
 
 class _Token(msgspec.Struct, array_like=True):
-    """What is encoded. New fields are added at the end, and the code is over all of them."""
+    """A token's fields. New ones are added at the end; the code covers all of them."""
 
     moment: str
     product_id: str | None = None
@@ -51,10 +51,10 @@ _DECODER = msgspec.msgpack.Decoder(_Token)
 
 
 class Watermarks:
-    """Makes tokens and reads them. The first key signs, all of them verify."""
+    """Encodes and decodes tokens. The first key signs, all keys verify."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        """Takes the keys of `settings.cursor_keys`; with none, one is made for this process.
+        """Takes the keys of `settings.cursor_keys`; without any, this process makes its own.
 
         Raises:
             SettingsError: a key is not 32 bytes of base64.
@@ -65,9 +65,9 @@ class Watermarks:
         ]
 
     def encode(self, watermark: Watermark) -> str:
-        """A token of characters that need no escaping in a header, a URL or JSON.
+        """The token, in characters that need no escaping in a header, a URL or JSON.
 
-        The same watermark makes the same token, so that a kept answer is the answer.
+        Equal watermarks make equal tokens, so that a retry is answered with the same one.
         """
         token = _Token(watermark.moment, watermark.product_id, generation=watermark.generation)
         token.code = _code(self._keys[0], token)
@@ -77,7 +77,7 @@ class Watermarks:
         """The inverse of `encode`.
 
         Raises:
-            Unreadable: it is no token of ours: no product has an id like its.
+            Unreadable: it is not a token.
         """
         if not 0 < len(text) <= TOKEN_CHARACTERS_MAX:
             raise Unreadable(_REFUSED)

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a write that is sent again is answered as before, and has no second effect."""
+"""`Idempotency-Key`: a retried write is answered as before, and has no second effect."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,11 +29,11 @@ R = TypeVar("R", bound=Result)
 KEY_CHARACTERS_MAX: Final = 255
 _SERVER_ERRORS: Final = 500
 _PASSING: Final = (InFlight, BeingDeleted, ModelBeingDeleted, OverShare)
-"""Refusals that say nothing of the request: the same one is taken a little later."""
+"""Refusals that are not stored: the same request may succeed a little later."""
 _ERRORS: Final = {error.__name__: error for error in TABLE}
-_ABANDON_S: Final = 0.5
-_ABANDONING: Final[set[asyncio.Task[None]]] = set()
-"""Held until they are done: the loop itself does not hold its tasks."""
+_RELEASE_S: Final = 0.5
+_RELEASING: Final[set[asyncio.Task[None]]] = set()
+"""References to running tasks: the event loop keeps weak ones only."""
 
 _log = telemetry.logger(__name__)
 
@@ -44,27 +44,26 @@ async def answer_once(
     act: Callable[[Claim | None, Body], Awaitable[R]],
     render: Callable[[R], Reply],
 ) -> Reply:
-    """Answers a write: with the result that its key has already, else by acting.
+    """Answers a write: with the result stored under its key, else by executing it.
 
-    What cannot be read is told before what the key says, and that before what is not valid.
+    Errors come in the order: unreadable body, key, invalid body.
 
     Args:
-        call: The request, which has begun.
-        read: Decodes what was sent.
-        act: Has the effect, completes the claim in its transaction, and gives the result. There is
-            no claim where the request has no key.
-        render: The reply that tells the result, the first time and whenever it is sent again.
+        call: The request, which was admitted.
+        read: Decodes the body.
+        act: Executes the request and returns its result. It completes the claim in its own
+            transaction; without a key there is no claim.
+        render: Makes the reply from the result, for the first answer and for each retry.
 
     Raises:
-        Unreadable: what was sent cannot be read.
-        Invalid: it is not valid, or the key is not.
-        KeyReused: it was used for another request.
+        Unreadable: the body cannot be read.
+        Invalid: the body or the key is not valid.
+        KeyReused: the key was used for another request.
         InFlight: the same request has not been answered yet.
-        K9Error: it was refused, now or before.
+        K9Error: the request is refused, or was the first time.
     """
     if call.idempotency_key is None:
         return render(await act(None, await read(call)))
-    records = call.context.resources.idempotency
     body: Body | None = None
     refused: Unreadable | Invalid | None = None
     try:
@@ -78,7 +77,7 @@ async def answer_once(
             if refused is not None:
                 raise refused
             result = await act(begun, cast("Body", body))
-        await records.finish(begun, result)
+        await records.complete(begun, result)
         return render(result)
     if isinstance(begun, StoredReply):
         return _reply(begun)
@@ -104,36 +103,36 @@ async def _begin(
 
 @asynccontextmanager
 async def _settled(records: IdempotencyRepository, claim: Claim) -> AsyncIterator[None]:
-    """Stores the refusal that is raised inside; the key is given free where nothing is stored."""
+    """Stores a refusal that is raised inside; releases the key after any other error."""
     try:
         yield
     except K9Error as error:
         if kind_of(error).status >= _SERVER_ERRORS or isinstance(error, _PASSING):
-            await _abandon(records, claim)
+            await _release(records, claim)
         else:
-            await records.finish(claim, _refusal(error))
+            await records.complete(claim, _refusal(error))
         raise
     except BaseException:
-        await asyncio.shield(_abandon(records, claim))
+        await asyncio.shield(_release(records, claim))
         raise
 
 
-async def _abandon(records: IdempotencyRepository, claim: Claim) -> None:
-    """Gives the key free: what failed here is not stored.
+async def _release(records: IdempotencyRepository, claim: Claim) -> None:
+    """Releases the key, so that a retry can claim it.
 
-    The answer waits for that a short while only: what failed may be DynamoDB itself.
+    The answer waits for that only briefly, since DynamoDB itself may have failed.
     """
-    abandoning = asyncio.create_task(_try_to_abandon(records, claim))
-    _ABANDONING.add(abandoning)
-    abandoning.add_done_callback(_ABANDONING.discard)
-    await asyncio.wait({abandoning}, timeout=_ABANDON_S)
+    releasing = asyncio.create_task(_try_to_release(records, claim))
+    _RELEASING.add(releasing)
+    releasing.add_done_callback(_RELEASING.discard)
+    await asyncio.wait({releasing}, timeout=_RELEASE_S)
 
 
-async def _try_to_abandon(records: IdempotencyRepository, claim: Claim) -> None:
+async def _try_to_release(records: IdempotencyRepository, claim: Claim) -> None:
     try:
-        await records.abandon(claim)
-    except K9Error as error:  # its lease ends by itself
-        _log.warning("idempotency key not freed", error=str(error))
+        await records.release(claim)
+    except K9Error as error:  # the lease ends by itself
+        _log.warning("idempotency key not released", error=str(error))
 
 
 def _checked(raw: bytes) -> str:
@@ -149,11 +148,11 @@ def _checked(raw: bytes) -> str:
 
 
 async def nothing(_call: Call) -> None:
-    """Reads what is sent with a request that takes no body."""
+    """For a request without a body."""
 
 
 def _fingerprint(call: Call) -> str:
-    """Tells two requests apart by method, path, query, type and body."""
+    """A digest of method, path, query, media type and body."""
     digest = sha256()
     for part in (
         call.method.encode(),
@@ -173,7 +172,7 @@ def _refusal(error: K9Error) -> Refusal:
 
 
 def _error(refusal: Refusal) -> K9Error:
-    """The error of a refusal; one that a later release named is a conflict."""
+    """The error of a refusal; a conflict if a later release stored it with an unknown name."""
     kind = _ERRORS.get(refusal.error, Conflict)
     if issubclass(kind, Invalid):
         return kind(refusal.detail, refusal.errors)

@@ -89,7 +89,7 @@ async def store_batch(
     """Stores all of a batch, or nothing of it.
 
     Raises:
-        Invalid: naming every entry that does not hold, for whatever reason.
+        Invalid: with every entry that is not valid, for whatever reason.
         MetricConflict: the model version has another metric.
         PartlyStored: DynamoDB took only a part in time.
     """
@@ -109,6 +109,6 @@ async def store_batch(
             found = FieldError(f"embeddings[{problem.row}].{problem.field}", problem.message)
             errors[problem.row] = (*errors.get(problem.row, ()), found)
     raise Invalid(
-        f"{len(errors)} of {len(batch.rows)} embeddings do not hold; none was stored",
+        f"{len(errors)} of {len(batch.rows)} embeddings are not valid; none was stored",
         (*general, *(error for place in sorted(errors) for error in errors[place])),
     )

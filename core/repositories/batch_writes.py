@@ -11,7 +11,7 @@ from core.errors import Busy, K9Error, TableMissing, TransactionFailed, Unavaila
 from core.models import Model
 from core.repositories import transactions
 from core.repositories.embedding_rows import other_generation, writable
-from core.repositories.idempotency import Claim, lost
+from core.repositories.idempotency import Claim, claim_lost
 from core.repositories.transactions import refused
 from core.retry import RetryPolicy
 
@@ -140,7 +140,7 @@ async def write_once(
                 *(transactions.put(table, item, writable(model)) for item in rows),
             )
         except TransactionFailed as failed:
-            raise (lost() if refused(failed, 0) else other_generation(model)) from None
+            raise (claim_lost() if refused(failed, 0) else other_generation(model)) from None
         except TableMissing:
             raise
         except Unavailable:

@@ -42,7 +42,7 @@ from core.repositories.build_rows import (
     ours,
     still_open,
 )
-from core.repositories.idempotency import Claim, completion, lost
+from core.repositories.idempotency import Claim, claim_lost, completion
 from core.repositories.models import read_model, same_model
 from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
@@ -187,7 +187,7 @@ class BuildRepository:
                 )
             except TransactionFailed as failed:
                 if not refused(failed, _MODEL):
-                    raise lost() from None
+                    raise claim_lost() from None
                 already = await self._already_open(model, parameters, automatic=automatic)
                 if already is not None:
                     return already
@@ -341,7 +341,7 @@ class BuildRepository:
                 if refused(failed, _BUILD):
                     raise ConditionFailed from None
                 if freed not in parts or not refused(failed, _MODEL):
-                    raise lost() from None
+                    raise claim_lost() from None
             else:
                 return
 

@@ -40,7 +40,7 @@ from core.repositories.embedding_rows import (
     unknown,
     writable,
 )
-from core.repositories.idempotency import Claim, completion, lost
+from core.repositories.idempotency import Claim, claim_lost, completion
 from core.repositories.transactions import refused
 from core.results import DeletedEmbedding, StoredEmbedding
 from core.settings import Settings
@@ -122,7 +122,7 @@ class EmbeddingRepository:
                 )
             except TransactionFailed as failed:
                 if not refused(failed, 0):
-                    raise lost() from None
+                    raise claim_lost() from None
             else:
                 return stored
         raise Unavailable("others kept writing the same row; try again")
@@ -202,7 +202,7 @@ class EmbeddingRepository:
             raise unknown(model.model_version, product_id) from None
         except TransactionFailed as failed:
             if not refused(failed, 0):
-                raise lost() from None
+                raise claim_lost() from None
             raise unknown(model.model_version, product_id) from None
         return deleted
 

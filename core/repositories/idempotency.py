@@ -1,12 +1,12 @@
-"""Idempotency keys: the same request twice has one effect and one answer, in any process.
+"""Idempotency keys: a request that is sent twice has one effect and one answer, in any process.
 
-A record is claimed before the effect, under a lease, and completed with the result of the use case
-in the very transaction of the effect. So a process that dies between the two leaves either neither
-or both. The result is rendered anew each time that it is asked for.
+A key is claimed before the effect, under a lease, and completed with the result of the use case in
+the transaction of the effect itself. A process that dies in between leaves neither or both. The
+result is rendered anew for each answer.
 
-Releases up to 23e14f8 stored the rendered HTTP reply instead, in the state `done`. Such a record is
-still replayed. The state of one with a result is new to them: they take it for a request in flight,
-and never take it over.
+Releases up to 23e14f8 store the rendered HTTP reply instead, in the state `done`; such records are
+replayed until they expire. Those releases do not know the state of a record with a result: they
+treat it as a request in flight, and never take it over.
 """
 
 import secrets
@@ -32,7 +32,7 @@ from core.dynamo.expressions import (
 )
 from core.dynamo.items import Codec
 from core.dynamo.pagination import paginate
-from core.dynamo.rows import update_row
+from core.dynamo.rows import delete_row, update_row
 from core.dynamo.wire import Item, RequestItem
 from core.errors import ConditionFailed, InFlight, KeyReused
 from core.repositories import transactions
@@ -44,10 +44,10 @@ from core.settings import Settings
 _CLAIMED: Final = "open"
 _COMPLETED: Final = "completed"
 _REPLIED: Final = "done"
-"""Of releases up to 23e14f8: completed with an HTTP reply."""
+"""Completed by a release up to 23e14f8, with an HTTP reply."""
 _LASTING: Final = "lasting"
 _CHECKPOINT: Final = "chunk_"
-"""Prefix of the attributes that say which parts of a large effect have been had."""
+"""Prefix of the attributes that record which parts of a large effect are done."""
 
 _encode_result: Final = msgspec.json.Encoder().encode
 _decode_result: Final = msgspec.json.Decoder(Result).decode
@@ -56,19 +56,19 @@ _log = telemetry.logger(__name__)
 
 
 class Claim(msgspec.Struct):
-    """The right to have the effect of a request with an idempotency key."""
+    """The exclusive right to execute the request of a key."""
 
     table: str
     caller: str
     key: str
     token: str
-    """Of this claim alone: whoever lost it completes nothing."""
+    """Unique to this claim, so that one that was taken over completes nothing."""
     result_bytes_max: int
     """A larger result is not stored."""
     checkpoints: frozenset[str] = frozenset()
-    """Parts of the effect that an earlier claim has had already."""
+    """Parts of the effect that an earlier claim has completed."""
     attempted: Result | None = None
-    """The result that went into the last transaction that was tried."""
+    """The result in the last transaction that was attempted."""
 
     @property
     def row_key(self) -> RequestItem:
@@ -76,18 +76,18 @@ class Claim(msgspec.Struct):
         return key(caller=self.caller, key=self.key)
 
     @property
-    def holds(self) -> Condition:
-        """The condition that it has neither been completed nor lost."""
+    def is_held(self) -> Condition:
+        """The condition that the claim was neither completed nor taken over."""
         return equals("state", _CLAIMED) & equals("token", self.token)
 
     def checkpoint(self, name: str) -> Part:
-        """The part of a transaction that marks one part of a large effect as had, once."""
+        """The transaction part that records one part of a large effect, and fails if it was."""
         attribute = f"{_CHECKPOINT}{name}"
         return transactions.update(
             self.table,
             self.row_key,
             Update(set={attribute: True}),
-            self.holds & missing(attribute),
+            self.is_held & missing(attribute),
         )
 
 
@@ -96,7 +96,7 @@ class StoredResult(msgspec.Struct, frozen=True):
 
     result: Result
     media: str
-    """The media type that the first answer was in."""
+    """The media type of the first answer."""
 
 
 class StoredReply(msgspec.Struct, frozen=True):
@@ -130,11 +130,11 @@ _CODEC = Codec(_Record)
 
 
 def completion(claim: Claim | None, result: Result, *, lasting: bool = False) -> tuple[Part, ...]:
-    """The part of a transaction that stores the result, and fails where the claim is lost.
+    """The transaction part that stores the result, and fails if the claim was taken over.
 
-    None without a claim, or where the result is too large to be stored. A lasting record outlives
-    its caller's other ones when the caller's user is deleted: sent again, the request that deleted
-    a user must not delete the one that was made since.
+    Empty without a claim, or if the result is too large to be stored. A lasting record is kept
+    when the caller's user is deleted: otherwise a repeated deletion request would delete the
+    profile that was created since.
     """
     if claim is None:
         return ()
@@ -143,11 +143,11 @@ def completion(claim: Claim | None, result: Result, *, lasting: bool = False) ->
         return ()
     claim.attempted = result
     change = _completed(encoded, lasting=lasting)
-    return (transactions.update(claim.table, claim.row_key, change, claim.holds),)
+    return (transactions.update(claim.table, claim.row_key, change, claim.is_held),)
 
 
 class IdempotencyRepository:
-    """The idempotency table. Expiry is a condition; DynamoDB's TTL only cleans up."""
+    """The idempotency table. Expiry is checked on each read; DynamoDB's TTL only cleans up."""
 
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
         self._dynamo = dynamo
@@ -157,16 +157,16 @@ class IdempotencyRepository:
     async def begin(
         self, caller: str, idempotency_key: str, fingerprint: str, media: str = "json"
     ) -> Claim | StoredResult | StoredReply:
-        """The right to act, or what came of the request before.
+        """Claims a key, or returns what is stored under it.
 
         Args:
-            caller: Whose key it is; keys of two callers never meet.
+            caller: Whose key it is; every caller has keys of their own.
             idempotency_key: As the caller sent it.
             fingerprint: A digest of method, path, query and body.
-            media: The media type that the answer will be in, here and whenever it is given again.
+            media: The media type of the answer, for this request and its retries.
 
         Raises:
-            KeyReused: the key was used for another request within its time.
+            KeyReused: the key was used for another request and has not expired.
             InFlight: the same request has not been answered yet.
         """
         async for _ in CONFLICTS.attempts():
@@ -174,11 +174,11 @@ class IdempotencyRepository:
             try:
                 item = await self._claim(caller, idempotency_key, fingerprint, token, media)
             except ConditionFailed as failed:
-                there = failed.item if isinstance(failed.item, dict) else None
-                if there is not None and there["token"].S == token:
-                    item = there  # the claim was made, and its answer lost on the way
+                existing = failed.item if isinstance(failed.item, dict) else None
+                if existing is not None and existing["token"].S == token:
+                    item = existing  # claimed by this call, whose first answer was lost
                 else:
-                    stored = await self._met(there, fingerprint)
+                    stored = await self._stored(existing, fingerprint)
                     if stored is not None:
                         return stored
                     continue  # it had expired, and was removed
@@ -186,21 +186,20 @@ class IdempotencyRepository:
             return Claim(self._table, caller, idempotency_key, token, bytes_max, _checkpoints(item))
         raise InFlight("another request with this idempotency key is being answered")
 
-    async def finish(self, claim: Claim, result: Result) -> None:
-        """Stores a result that went into no transaction: a refusal, or something as found.
+    async def complete(self, claim: Claim, result: Result) -> None:
+        """Stores a result, unless a transaction has stored it.
 
-        One that was in a transaction, and is the result all the same, was stored by it. Any other
-        means that the transaction did not happen, as where a build is open already. The key of a
-        result that is too large to be stored is given free.
+        A result that differs from the attempted one means that the transaction was not made, as
+        when a build is already open. If the result is too large to be stored, the key is released.
 
         Raises:
-            InFlight: the claim was lost to a request that came after its lease.
+            InFlight: another request has taken over the claim.
         """
         if result == claim.attempted:
             return
         encoded = _encode_result(result)
         if len(encoded) > claim.result_bytes_max:
-            await self.abandon(claim)
+            await self.release(claim)
             return
         try:
             await self._dynamo.call(
@@ -208,22 +207,24 @@ class IdempotencyRepository:
                 TableName=self._table,
                 Key=claim.row_key,
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
-                **expressions(update=_completed(encoded), condition=claim.holds),
+                **expressions(update=_completed(encoded), condition=claim.is_held),
             )
         except ConditionFailed as failed:
-            there = failed.item
-            if not isinstance(there, dict) or there["token"].S != claim.token:
-                raise lost() from None
-            # It was stored, and the answer to that lost on the way.
+            existing = failed.item
+            if not isinstance(existing, dict) or existing["token"].S != claim.token:
+                raise claim_lost() from None
+            # Stored by this call, whose first answer was lost.
 
-    async def abandon(self, claim: Claim) -> None:
-        """Gives the key free at once, after a failure that is not stored; checkpoints stay."""
-        # Where the condition is not met, it was completed after all, or is another's by now.
-        released = Update(set={"lease_until_ms": 0})
-        await update_row(self._dynamo, self._table, claim.row_key, released, claim.holds)
+    async def release(self, claim: Claim) -> None:
+        """Ends the lease, so that a retry can claim the key at once; checkpoints are kept.
+
+        Does nothing if the claim was completed or taken over.
+        """
+        ended = Update(set={"lease_until_ms": 0})
+        await update_row(self._dynamo, self._table, claim.row_key, ended, claim.is_held)
 
     async def removals(self, caller: str) -> AsyncIterator[list[Part]]:
-        """What removes the records of a caller, a transaction's at a time; lasting ones stay."""
+        """Transaction parts that remove a caller's records, except lasting ones, in batches."""
         async for items in paginate(
             self._dynamo.call,
             "query",
@@ -244,11 +245,11 @@ class IdempotencyRepository:
         self, caller: str, idempotency_key: str, fingerprint: str, token: str, media: str
     ) -> Item:
         now_s = time.time()
-        stalled = (
+        lease_ended = (
             equals("state", _CLAIMED)
             & equals("fingerprint", fingerprint)
             & below("lease_until_ms", int(now_s * 1000))
-            # The checkpoints of an expired one would pass for parts of the effect of this one.
+            # An expired record's checkpoints do not belong to the effect of this request.
             & above("expires_at", int(now_s))
         )
         reply = await self._dynamo.call(
@@ -268,19 +269,23 @@ class IdempotencyRepository:
                         "expires_at": int(now_s) + self._records.idempotency_ttl_s,
                     }
                 ),
-                condition=missing("caller") | stalled,
+                condition=missing("caller") | lease_ended,
             ),
         )
         item: Item = reply["Attributes"]
         return item
 
-    async def _met(self, item: Item | None, fingerprint: str) -> StoredResult | StoredReply | None:
-        """What a record that is there means; None where it had expired and is gone now."""
-        if item is None:
+    async def _stored(
+        self, existing: Item | None, fingerprint: str
+    ) -> StoredResult | StoredReply | None:
+        """What an existing record answers with; None if it had expired and is removed now."""
+        if existing is None:
             return None
-        record = _CODEC.decode(item)
+        record = _CODEC.decode(existing)
         if record.expires_at <= time.time():
-            await self._remove(record)
+            record_key = key(caller=record.caller, key=record.key)
+            unchanged = at_most("expires_at", record.expires_at)
+            await delete_row(self._dynamo, self._table, record_key, unchanged)
             return None
         if record.fingerprint != fingerprint:
             raise KeyReused(
@@ -292,24 +297,13 @@ class IdempotencyRepository:
             try:
                 return StoredResult(_decode_result(record.result), record.media)
             except msgspec.DecodeError as error:
-                # A later release stored what is not known here: its processes can replay it.
+                # Stored by a later release, whose processes can replay it.
                 _log.warning("a stored result cannot be read", reason=str(error))
         raise InFlight("a request with this idempotency key is being answered; try again shortly")
 
-    async def _remove(self, record: _Record) -> None:
-        try:
-            await self._dynamo.call(
-                "delete_item",
-                TableName=self._table,
-                Key=key(caller=record.caller, key=record.key),
-                **expressions(condition=at_most("expires_at", record.expires_at)),
-            )
-        except ConditionFailed:
-            return  # someone else began anew
 
-
-def lost() -> InFlight:
-    """The error of a claim that another request took over."""
+def claim_lost() -> InFlight:
+    """The error of a claim that another request has taken over."""
     return InFlight("another request with this idempotency key took over; ask again for its answer")
 
 

@@ -23,7 +23,7 @@ from core.errors import (
 )
 from core.models import Metric, Model, now, timestamp
 from core.repositories import transactions
-from core.repositories.idempotency import lost
+from core.repositories.idempotency import claim_lost
 from core.repositories.transactions import Part, found, refused
 from core.settings import Settings
 
@@ -217,7 +217,7 @@ class ModelRepository:
             await transactions.transact(self._dynamo, mark, *also)
         except TransactionFailed as failed:
             if not refused(failed, 0):
-                raise lost() from None
+                raise claim_lost() from None
             item = found(failed, 0)
             there = None if item is None else decode_model(item)
             if there is not None and there.generation == marked.generation:

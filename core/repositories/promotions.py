@@ -33,7 +33,7 @@ from core.models import Build, Model, Progress, now, timestamp
 from core.repositories import transactions
 from core.repositories.build_rows import ours
 from core.repositories.builds import BuildRepository
-from core.repositories.idempotency import lost
+from core.repositories.idempotency import claim_lost
 from core.repositories.models import ModelRepository, same_model
 from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
@@ -139,7 +139,7 @@ class PromotionRepository:
                         f"build {build_id} cannot be made current: it was removed just now"
                     ) from None
                 if not refused(failed, _MODEL):
-                    raise lost() from None
+                    raise claim_lost() from None
             else:
                 return
         raise Unavailable(f"concurrent builds of {model_version} kept interfering; try again")

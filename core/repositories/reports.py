@@ -15,7 +15,7 @@ from core.dynamo.wire import Item
 from core.errors import AlreadyExists, NotFound, Stale, TransactionFailed
 from core.models import Report
 from core.repositories import transactions
-from core.repositories.idempotency import lost
+from core.repositories.idempotency import claim_lost
 from core.repositories.transactions import Part, found, refused
 from core.repositories.user_deletions import REMOVALS_MAX
 from core.repositories.users import UserRepository, being_deleted
@@ -160,7 +160,7 @@ class ReportRepository:
                 raise Stale("the report has changed since the version that was named") from None
             if refused(failed, 1):
                 raise being_deleted() from None
-            raise lost() from None
+            raise claim_lost() from None
 
 
 def unknown_report() -> NotFound:

@@ -11,7 +11,7 @@ from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale, Transactio
 from core.models import User
 from core.repositories import transactions
 from core.repositories.deletion_leases import MARK
-from core.repositories.idempotency import lost
+from core.repositories.idempotency import claim_lost
 from core.repositories.transactions import Part, found, refused
 from core.repositories.user_deletions import pending
 from core.settings import Settings
@@ -91,7 +91,7 @@ class UserRepository:
             await transactions.transact(self._dynamo, part, *also)
         except TransactionFailed as failed:
             if not refused(failed, 0):
-                raise lost() from None
+                raise claim_lost() from None
             item = found(failed, 0)
             if item is None:
                 raise unknown_user() from None

@@ -1,7 +1,5 @@
 """Requesting a build: written to the table first, then enqueued."""
 
-import msgspec
-
 from core.errors import BuildConflict, EmptyModel, FieldError, Invalid
 from core.models import Build, BuildParameters
 from core.queue import BuildQueue
@@ -15,7 +13,7 @@ _MATRIX_K_MAX = 1000
 
 
 class BuildService:
-    """Opens builds, at most one a model version at a time."""
+    """Opens builds, at most one per model version at a time."""
 
     def __init__(
         self,
@@ -37,10 +35,10 @@ class BuildService:
         *,
         automatic: bool = False,
     ) -> Build:
-        """The build that was opened, or the open one where it was asked for the same.
+        """Opens a build, or returns the open one if its parameters are the same.
 
-        The transaction that opens it completes the claim. One that is asked for automatically
-        never replaces a pinned build.
+        The transaction that opens a build completes the claim. An automatic one never replaces a
+        pinned build.
 
         Raises:
             Invalid: a parameter is out of bounds.
@@ -64,7 +62,7 @@ class BuildService:
         return build
 
     async def request_automatic(self, model_version: str) -> Build:
-        """An automatic build, with what the current one was asked for.
+        """Opens an automatic build, with the parameters of the current one.
 
         Raises:
             NotFound: there is no such model version.
@@ -76,17 +74,15 @@ class BuildService:
         model = await self._models.get_model(model_version)
         parameters = BuildParameters()
         if model.current_build_id is not None:
-            current = await self._builds.get_build(model.current_build_id)
-            # To replace whatever there is was asked for once, not for ever.
-            parameters = msgspec.structs.replace(current.parameters, force=False)
+            parameters = (await self._builds.get_build(model.current_build_id)).parameters.again()
         return await self.request(model_version, parameters, automatic=True)
 
 
 def validate_parameters(parameters: BuildParameters) -> None:
-    """Checks what a build may be asked for.
+    """Validates the parameters of a build.
 
     Raises:
-        Invalid: naming each parameter that is out of bounds.
+        Invalid: with each parameter that is out of bounds.
     """
     errors = []
     if not _RECALL_MIN <= parameters.target_recall <= _RECALL_MAX:
@@ -95,4 +91,4 @@ def validate_parameters(parameters: BuildParameters) -> None:
     if not 1 <= parameters.matrix_k <= _MATRIX_K_MAX:
         errors.append(FieldError("matrix_k", f"must be from 1 to {_MATRIX_K_MAX}"))
     if errors:
-        raise Invalid("the build's parameters do not hold", tuple(errors))
+        raise Invalid("the parameters of the build are not valid", tuple(errors))

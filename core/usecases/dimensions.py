@@ -1,4 +1,4 @@
-"""Which dimension a new model version gets from rows that were not checked by anybody."""
+"""The dimension of a new model version, from the rows of its first batch."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
-"""JSON kept as text, so that it comes back exactly: checked, and merged without reading a number.
+"""JSON that is stored as text: validated, and merged without decoding its numbers.
 
-A number in JSON may have any size and any digits; Python's and DynamoDB's do not. So members are
-taken apart only where a patch says so, and everything else stays the bytes that were sent.
+A JSON number may have any size and precision, which neither Python's nor DynamoDB's numbers have.
+So a document is split into members only where a patch names them; all else stays as it was sent.
 """
 
 import re
@@ -11,7 +11,7 @@ import msgspec
 
 from core.errors import Unreadable
 
-# Runs of plain characters are matched as one: by the character, 56 KiB take 3 ms.
+# Matches runs of plain characters at once: one at a time, 56 KiB take 3 ms.
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKETS: Final = re.compile(rb"[\[\]{}]")
 _SPACE: Final = b" \t\r\n"
@@ -30,7 +30,7 @@ def is_null(text: bytes) -> bool:
 
 
 def levels(text: bytes) -> int:
-    """How deep a JSON value nests: 1 for `{}`, 2 for `{"a": []}`."""
+    """The depth of a JSON value: 1 for `{}`, 2 for `{"a": []}`."""
     deepest = depth = 0
     for bracket in _BRACKETS.findall(_STRING.sub(b"", text)):
         depth += 1 if bracket in b"[{" else -1
@@ -39,7 +39,7 @@ def levels(text: bytes) -> int:
 
 
 def check_text(text: bytes) -> None:
-    """Holds a JSON value that msgspec passed over to the one rule that it does not look at there.
+    """Checks what msgspec does not check in a value that it skips as `Raw`: the encoding.
 
     Raises:
         Unreadable: it is not UTF-8.
@@ -51,13 +51,13 @@ def check_text(text: bytes) -> None:
 
 
 def merge_patch(target: bytes, patch: bytes) -> bytes:
-    """A JSON merge patch (RFC 7396): members are replaced, those that are null removed.
+    """Applies a JSON merge patch (RFC 7396): members are replaced, and removed if null.
 
-    Texts are looked at once for each level to which the patch nests.
+    Takes time in proportion to both texts and to the depth of the patch.
 
     Args:
-        target: The JSON value as it is.
-        patch: What to make of it.
+        target: A valid JSON value.
+        patch: A valid JSON value; if not an object, it replaces the target.
     """
     if not is_object(patch):
         return patch.strip(_SPACE)

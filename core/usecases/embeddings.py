@@ -50,7 +50,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class EmbeddingService:
-    """Stores and deletes embeddings. The first write of a model version makes it."""
+    """Stores and deletes embeddings. The first write to a model version creates it."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class EmbeddingService:
         """Stores one embedding; `vector` is float32 (d,).
 
         Raises:
-            Invalid: the id, the model version's name or the vector does not hold.
+            Invalid: the id, the name of the model version or the vector is not valid.
             MetricConflict: the model version has another metric.
             ModelBeingDeleted: it is marked for deletion.
             Unavailable: DynamoDB did not take it in time.
@@ -93,7 +93,7 @@ class EmbeddingService:
                 self._limits.dimension_max,
             )
             if problem:
-                raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
+                raise Invalid.of(FieldError("vector", problem))
             model = await self._model_for(model, model_version, len(vector), metric)
             with self._notifying(model_version, (product_id,)):
                 stored = await self._embeddings.store_embedding(
@@ -111,13 +111,13 @@ class EmbeddingService:
         metric: Metric | None = None,
         claim: Claim | None = None,
     ) -> StoredBatch:
-        """Stores many embeddings, or none when one of them is not valid.
+        """Stores many embeddings, or none if one of them is not valid.
 
-        Under a claim each of them is stored once, however often the batch is sent. A large batch
-        does not fit into one transaction, so the claim is not completed here.
+        Under a claim, each is stored once, however often the batch is sent. The claim itself is
+        not completed: a batch may need more than one transaction.
 
         Raises:
-            Invalid: one entry of `errors` a bad row, as `embeddings[3].vector`.
+            Invalid: with one of `errors` for each problem, such as `embeddings[3].vector`.
             MetricConflict: the model version has another metric.
             ModelBeingDeleted: it is marked for deletion.
             PartlyStored: DynamoDB took only a part in time.
@@ -141,7 +141,7 @@ class EmbeddingService:
         found = self.find_problems(rows, model, metric)
         if found:
             raise Invalid(
-                f"{len({p.row for p in found})} of {len(rows)} embeddings do not hold; "
+                f"{len({p.row for p in found})} of {len(rows)} embeddings are not valid; "
                 "none was stored",
                 tuple(FieldError(f"embeddings[{p.row}].{p.field}", p.message) for p in found),
             )
@@ -154,7 +154,7 @@ class EmbeddingService:
         if unprocessed:
             telemetry.ROWS_UNPROCESSED.inc(len(unprocessed))
             raise PartlyStored(len(rows) - len(unprocessed), tuple(unprocessed))
-        # Not before now: what the shards show after this moment has all of the batch.
+        # Taken last: rows that a shard shows with a later time come after all of the batch.
         return StoredBatch(len(rows), Watermark(timestamp(now()), None, model.generation))
 
     async def delete_embedding(
@@ -163,7 +163,7 @@ class EmbeddingService:
         product_id: str,
         claim: Claim | None = None,
     ) -> DeletedEmbedding:
-        """Leaves a tombstone in the embedding's place.
+        """Replaces the embedding with a tombstone.
 
         Raises:
             NotFound: there is no such model version or embedding.
@@ -177,7 +177,7 @@ class EmbeddingService:
         return deleted
 
     async def find_model(self, model_version: str) -> Model | None:
-        """The model version as it stands, or None before its first write."""
+        """The model version, or None before its first write."""
         validate_model_version(model_version)
         return await self._known(model_version)
 
@@ -188,9 +188,9 @@ class EmbeddingService:
         metric: Metric | None,
         dimension: int | None = None,
     ) -> list[Problem]:
-        """All that is wrong with the rows of a batch; empty when it may be stored.
+        """Every problem of the rows of a batch; empty if it may be stored.
 
-        Without a model version yet, `dimension` is what it will have; where that is None, the
+        If there is no model version yet, `dimension` is the one that it will have; None means the
         dimension of most rows.
 
         Raises:
@@ -230,25 +230,25 @@ class EmbeddingService:
         limit = self._limits.batch_rows_max
         if not 1 <= len(rows) <= limit:
             problem = f"has {len(rows)} entries, and takes 1 to {limit}"
-            raise Invalid(f"embeddings {problem}", (FieldError("embeddings", problem),))
+            raise Invalid.of(FieldError("embeddings", problem))
 
     async def _known(self, model_version: str) -> Model | None:
-        """The model version, be it marked for deletion, or None before its first write."""
+        """The model version, even if marked for deletion, or None before its first write."""
         try:
             return await self._models.known_model(model_version)
         except NotFound:
             return None
-        except ModelBeingDeleted:  # said once what is written was checked
+        except ModelBeingDeleted:  # an invalid request is refused as invalid first
             return await self._models.find_model(model_version)
 
     async def in_one_generation(
         self, model_version: str, product_ids: Sequence[str], attempt: Callable[[], Awaitable[T]]
     ) -> T:
-        """What an attempt to write rows comes to, where none of them is of another generation.
+        """The result of an attempt to write rows, retried if a row has another generation.
 
-        Either the model version was made anew since it was read, or a late write of an earlier
-        one left a row: that is removed. Rows are read before the record, so that one of another
-        generation than the record's is of a model version that is gone.
+        Either the model version was deleted and created anew since it was read, or a late write to
+        an earlier one left a row, which is removed. The rows are read before the model version: a
+        row of another generation than that is of a deleted one.
         """
         async for _ in CONFLICTS.attempts():
             try:
@@ -266,7 +266,7 @@ class EmbeddingService:
     async def _model_for(
         self, model: Model | None, model_version: str, dimension: int, metric: Metric | None
     ) -> Model:
-        """The model version to write to; made here by its first write, which may be another's."""
+        """The model version to write to, created if this is its first write."""
         if model is not None and model.deleting_at is not None:
             raise ModelBeingDeleted(model_version)
         if model is None:
@@ -275,7 +275,7 @@ class EmbeddingService:
             )
             if model.dimension != dimension:
                 problem = f"has {dimension} numbers, the model version has {model.dimension}"
-                raise Invalid(f"vector {problem}", (FieldError("vector", problem),))
+                raise Invalid.of(FieldError("vector", problem))
         if metric is not None and metric != model.metric:
             raise MetricConflict(
                 f"{model_version} was created with metric {model.metric}, which stays"

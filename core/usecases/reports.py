@@ -1,4 +1,4 @@
-"""A caller's own reports: create, change, delete."""
+"""A caller's own reports: create, change and delete them."""
 
 import re
 import secrets
@@ -25,7 +25,7 @@ _FULL_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
 class ReportService:
-    """Reports, as their owners may change them."""
+    """The writes to reports that their owner may make."""
 
     def __init__(self, reports: ReportRepository, settings: Settings) -> None:
         self._reports = reports
@@ -43,20 +43,20 @@ class ReportService:
         Args:
             user_id: The caller.
             fields: `title` (required), `author`, `date`, `reference`, `favorites`; None is unset.
-            claim: On the request's idempotency key, to be completed with the report.
+            claim: On the idempotency key of the request; completed with the report.
 
         Raises:
-            Invalid: naming each field that does not hold.
+            Invalid: with each field that is not valid.
             BeingDeleted: the caller's user is being deleted.
         """
         moment = timestamp(now())
-        held = self.validate({"title": None, **fields})
+        valid = self.validate({"title": None, **fields})
         report = Report(
             id=secrets.token_hex(16),
             user_id=user_id,
             created_at=moment,
             updated_at=moment,
-            **held,
+            **valid,
         )
         await self._reports.create_report(report, completion(claim, report))
         return report
@@ -75,24 +75,24 @@ class ReportService:
             report_id: Which report.
             user_id: The caller.
             fields: As for `create`.
-            versions: Those that the caller takes it to have; None: any.
-            claim: On the request's idempotency key, to be completed with the report.
+            versions: The expected versions, of which it must have one; None: any.
+            claim: On the idempotency key of the request; completed with the report.
 
         Raises:
-            Invalid: naming each field that does not hold.
+            Invalid: with each field that is not valid.
             NotFound: there is none, or it is someone else's.
-            Stale: it has none of the versions.
+            Stale: it has none of the expected versions.
             BeingDeleted: the caller's user is being deleted.
-            Unavailable: no version was named, and others kept changing it meanwhile.
+            Unavailable: no version was expected, and it kept changing at the same time.
         """
-        held = self.validate(fields)
+        valid = self.validate(fields)
         async for _ in CONFLICTS.attempts():
             before = await self._reports.get_report(report_id, user_id)
             if versions is not None and before.version not in versions:
                 raise Stale("the report has changed since the version that was named")
             after = msgspec.structs.replace(
                 before,
-                **held,
+                **valid,
                 updated_at=timestamp(now()),
                 version=next_version(before.version),
             )
@@ -103,7 +103,7 @@ class ReportService:
                     raise
             else:
                 return after
-        raise Unavailable("other changes of the report kept coming between; try again")
+        raise Unavailable("the report kept changing at the same time; try again")
 
     async def delete(
         self,
@@ -116,13 +116,13 @@ class ReportService:
 
         Raises:
             NotFound: there is none, or it is someone else's.
-            Stale: it has none of the versions.
+            Stale: it has none of the expected versions.
             BeingDeleted: the caller's user is being deleted.
         """
         if versions is None or len(versions) == 1:
             expected = None if versions is None else next(iter(versions))
         else:
-            # None of several versions, or one of them: which it is has to be read.
+            # DynamoDB can check for one version; of several, the right one is read first.
             expected = (await self._reports.get_report(report_id, user_id)).version
             if expected not in versions:
                 raise Stale("the report has changed since the version that was named")
@@ -131,16 +131,16 @@ class ReportService:
         return deleted
 
     def validate(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields, checked, and as a Report has them.
+        """The fields as a Report has them.
 
         Raises:
-            Invalid: naming each field that does not hold.
+            Invalid: with each field that is not valid.
         """
         errors = []
-        held = dict(fields)
+        valid = dict(fields)
         for name, value in fields.items():
             if name == "favorites":
-                held[name], problems = self._favorites(value or ())
+                valid[name], problems = self._favorites(value or ())
                 errors += problems
             elif value is None:
                 if name == "title":
@@ -148,24 +148,22 @@ class ReportService:
             elif problem := _PROBLEMS[name](value):
                 errors.append(FieldError(name, problem))
         if errors:
-            raise Invalid(
-                "; ".join(f"{error.field} {error.message}" for error in errors[:3]), tuple(errors)
-            )
-        return held
+            raise Invalid.of(*errors)
+        return valid
 
     def _favorites(self, ids: Sequence[str]) -> tuple[tuple[str, ...], list[FieldError]]:
-        """Each id once, in order, and what is wrong with them."""
+        """The ids in order without duplicates, and their problems."""
         first: dict[str, int] = {}
-        for place, product_id in enumerate(ids):
-            first.setdefault(product_id, place)
+        for position, product_id in enumerate(ids):
+            first.setdefault(product_id, position)
         unique = tuple(first)
         limit, bytes_limit = self._records.favorites_max, self._records.favorites_bytes_max
         if len(unique) > limit:
             many = f"has {len(unique)} different ids, the most is {limit}"
             return unique, [FieldError("favorites", many)]
         errors = [
-            FieldError(f"favorites[{place}]", problem)
-            for product_id, place in first.items()
+            FieldError(f"favorites[{position}]", problem)
+            for product_id, position in first.items()
             if (problem := product_id_problem(product_id, self._product_id_bytes_max))
         ]
         if not errors and sum(len(product_id.encode()) for product_id in unique) > bytes_limit:
@@ -175,10 +173,10 @@ class ReportService:
 
 def _date_problem(text: str) -> str | None:
     try:
-        good = bool(_FULL_DATE.fullmatch(text)) and bool(date.fromisoformat(text))
+        valid = bool(_FULL_DATE.fullmatch(text)) and bool(date.fromisoformat(text))
     except ValueError:
-        good = False
-    return None if good else "must be a full-date of RFC 3339, as 2025-09-30"
+        valid = False
+    return None if valid else "must be a full-date of RFC 3339, as 2025-09-30"
 
 
 _PROBLEMS: Final[dict[str, Callable[[str], str | None]]] = {

@@ -1,4 +1,4 @@
-"""A caller's own profile: create, change, and mark for deletion."""
+"""A caller's own profile: create it, change it, and request its deletion."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 
 
 class UserService:
-    """Users, as their owners may change them."""
+    """The writes to a profile that its owner may make."""
 
     def __init__(self, users: UserRepository, records: Records) -> None:
         self._users = users
@@ -39,13 +39,13 @@ class UserService:
 
         Args:
             user_id: The caller.
-            fields: `name`, `email`, `avatar_url`; what is missing or None is not set.
-            preferences: JSON text that reads; None for `{}`.
-            claim: On the request's idempotency key, to be completed with the profile.
+            fields: `name`, `email`, `avatar_url`; one that is missing or None is not set.
+            preferences: valid JSON; None for `{}`.
+            claim: On the idempotency key of the request; completed with the profile.
 
         Raises:
-            Invalid: naming each field that does not hold.
-            AlreadyExists: there is one.
+            Invalid: with each field that is not valid.
+            AlreadyExists: the caller has a profile.
             BeingDeleted: it is being deleted.
         """
         moment = timestamp(now())
@@ -66,11 +66,11 @@ class UserService:
         """Applies a merge patch: fields that are None are removed, preferences are merged.
 
         Raises:
-            Invalid: naming each field that does not hold.
+            Invalid: with each field that is not valid.
             Unreadable: the patch of the preferences is not UTF-8.
             NotFound: there is no profile.
             BeingDeleted: it is being deleted.
-            Unavailable: others kept changing it meanwhile.
+            Unavailable: it kept changing at the same time.
         """
         self.validate_patch(fields, preferences)
         async for _ in CONFLICTS.attempts():
@@ -93,14 +93,14 @@ class UserService:
                 continue
             else:
                 return after
-        raise Unavailable("other changes of the profile kept coming between; try again")
+        raise Unavailable("the profile kept changing at the same time; try again")
 
     async def request_deletion(self, user_id: str, claim: Claim | None = None) -> User:
         """Marks the caller's profile for deletion; a worker removes it and its reports.
 
         Raises:
             NotFound: there is no profile.
-            BeingDeleted: it is marked already.
+            BeingDeleted: its deletion was requested before.
         """
         user = await self._users.get_user(user_id)
         moment = timestamp(now())
@@ -109,28 +109,26 @@ class UserService:
         return marked
 
     def validate_patch(self, fields: Mapping[str, str | None], preferences: bytes | None) -> None:
-        """Checks all of a change that can be told without the profile that it is for.
+        """Validates as much of a change as is possible without the profile.
 
         Raises:
-            Invalid: naming each field that does not hold.
+            Invalid: with each field that is not valid.
             Unreadable: the patch of the preferences is not UTF-8.
         """
         problem = None if preferences is None else patch_problem(preferences, self._records)
         self._check(fields, problem)
 
     def _check(self, fields: Mapping[str, str | None], preferences: str | None) -> None:
-        """Takes the fields, and what is wrong with the preferences."""
+        """Raises for the fields, and for the problem of the preferences, if any."""
         errors = profile_problems(fields)
         if preferences:
             errors.append(FieldError("preferences", preferences))
         if errors:
-            raise Invalid(
-                "; ".join(f"{error.field} {error.message}" for error in errors), tuple(errors)
-            )
+            raise Invalid.of(*errors)
 
 
 def profile_problems(fields: Mapping[str, str | None]) -> list[FieldError]:
-    """What is wrong with `name`, `email` and `avatar_url`; None is not set."""
+    """The problems of `name`, `email` and `avatar_url`; None means not set."""
     return [
         FieldError(name, problem)
         for name, value in fields.items()
@@ -139,22 +137,22 @@ def profile_problems(fields: Mapping[str, str | None]) -> list[FieldError]:
 
 
 def preferences_problem(text: bytes, records: Records) -> str | None:
-    """Why these are no preferences, or None when they are.
+    """Why the preferences are not valid; None if they are.
 
     Raises:
-        Unreadable: they hold text that is not UTF-8.
+        Unreadable: they contain text that is not UTF-8.
     """
     return _document_problem(text, records, records.preferences_bytes_max)
 
 
 def patch_problem(text: bytes, records: Records) -> str | None:
-    """Why this can be no patch of preferences, or None when it may be one.
+    """Why a merge patch of preferences is not valid; None if it may be.
 
-    Said before any is merged, which takes a call a level. One that removes all of large
-    preferences by name is longer than they are, by less than as much again.
+    A patch that removes every member of large preferences is longer than they are, but less than
+    twice as long. The depth is checked before merging, which recurses once per level.
 
     Raises:
-        Unreadable: it holds text that is not UTF-8.
+        Unreadable: it contains text that is not UTF-8.
     """
     if documents.is_null(text):
         return None
@@ -174,19 +172,19 @@ def _document_problem(text: bytes, records: Records, bytes_max: int) -> str | No
 
 
 def text_problem(text: str, characters_max: int) -> str | None:
-    """Why this is no line of text, or None when it is."""
+    """Why a text field is not valid; None if it is."""
     if not text.strip():
         return "is blank"
     if len(text) > characters_max:
         return f"has {len(text)} characters, the most is {characters_max}"
     if any(ord(character) < ord(" ") for character in text):
-        return "holds a control character"
+        return "contains a control character"
     return None
 
 
 def _email_problem(text: str) -> str | None:
     if not _EMAIL.fullmatch(text):
-        return "is no email address"
+        return "is not an email address"
     return text_problem(text, _EMAIL_MAX)
 
 
@@ -196,10 +194,10 @@ def _url_problem(text: str) -> str | None:
         return problem
     try:
         parts = urlsplit(text)
-        good = parts.scheme == "https" and bool(parts.hostname) and " " not in text
+        valid = parts.scheme == "https" and bool(parts.hostname) and " " not in text
     except ValueError:
-        good = False
-    return None if good else "must be an https address"
+        valid = False
+    return None if valid else "must be an https URL"
 
 
 _PROBLEMS: Final[dict[str, Callable[[str], str | None]]] = {

@@ -5,7 +5,9 @@ import os
 from typing import Any
 
 import click
+import msgspec
 
+from core.models import BuildParameters
 from deploy.api_client import Api, ProblemError, open_api, path_of
 from deploy.cli import environment
 from deploy.cli.watch_build import must_be_published, watch
@@ -126,11 +128,12 @@ class _Rebuild:
         self._pinned = model["pinned"]
         current = path_of("builds", model["current_build"]["build_id"])
         self._before = await self._api.call("GET", current)
-        # To replace whatever there is was asked for once, not for ever.
-        body = self._before["parameters"] | {"force": False}
+        parameters = msgspec.convert(self._before["parameters"], BuildParameters).again()
         try:
             builds = path_of("models", self.name, "builds")
-            self._build = await self._api.call("POST", builds, body=body)
+            self._build = await self._api.call(
+                "POST", builds, body=msgspec.structs.asdict(parameters)
+            )
         except ProblemError as error:
             self._empty = error.kind == "empty-model"
             # A conflict: another one was faster, and its end is waited for.
@@ -158,8 +161,6 @@ class _Rebuild:
             CommandError: some are not, for no reason that is known.
         """
         # Late: it brings FAISS along, which the others do without.
-        import msgspec  # noqa: PLC0415
-
         from core.index.comparison import compare  # noqa: PLC0415
         from core.index.manifest import Manifest  # noqa: PLC0415
 

@@ -102,6 +102,6 @@ async def _parameters(resources: Resources, model: Item) -> BuildParameters:
     if current is None or not current.S:
         return BuildParameters()
     try:
-        return (await resources.builds.get_build(current.S)).parameters
+        return (await resources.builds.get_build(current.S)).parameters.again()
     except NotFound:
         return BuildParameters()

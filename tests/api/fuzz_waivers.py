@@ -34,7 +34,7 @@ REFUSALS: Final[dict[str, str]] = {
     r"the cursor is not valid": "a cursor is sealed, and only one that was given out opens",
     r"the watermark is not valid": "likewise a watermark",
     r"Expected `int`, got `float`": "to JSON Schema 7.0 is an integer; K9 wants it written as 7",
-    r"must be an https address": "what is a host is beyond a pattern",
+    r"must be an https URL": "what is a host is beyond a pattern",
     r"the idempotency key was used|was used for another": "a key goes with one request",
 }
 """What a refusal of a request that holds by the document says → why the document cannot."""

@@ -88,12 +88,12 @@ async def claimed(records: IdempotencyRepository, caller: str, print_: str = "f"
 
 async def test_a_result_is_given_again(records: IdempotencyRepository, caller: str) -> None:
     """As it was, however often, and with the media type that it was first answered in."""
-    await records.finish(await claimed(records, caller), RESULT)
+    await records.complete(await claimed(records, caller), RESULT)
     assert [await records.begin(caller, KEY, "f") for _ in range(2)] == [STORED, STORED]
     for result in (DeletedReport(), Refusal("Invalid", "no", (FieldError("k", "is odd"),))):
         claim = await records.begin(caller, type(result).__name__, "f", "msgpack")
         assert isinstance(claim, Claim)
-        await records.finish(claim, result)
+        await records.complete(claim, result)
         again = await records.begin(caller, type(result).__name__, "f", "json")
         assert again == StoredResult(result, "msgpack")
 
@@ -103,10 +103,10 @@ async def test_another_request_is_refused(records: IdempotencyRepository, caller
     claim = await claimed(records, caller)
     with pytest.raises(KeyReused):
         await records.begin(caller, KEY, "g")
-    await records.abandon(claim)
+    await records.release(claim)
     with pytest.raises(KeyReused):
         await records.begin(caller, KEY, "g")
-    await records.finish(await claimed(records, caller), RESULT)
+    await records.complete(await claimed(records, caller), RESULT)
     with pytest.raises(KeyReused):
         await records.begin(caller, KEY, "g")
 
@@ -123,7 +123,7 @@ async def test_a_request_in_flight_is_not_joined(
 
 async def test_keys_of_two_callers_never_meet(records: IdempotencyRepository, caller: str) -> None:
     """Nor do those of a caller whose name begins like another's."""
-    await records.finish(await claimed(records, caller), RESULT)
+    await records.complete(await claimed(records, caller), RESULT)
     for other in (f"{caller}2", caller[:-1], caller.upper()):
         assert isinstance(await records.begin(other, KEY, "g"), Claim)
 
@@ -136,8 +136,8 @@ async def test_a_lease_that_ended_is_taken_over(
     await asyncio.sleep(0.02)
     second = await claimed(records, caller)
     with pytest.raises(InFlight):
-        await records.finish(first, RESULT)
-    await records.abandon(first)  # which gives nothing free that is another's
+        await records.complete(first, RESULT)
+    await records.release(first)  # which gives nothing free that is another's
     with pytest.raises(InFlight):
         await records.begin(caller, KEY, "f")
     users = UserRepository(dynamo, settings)
@@ -158,7 +158,7 @@ async def test_a_crash_after_the_effect_leaves_its_answer(
     claim = await claimed(records, caller)
     with pytest.raises(Unavailable):
         await users.create_user(User(uuid4().hex, MOMENT, MOMENT), completion(claim, RESULT))
-    await records.abandon(claim)
+    await records.release(claim)
     assert await records.begin(caller, KEY, "f") == STORED
 
 
@@ -188,11 +188,11 @@ async def test_what_failed_here_is_free_at_once(
 ) -> None:
     """A claim that is given up waits for no lease; one that was completed stays completed."""
     claim = await claimed(records, caller)
-    await records.abandon(claim)
+    await records.release(claim)
     await asyncio.sleep(0.002)
     again = await claimed(records, caller)
-    await records.finish(again, RESULT)
-    await records.abandon(again)
+    await records.complete(again, RESULT)
+    await records.release(again)
     assert await records.begin(caller, KEY, "f") == STORED
 
 
@@ -201,7 +201,7 @@ async def test_an_expired_key_is_as_good_as_new(
 ) -> None:
     """For any request, once its time is over, though the row is still there."""
     brief = with_times(dynamo, settings, ttl_s=1)
-    await brief.finish(await claimed(brief, caller), RESULT)
+    await brief.complete(await claimed(brief, caller), RESULT)
     await asyncio.sleep(1.1)
     begun = await asyncio.gather(
         *(records.begin(caller, KEY, "g") for _ in range(4)), return_exceptions=True
@@ -219,7 +219,7 @@ async def test_parts_of_an_effect_are_noted_once(
         await transactions.transact(dynamo, claim.checkpoint(name))
     with pytest.raises(TransactionFailed):
         await transactions.transact(dynamo, claim.checkpoint("99"))
-    await records.abandon(claim)
+    await records.release(claim)
     await asyncio.sleep(0.002)
     later = await claimed(records, caller)
     assert later.checkpoints == {"0", "99"}
@@ -247,7 +247,7 @@ async def test_an_answer_that_was_lost_on_the_way(
     cut.operation, cut.again = "update_item", True
     records = IdempotencyRepository(cut, settings)
     claim = await claimed(records, caller)
-    await records.finish(claim, RESULT)
+    await records.complete(claim, RESULT)
     assert await records.begin(caller, KEY, "f") == STORED
 
 

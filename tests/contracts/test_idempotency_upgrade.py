@@ -44,7 +44,7 @@ async def completed(records: IdempotencyRepository, caller: str) -> None:
     """Completes a request."""
     claim = await records.begin(caller, KEY, "f")
     assert isinstance(claim, Claim)
-    await records.finish(claim, DeletedReport())
+    await records.complete(claim, DeletedReport())
 
 
 async def test_a_result_is_a_request_in_flight_to_an_earlier_process(
@@ -107,11 +107,11 @@ async def test_each_takes_over_what_the_other_left(
     with pytest.raises(InFlight):
         await today.begin(caller, KEY, "f")
     with pytest.raises(InFlight):
-        await today.finish(first, DeletedReport())
+        await today.complete(first, DeletedReport())
     await lease_ends()
     last = await today.begin(caller, KEY, "f")
     assert isinstance(last, Claim)
-    await today.finish(last, DeletedReport())
+    await today.complete(last, DeletedReport())
     with pytest.raises(InFlight):
         await earlier.begin(caller, KEY, "f")
 

@@ -281,18 +281,18 @@ async def test_a_caller_is_forgotten_but_for_lasting_answers(
     claims = [await records.begin(caller, f"k{number:02d}", "f") for number in range(30)]
     for claim in claims[2:]:
         assert isinstance(claim, Claim)
-        await records.finish(claim, RESULT)
+        await records.complete(claim, RESULT)
     lasting, theirs = claims[1], await records.begin(other, "k", "f")
     assert isinstance(lasting, Claim)
     await transactions.transact(dynamo, *completion(lasting, RESULT, lasting=True))
     assert isinstance(theirs, Claim)
-    await records.finish(theirs, RESULT)
+    await records.complete(theirs, RESULT)
     deletion = await claimed(deletions, marked)
     assert await removed(deletions, deletion, records.removals(caller)) == 29
     assert await removed(deletions, deletion, records.removals(caller)) == 0
     assert isinstance(claims[0], Claim)
     with pytest.raises(InFlight):
-        await records.finish(claims[0], RESULT)
+        await records.complete(claims[0], RESULT)
     assert isinstance(await records.begin(caller, "k05", "f"), Claim)
     assert await records.begin(caller, "k01", "f") == STORED
     assert await records.begin(other, "k", "f") == STORED

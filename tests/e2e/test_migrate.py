@@ -287,7 +287,7 @@ async def test_the_command_reports_and_says_what_is_bad(
     status, out, error = await run_k9(ministack_tables, tmp_path, *arguments)
     assert (status, out) == (1, "")
     lines = error.splitlines()
-    assert lines[0].startswith("u.json:2 (entry 1, 'u0'): email is no email address")
+    assert lines[0].startswith("u.json:2 (entry 1, 'u0'): email is not an email address")
     assert lines[50:] == [
         "… and 5 more",
         "left out: 'nickname' of 15 rows, which K9 does not keep",

@@ -56,7 +56,7 @@ async def settled_user(resources: Resources) -> str:
     await asyncio.gather(*(add_report(resources, user_id) for _ in range(40)))
     claim = await resources.idempotency.begin(f"user/{user_id}", "key", "f")
     assert isinstance(claim, Claim)
-    await resources.idempotency.finish(claim, User(user_id, MOMENT, MOMENT))
+    await resources.idempotency.complete(claim, User(user_id, MOMENT, MOMENT))
     return user_id
 
 

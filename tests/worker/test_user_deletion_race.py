@@ -83,7 +83,7 @@ async def a_life(resources: Resources, user_id: str) -> list[str]:
     made = await asyncio.gather(*(add_report(resources, user_id) for _ in range(REPORTS)))
     claim = await resources.idempotency.begin(f"user/{user_id}", "key", "f")
     assert isinstance(claim, Claim)
-    await resources.idempotency.finish(claim, RESULT)
+    await resources.idempotency.complete(claim, RESULT)
     return [report.id for report in made]
 
 

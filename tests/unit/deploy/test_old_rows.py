@@ -156,7 +156,7 @@ def test_vectors_of_every_form_are_float32(vector: Any) -> None:
         ("users", "text", "Expected `object`"),
         ("users", {}, "user_id is missing"),
         ("users", {**_USER, "user_id": " "}, "user_id takes"),
-        ("users", {**_USER, "email": "x"}, "email is no email address"),
+        ("users", {**_USER, "email": "x"}, "email is not an email address"),
         ("users", {**_USER, "name": 5}, "name: Expected `str | null`"),
         ("users", {**_USER, "preferences": [1]}, "preferences must be a JSON object"),
         ("users", {**_USER, "preferences": "no"}, "preferences must be a JSON object"),
