@@ -84,7 +84,7 @@ class IdTable(Sequence[bytes]):
         row = bisect_left(self, wanted)
         return row if row < self._n and self[row] == wanted else None
 
-    def ids_of(self, rows: Ints) -> list[str]:
+    def ids_of(self, rows: NDArray[np.integer[Any]]) -> list[str]:
         """The ids of rows (any,), in their order."""
         start, offsets, data = self._start, self._offsets, self._map
         return [
@@ -147,7 +147,7 @@ class MappedVersion:
         product_id: bytes = self.ids[row]
         return product_id.decode()
 
-    def ids_of(self, rows: Ints) -> list[str]:
+    def ids_of(self, rows: NDArray[np.integer[Any]]) -> list[str]:
         """The product ids of rows (any,)."""
         return self.ids.ids_of(rows)
 
@@ -156,14 +156,15 @@ class MappedVersion:
         found: Floats = self.searcher.rows[row]
         return found
 
-    def neighbors(self, row: int, k: int) -> tuple[Ints, Floats]:
-        """Up to k of a row's neighbours from the matrix: row numbers and scores, best first.
+    def neighbors(self, row: int, k: int) -> tuple[NDArray[np.int32], Floats]:
+        """Up to k of a row's neighbours from the matrix: rows and scores, best first, not copied.
 
         At most `matrix_k`, and fewer in a small version.
         """
-        near = self._neighbors[row, :k]
-        count = int(np.count_nonzero(near >= 0))
-        return near[:count].astype(np.int64), self._scores[row, :count]
+        rows = self._neighbors[row, :k]
+        if rows.shape[0] and rows[-1] < 0:  # a small version: the rest of the line is padding
+            rows = rows[: np.count_nonzero(rows >= 0)]
+        return rows, self._scores[row, : rows.shape[0]]
 
     def exclusion(self, rows: Ints) -> Exclusion:
         """Rows to leave out of searches, made once for many of them."""

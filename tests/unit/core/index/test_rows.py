@@ -71,7 +71,7 @@ def test_a_pull_that_did_not_end_is_told(tmp_path: Path) -> None:
     """Files that do not fit together never become an index."""
     write(tmp_path, [[row("a", 1), row("b", 2)]])
     (tmp_path / VECTORS).write_bytes(b"\0" * 12)
-    with pytest.raises(Corrupt, match="did not end"):
+    with pytest.raises(Corrupt, match="did not finish"):
         read_rows(tmp_path, 2)
 
 
