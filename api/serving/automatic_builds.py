@@ -1,28 +1,32 @@
 """Builds that K9 requests by itself."""
 
 import asyncio
+from typing import Final
 
+from api.serving.background import cancelled
 from core import telemetry
 from core.errors import Conflict, K9Error, NotFound
 from core.models import Model
 from core.resources import Resources
 from core.retry import RetryPolicy
 
+_RETRY: Final = RetryPolicy(first_s=60.0, max_s=3600.0, jitter=0.0)
+"""Between requests for a model version while no new index comes of them."""
+
 _log = telemetry.logger(__name__)
 
 
 class AutomaticBuilds:
-    """Requests builds in tasks, each model version's again with backoff while none comes of it."""
+    """Requests builds in tasks."""
 
-    def __init__(self, resources: Resources, retry: RetryPolicy) -> None:
+    def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._retry = retry
         self._requests: dict[str, tuple[int, float]] = {}
         """Requests so far, and when the next may follow by the event loop's clock."""
-        self.tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def reset(self, model_version: str) -> None:
-        """A new version is in use: the next request need not wait."""
+        """A new index is in use: the next request need not wait."""
         self._requests.pop(model_version, None)
 
     def request(self, model: Model, reason: str) -> None:
@@ -31,10 +35,10 @@ class AutomaticBuilds:
         now = asyncio.get_running_loop().time()
         if now < not_before or model.pinned or model.open_build_id is not None:
             return
-        self._requests[model.model_version] = count + 1, now + self._retry.delay_s(count + 1)
+        self._requests[model.model_version] = count + 1, now + _RETRY.delay_s(count + 1)
         task = asyncio.create_task(self._request(model.model_version, reason))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _request(self, name: str, reason: str) -> None:
         log = _log.bind(model_version=name, reason=reason)
@@ -49,3 +53,7 @@ class AutomaticBuilds:
             log.warning("requesting a build failed", detail=str(error))
         else:
             log.info("build requested", build_id=build.build_id)
+
+    async def aclose(self) -> None:
+        """Ends its tasks."""
+        await cancelled(*self._tasks)

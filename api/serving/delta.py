@@ -20,7 +20,7 @@ from core.vectors.arrays import (
     check_rows,
     prepare,
     prepare_one,
-    scores,
+    row_scores,
     squared_norms,
 )
 from core.vectors.parameters import IndexInfo, Layout
@@ -133,7 +133,7 @@ class DeltaSnapshot:
         """At least the best k rows, and all that tie with the last of them, by score."""
         if searcher.n <= _FEW_ROWS:
             query = prepare_one(vector, searcher.metric)
-            top = scores(query, searcher.rows, searcher.metric)
+            top = row_scores(query, searcher.rows, searcher.metric)
             if excluded is not None:
                 excluded.mask(top)
             rows = np.flatnonzero(top != -np.inf)

@@ -8,18 +8,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-from api.serving.automatic_builds import AutomaticBuilds
-from api.serving.background import cancelled
 from api.serving.registry import IndexRegistry
 from core import names
 from core.errors import Unavailable
 from core.models import Model
 from core.resources import Resources
-from core.retry import RetryPolicy
 from core.versions import VersionRecord
 
 _WATCH_S: Final = 10.0
-_BUILD_RETRY: Final = RetryPolicy(first_s=600.0, max_s=600.0, jitter=0.0)
 
 
 class ForeignVersionWatch:
@@ -33,19 +29,16 @@ class ForeignVersionWatch:
         self._versions = resources.versions
         self._registry = registry
         self._records = records
-        self._builds = AutomaticBuilds(resources, _BUILD_RETRY)
 
     async def run(self) -> None:
         """Until cancelled."""
-        try:
-            while True:
-                for name, record in list(self._records.items()):
-                    model = self._registry.known.get(name)
-                    if model is not None and await self._is_gone(model, record):
-                        self._builds.request(model, "files of another environment are gone")
-                await asyncio.sleep(_WATCH_S)
-        finally:
-            await cancelled(*self._builds.tasks)
+        while True:
+            for name, record in list(self._records.items()):
+                model = self._registry.known.get(name)
+                if model is not None and await self._is_gone(model, record):
+                    reason = "files of another environment are gone"
+                    self._registry.builds.request(model, reason)
+            await asyncio.sleep(_WATCH_S)
 
     async def _is_gone(self, model: Model, record: VersionRecord) -> bool:
         """Whether the current version is another environment's, and its files are not there."""

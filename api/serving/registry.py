@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 
+from api.serving.automatic_builds import AutomaticBuilds
 from api.serving.replica import ModelReplica
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
@@ -17,6 +18,7 @@ class IndexRegistry:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
+        self.builds = AutomaticBuilds(resources)
         self._bytes_max = resources.settings.serving.loaded_bytes_max
         self._marked: dict[str, Model] = {}
         """Model versions that this process marked for deletion: lists may lag behind that."""
@@ -73,7 +75,9 @@ class IndexRegistry:
         name = model.model_version
         replica = self.replicas.get(name)
         if replica is None:
-            replica = self.replicas[name] = ModelReplica(self._resources, model, self._bytes_left)
+            replica = self.replicas[name] = ModelReplica(
+                self._resources, model, self.builds, self._bytes_left
+            )
         try:
             await replica.activate(segment)
         finally:
@@ -116,6 +120,7 @@ class IndexRegistry:
         for name in list(self.replicas):
             self.drop(name)
         await asyncio.gather(*self._closing, return_exceptions=True)
+        await self.builds.aclose()
 
     def _bytes_left(self, model_version: str) -> int:
         """What the other model versions leave of the memory for indexes and their deltas."""

@@ -11,7 +11,7 @@ from typing import Final
 from api import metrics
 from api.serving.automatic_builds import AutomaticBuilds
 from api.serving.background import cancelled, supervised
-from api.serving.delta import DeltaBuffer
+from api.serving.followed import POLL_GAP_S, FollowedSegment, earlier
 from api.serving.row_fetcher import FoundRows, RowFetcher
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
@@ -21,71 +21,28 @@ from core.models import Model, Watermark, now, parse_timestamp, timestamp
 from core.notifications import ChangeNotification
 from core.resources import Resources
 from core.retry import RetryPolicy
-from core.settings import Serving
 
 VISIBLE_WAIT_S: Final = 1.0
 """How long a search waits for the write that its `min_watermark` names."""
 _CARRY_IDS: Final = 500
-_POLL_GAP_S: Final = 0.5
-"""Between two polls of the shards, however many are asked for."""
-_STALE_POLLS: Final = 3
-"""After so many intervals without a complete poll it is unknown what changed."""
 _RETRY: Final = RetryPolicy(first_s=0.5, max_s=10.0, jitter=0.5)
-_BUILD_RETRY: Final = RetryPolicy(first_s=60.0, max_s=3600.0, jitter=0.0)
 _CLOCK_AHEAD_S: Final = 60.0
 """Watermarks from further ahead are rejected: no clock is off by so much."""
 
 _log = telemetry.logger(__name__)
 
 
-class _Followed:
-    """A segment with its delta, and how far the shards were read for it."""
-
-    def __init__(self, segment: Segment, settings: Serving) -> None:
-        self.segment = segment
-        self.delta = DeltaBuffer(segment)
-        self.polled_at = ""
-        """When the last complete poll of the shards began; empty before the first one."""
-        self.complete_until = 0.0
-        """By the event loop's clock: from then on that poll is too old to tell what changed."""
-        self._settings = settings
-
-    @property
-    def resident_bytes(self) -> int:
-        return self.segment.resident_bytes + self.delta.resident_bytes
-
-    def polled(self, moment: str, since_s: float) -> None:
-        """Notes a complete poll that began then; `since_s` is the event loop's clock."""
-        self.polled_at = moment
-        self.complete_until = since_s + _STALE_POLLS * max(_POLL_GAP_S, self._settings.poll_s)
-
-    def snapshot(self) -> Snapshot:
-        """What answers now."""
-        delta = self.delta.snapshot()
-        if self.delta.overflowed:
-            return Snapshot(self.segment, delta)
-        return Snapshot(
-            self.segment,
-            delta,
-            complete=asyncio.get_running_loop().time() < self.complete_until,
-            # The clocks of writers may be behind by as much as a poll reaches back.
-            polled_at=_earlier(self.polled_at, self._settings.poll_overlap_s),
-        )
-
-
 class ModelReplica:
     """What this process serves of one model version. One task reads rows, one polls the shards."""
 
     def __init__(
-        self, resources: Resources, model: Model, bytes_left: Callable[[str], int]
+        self,
+        resources: Resources,
+        model: Model,
+        builds: AutomaticBuilds,
+        bytes_left: Callable[[str], int],
     ) -> None:
-        """Follows nothing before a segment is activated.
-
-        Args:
-            resources: Where rows are read and builds requested.
-            model: What it follows.
-            bytes_left: The memory that the other model versions leave to one.
-        """
+        """Follows nothing yet; `bytes_left` tells what the other model versions leave to one."""
         settings = resources.settings.serving
         self.name = model.model_version
         self.model = model
@@ -93,10 +50,11 @@ class ModelReplica:
         self.snapshot: Snapshot | None = None
         """What answers; None before the first segment is activated, and once closed."""
         self._rows = resources.embeddings
+        self._builds = builds
         self._bytes_left = bytes_left
         self._settings = settings
-        self._current: _Followed | None = None
-        self._next: _Followed | None = None
+        self._current: FollowedSegment | None = None
+        self._next: FollowedSegment | None = None
         """A version that is being caught up, and gets all changes already."""
         self._fetcher = RowFetcher(
             lambda ids: self._rows.read_rows(self.name, ids, model.generation),
@@ -109,7 +67,6 @@ class ModelReplica:
         self._poll_requested = asyncio.Event()
         self._awaiting_poll: list[asyncio.Future[None]] = []
         self._awaiting_snapshot: set[asyncio.Event] = set()
-        self._builds = AutomaticBuilds(resources, _BUILD_RETRY)
         self._ageing: asyncio.TimerHandle | None = None
         """Publishes the snapshot again once its last poll is too old."""
         self._closed = False
@@ -131,7 +88,7 @@ class ModelReplica:
         Raises:
             Unavailable: it does not fit the memory budget, or the replica was closed meanwhile.
         """
-        coming = self._next = _Followed(segment, self._settings)
+        coming = self._next = FollowedSegment(segment, self._settings)
         try:
             before = self._current
             if before is not None:
@@ -230,7 +187,7 @@ class ModelReplica:
         if self._closed:
             return
         self._closed = True
-        for task in (*self._tasks, *self._builds.tasks):
+        for task in self._tasks:
             task.cancel()
         self._fetcher.close()
         if self._ageing is not None:
@@ -248,7 +205,7 @@ class ModelReplica:
         ends: not only with the next garbage collection, which may be hours away.
         """
         self.close()
-        await cancelled(*self._tasks, *self._builds.tasks)
+        await cancelled(*self._tasks)
         self._tasks.clear()  # their exceptions have tracebacks, whose frames have the segment
         self._ageing = self._current = None
 
@@ -283,7 +240,7 @@ class ModelReplica:
         if self._current is not None:
             self._publish(self._current)
 
-    def _check_limits(self, followed: _Followed, coming: int = 0) -> None:
+    def _check_limits(self, followed: FollowedSegment, coming: int = 0) -> None:
         """Lets a delta overflow that is, or with `coming` more rows would be, over a limit."""
         delta, rows_max = followed.delta, self._settings.delta_rows_hard
         if delta.overflowed:
@@ -304,7 +261,7 @@ class ModelReplica:
             limit=reason,
         )
 
-    def _publish(self, followed: _Followed) -> None:
+    def _publish(self, followed: FollowedSegment) -> None:
         """Answers from what is known now, where this is what answers."""
         if self._closed or followed is not self._current:
             return
@@ -321,7 +278,7 @@ class ModelReplica:
 
     # --- polling the shards ---------------------------------------------------------------------
 
-    async def _poll(self, followed: _Followed) -> None:
+    async def _poll(self, followed: FollowedSegment) -> None:
         """Reads what the shards show as changed since the last poll, or since the build.
 
         Raises:
@@ -331,7 +288,7 @@ class ModelReplica:
         delta = followed.delta
         since = delta.watermark
         if followed.polled_at:
-            since = max(since, _earlier(followed.polled_at, self._settings.poll_overlap_s))
+            since = max(since, earlier(followed.polled_at, self._settings.poll_overlap_s))
         unread: dict[str, None] = {}
         overflowed = delta.overflowed
         async with aclosing(self._rows.changed_since(self.model, since)) as pages:
@@ -349,7 +306,7 @@ class ModelReplica:
         delta.forget(since)
         metrics.FRESH_POLLED.labels(self.name).set(parse_timestamp(began).timestamp())
 
-    async def _poll_once(self, coming: _Followed) -> None:
+    async def _poll_once(self, coming: FollowedSegment) -> None:
         """Polls until all is read since the version's watermark, however long it takes.
 
         Raises:
@@ -377,7 +334,7 @@ class ModelReplica:
         while True:
             awaiting, self._awaiting_poll = self._awaiting_poll, []
             self._poll_requested.clear()
-            earliest = loop.time() + _POLL_GAP_S
+            earliest = loop.time() + POLL_GAP_S
             wait_s = self._settings.poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
             followed = self._current
             try:
@@ -399,10 +356,3 @@ class ModelReplica:
                 async with asyncio.timeout(wait_s):
                     await self._poll_requested.wait()
             await asyncio.sleep(max(0.0, earliest - loop.time()))
-
-
-def _earlier(moment: str, seconds: float) -> str:
-    """A moment less so many seconds; no moment stays none."""
-    if not moment:
-        return ""
-    return timestamp(parse_timestamp(moment) - timedelta(seconds=seconds))

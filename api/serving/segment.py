@@ -41,18 +41,19 @@ class Segment:
 
     def __init__(self, version: MappedVersion, fence: int) -> None:
         manifest = version.manifest
-        self._version = version
         self._ids = version.ids
-        self._searcher = version.searcher
+        self._searcher = searcher = version.searcher
+        self._neighbors = version.neighbors
+        self._neighbor_scores = version.scores
         self.manifest = manifest
         self.model_version = manifest.model_version
         self.build_id = manifest.build_id
         self.fence = fence
         self.data = manifest.data
         self.generation = manifest.generation
-        self.metric: Metric = version.metric
-        self.dimension = version.d
-        self.rows = version.n
+        self.metric: Metric = searcher.metric
+        self.dimension = searcher.d
+        self.rows = searcher.n
         self.resident_bytes = manifest.resident_bytes
         self.loaded_at = timestamp(now())
         self.cost = SearchCost(manifest.index, self.rows, self.dimension)
@@ -128,11 +129,12 @@ class Segment:
     def matrix_neighbors(self, row: int, k: int, excluded: Exclusion | None = None) -> Hits | None:
         """The neighbours of a row from the matrix; None where it has too few of them."""
         left = self.rows - 1
-        if excluded is None:
-            rows, scores = self._version.neighbors(row, k)
-        else:
+        rows = self._neighbors[row, :k] if excluded is None else self._neighbors[row]
+        if rows.shape[0] and rows[-1] < 0:  # a small version: the rest of the line is padding
+            rows = rows[: np.count_nonzero(rows >= 0)]
+        scores = self._neighbor_scores[row, : rows.shape[0]]
+        if excluded is not None:
             left -= excluded.count
-            rows, scores = self._version.neighbors(row, self._version.matrix_k)
             kept = np.flatnonzero(~excluded.contains(rows.astype(np.int64)))[:k]
             rows, scores = rows[kept], scores[kept]
         if rows.shape[0] < min(k, left):

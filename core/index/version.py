@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import faiss
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,10 +27,9 @@ from core.index.files import (
     file_info,
 )
 from core.index.manifest import Manifest
-from core.models import Metric
-from core.vectors.arrays import Floats, Ints
+from core.vectors.arrays import Floats
 from core.vectors.copies import Members
-from core.vectors.search import Exclusion, Searcher
+from core.vectors.search import Searcher
 
 MAPPED: Final = (
     IDS,
@@ -92,20 +92,16 @@ class IdTable(Sequence[bytes]):
         ]
 
 
-class MappedVersion:
-    """One version, ready to answer. Safe to use from any number of threads."""
+class MappedVersion(msgspec.Struct, frozen=True):
+    """The files of one version. Safe to use from any number of threads."""
 
-    def __init__(
-        self, manifest: Manifest, ids: IdTable, searcher: Searcher, matrix: tuple[Any, Floats]
-    ) -> None:
-        self.manifest = manifest
-        self.ids = ids
-        self.searcher = searcher
-        self._neighbors, self._scores = matrix
-        self.n = searcher.n
-        self.d = searcher.d
-        self.metric: Metric = searcher.metric
-        self.matrix_k = int(self._neighbors.shape[1])
+    manifest: Manifest
+    ids: IdTable
+    searcher: Searcher
+    neighbors: NDArray[np.int32]
+    """(n, matrix k): the nearest other rows of each row, best first; -1 where there are fewer."""
+    scores: Floats
+    """(n, matrix k): theirs."""
 
     @classmethod
     def open(cls, directory: Path, manifest: Manifest) -> Self:
@@ -128,59 +124,13 @@ class MappedVersion:
             if positions < n:
                 members = _map_members(directory, manifest)
         shape = (n, manifest.matrix.k)
-        matrix = (
-            _map_array(directory / NEIGHBORS, shape, np.dtype(np.int32)),
-            _map_array(directory / SCORES, shape, np.dtype(np.float32)),
-        )
+        neighbors = _map_array(directory / NEIGHBORS, shape, np.dtype(np.int32))
+        scores = _map_array(directory / SCORES, shape, np.dtype(np.float32))
         ids = IdTable(directory / IDS)
         if len(ids) != n:
             raise Corrupt(f"{IDS} has {len(ids)} ids, the manifest has {n}")
         searcher = Searcher(vectors, manifest.metric, manifest.index, index, order, members)
-        return cls(manifest, ids, searcher, matrix)
-
-    def row_of(self, product_id: str) -> int | None:
-        """The row of a product, None where the version does not have it."""
-        return self.ids.row_of(product_id)
-
-    def id_of(self, row: int) -> str:
-        """The product id of a row."""
-        product_id: bytes = self.ids[row]
-        return product_id.decode()
-
-    def ids_of(self, rows: NDArray[np.integer[Any]]) -> list[str]:
-        """The product ids of rows (any,)."""
-        return self.ids.ids_of(rows)
-
-    def vector(self, row: int) -> Floats:
-        """float32 (d,) of a row, as the index has it: a unit row under cosine. Not a copy."""
-        found: Floats = self.searcher.rows[row]
-        return found
-
-    def neighbors(self, row: int, k: int) -> tuple[NDArray[np.int32], Floats]:
-        """Up to k of a row's neighbours from the matrix: rows and scores, best first, not copied.
-
-        At most `matrix_k`, and fewer in a small version.
-        """
-        rows = self._neighbors[row, :k]
-        if rows.shape[0] and rows[-1] < 0:  # a small version: the rest of the line is padding
-            rows = rows[: np.count_nonzero(rows >= 0)]
-        return rows, self._scores[row, : rows.shape[0]]
-
-    def exclusion(self, rows: Ints) -> Exclusion:
-        """Rows to leave out of searches, made once for many of them."""
-        return self.searcher.exclusion(rows)
-
-    def search_one(
-        self, query: Floats, k: int, *, exact: bool = False, excluded: Exclusion | None = None
-    ) -> tuple[Ints, Floats]:
-        """See `Searcher.search_one`."""
-        return self.searcher.search_one(query, k, exact=exact, excluded=excluded)
-
-    def search(
-        self, queries: Floats, k: int, *, exact: bool = False, excluded: Exclusion | None = None
-    ) -> tuple[Ints, Floats]:
-        """See `Searcher.search`."""
-        return self.searcher.search(queries, k, exact=exact, excluded=excluded)
+        return cls(manifest, ids, searcher, neighbors, scores)
 
 
 def mapped_files(manifest: Manifest) -> tuple[str, ...]:

@@ -187,7 +187,7 @@ def pair_scores(queries: Floats, rows: Floats, metric: Metric) -> Floats:
     )
 
 
-def scores(query: Floats, rows: Floats, metric: Metric) -> Floats:
+def row_scores(query: Floats, rows: Floats, metric: Metric) -> Floats:
     """float32 (n,): the score of one query (d,) with each row (n, d). Larger is nearer.
 
     The definitive score. numpy's vecdot sums each pair separately, in an order that depends only on

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.models import Metric
-from core.vectors.arrays import Floats, Ints, row_blocks
-from core.vectors.arrays import scores as final_scores
+from core.vectors.arrays import Floats, Ints, row_blocks, row_scores
 from core.vectors.exact import top_k_per_query
 from core.vectors.near_copies import distances_between, representatives, spread
 
@@ -79,7 +78,7 @@ class Members(msgspec.Struct, frozen=True):
         result = found[owners]
         own = np.flatnonzero(radii[owners] > 0)
         if own.size:
-            result[own] = final_scores(query, rows[numbers[own]], metric)
+            result[own] = row_scores(query, rows[numbers[own]], metric)
         return numbers, result
 
     def all_marked(self, positions: Ints, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.models import Metric
-from core.vectors.arrays import Floats, Ints, prepare, prepare_one, scores, squared_norms, top_k
+from core.vectors.arrays import Floats, Ints, prepare, prepare_one, row_scores, squared_norms, top_k
 from core.vectors.copies import Members
 from core.vectors.exact import rescore, top_k_per_query
 from core.vectors.families import search_parameters, stored_rows, swig_ptr
@@ -134,16 +134,12 @@ class Searcher:
         self._index = index
         self._order = order
         self._members = members
-        self._asked_as_is = info.layout == Layout(self.d, "cosine")
+        self._queries_unchanged = info.layout == Layout(self.d, "cosine")
         self._stored = stored_rows(index) if info.layout.plain(self.d) else None
         """The same rows at their positions in the index, where it has them whole: those that a
         search has just read are still in the processor's cache."""
         self._plans: dict[int, _Plan] = {}
         self._squares: Floats | None = None
-
-    def exclusion(self, rows: Ints) -> Exclusion:
-        """Row numbers (any,) to leave out, for `search`."""
-        return Exclusion(self.n, rows)
 
     def search_one(
         self, query: Floats, k: int, *, exact: bool = False, excluded: Exclusion | None = None
@@ -163,44 +159,44 @@ class Searcher:
         if exact or self._index is None:
             return self._scan(query[None], k, excluded)[0]
         if excluded is not None:
-            return self._search_around(query, k, excluded)
+            return self._search_excluding(query, k, excluded)
         plan = self._plans.get(k) or self._plan(k)
         if not plan.scan:
-            positions = self._ask(query[None], plan)[0]
+            positions = self._candidates(query[None], plan)[0]
             # FAISS puts -1 last where it found too little: in lists, or parts of a graph that
             # cannot be reached.
             if positions[-1] >= 0:
-                return self._ranked(query, positions, k)
+                return self._rerank(query, positions, k)
         return self._scan(query[None], k, None)[0]
 
-    def _search_around(self, query: Floats, k: int, excluded: Exclusion) -> tuple[Ints, Floats]:
+    def _search_excluding(self, query: Floats, k: int, excluded: Exclusion) -> tuple[Ints, Floats]:
         """The same where rows are left out.
 
         A selector inside the search of a graph would still let the rows left out take up its
         breadth: with the nearest 100 of 20,000 excluded, recall fell from 0.96 to 0.67, and of
-        lists to 0.79. So the index is asked for as many more as were left out on the way, and as
-        hard as that number was tuned for: 0.99 and 0.96.
+        lists to 0.79. So the index is asked for as many more as were left out on the way, with the
+        effort that this number was tuned for: 0.99 and 0.96.
         """
-        want = k + _SLACK
+        count = k + _SLACK
         while True:
-            plan = self._plans.get(want) or self._plan(want)
+            plan = self._plans.get(count) or self._plan(count)
             if plan.scan:
                 return self._scan(query[None], k, excluded)[0]
-            positions = self._ask(query[None], plan)[0]
+            positions = self._candidates(query[None], plan)[0]
             positions = positions[positions >= 0]
-            dropped = self._dropped(positions, excluded)
-            passed = int(np.count_nonzero(dropped[:want]))
+            dropped = self._excluded_positions(positions, excluded)
+            passed = int(np.count_nonzero(dropped[:count]))
             # Recall of the last ranks is below that of the first: a third is not relied on.
-            if 3 * passed <= 2 * (want - k):
+            if 3 * passed <= 2 * (count - k):
                 break
-            want = k + 2 * passed
-        rows, found = self._ranked(query, positions[~dropped], k, excluded)
+            count = k + 2 * passed
+        rows, scores = self._rerank(query, positions[~dropped], k, excluded)
         if rows.shape[0] < min(k, self.n - excluded.count):
             return self._scan(query[None], k, excluded)[0]
-        return rows, found
+        return rows, scores
 
-    def _dropped(self, positions: Ints, excluded: Exclusion) -> NDArray[np.bool_]:
-        """Bool (any,): the positions of which no row may come back."""
+    def _excluded_positions(self, positions: Ints, excluded: Exclusion) -> NDArray[np.bool_]:
+        """Bool (any,): the positions all rows of which are left out."""
         if self._members is None:
             return excluded.contains(self._rows_at(positions))
         rows, _ = self._members.expand(positions)
@@ -212,41 +208,41 @@ class Searcher:
         """The best rows of each query (m, d): both (m, k), padded with -1 and -inf."""
         m = queries.shape[0]
         rows = np.full((m, k), -1, dtype=np.int64)
-        found = np.full((m, k), -np.inf, dtype=np.float32)
+        scores = np.full((m, k), -np.inf, dtype=np.float32)
         queries = prepare(queries, self.metric)
         todo = list(range(m))
         if exact or self._index is None:
-            for position, (near, top) in enumerate(self._scan(queries, k, excluded)):
-                rows[position, : near.shape[0]], found[position, : near.shape[0]] = near, top
-            return rows, found
+            for line, (best, top) in enumerate(self._scan(queries, k, excluded)):
+                rows[line, : best.shape[0]], scores[line, : best.shape[0]] = best, top
+            return rows, scores
         plan = self._plan(k)
         if excluded is None and not plan.scan:
-            positions = self._ask(queries, plan)
+            positions = self._candidates(queries, plan)
             if self._members is None:
                 candidates = np.where(positions < 0, -1, self._rows_at(positions))
                 final = rescore(queries, self.rows, candidates, self.metric)
-                rows, found = top_k_per_query(candidates, final, k)
+                rows, scores = top_k_per_query(candidates, final, k)
                 todo = np.flatnonzero(rows[:, -1] < 0).tolist()
             else:
                 todo = np.flatnonzero(positions[:, -1] < 0).tolist()
-                for position in np.flatnonzero(positions[:, -1] >= 0).tolist():
-                    ranked = self._ranked(queries[position], positions[position], k)
-                    rows[position], found[position] = ranked
-        for position in todo:
-            near, top = self.search_one(queries[position], k, excluded=excluded)
-            rows[position, : near.shape[0]], found[position, : near.shape[0]] = near, top
-        return rows, found
+                for line in np.flatnonzero(positions[:, -1] >= 0).tolist():
+                    rows[line], scores[line] = self._rerank(queries[line], positions[line], k)
+        for line in todo:
+            best, top = self.search_one(queries[line], k, excluded=excluded)
+            rows[line, : best.shape[0]], scores[line, : best.shape[0]] = best, top
+        return rows, scores
 
-    def _ask(self, queries: Floats, plan: _Plan) -> Ints:
+    def _candidates(self, queries: Floats, plan: _Plan) -> Ints:
         """int64 (m, plan.candidates): positions in the index, -1 where it found no more."""
-        asked = queries if self._asked_as_is else self.info.layout.query(queries)
-        m, count = asked.shape[0], plan.candidates
+        if not self._queries_unchanged:
+            queries = self.info.layout.query(queries)
+        m, count = queries.shape[0], plan.candidates
         positions = np.empty((m, count), dtype=np.int64)
         distances = np.empty((m, count), dtype=np.float32)
         # The wrapper round this call checks shapes that are right by construction.
         self._index.search_c(
             m,
-            swig_ptr(asked),
+            swig_ptr(queries),
             count,
             swig_ptr(distances),
             swig_ptr(positions),
@@ -260,19 +256,19 @@ class Searcher:
             return positions
         return self._order[positions].astype(np.int64)
 
-    def _ranked(
+    def _rerank(
         self, query: Floats, positions: Ints, k: int, excluded: Exclusion | None = None
     ) -> tuple[Ints, Floats]:
         """The best k at these positions, by final scores; copies that are excluded do not count."""
         rows = self._rows_at(positions)
-        near = self.rows[rows] if self._stored is None else self._stored[positions]
-        found = scores(query, near, self.metric)
+        vectors = self.rows[rows] if self._stored is None else self._stored[positions]
+        scores = row_scores(query, vectors, self.metric)
         if self._members is not None:
             dropped = None if excluded is None else excluded.contains
-            rows, found = self._members.score(
-                query, positions, found, k, self.rows, self.metric, dropped
+            rows, scores = self._members.score(
+                query, positions, scores, k, self.rows, self.metric, dropped
             )
-        return _top(rows, found, k)
+        return _top(rows, scores, k)
 
     def _plan(self, k: int) -> _Plan:
         """How k rows are searched; kept once made."""
@@ -297,15 +293,15 @@ class Searcher:
         result = []
         for start in range(0, queries.shape[0], step):
             part = queries[start : start + step]
-            rough, doubts = self._rough(part)
-            for query, line, doubt in zip(part, rough, doubts, strict=True):
+            approximate, errors = self._approximate_scores(part)
+            for query, line, error in zip(part, approximate, errors, strict=True):
                 if excluded is not None:
                     excluded.mask(line)
-                result.append(self._decide(query, line, float(doubt), k))
+                result.append(self._refine(query, line, error, k))
         return result
 
-    def _rough(self, queries: Floats) -> tuple[Floats, Floats]:
-        """float32 (m, n): scores as float32 products give them, and (m,) how far they may be off.
+    def _approximate_scores(self, queries: Floats) -> tuple[Floats, Floats]:
+        """float32 (m, n): scores by float32 products, and (m,) how far two may be off together.
 
         Under `ip` the query is taken at norm 1, which changes no order.
         """
@@ -315,38 +311,41 @@ class Searcher:
         if self.metric == "l2":
             if self._squares is None:
                 self._squares = squared_norms(self.rows).astype(np.float32)
-            rough = self._products(queries)
-            rough *= 2
-            rough -= self._squares
-            return rough, (2 * step * (norms + norm_max) ** 2).astype(np.float32)
+            scores = self._products(queries)
+            scores *= 2
+            scores -= self._squares
+            return scores, (2 * step * (norms + norm_max) ** 2).astype(np.float32)
         unit = np.divide(queries, np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
-        bounds = np.full(queries.shape[0], 2 * step * norm_max, dtype=np.float32)
-        return self._products(unit), bounds
+        errors = np.full(queries.shape[0], 2 * step * norm_max, dtype=np.float32)
+        return self._products(unit), errors
 
     def _products(self, queries: Floats) -> Floats:
         """float32 (m, n), by one product of a matrix with a vector where there is one query."""
+        products: Floats
         if queries.shape[0] == 1:
-            one: Floats = (self.rows @ queries[0])[None]
-            return one
-        many: Floats = queries @ self.rows.T
-        return many
-
-    def _decide(self, query: Floats, rough: Floats, doubt: float, k: int) -> tuple[Ints, Floats]:
-        """The best k by final scores, among all that float32 cannot rule out."""
-        k = min(k, self.n)
-        bound = np.partition(rough, self.n - k)[self.n - k]
-        if np.isneginf(bound):
-            kept = np.flatnonzero(rough != -np.inf)
+            products = (self.rows @ queries[0])[None]
         else:
-            kept = np.flatnonzero(rough >= bound - np.float32(doubt))
-        if not kept.size:
-            return kept, np.empty(0, dtype=np.float32)
-        return _top(kept, scores(query, self.rows[kept], self.metric), k)
+            products = queries @ self.rows.T
+        return products
+
+    def _refine(
+        self, query: Floats, approximate: Floats, error: np.float32, k: int
+    ) -> tuple[Ints, Floats]:
+        """The best k by final scores, among all rows that float32 cannot rule out."""
+        k = min(k, self.n)
+        least = np.partition(approximate, self.n - k)[self.n - k]
+        if np.isneginf(least):
+            rows = np.flatnonzero(approximate != -np.inf)
+        else:
+            rows = np.flatnonzero(approximate >= least - error)
+        if not rows.size:
+            return rows, np.empty(0, dtype=np.float32)
+        return _top(rows, row_scores(query, self.rows[rows], self.metric), k)
 
 
-def _top(rows: Ints, found: Floats, k: int) -> tuple[Ints, Floats]:
-    order = top_k(found, k, rows)
-    return rows[order], found[order]
+def _top(rows: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
+    order = top_k(scores, k, rows)
+    return rows[order], scores[order]
 
 
 def effort_for(efforts: tuple[Effort, ...], k: int) -> tuple[int, int]:

@@ -28,15 +28,15 @@ async def test_a_build_is_published_and_can_be_served(
     assert (model.current_build_id, model.open_build_id) == (ended.build_id, None)
     directory, manifest = await resources.versions.ensure(await current(resources, model))
     version = MappedVersion.open(directory, manifest)
-    row = version.row_of("p00007")
+    row = version.ids.row_of("p00007")
     assert row is not None
-    rows, scores = version.neighbors(row, 5)
+    rows, scores = version.neighbors[row, :5], version.scores[row, :5]
     matrix = np.stack(list(catalogue.values())).astype(np.float64)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     truth = matrix @ matrix[7]
     truth[7] = -2
     best = np.argsort(-truth)[:5]
-    assert version.ids_of(rows) == [f"p{index:05d}" for index in best]
+    assert version.ids.ids_of(rows) == [f"p{index:05d}" for index in best]
     np.testing.assert_allclose(scores, truth[best], rtol=1e-5)
 
 
@@ -128,7 +128,7 @@ async def test_deleted_products_are_not_built(resources: Resources, model_versio
     assert ended.manifest["counts"]["tombstones"] == 1
     model = await resources.models.get_model(model_version)
     directory, manifest = await resources.versions.ensure(await current(resources, model))
-    assert MappedVersion.open(directory, manifest).row_of("p00003") is None
+    assert MappedVersion.open(directory, manifest).ids.row_of("p00003") is None
 
 
 async def test_a_lost_message_is_made_good(resources: Resources, model_version: str) -> None:

@@ -97,7 +97,7 @@ async def test_each_damaged_object_is_refused(published: Published, damage: str)
         assert list(store.directory(record).parent.iterdir()) == []
         await published.objects.put(key, whole, if_absent=False)
     directory, manifest = await store.ensure(record)
-    assert MappedVersion.open(directory, manifest).n == ROWS
+    assert MappedVersion.open(directory, manifest).searcher.n == ROWS
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -115,7 +115,7 @@ async def test_each_damaged_file_is_fetched_again(published: Published, damage: 
         (line,) = [line for line in lines if line["event"] == "index version rejected"]
         assert (line["file"], line["where"]) == (name, "cache")
         assert (directory / name).read_bytes() == whole
-    assert MappedVersion.open(directory, manifest).n == ROWS
+    assert MappedVersion.open(directory, manifest).searcher.n == ROWS
 
 
 async def test_a_spare_version_is_one_that_holds(

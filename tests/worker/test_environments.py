@@ -45,7 +45,7 @@ async def pair(settings: Settings) -> AsyncIterator[Pair]:
 async def answers(resources: Resources, model_version: str) -> int:
     """Rows of the current version, fetched and mapped as an API does."""
     _, record = await record_of(resources, model_version)
-    return MappedVersion.open(*await resources.versions.ensure(record)).n
+    return MappedVersion.open(*await resources.versions.ensure(record)).searcher.n
 
 
 async def built_again(resources: Resources, model_version: str) -> VersionRecord:

@@ -54,7 +54,7 @@ async def test_a_version_is_downloaded_once(resources: Resources, model: Model) 
     """The second time its files come from the cache, without a request."""
     record = await current(resources, model)
     directory, manifest = await resources.versions.ensure(record)
-    assert MappedVersion.open(directory, manifest).n == 20
+    assert MappedVersion.open(directory, manifest).searcher.n == 20
     before = resources.objects.requests
     assert await resources.versions.ensure(record) == (directory, manifest)
     assert resources.objects.requests == before

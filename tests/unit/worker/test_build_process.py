@@ -90,8 +90,8 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out/report.json").read_bytes())
     assert report["quarantined"]["not_finite"] == ["huge", "nan"]
     opened = MappedVersion.open(tmp_path / "out", manifest)
-    assert opened.row_of("nan") is None
-    assert opened.row_of("p00007") == 7
+    assert opened.ids.row_of("nan") is None
+    assert opened.ids.row_of("p00007") == 7
 
 
 def test_at_most_a_hundred_ids_are_named(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_tiny_models_are_built(tmp_path: Path, metric: Metric, count: int) -> No
     manifest = build_here(spec_of(tmp_path, random_rows(count), metric=metric))
     verify_files(tmp_path / "out", manifest)
     opened = MappedVersion.open(tmp_path / "out", manifest)
-    near, scores = opened.neighbors(0, 3)
+    near, scores = opened.neighbors[0, :3], opened.scores[0, :3]
     assert near.shape == scores.shape == (count - 1,)
 
 

@@ -1,7 +1,7 @@
 """Typed stand-ins for what serving reads from: each is the class it replaces, in memory."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class FakeRows(EmbeddingRepository):
         self.rows: dict[str, Embedding] = {}
         self.shown: list[list[str]] | None = None
         """What polls show, page by page, in place of all that changed."""
+        self.shown_by_gsi: Callable[[], list[Embedding]] = lambda: list(self.rows.values())
+        """The rows as the GSI has them, which may lag behind."""
         self.reads_fail = self.polls_fail = False
         self.reads = 0
         self.polls: list[str] = []
@@ -38,14 +40,9 @@ class FakeRows(EmbeddingRepository):
         """While it is closed, a poll waits after each page."""
         self.gate.set()
 
-    def put(self, product_id: str, vector: Floats | None, moment: str, generation: int = 0) -> None:
+    def put(self, product_id: str, vector: Floats | None, moment: str) -> None:
         """Writes a row, or deletes it."""
-        data = None if vector is None else vector.tobytes()
-        dimension = 0 if data is None else DIMENSION
-        deleted_at = moment if data is None else None
-        self.rows[product_id] = Embedding(
-            product_id, "m", data, dimension, moment, deleted_at, generation
-        )
+        self.rows[product_id] = embedding(product_id, vector, moment)
 
     async def read_rows(
         self, model_version: str, product_ids: Sequence[str], generation: int | None = None
@@ -64,12 +61,22 @@ class FakeRows(EmbeddingRepository):
         self.polls.append(moment)
         if self.polls_fail:
             raise Unavailable("the shards are away, says the test")
-        changed = [name for name, row in self.rows.items() if row.updated_at > moment]
-        for page in [changed] if self.shown is None else self.shown:
-            yield [self.rows[name] for name in page]
+        changed = [row for row in self.shown_by_gsi() if row.updated_at > moment]
+        pages = [changed]
+        if self.shown is not None:
+            pages = [[self.rows[name] for name in page] for page in self.shown]
+        for page in pages:
+            yield page
             await self.gate.wait()
         await self.gate.wait()
         self.polls_ended += 1
+
+
+def embedding(product_id: str, vector: Floats | None, moment: str) -> Embedding:
+    """A row of the model version `m`, or the tombstone of one."""
+    if vector is None:
+        return Embedding(product_id, "m", None, 0, moment, moment)
+    return Embedding(product_id, "m", vector.tobytes(), DIMENSION, moment)
 
 
 class FakeModels(ModelRepository):

@@ -13,6 +13,7 @@ from core.index.manifest import Manifest, decode_manifest
 from core.index.rows import RowWriter
 from core.index.version import IdTable, MappedVersion, verify_files
 from core.models import BuildParameters, Embedding, Family
+from core.vectors.search import Exclusion
 from tests.unit.building import build_here
 from tests.unit.core.vectors.sets import catalogue
 from worker.building.protocol import BuildSpec
@@ -73,25 +74,25 @@ def test_a_version_opens_and_answers(version: tuple[Path, Manifest]) -> None:
     directory, manifest = version
     opened = MappedVersion.open(directory, manifest)
     verify_files(directory, manifest)
-    assert (opened.n, opened.d, opened.metric, opened.matrix_k) == (ROWS, 384, "cosine", 7)
+    assert (opened.searcher.n, opened.searcher.d, opened.searcher.metric) == (ROWS, 384, "cosine")
     for product_id, vector in zip(ids()[:20], catalogue(), strict=False):
-        row = opened.row_of(product_id)
+        row = opened.ids.row_of(product_id)
         assert row is not None
-        assert opened.id_of(row) == product_id
-        assert np.allclose(opened.vector(row), vector, atol=1e-3)
-        near, found = opened.search_one(vector, 5)
-        assert opened.ids_of(near)[0] == product_id
+        assert opened.ids[row].decode() == product_id
+        assert np.allclose(opened.searcher.rows[row], vector, atol=1e-3)
+        near, found = opened.searcher.search_one(vector, 5)
+        assert opened.ids.ids_of(near)[0] == product_id
         assert found[0] == 1.0
-        others, values = opened.neighbors(row, 5)
+        others, values = opened.neighbors[row, :5], opened.scores[row, :5]
         assert row not in others.tolist()
-        wanted, scores = opened.search_one(
-            opened.vector(row), 5, exact=True, excluded=opened.exclusion(np.array([row]))
+        wanted, scores = opened.searcher.search_one(
+            opened.searcher.rows[row], 5, exact=True, excluded=Exclusion(ROWS, np.array([row]))
         )
         assert values.tolist() == scores.tolist()
-        assert opened.neighbors(row, 100)[0].shape == (7,)
+        assert opened.neighbors[row].shape == (7,)
         assert wanted.shape == others.shape
-    assert opened.row_of("no such product") is None
-    assert opened.row_of("") is None
+    assert opened.ids.row_of("no such product") is None
+    assert opened.ids.row_of("") is None
 
 
 def test_the_manifest_reads_back(version: tuple[Path, Manifest]) -> None:
@@ -115,7 +116,7 @@ def test_manifests_of_earlier_releases_are_read(version: tuple[Path, Manifest]) 
     read = decode_manifest(msgspec.json.encode(old))
     assert read.recall.zero is None
     assert read.recall.value == manifest.recall.value
-    assert MappedVersion.open(directory, read).n == ROWS
+    assert MappedVersion.open(directory, read).searcher.n == ROWS
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"format": 3}'])
@@ -140,11 +141,11 @@ def test_the_matrix_for_people(version: tuple[Path, Manifest]) -> None:
     assert table.column_names == ["product_id", "rank", "neighbor_id", "score"]
     assert table.num_rows == ROWS * 7
     lines = [line for line in table.to_pylist() if line["product_id"] == "pandas"]
-    row = opened.row_of("pandas")
+    row = opened.ids.row_of("pandas")
     assert row is not None
-    near, scores = opened.neighbors(row, 7)
+    near, scores = opened.neighbors[row, :7], opened.scores[row, :7]
     assert [line["rank"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
-    assert [line["neighbor_id"] for line in lines] == opened.ids_of(near)
+    assert [line["neighbor_id"] for line in lines] == opened.ids.ids_of(near)
     assert [line["score"] for line in lines] == scores.tolist()
 
 
@@ -157,12 +158,12 @@ def test_the_matrix_for_programs(version: tuple[Path, Manifest]) -> None:
         assert matrix["shape"].tolist() == [ROWS, ROWS]
         indptr, indices, data = matrix["indptr"], matrix["indices"], matrix["data"]
         assert indptr[-1] == len(indices) == len(data) == ROWS * 7
-        near, scores = opened.neighbors(5, 7)
+        near, scores = opened.neighbors[5, :7], opened.scores[5, :7]
         assert indices[indptr[5] : indptr[6]].tolist() == near.tolist()
         assert data[indptr[5] : indptr[6]].tolist() == scores.tolist()
         starts = matrix["id_offsets"]
         name = matrix["ids"][starts[5] : starts[6]].tobytes().decode()
-        assert name == opened.id_of(5)
+        assert name == opened.ids[5].decode()
     with zipfile.ZipFile(directory / files.NPZ) as archive:
         assert {entry.date_time[0] for entry in archive.infolist()} == {1980}
 
@@ -174,7 +175,7 @@ def test_copies_are_served(tmp_path: Path) -> None:
     assert files.MEMBER_ROWS in manifest.files
     assert manifest.format == 1
     opened = MappedVersion.open(tmp_path / "out", manifest)
-    _, found = opened.search_one(catalogue()[0], 51)
+    _, found = opened.searcher.search_one(catalogue()[0], 51)
     assert found.tolist() == [1.0] * 51
 
 
@@ -189,8 +190,8 @@ def test_near_copies_are_served(tmp_path: Path) -> None:
     assert zero is not None
     assert (zero.copies, zero.upper <= 0.001) == (0.0, True)
     opened = MappedVersion.open(tmp_path / "out", manifest)
-    near, found = opened.search_one(catalogue()[0], 51)
-    exact, wanted = opened.search_one(catalogue()[0], 51, exact=True)
+    near, found = opened.searcher.search_one(catalogue()[0], 51)
+    exact, wanted = opened.searcher.search_one(catalogue()[0], 51, exact=True)
     assert near.tolist() == exact.tolist()
     assert found.tolist() == wanted.tolist()
     assert len(set(found.tolist())) >= 5

@@ -8,6 +8,7 @@ from core.models import Family
 from core.vectors.builder import build_index, plan_indexes
 from core.vectors.families import create_index, plan_index, set_threads
 from core.vectors.parameters import IndexLimits
+from core.vectors.search import Exclusion
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, real
 
 GIB = 1024**3
@@ -132,7 +133,7 @@ def test_copies_are_in_the_index_once() -> None:
     near, found = searcher.search_one(rows[0], 30)
     assert near.tolist() == [0, *range(800, 829)]
     assert set(found.tolist()) == {1.0}
-    out = searcher.exclusion(np.arange(800, 890))
+    out = Exclusion(searcher.n, np.arange(800, 890))
     near, _ = searcher.search_one(rows[0], 11, excluded=out)
     assert near.tolist() == [0, *range(890, 900)]
     near, _ = searcher.search_one(rows[0], 3, excluded=out.with_rows(near))

@@ -3,7 +3,7 @@ import pytest
 
 from core.errors import RecallBelowTarget
 from core.models import Family, Metric
-from core.vectors.arrays import Floats, prepare, scores
+from core.vectors.arrays import Floats, prepare, row_scores
 from core.vectors.builder import build_index
 from core.vectors.copies import equal_rows, similar_rows
 from core.vectors.families import set_threads
@@ -17,7 +17,7 @@ from core.vectors.near_copies import (
 )
 from core.vectors.parameters import IndexLimits
 from core.vectors.sampling import QuerySample
-from core.vectors.search import Searcher
+from core.vectors.search import Exclusion, Searcher
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, truth
 
 APPROXIMATE = FAMILIES[1:]
@@ -82,7 +82,8 @@ def test_each_near_copy_has_its_own_score(family: Family, metric: Metric, noise:
             near, found = searcher.search_one(query, k)
             exact, right = searcher.search_one(query, k, exact=True)
             assert near.tolist() == exact.tolist()
-            assert found.tolist() == right.tolist() == scores(query, rows[near], metric).tolist()
+            wanted = row_scores(query, rows[near], metric).tolist()
+            assert found.tolist() == right.tolist() == wanted
             assert together[0][line].tolist() == near.tolist()
 
 
@@ -94,7 +95,7 @@ def test_near_copies_that_are_left_out(metric: Metric) -> None:
     numbers = np.flatnonzero(copies)
     query = rows[numbers[7]]
     for gone in (numbers[:1], numbers[5:200], numbers[:-3], numbers):
-        out = searcher.exclusion(gone)
+        out = Exclusion(searcher.n, gone)
         near, found = searcher.search_one(query, 12, excluded=out)
         exact, right = searcher.search_one(query, 12, excluded=out, exact=True)
         assert not set(near.tolist()) & set(gone.tolist())
@@ -214,7 +215,7 @@ def test_the_matrix_of_near_copies(metric: Metric) -> None:
     rows, copies = with_copies(products(200, metric), metric, 2500, 1e-6)
     matrix = exact_matrix(rows, metric, 5, lambda *_: None)
     for row in [*np.flatnonzero(copies)[:25].tolist(), *np.flatnonzero(~copies)[:5].tolist()]:
-        found = scores(rows[row], rows, metric)
+        found = row_scores(rows[row], rows, metric)
         found[row] = -np.inf
         wanted = np.lexsort((np.arange(rows.shape[0]), -found))[:5]
         assert matrix.neighbors[row].tolist() == wanted.tolist()

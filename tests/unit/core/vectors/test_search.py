@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.models import Family, Metric
-from core.vectors.arrays import Floats, Ints, scores
+from core.vectors.arrays import Floats, Ints, row_scores
 from core.vectors.parameters import Effort
 from core.vectors.search import Exclusion, Searcher, effort_for
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, real, truth
@@ -57,7 +57,7 @@ def test_every_family_serves_every_metric(family: Family, metric: Metric) -> Non
     assert (np.diff(found, axis=1) <= 0).all()
     for query, line, values in zip(queries[:20], near[:20], found[:20], strict=True):
         assert len(set(line.tolist())) == 10
-        assert np.allclose(scores(query, rows[line], metric), values, rtol=1e-6, atol=1e-6)
+        assert np.allclose(row_scores(query, rows[line], metric), values, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -150,7 +150,7 @@ def test_rows_left_out_do_not_come_back(eager: list[Searcher], excluded: int) ->
     for searcher in eager:
         hits = []
         for query, order in zip(queries[:40], ranked, strict=False):
-            out = searcher.exclusion(order[:excluded])
+            out = Exclusion(searcher.n, order[:excluded])
             near, _ = searcher.search_one(query, 10, excluded=out)
             wanted = order[excluded : excluded + 10]
             assert near.shape == wanted.shape
@@ -166,16 +166,16 @@ def test_an_index_that_finds_too_few_beside_those_left_out_is_scanned(
     """Parts of a graph may be out of reach, and lists short."""
     query = catalogue()[1900]
     order = truth(query[None], eager[0].rows, "cosine", 1900)[0][0]
-    whole = Searcher._ask  # noqa: SLF001 - what the index finds is cut short here
+    whole = Searcher._candidates  # noqa: SLF001 - what the index finds is cut short here
 
     def ask(self: Searcher, *asked: Any) -> Ints:
         positions = whole(self, *asked)
         positions[:, 4:] = -1
         return positions
 
-    monkeypatch.setattr(Searcher, "_ask", ask)
+    monkeypatch.setattr(Searcher, "_candidates", ask)
     for searcher in eager:
-        near, _ = searcher.search_one(query, 10, excluded=searcher.exclusion(order[:1]))
+        near, _ = searcher.search_one(query, 10, excluded=Exclusion(searcher.n, order[:1]))
         assert near.tolist() == order[1:11].tolist()
 
 
@@ -183,7 +183,7 @@ def test_thousands_of_rows_left_out_at_random(graph: Searcher) -> None:
     """Rows that changed since the build are anywhere."""
     queries = catalogue()[1900:2000]
     gone = np.random.default_rng(1).permutation(1900)[:900]
-    out = graph.exclusion(gone)
+    out = Exclusion(graph.n, gone)
     left = np.setdiff1d(np.arange(1900), gone)
     _, wanted = truth(queries, graph.rows[left], "cosine", 10)
     near, found = graph.search(queries, 10, excluded=out)
@@ -196,7 +196,7 @@ def test_a_few_more_rows_left_out(graph: Searcher) -> None:
     """What one request excludes is added to what is masked for all, which stays as it was."""
     query = catalogue()[1950]
     near, _ = graph.search_one(query, 4)
-    base = graph.exclusion(near[:1])
+    base = Exclusion(graph.n, near[:1])
     more = base.with_rows(near[:3]).with_rows(near[1:2])
     assert (base.count, more.count) == (1, 3)
     assert [row in more for row in near.tolist()] == [True, True, True, False]
@@ -219,7 +219,7 @@ def test_many_neighbours(eager: list[Searcher]) -> None:
 def test_searching_from_many_threads(graph: Searcher) -> None:
     """Searches side by side answer as they do one after the other."""
     queries = catalogue()[1900:2000]
-    out = graph.exclusion(np.arange(0, 1900, 7))
+    out = Exclusion(graph.n, np.arange(0, 1900, 7))
 
     def ask(position: int) -> list[int]:
         excluded = out if position % 2 else None
@@ -243,7 +243,7 @@ def test_a_scan_with_rows_left_out(data: st.DataObject) -> None:
     _, searcher = build(rows, "l2", "exact")
     query = np.array([data.draw(st.integers(-3, 3)), 1.0], np.float32)
     near, found = searcher.search_one(query, k, excluded=Exclusion(n, gone))
-    everything = scores(query, rows, "l2")
+    everything = row_scores(query, rows, "l2")
     left = [row for row in range(n) if row not in gone]
     wanted = sorted(left, key=lambda row: (-everything[row], row))[:k]
     assert near.tolist() == wanted
