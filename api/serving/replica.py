@@ -96,7 +96,9 @@ class ModelReplica:
                 for start in range(0, len(ids), _CARRY_IDS):
                     coming.delta.carry_over(before.delta, ids[start : start + _CARRY_IDS])
                     await asyncio.sleep(0)
-                if before.polled_at or before.delta.overflowed:
+                # An older build may have rows that a later one knew to be deleted.
+                older = coming.delta.watermark < before.delta.watermark
+                if before.polled_at or before.delta.overflowed or older:
                     await self._poll_once(coming)
             self._check_open()
             self._check_memory(segment)

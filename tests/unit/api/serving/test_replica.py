@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from core.errors import NotYetVisible, Unavailable
@@ -358,3 +359,26 @@ async def test_a_dropped_index_leaves_memory_at_once(
         index = weakref.ref(rig.registry.loaded["m"])
         rig.registry.drop("m")
         await until(lambda: index() is None)
+
+
+@in_virtual_time
+async def test_an_earlier_build_brings_nothing_back_where_no_poll_was_complete(
+    tmp_path: Path,
+) -> None:
+    """What a later build had without a product is not known from notifications alone."""
+    rig = Rig(tmp_path)
+    rig.rows.polls_fail = True
+    async with rig.following():
+        rig.put("a", None)
+        later = IDS[1:]
+        rows = np.stack([vector(ord(name)) for name in later])
+        rig.versions.add("b-2", later, rows=rows, watermark=ago(0))
+        await rig.activate("b-2")
+        assert not rig.has("a")
+        promoted = asyncio.create_task(rig.activate("b-1"))
+        await asyncio.sleep(20)
+        assert not rig.has("a")
+        rig.rows.polls_fail = False
+        await promoted
+        assert rig.build_id == "b-1"
+        assert not rig.has("a")
