@@ -1,5 +1,6 @@
 """A caller's own profile: create it, change it, and request its deletion."""
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -18,6 +19,7 @@ from core.usecases import documents
 _NAME_MAX: Final = 200
 _EMAIL_MAX: Final = 254
 _URL_MAX: Final = 2048
+_MERGED_IN_THREAD_BYTES: Final = 32 * 1024
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 
 
@@ -77,8 +79,7 @@ class UserService:
             before = await self._users.get_user(user_id)
             text = before.preferences.encode()
             if preferences is not None:
-                patched = documents.merge_patch(text, preferences)
-                text = b"{}" if documents.is_null(patched) else patched
+                text = await _patched(text, preferences)
             self._check({}, preferences_problem(text, self._records))
             after = msgspec.structs.replace(
                 before,
@@ -125,6 +126,15 @@ class UserService:
             errors.append(FieldError("preferences", preferences))
         if errors:
             raise Invalid.of(*errors)
+
+
+async def _patched(preferences: bytes, patch: bytes) -> bytes:
+    """Large ones are merged in a thread: those nested 100 levels deep take up to 50 ms."""
+    if len(preferences) + len(patch) < _MERGED_IN_THREAD_BYTES:
+        merged = documents.merge_patch(preferences, patch)
+    else:
+        merged = await asyncio.to_thread(documents.merge_patch, preferences, patch)
+    return b"{}" if documents.is_null(merged) else merged
 
 
 def profile_problems(fields: Mapping[str, str | None]) -> list[FieldError]:
