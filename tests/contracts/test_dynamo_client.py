@@ -103,7 +103,8 @@ class TestItems:
         self, dynamo: Dynamo, models: str, name: str
     ) -> None:
         """Values off the wire are taken in requests, nested ones too."""
-        item = row(name, vector=b"\x01\x02", nested=[{"a": 1}, "b"])
+        nested = {"L": [{"M": {"a": {"N": "1"}}}, {"S": "b"}]}
+        item = row(name, vector=b"\x01\x02") | {"nested": nested}
         await dynamo.call("put_item", TableName=models, Item=item)
         reply = await dynamo.call("get_item", TableName=models, Key=key(model_version=name))
         copy = reply["Item"] | {"model_version": {"S": name + "2"}}
