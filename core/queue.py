@@ -67,7 +67,7 @@ def redis_settings(settings: Settings) -> RedisSettings:
     return parsed
 
 
-class BuildQueue:
+class JobQueue:
     """Enqueues jobs for the workers."""
 
     def __init__(
@@ -112,7 +112,7 @@ class BuildQueue:
 
 
 @asynccontextmanager
-async def open_queue(settings: Settings) -> AsyncIterator[BuildQueue]:
+async def open_queue(settings: Settings) -> AsyncIterator[JobQueue]:
     """A queue that connects at its first use, so that a process starts without Redis."""
     where = redis_settings(settings)
     redis = ArqRedis(
@@ -132,7 +132,7 @@ async def open_queue(settings: Settings) -> AsyncIterator[BuildQueue]:
         default_queue_name=names.queue_name(settings.environment),
     )
     try:
-        yield BuildQueue(
+        yield JobQueue(
             redis,
             settings.environment,
             enqueue_timeout_s=settings.hint_timeout_s,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from core.dynamo.client import Dynamo, open_dynamo
 from core.dynamo.cursors import Cursors
 from core.notifications import ChangeNotifier, open_notifier
-from core.objects import Objects, open_objects
-from core.queue import BuildQueue, open_queue
+from core.object_store import ObjectStore, open_object_store
+from core.queue import JobQueue, open_queue
 from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import IdempotencyRepository
@@ -35,8 +35,8 @@ class Resources:
 
     settings: Settings
     dynamo: Dynamo
-    objects: Objects
-    queue: BuildQueue
+    objects: ObjectStore
+    queue: JobQueue
     notifier: ChangeNotifier
     models: ModelRepository
     embeddings: EmbeddingRepository
@@ -63,7 +63,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """Opens every client. None of them connects before its first use."""
     async with AsyncExitStack() as stack:
         dynamo = await stack.enter_async_context(open_dynamo(settings))
-        objects = await stack.enter_async_context(open_objects(settings))
+        objects = await stack.enter_async_context(open_object_store(settings))
         queue = await stack.enter_async_context(open_queue(settings))
         notifier = await stack.enter_async_context(open_notifier(settings))
         models = ModelRepository(dynamo, settings)

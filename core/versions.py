@@ -23,7 +23,7 @@ from core.index import cache
 from core.index.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest
 from core.index.version import mapped_files, verify_files
 from core.models import Build, Model, Progress, ProgressCallback
-from core.objects import PART_BYTES, Objects
+from core.object_store import PART_BYTES, ObjectStore
 
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 RECORD: Final = "record.json"
@@ -91,7 +91,7 @@ class VersionStore:
 
     def __init__(
         self,
-        objects: Objects,
+        objects: ObjectStore,
         environment: str,
         cache_dir: Path,
         spares: int = 1,

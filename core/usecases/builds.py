@@ -2,7 +2,7 @@
 
 from core.errors import BuildConflict, EmptyModel, FieldError, Invalid
 from core.models import Build, BuildParameters
-from core.queue import BuildQueue
+from core.queue import JobQueue
 from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import Claim
@@ -20,7 +20,7 @@ class BuildService:
         models: ModelRepository,
         embeddings: EmbeddingRepository,
         builds: BuildRepository,
-        queue: BuildQueue,
+        queue: JobQueue,
     ) -> None:
         self._models = models
         self._embeddings = embeddings

@@ -8,7 +8,7 @@ import numpy as np
 
 from core.index.files import VECTORS, file_info
 from core.index.manifest import MANIFEST, Manifest, decode_manifest
-from core.objects import Objects
+from core.object_store import ObjectStore
 
 
 def forged(directory: Path, manifest: Manifest) -> Manifest:
@@ -24,7 +24,7 @@ def forged(directory: Path, manifest: Manifest) -> Manifest:
     return other
 
 
-async def forge(objects: Objects, prefix: str) -> dict[str, bytes]:
+async def forge(objects: ObjectStore, prefix: str) -> dict[str, bytes]:
     """Does so in S3; the true objects, by key."""
     true = {
         prefix + name: await objects.get_bytes(prefix + name, 1 << 24)
@@ -39,7 +39,7 @@ async def forge(objects: Objects, prefix: str) -> dict[str, bytes]:
     return true
 
 
-async def mend(objects: Objects, true: dict[str, bytes]) -> None:
+async def mend(objects: ObjectStore, true: dict[str, bytes]) -> None:
     """Puts back what was there."""
     for key, data in true.items():
         await objects.put(key, data, if_absent=False)

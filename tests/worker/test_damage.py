@@ -14,7 +14,7 @@ from core.errors import Corrupt
 from core.index.manifest import MANIFEST, Manifest
 from core.index.version import MAPPED, MappedVersion
 from core.names import version_prefix
-from core.objects import Objects, open_objects
+from core.object_store import ObjectStore, open_object_store
 from core.settings import Settings
 from core.versions import VersionRecord, VersionStore
 from tests.faults.damage import DAMAGE
@@ -33,7 +33,7 @@ def refused(where: str) -> float:
 class Published:
     """A version in S3, and a store with a cache of its own."""
 
-    def __init__(self, objects: Objects, store: VersionStore, record: VersionRecord) -> None:
+    def __init__(self, objects: ObjectStore, store: VersionStore, record: VersionRecord) -> None:
         self.objects = objects
         self.store = store
         self.record = record
@@ -48,9 +48,9 @@ async def put(store: VersionStore, directory: Path, manifest: Manifest) -> Versi
 
 
 @pytest.fixture(scope="module")
-async def objects(stack_settings: Settings) -> AsyncIterator[Objects]:
+async def objects(stack_settings: Settings) -> AsyncIterator[ObjectStore]:
     """The bucket."""
-    async with open_objects(stack_settings) as opened:
+    async with open_object_store(stack_settings) as opened:
         yield opened
 
 
@@ -69,7 +69,9 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
 
 
 @pytest.fixture
-async def published(objects: Objects, version: tuple[Path, Manifest], tmp_path: Path) -> Published:
+async def published(
+    objects: ObjectStore, version: tuple[Path, Manifest], tmp_path: Path
+) -> Published:
     """The version under a name of this test's own."""
     directory, made = version
     build_id = uuid4().hex
@@ -119,7 +121,7 @@ async def test_each_damaged_file_is_fetched_again(published: Published, damage: 
 
 
 async def test_a_spare_version_is_one_that_holds(
-    objects: Objects, version: tuple[Path, Manifest], tmp_path: Path
+    objects: ObjectStore, version: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     """The latest but the current one, and of the same data; a damaged one is passed over."""
     store = VersionStore(objects, ENVIRONMENT, tmp_path / "cache", spares=2)

@@ -12,15 +12,15 @@ import msgspec
 import pytest
 
 from core.errors import AlreadyExists, Corrupt, NotFound, Unavailable
-from core.objects import PART_BYTES, Objects, open_objects
+from core.object_store import PART_BYTES, ObjectStore, open_object_store
 from core.settings import Settings
 from tests.emulators import create_tables, settings_for
 
 
 @pytest.fixture(scope="module")
-async def objects(settings: Settings) -> AsyncIterator[Objects]:
+async def objects(settings: Settings) -> AsyncIterator[ObjectStore]:
     """The bucket, open for the module."""
-    async with open_objects(settings) as store:
+    async with open_object_store(settings) as store:
         yield store
 
 
@@ -49,7 +49,7 @@ def names(directory: Path) -> list[str]:
 class TestObjects:
     """What the store of index versions takes for granted."""
 
-    async def test_bytes_come_back(self, objects: Objects, name: str) -> None:
+    async def test_bytes_come_back(self, objects: ObjectStore, name: str) -> None:
         """A small object is what was put, and its head tells size and digest."""
         await objects.put(name, b"hello", digest(b"hello"))
         assert await objects.get_bytes(name, 5) == b"hello"
@@ -58,7 +58,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("size", [0, 1, PART_BYTES])
     async def test_a_file_comes_back(
-        self, objects: Objects, name: str, tmp_path: Path, size: int
+        self, objects: ObjectStore, name: str, tmp_path: Path, size: int
     ) -> None:
         """A file up to a part in size, an empty one too, arrives alone in its directory."""
         data = os.urandom(size)
@@ -71,7 +71,7 @@ class TestObjects:
         assert names(target.parent) == ["target"]
 
     async def test_a_large_file_goes_in_parts(
-        self, objects: Objects, name: str, tmp_path: Path, large: bytes
+        self, objects: ObjectStore, name: str, tmp_path: Path, large: bytes
     ) -> None:
         """Over a part in size, both ways take several requests, and the bytes are the same."""
         source, target = tmp_path / "source", tmp_path / "target"
@@ -87,7 +87,7 @@ class TestObjects:
         assert (found.size_bytes, found.sha256_hex) == (len(large), digest(large))
 
     async def test_putting_the_same_again_is_fine(
-        self, objects: Objects, name: str, large: bytes
+        self, objects: ObjectStore, name: str, large: bytes
     ) -> None:
         """Equal bytes under a taken key are as good as put, small or in parts."""
         for data in (b"same", large):
@@ -95,7 +95,7 @@ class TestObjects:
             await objects.put(name + str(len(data)), data)
 
     async def test_putting_another_is_refused(
-        self, objects: Objects, name: str, large: bytes
+        self, objects: ObjectStore, name: str, large: bytes
     ) -> None:
         """Other bytes under a taken key are refused, small or in parts; the first stay."""
         await objects.put(name, b"first")
@@ -104,13 +104,13 @@ class TestObjects:
                 await objects.put(name, data)
         assert await objects.get_bytes(name, 100) == b"first"
 
-    async def test_putting_another_by_intent(self, objects: Objects, name: str) -> None:
+    async def test_putting_another_by_intent(self, objects: ObjectStore, name: str) -> None:
         """Without `if_absent`, the later bytes stand."""
         await objects.put(name, b"first")
         await objects.put(name, b"second", if_absent=False)
         assert await objects.get_bytes(name, 100) == b"second"
 
-    async def test_of_many_writers_one_wins(self, objects: Objects, name: str) -> None:
+    async def test_of_many_writers_one_wins(self, objects: ObjectStore, name: str) -> None:
         """Eight different objects put under one key at once: one is there, seven are refused."""
 
         async def put(number: int) -> bool:
@@ -125,7 +125,7 @@ class TestObjects:
         assert await objects.get_bytes(name, 100) == b"%d" % won.index(True)
 
     async def test_a_wrong_digest_is_refused_before_it_is_sent(
-        self, objects: Objects, name: str
+        self, objects: ObjectStore, name: str
     ) -> None:
         """Bytes that are not what they should be are not put."""
         with pytest.raises(Corrupt, match="SHA-256"):
@@ -135,7 +135,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("wrong", [b"hullo", b"hell", b"hello!"])
     async def test_wrong_bytes_leave_no_file(
-        self, objects: Objects, name: str, tmp_path: Path, wrong: bytes
+        self, objects: ObjectStore, name: str, tmp_path: Path, wrong: bytes
     ) -> None:
         """Another digest, fewer bytes or more: refused, and nothing is left on the disk."""
         await objects.put(name, wrong)
@@ -145,7 +145,7 @@ class TestObjects:
             )
         assert names(tmp_path) == []
 
-    async def test_what_is_not_there(self, objects: Objects, name: str, tmp_path: Path) -> None:
+    async def test_what_is_not_there(self, objects: ObjectStore, name: str, tmp_path: Path) -> None:
         """Each way of reading says that there is no such object."""
         with pytest.raises(NotFound):
             await objects.get_bytes(name, 1)
@@ -155,13 +155,13 @@ class TestObjects:
             await objects.get_to_file(name, tmp_path / "file", sha256_hex=digest(b""), size=1)
         assert names(tmp_path) == []
 
-    async def test_over_the_limit(self, objects: Objects, name: str) -> None:
+    async def test_over_the_limit(self, objects: ObjectStore, name: str) -> None:
         """An object over the limit of a small read is not read."""
         await objects.put(name, b"123456")
         with pytest.raises(Corrupt, match="over 5 bytes"):
             await objects.get_bytes(name, 5)
 
-    async def test_keys_are_listed_and_deleted(self, objects: Objects, name: str) -> None:
+    async def test_keys_are_listed_and_deleted(self, objects: ObjectStore, name: str) -> None:
         """By prefix, sorted; deleting what is not there is no error."""
         keys = [f"{name}/{n}" for n in range(3)]
         for one in keys:
@@ -172,7 +172,7 @@ class TestObjects:
         await objects.delete([])
 
     async def test_a_presigned_address_needs_no_credentials(
-        self, objects: Objects, name: str
+        self, objects: ObjectStore, name: str
     ) -> None:
         """Anyone who has the address reads the object."""
         await objects.put(name, b"shared")
@@ -181,7 +181,7 @@ class TestObjects:
             assert await reply.read() == b"shared"
 
     async def test_a_failed_upload_is_aborted(
-        self, objects: Objects, name: str, tmp_path: Path, large: bytes
+        self, objects: ObjectStore, name: str, tmp_path: Path, large: bytes
     ) -> None:
         """When a part fails, the upload is aborted, and no object is there."""
         source = tmp_path / "source"
@@ -209,14 +209,14 @@ class TestObjects:
     async def test_a_bucket_that_is_missing(self, settings: Settings) -> None:
         """The error names the bucket and the command that makes it."""
         aws = msgspec.structs.replace(settings.aws, bucket="k9-no-such-bucket")
-        async with open_objects(msgspec.structs.replace(settings, aws=aws)) as store:
+        async with open_object_store(msgspec.structs.replace(settings, aws=aws)) as store:
             with pytest.raises(Unavailable, match="k9-no-such-bucket: `k9 tables create`"):
                 await store.get_bytes("a", 1)
 
     async def test_the_bucket_is_found_by_the_account(self, settings: Settings) -> None:
         """Without a name in the settings, it is the environment's own of this account."""
         aws = msgspec.structs.replace(settings.aws, bucket=None)
-        async with open_objects(msgspec.structs.replace(settings, aws=aws)) as store:
+        async with open_object_store(msgspec.structs.replace(settings, aws=aws)) as store:
             await store.put("by-account", b"x")
             url = await store.presign("by-account", 60)
         assert f"/{settings.aws.bucket}/" in url
@@ -229,7 +229,7 @@ async def test_bytes_that_arrive_damaged_are_refused(ministack: str) -> None:
     def damage(params: dict[str, object], **_: object) -> None:
         params["body"] = b"hullo"
 
-    async with open_objects(settings) as store:
+    async with open_object_store(settings) as store:
         client = store._client  # noqa: SLF001 - the damage has to be done on the way
         client.meta.events.register("before-call.s3.PutObject", damage)
         with pytest.raises(Corrupt, match="arrived as other bytes"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from core.errors import Corrupt, NotFound, Unavailable
-from core.objects import Objects, open_objects
+from core.object_store import ObjectStore, open_object_store
 from core.settings import Aws, Settings
 from tests.scripted import HANG, ScriptedServer, answer
 
@@ -28,11 +28,11 @@ CUT = answer(200, b"he", length=5)
 
 
 @asynccontextmanager
-async def talking_to(server: ScriptedServer, **aws: Any) -> AsyncIterator[Objects]:
+async def talking_to(server: ScriptedServer, **aws: Any) -> AsyncIterator[ObjectStore]:
     """The bucket `b` of that server."""
     async with server.listening() as url:
         settings = Settings(aws=Aws(endpoint_url=url, bucket="b", **aws))
-        async with open_objects(settings) as objects:
+        async with open_object_store(settings) as objects:
             yield objects
 
 
@@ -111,7 +111,7 @@ async def test_each_error_has_its_meaning(reply: bytes, raised: type[Exception])
 
 async def test_without_a_server_and_a_bucket_name() -> None:
     """Opening needs nothing; the first request is unavailable."""
-    async with open_objects(Settings(aws=Aws(endpoint_url="http://127.0.0.1:1"))) as objects:
+    async with open_object_store(Settings(aws=Aws(endpoint_url="http://127.0.0.1:1"))) as objects:
         with pytest.raises(Unavailable) as caught:
             await objects.get_bytes("k", 5)
     assert "127.0.0.1" not in str(caught.value)

@@ -42,8 +42,8 @@ class _Truncated(Exception):
     """The body of a reply ended too early."""
 
 
-class Objects:
-    """The bucket, opened by `open_objects`."""
+class ObjectStore:
+    """The bucket, opened by `open_object_store`."""
 
     def __init__(
         self, client: Any, bucket: Callable[[], Awaitable[str]], *, deadline_s: float, attempts: int
@@ -359,7 +359,7 @@ def _condition(*, if_absent: bool) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def open_objects(settings: Settings) -> AsyncIterator[Objects]:
+async def open_object_store(settings: Settings) -> AsyncIterator[ObjectStore]:
     """The process's S3 client, open until the end of the block. Opening needs no S3."""
     aws = settings.aws
     session = new_session()
@@ -393,4 +393,6 @@ async def open_objects(settings: Settings) -> AsyncIterator[Objects]:
         return names.default_bucket(settings.environment, account)
 
     async with open_client(session, "s3", config, endpoint_url) as client:
-        yield Objects(client, bucket, deadline_s=aws.object_deadline_s, attempts=aws.attempts_max)
+        yield ObjectStore(
+            client, bucket, deadline_s=aws.object_deadline_s, attempts=aws.attempts_max
+        )
