@@ -94,17 +94,17 @@ class VersionStore:
         objects: ObjectStore,
         environment: str,
         cache_dir: Path,
-        spares: int = 1,
+        fallbacks: int = 1,
     ) -> None:
         """A store that caches the current version of each model version, and earlier ones.
 
-        `spares` is the number of earlier ones; environments may share `cache_dir`.
+        `fallbacks` is the number of earlier ones; environments may share `cache_dir`.
         """
         self._objects = objects
         self._cache_dir = names.directory_of(cache_dir, environment) / "versions"
         self._early_dir = cache_dir / "versions"
         """The cache of releases up to 23e14f8, for all environments."""
-        self._spares = spares
+        self._fallbacks = fallbacks
 
     async def upload(
         self,
@@ -219,7 +219,7 @@ class VersionStore:
         """The record of the current version, from this disk; incomplete if there is none."""
         return await asyncio.to_thread(self._remembered, VersionRecord.unread(model))
 
-    async def spare(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
+    async def fallback(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
         """The latest other version on this disk that is valid and of the same data.
 
         Its build may have been removed.
@@ -263,9 +263,9 @@ class VersionStore:
         return await self._objects.presign(record.prefix + name, expires_s)
 
     async def prune(self, current: VersionRecord) -> None:
-        """Removes cached versions but the current one, the spare ones, and leased ones."""
+        """Removes cached versions but the current one, the fallbacks, and leased ones."""
         directory = self.directory(current)
-        await asyncio.to_thread(cache.prune, directory, self._spares)
+        await asyncio.to_thread(cache.prune, directory, self._fallbacks)
         early = self._early_dir / current.model_version / directory.name
         await asyncio.to_thread(cache.prune, early, 0)
 
@@ -278,7 +278,7 @@ class VersionStore:
             return await self._objects.get_bytes(record.prefix + MANIFEST, _MANIFEST_BYTES_MAX)
 
     async def _get_files(
-        self, record: VersionRecord, manifest: Manifest, wanted: Sequence[str], directory: Path
+        self, record: VersionRecord, manifest: Manifest, file_names: Sequence[str], directory: Path
     ) -> None:
         async def get(name: str) -> None:
             key, info = record.prefix + name, manifest.files[name]
@@ -289,7 +289,7 @@ class VersionStore:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for name in wanted:
+                for name in file_names:
                     group.create_task(get(name))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None

@@ -252,7 +252,7 @@ class IndexUpdater:
         """
         log = _log.bind(model_version=model.model_version)
         try:
-            fallback = await self._versions.spare(model)
+            fallback = await self._versions.fallback(model)
             if fallback is None:
                 return
             record, directory, manifest = fallback

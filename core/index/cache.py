@@ -62,15 +62,15 @@ def others(current: Path) -> list[Path]:
     return sorted(found, key=_modified_at, reverse=True)
 
 
-def prune(current: Path, spares: int) -> None:
-    """Removes all but the current version, `spares` others of the same data, and leased ones."""
+def prune(current: Path, fallbacks: int) -> None:
+    """Removes all but the current version, `fallbacks` others of the same data, and leased ones."""
     if not current.parent.exists():
         return
     _remove_abandoned(current.parent)
     data = _data(current)
     for directory in others(current):
-        if spares > 0 and _data(directory) == data:
-            spares -= 1
+        if fallbacks > 0 and _data(directory) == data:
+            fallbacks -= 1
             continue
         with suppress(FileNotFoundError):
             _remove_unless_leased(directory)

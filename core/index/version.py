@@ -80,9 +80,9 @@ class IdTable(Sequence[bytes]):
 
     def row_of(self, product_id: str) -> int | None:
         """The row of an id, None where it has none. About log2(n) comparisons."""
-        wanted = product_id.encode()
-        row = bisect_left(self, wanted)
-        return row if row < self._n and self[row] == wanted else None
+        key = product_id.encode()
+        row = bisect_left(self, key)
+        return row if row < self._n and self[row] == key else None
 
     def ids_of(self, rows: NDArray[np.integer[Any]]) -> list[str]:
         """The ids of rows (any,), in their order."""
@@ -139,7 +139,7 @@ def mapped_files(manifest: Manifest) -> tuple[str, ...]:
 
 
 def verify_files(directory: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
-    """Reads files of a version, all unless named, and holds them against the manifest.
+    """Compares the checksums of a version's files, all unless named, with the manifest.
 
     Raises:
         Corrupt: naming the first file that is missing or different.

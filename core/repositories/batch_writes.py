@@ -1,4 +1,4 @@
-"""One batch of rows: by BatchWriteItem calls side by side, or under a claim in transactions."""
+"""Writing a batch of rows: by concurrent BatchWriteItem calls, or in transactions under a claim."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,32 +23,32 @@ _UNPROCESSED: Final = RetryPolicy(first_s=0.05, max_s=2.0)
 
 
 class BatchWrite:
-    """What the calls of one batch share; moments are the event loop's."""
+    """The state that the calls of one batch share; times are the event loop's."""
 
     def __init__(self, dynamo: Dynamo, table: str, deadline_s: float, patience_s: float) -> None:
         """No call begins or lasts after `deadline_s` from now.
 
-        DynamoDB is given up before that once it has answered nothing for `patience_s`.
+        It ends earlier once DynamoDB has answered nothing for `patience_s`.
         """
         self._dynamo = dynamo
         self._table = table
         self._patience_s = patience_s
         now_s = asyncio.get_running_loop().time()
-        self._until = now_s + deadline_s
-        self._ends = monotonic() + deadline_s
-        """The same by a clock that goes on while the process stands still; the loop's may not."""
+        self._deadline = now_s + deadline_s
+        self._monotonic_deadline = monotonic() + deadline_s
+        """The same by a clock that also runs while the process is suspended."""
         self._silent_since: float | None = now_s
-        """Since when DynamoDB answers nothing; at first when the batch began."""
-        self._heard_at = 0.0
-        """When it last answered any of them."""
-        self._gone = False
-        """DynamoDB is away, and not just busy: no further call is begun."""
+        """Since when DynamoDB answers nothing; at first when the batch began_s."""
+        self._answered_at = 0.0
+        """When DynamoDB last answered a call."""
+        self._unreachable = False
+        """DynamoDB does not answer, and is not just busy: no further call begins."""
 
     async def run(self, items: Sequence[RequestItem], concurrency: int) -> list[str]:
-        """Puts items, each product id once; the ids of those that were not taken in time.
+        """Puts items, each product id once, and returns the ids that were not stored in time.
 
         Raises:
-            TableMissing: the table is not there.
+            TableMissing: the table is missing.
         """
         requests = [{"PutRequest": {"Item": item}} for item in items]
         chunks = [requests[start : start + _ROWS] for start in range(0, len(requests), _ROWS)]
@@ -61,49 +61,49 @@ class BatchWrite:
         return [product_id for task in tasks for product_id in task.result()]
 
     async def _write(self, requests: list[dict[str, Any]], gate: asyncio.Semaphore) -> list[str]:
-        """One call, and what it left undone again with backoff; the ids still left."""
+        """One call, retried with backoff for its unprocessed items; the ids still unprocessed."""
         loop = asyncio.get_running_loop()
         attempts = 0
         async with gate:
-            while monotonic() < self._ends and not self._gone:
-                began = loop.time()
+            while monotonic() < self._monotonic_deadline and not self._unreachable:
+                began_s = loop.time()
                 try:
-                    async with asyncio.timeout_at(self._limit(began)):
+                    async with asyncio.timeout_at(self._timeout_at(began_s)):
                         reply = await self._dynamo.call(
                             "batch_write_item", RequestItems={self._table: requests}
                         )
                     requests = reply.get("UnprocessedItems", {}).get(self._table, [])
-                    self._heard(loop.time())
+                    self._note_answer(loop.time())
                 except TableMissing:
                     raise
                 except Busy:
-                    self._heard(loop.time())
+                    self._note_answer(loop.time())
                 except (Unavailable, TimeoutError):
-                    # Nothing is known to be stored: all of it stays to be sent again.
-                    self._failed(began, loop.time())
+                    # What was stored is unknown: all of it is sent again.
+                    self._note_silence(began_s, loop.time())
                 if not requests:
                     return []
                 attempts += 1
-                left_s = self._limit(loop.time()) - loop.time()
+                left_s = self._timeout_at(loop.time()) - loop.time()
                 await asyncio.sleep(max(0.0, min(_UNPROCESSED.delay_s(attempts), left_s)))
         return [request["PutRequest"]["Item"]["product_id"]["S"] for request in requests]
 
-    def _limit(self, moment: float) -> float:
-        """Up to when a call that begins now may take."""
-        since = moment if self._silent_since is None else self._silent_since
-        return min(self._until, since + self._patience_s)
+    def _timeout_at(self, time_s: float) -> float:
+        """When a call that begins now times out."""
+        since = time_s if self._silent_since is None else self._silent_since
+        return min(self._deadline, since + self._patience_s)
 
-    def _heard(self, moment: float) -> None:
-        """It answered, be it that it is busy."""
-        self._heard_at = moment
+    def _note_answer(self, time_s: float) -> None:
+        """DynamoDB answered, even if only that it is busy."""
+        self._answered_at = time_s
         self._silent_since = None
-        self._gone = False
+        self._unreachable = False
 
-    def _failed(self, began: float, moment: float) -> None:
-        """It did not answer a call that began then."""
+    def _note_silence(self, began_s: float, time_s: float) -> None:
+        """DynamoDB did not answer a call that began at this time."""
         if self._silent_since is None:
-            self._silent_since = max(began, self._heard_at)
-        self._gone = moment - self._silent_since >= self._patience_s
+            self._silent_since = max(began_s, self._answered_at)
+        self._unreachable = time_s - self._silent_since >= self._patience_s
 
 
 async def write_once(

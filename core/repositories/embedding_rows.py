@@ -1,4 +1,4 @@
-"""How an embedding lies in its table: rows, tombstones, and the shard that each is in."""
+"""How embeddings are stored: rows, tombstones, and the shard of each."""
 
 from typing import Final
 
@@ -14,7 +14,7 @@ from core.results import DeletedEmbedding
 GENERATION: Final = "generation"
 """Attribute with the generation of the model version that a row was written to; rows of
 generation 0 have none, as those of releases up to 23e14f8."""
-SMALL = (
+WITHOUT_VECTOR = (
     "product_id",
     "model_version",
     "updated_at",
@@ -22,7 +22,7 @@ SMALL = (
     "vector_dimension",
     GENERATION,
 )
-"""All of a row but its vector."""
+"""All attributes of a row but its vector."""
 
 _log = telemetry.logger(__name__)
 
@@ -56,8 +56,8 @@ def row_key(model_version: str, product_id: str) -> RequestItem:
     return key(product_id=product_id, model_version=model_version)
 
 
-def live_row(model: Model, product_id: str, vector: bytes, moment: str) -> RequestItem:
-    """The item of an embedding stored at this moment; `vector` is float32 little-endian."""
+def live_row(model: Model, product_id: str, vector: bytes, written_at: str) -> RequestItem:
+    """The item of an embedding stored at this time; `vector` is float32 little-endian."""
     own = {GENERATION: {"N": str(model.generation)}} if model.generation else {}
     return {
         **own,
@@ -66,8 +66,8 @@ def live_row(model: Model, product_id: str, vector: bytes, moment: str) -> Reque
         tables.MODEL_SHARD: {"S": shard_key(model, product_id)},
         "embedding_vector": {"B": vector},
         "vector_dimension": {"N": str(model.dimension)},
-        "created_at": {"S": moment},
-        "updated_at": {"S": moment},
+        "created_at": {"S": written_at},
+        "updated_at": {"S": written_at},
     }
 
 
@@ -93,7 +93,7 @@ def unchanged(before: Item | None) -> Condition:
 
 
 def decode(item: Item) -> Embedding:
-    """The embedding or tombstone of an item, whichever attributes were asked for.
+    """The embedding or tombstone of an item, whichever attributes were read.
 
     Raises:
         Corrupt: its vector is none that could have been stored by K9.

@@ -27,7 +27,7 @@ from core.repositories.batch_writes import BatchWrite, write_once
 from core.repositories.embedding_reads import read_rows
 from core.repositories.embedding_rows import (
     GENERATION,
-    SMALL,
+    WITHOUT_VECTOR,
     decode,
     decode_any,
     generation_of,
@@ -50,7 +50,7 @@ _LIST_ROWS = 100
 _LIST_QUERIES = 10
 """Queries a page, beyond one a shard."""
 _CHANGED_SHARDS = 2
-"""Shards that are read side by side for what changed."""
+"""Shards that are read concurrently for changes."""
 
 _Pages = asyncio.Queue[list[Embedding] | Exception | None]
 
@@ -88,18 +88,18 @@ class EmbeddingRepository:
         """
         if claim is not None:
             return await self._store_once(model, product_id, vector, claim)
-        moment = timestamp(now())
+        written_at = timestamp(now())
         try:
             reply = await self._dynamo.call(
                 "put_item",
                 TableName=self._table,
-                Item=live_row(model, product_id, vector, moment),
+                Item=live_row(model, product_id, vector, written_at),
                 ReturnValues="ALL_OLD",
                 **expressions(condition=writable(model)),
             )
         except ConditionFailed:
             raise other_generation(model) from None
-        return _stored(model, product_id, moment, reply.get("Attributes"))
+        return _stored(model, product_id, written_at, reply.get("Attributes"))
 
     async def _store_once(
         self, model: Model, product_id: str, vector: bytes, claim: Claim
@@ -111,9 +111,9 @@ class EmbeddingRepository:
             )
             if before is not None and generation_of(before) != model.generation:
                 raise other_generation(model)
-            moment = timestamp(now())
-            stored = _stored(model, product_id, moment, before)
-            item = live_row(model, product_id, vector, moment)
+            written_at = timestamp(now())
+            stored = _stored(model, product_id, written_at, before)
+            item = live_row(model, product_id, vector, written_at)
             try:
                 await transactions.transact(
                     self._dynamo,
@@ -144,8 +144,8 @@ class EmbeddingRepository:
             InFlight: the claim was lost.
             OtherGeneration: under a claim, a row is of another model version of the same name.
         """
-        moment = timestamp(now())
-        items = [live_row(model, product_id, vector, moment) for product_id, vector in rows]
+        written_at = timestamp(now())
+        items = [live_row(model, product_id, vector, written_at) for product_id, vector in rows]
         if claim is not None:
             return await write_once(
                 self._dynamo, self._table, model, items, claim, self._ingest.batch_deadline_s
@@ -267,30 +267,32 @@ class EmbeddingRepository:
         Raises:
             Unavailable: DynamoDB did not take it in time; the rest is left for another time.
         """
-        held = (
+        conditional = (
             (
                 row_key(row.model_version, row.product_id),
                 exists("product_id") & of_generation(row.generation),
             )
             for row in rows
         )
-        return await delete_rows(self._dynamo, self._table, held, self._ingest.batch_concurrency)
+        return await delete_rows(
+            self._dynamo, self._table, conditional, self._ingest.batch_concurrency
+        )
 
-    def changed_since(self, model: Model, moment: str) -> AsyncGenerator[list[Embedding], None]:
-        """The rows changed after a moment, as far as the index shows them; pages as below."""
-        return self.get_embeddings_by_model(model, moment)
+    def changed_since(self, model: Model, since: str) -> AsyncGenerator[list[Embedding], None]:
+        """Pages of the rows changed after a time, as far as the index shows them."""
+        return self.get_embeddings_by_model(model, since)
 
     async def get_embeddings_by_model(
         self, model: Model, since: str | None = None, *, vectors: bool = True
     ) -> AsyncGenerator[list[Embedding], None]:
-        """Every row of a model version, tombstones too, a page at a time; vectors where wanted.
+        """Every row of a model version, tombstones too, a page at a time, with or without vectors.
 
-        All shards are read side by side, for changes a few at a time; within one, rows come in the
-        order of their last change, so of two readings of a product the later one is newer. At most
-        one page a shard waits in memory, whatever the number of rows.
+        All shards are read concurrently, for changes a few at a time. Within a shard, rows are in
+        the order of their last change: of two reads of a product the later one is newer. At most
+        one page per shard is in memory.
         """
         pages: _Pages = asyncio.Queue(maxsize=1)
-        # Who looks for changes answers requests meanwhile: a few pages a moment are enough.
+        # A poll for changes runs beside requests: few concurrent pages are enough.
         gate = asyncio.Semaphore(model.shards if since is None else _CHANGED_SHARDS)
         readers = [
             asyncio.create_task(self._read(model, shard, pages, gate, since, vectors=vectors))
@@ -349,14 +351,14 @@ class EmbeddingRepository:
             **expressions(
                 key=within if since is None else within & above("updated_at", since),
                 filtered=missing("deleted_at") if live else None,
-                projection=None if vectors else SMALL,
+                projection=None if vectors else WITHOUT_VECTOR,
             ),
         }
 
 
-def _stored(model: Model, product_id: str, moment: str, before: Item | None) -> StoredEmbedding:
+def _stored(model: Model, product_id: str, written_at: str, before: Item | None) -> StoredEmbedding:
     created = before is None or "deleted_at" in before
-    return StoredEmbedding(product_id, model.dimension, moment, model.generation, created)
+    return StoredEmbedding(product_id, model.dimension, written_at, model.generation, created)
 
 
 def _start(model: Model, at: EmbeddingPosition) -> RequestItem | None:

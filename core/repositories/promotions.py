@@ -86,16 +86,16 @@ class PromotionRepository:
         async for _ in CONFLICTS.attempts():
             # An operator may have requested the same since an automatic build was claimed.
             build_now = await self._builds.get_build(build.build_id)
-            holds = equals(_OPEN, build.build_id) & equals("epoch", model.epoch)
-            holds &= same_model(model)
+            condition = equals(_OPEN, build.build_id) & equals("epoch", model.epoch)
+            condition &= same_model(model)
             if build_now.automatic:
-                holds &= differs("pinned", True)
+                condition &= differs("pinned", True)
             mine = ours(build) & differs("automatic", not build_now.automatic)
             try:
                 await transactions.transact(
                     self._dynamo,
                     self._on_build(build.build_id, ended, mine),
-                    self._on_model(build.model_version, moved, holds),
+                    self._on_model(build.model_version, moved, condition),
                 )
             except TransactionFailed:
                 if await self._is_published(build, build_now):
@@ -192,9 +192,9 @@ class PromotionRepository:
         """Clears the mark of a retired version: a rule keeps it again."""
         if build.retired_at is None:
             return
-        holds = missing("removed_at") & equals("retired_at", build.retired_at)
+        condition = missing("removed_at") & equals("retired_at", build.retired_at)
         where, change = key(build_id=build.build_id), Update(remove=("retired_at",))
-        await update_row(self._dynamo, self._builds_table, where, change, holds)
+        await update_row(self._dynamo, self._builds_table, where, change, condition)
 
     async def remove(self, build: Build) -> bool:
         """Marks a retired version as removed, before its files are; False if it is in use again."""
@@ -245,13 +245,13 @@ class PromotionRepository:
             differs("current_build_id", build.build_id),
         )
 
-    def _on_build(self, build_id: str, change: Update, holds: Any) -> Part:
-        return transactions.update(self._builds_table, key(build_id=build_id), change, holds)
+    def _on_build(self, build_id: str, change: Update, condition: Any) -> Part:
+        return transactions.update(self._builds_table, key(build_id=build_id), change, condition)
 
-    def _on_model(self, model_version: str, change: Update, holds: Any) -> Part:
+    def _on_model(self, model_version: str, change: Update, condition: Any) -> Part:
         return transactions.update(
             self._models_table,
             key(model_version=model_version),
             change,
-            exists("model_version") & holds,
+            exists("model_version") & condition,
         )

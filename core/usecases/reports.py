@@ -49,13 +49,13 @@ class ReportService:
             Invalid: with each field that is not valid.
             BeingDeleted: the caller's user is being deleted.
         """
-        moment = timestamp(now())
+        created_at = timestamp(now())
         valid = self.validate({"title": None, **fields})
         report = Report(
             id=secrets.token_hex(16),
             user_id=user_id,
-            created_at=moment,
-            updated_at=moment,
+            created_at=created_at,
+            updated_at=created_at,
             **valid,
         )
         await self._reports.create_report(report, completion(claim, report))

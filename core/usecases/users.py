@@ -50,10 +50,10 @@ class UserService:
             AlreadyExists: the caller has a profile.
             BeingDeleted: it is being deleted.
         """
-        moment = timestamp(now())
+        created_at = timestamp(now())
         text = b"{}" if preferences is None else preferences
         self._check(fields, preferences_problem(text, self._records))
-        bare = User(user_id, moment, moment, preferences=text.decode())
+        bare = User(user_id, created_at, created_at, preferences=text.decode())
         user = msgspec.structs.replace(bare, **fields)
         await self._users.create_user(user, completion(claim, user))
         return user
@@ -104,9 +104,9 @@ class UserService:
             BeingDeleted: its deletion was requested before.
         """
         user = await self._users.get_user(user_id)
-        moment = timestamp(now())
-        marked = msgspec.structs.replace(user, deleting_at=moment)
-        await self._users.mark_user(user_id, moment, completion(claim, marked, lasting=True))
+        deleting_at = timestamp(now())
+        marked = msgspec.structs.replace(user, deleting_at=deleting_at)
+        await self._users.mark_user(user_id, deleting_at, completion(claim, marked, lasting=True))
         return marked
 
     def validate_patch(self, fields: Mapping[str, str | None], preferences: bytes | None) -> None:

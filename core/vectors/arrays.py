@@ -35,7 +35,7 @@ _ROUNDING: Final = 2.0**-24 * 1.001
 """The norm of a float32 unit row is within this of 1: each number is rounded by 2^-24 at most."""
 _TINY: Final = float(np.finfo(np.float64).tiny)
 _POWERS: Final = np.array([float(f"1e{e}") for e in range(23)])
-"""10^0 to 10^22, which float64 holds exactly."""
+"""10^0 to 10^22, which float64 represents exactly."""
 
 
 def as_vector(values: Sequence[float] | bytes) -> Floats:
@@ -112,7 +112,7 @@ def check_rows(rows: Floats, metric: Metric) -> NDArray[np.int8]:
         codes[squares == 0] = _ZERO_NORM
     else:
         codes[squares > NORM_MAX**2] = _NORM_TOO_LARGE
-    # float64 holds the square of every float32, so a norm is infinite only where a number is.
+    # float64 represents the square of every float32, so a norm is infinite only where a number is.
     codes[~np.isfinite(squares)] = _NOT_FINITE
     return codes
 

@@ -125,10 +125,10 @@ class Groups:
         self.sizes: Ints = np.bincount(self.of, minlength=self.first.shape[0])
         """Rows of each group."""
         self._starts: Ints = np.cumsum(self.sizes) - self.sizes
-        near = self.sizes[:0] if self.radii is None else self.sizes[self.radii > 0]
-        self.near_copies = int((near - 1).sum())
+        sizes = self.sizes[:0] if self.radii is None else self.sizes[self.radii > 0]
+        self.near_copies = int((sizes - 1).sum())
         """Rows that are almost equal to the one that represents them."""
-        self.near_copies_max = int(near.max(initial=0))
+        self.near_copies_max = int(sizes.max(initial=0))
         """Rows of the largest group of such."""
 
     def merge(self, rows: Floats, leaders: Ints) -> "Groups":

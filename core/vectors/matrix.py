@@ -38,7 +38,7 @@ def exact_matrix(rows: Floats, metric: Metric, k: int, progress: ProgressCallbac
     """The matrix of prepared rows (n, d), n at least 1, exactly.
 
     Equal rows are compared once, as one group: thousands of copies of a row tie with each other,
-    and no margin of candidates would hold them.
+    and no margin of candidates would be enough for them.
     """
     total = rows.shape[0]
     groups = equal_rows(rows)

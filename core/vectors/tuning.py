@@ -165,10 +165,11 @@ class Tuner:
         return np.concatenate((known, recalls(found, truth)))
 
     def _factors(self) -> tuple[int, ...]:
-        near = self._sample.members is not None and self._sample.members.radii is not None
+        members = self._sample.members
+        has_near_copies = members is not None and members.radii is not None
         factors = _FACTORS[self._plan.family]
         # The representative of near copies may be further away than the true neighbour.
-        return (1, 2) if near and factors == (1,) else factors
+        return (1, 2) if has_near_copies and factors == (1,) else factors
 
     def _bounds(self, k: int) -> tuple[int, int]:
         """The smallest and the largest breadth to try."""

@@ -124,7 +124,7 @@ async def test_a_spare_version_is_one_that_holds(
     objects: ObjectStore, version: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     """The latest but the current one, and of the same data; a damaged one is passed over."""
-    store = VersionStore(objects, ENVIRONMENT, tmp_path / "cache", spares=2)
+    store = VersionStore(objects, ENVIRONMENT, tmp_path / "cache", fallbacks=2)
     records = []
     for epoch in (0, 0, 0, 1):
         build_id = uuid4().hex
@@ -134,17 +134,17 @@ async def test_a_spare_version_is_one_that_holds(
         await store.ensure(record)
     first, second, third, other = records
     current = model_of(third.build_id, fence=FENCE)
-    found = await store.spare(current)
+    found = await store.fallback(current)
     assert found is not None
     assert found[0] == second
     assert found[1] == store.directory(second)
     index = store.directory(second) / "index.faiss"
     index.write_bytes(DAMAGE["a flipped bit"](index.read_bytes()))
-    found = await store.spare(current)
+    found = await store.fallback(current)
     assert found is not None
     assert found[1] == store.directory(first)
     await store.prune(third)
     assert store.directory(third).exists()
     assert store.directory(first).exists()
     assert not store.directory(other).exists(), "no spare for other data"
-    assert await store.spare(model_of(other.build_id, fence=FENCE, epoch=1)) is None
+    assert await store.fallback(model_of(other.build_id, fence=FENCE, epoch=1)) is None
