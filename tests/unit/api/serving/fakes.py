@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from core.errors import Corrupt, K9Error, NotFound, Unavailable
 from core.index.manifest import Manifest
 from core.models import Build, BuildParameters, Embedding, Model
@@ -44,6 +46,7 @@ class FakeRows(EmbeddingRepository):
         """Writes a row, or deletes it."""
         self.rows[product_id] = embedding(product_id, vector, moment)
 
+    @override
     async def read_rows(
         self, model_version: str, product_ids: Sequence[str], generation: int | None = None
     ) -> list[Embedding]:
@@ -54,6 +57,7 @@ class FakeRows(EmbeddingRepository):
         rows = [self.rows[name] for name in product_ids if name in self.rows]
         return [row for row in rows if generation in {None, row.generation}]
 
+    @override
     async def changed_since(
         self, model: Model, moment: str
     ) -> AsyncGenerator[list[Embedding], None]:
@@ -88,6 +92,7 @@ class FakeModels(ModelRepository):
         self.lists = 0
         self.reads = 0
 
+    @override
     async def list_models(self) -> list[Model]:
         """The models, or the failure."""
         self.lists += 1
@@ -95,6 +100,7 @@ class FakeModels(ModelRepository):
             raise self.failure
         return list(self.models)
 
+    @override
     async def get_model(self, model_version: str) -> Model:
         """A model."""
         self.reads += 1
@@ -114,6 +120,7 @@ class FakeBuilds(BuildRepository):
         self.manifests: dict[str, dict[str, Any]] = {}
         """Of builds whose manifest the table has."""
 
+    @override
     async def get_build(self, build_id: str) -> Build:
         """A published build."""
         for failure in (self.failure, self._listed.failure):
@@ -139,6 +146,7 @@ class FakeBuildService(BuildService):
     def __init__(self) -> None:
         self.requested: list[str] = []
 
+    @override
     async def request_automatic(self, model_version: str) -> Build:
         """A build."""
         self.requested.append(model_version)
@@ -151,6 +159,7 @@ class FakeNotifier(ChangeNotifier):
     def __init__(self) -> None:
         self.queue: asyncio.Queue[ChangeNotification | None] = asyncio.Queue()
 
+    @override
     async def subscribe(self) -> AsyncIterator[ChangeNotification | None]:
         """Each of them."""
         while True:
@@ -178,14 +187,17 @@ class FakeVersions(VersionStore):
         """Makes a version that can be downloaded."""
         self.manifests[build_id] = make(self.root / build_id, build_id, ids, **options)
 
+    @override
     def directory(self, record: VersionRecord) -> Path:
         """Where a version's files are."""
         return self.root / record.build_id / "out"
 
+    @override
     async def remembered(self, model: Model) -> VersionRecord:
         """What the builds table said of the current version."""
         return record_of(self.manifests[str(model.current_build_id)])
 
+    @override
     async def cached(self, record: VersionRecord) -> tuple[Path, Manifest] | None:
         """A version's files, where they are on this disk already."""
         build_id = record.build_id
@@ -195,6 +207,7 @@ class FakeVersions(VersionStore):
             return None
         return self.directory(record), self.manifests[build_id]
 
+    @override
     async def download(self, record: VersionRecord) -> tuple[Path, Manifest]:
         """A version's files, or what is wrong with them."""
         build_id = record.build_id
@@ -209,16 +222,19 @@ class FakeVersions(VersionStore):
             raise Corrupt("not the one that the builds table has")
         return self.directory(record), self.manifests[build_id]
 
-    async def spare(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
+    @override
+    async def fallback(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
         """Another build that is on this disk."""
         for build_id in self.cached_builds - {model.current_build_id}:
             record = record_of(self.manifests[build_id])
             return record, self.directory(record), self.manifests[build_id]
         return None
 
+    @override
     async def prune(self, current: VersionRecord) -> None:
         """Keeps everything."""
 
+    @override
     async def clear(self, model_version: str) -> bool:
         """Keeps everything, and says that nothing is left."""
         return True
