@@ -11,8 +11,7 @@ from core.errors import Busy, K9Error, TableMissing, TransactionFailed, Unavaila
 from core.models import Model
 from core.repositories import transactions
 from core.repositories.embedding_rows import other_generation, writable
-from core.repositories.idempotency import Claim, claim_lost
-from core.repositories.transactions import refused
+from core.repositories.idempotency import Claim
 from core.retry import RetryPolicy
 
 _ROWS: Final = 25
@@ -136,11 +135,11 @@ async def write_once(
         try:
             await transactions.transact(
                 dynamo,
-                claim.checkpoint(f"{prefix}{start}"),
                 *(transactions.put(table, item, writable(model)) for item in rows),
+                also=(claim.checkpoint(f"{prefix}{start}"),),
             )
-        except TransactionFailed as failed:
-            raise (claim_lost() if refused(failed, 0) else other_generation(model)) from None
+        except TransactionFailed:
+            raise other_generation(model) from None
         except TableMissing:
             raise
         except Unavailable:

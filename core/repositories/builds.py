@@ -42,13 +42,13 @@ from core.repositories.build_rows import (
     ours,
     still_open,
 )
-from core.repositories.idempotency import Claim, claim_lost, completion
+from core.repositories.idempotency import Claim, completion
 from core.repositories.models import read_model, same_model
 from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
 
 _PAGE = 20
-_BUILD, _MODEL = 0, 1  # positions of the two rows in the transactions that open and end a build
+_BUILD = 0  # position of its row in the transactions that open and end a build
 
 
 class BuildPosition(msgspec.Struct, frozen=True):
@@ -183,11 +183,9 @@ class BuildRepository:
                     self._dynamo,
                     transactions.put(self._builds, open_row(build), missing("build_id")),
                     self._model_update(name, change, free),
-                    *completion(claim, build),
+                    also=completion(claim, build),
                 )
-            except TransactionFailed as failed:
-                if not refused(failed, _MODEL):
-                    raise claim_lost() from None
+            except TransactionFailed:
                 already = await self._already_open(model, parameters, automatic=automatic)
                 if already is not None:
                     return already
@@ -320,13 +318,13 @@ class BuildRepository:
         raise Unavailable(f"build {build_id} kept changing; try again")
 
     async def _end(
-        self, build: Build, ended: Update, condition: Condition, further: Sequence[Part] = ()
+        self, build: Build, ended: Update, condition: Condition, also: Sequence[Part] = ()
     ) -> None:
         """Ends a build; if its model's record names it as the open one, that is cleared.
 
         Raises:
             ConditionFailed: the condition on the build was not met.
-            InFlight: the idempotency claim among the further parts was lost.
+            InFlight: the idempotency claim in `also` was lost.
         """
         part = transactions.update(self._builds, key(build_id=build.build_id), ended, condition)
         freed = self._model_update(
@@ -336,12 +334,10 @@ class BuildRepository:
         )
         for parts in ((part, freed), (part,)):
             try:
-                await transactions.transact(self._dynamo, *parts, *further)
+                await transactions.transact(self._dynamo, *parts, also=also)
             except TransactionFailed as failed:
                 if refused(failed, _BUILD):
                     raise ConditionFailed from None
-                if freed not in parts or not refused(failed, _MODEL):
-                    raise claim_lost() from None
             else:
                 return
 

@@ -40,8 +40,7 @@ from core.repositories.embedding_rows import (
     unknown,
     writable,
 )
-from core.repositories.idempotency import Claim, claim_lost, completion
-from core.repositories.transactions import refused
+from core.repositories.idempotency import Claim, completion
 from core.results import DeletedEmbedding, StoredEmbedding
 from core.settings import Settings
 
@@ -118,13 +117,11 @@ class EmbeddingRepository:
                 await transactions.transact(
                     self._dynamo,
                     transactions.put(self._table, item, unchanged(before)),
-                    *completion(claim, stored),
+                    also=completion(claim, stored),
                 )
-            except TransactionFailed as failed:
-                if not refused(failed, 0):
-                    raise claim_lost() from None
-            else:
-                return stored
+            except TransactionFailed:
+                continue  # the row has changed since it was read
+            return stored
         raise Unavailable("others kept writing the same row; try again")
 
     async def store_batch(
@@ -196,13 +193,9 @@ class EmbeddingRepository:
                 await transactions.transact(
                     self._dynamo,
                     transactions.update(self._table, row, change, lives),
-                    *completion(claim, deleted),
+                    also=completion(claim, deleted),
                 )
-        except ConditionFailed:
-            raise unknown(model.model_version, product_id) from None
-        except TransactionFailed as failed:
-            if not refused(failed, 0):
-                raise claim_lost() from None
+        except (ConditionFailed, TransactionFailed):
             raise unknown(model.model_version, product_id) from None
         return deleted
 

@@ -36,7 +36,7 @@ from core.dynamo.rows import delete_row, update_row
 from core.dynamo.wire import Item, RequestItem
 from core.errors import ConditionFailed, InFlight, KeyReused
 from core.repositories import transactions
-from core.repositories.transactions import CONFLICTS, Part
+from core.repositories.transactions import CONFLICTS, Part, claim_lost
 from core.repositories.user_deletions import REMOVALS_MAX
 from core.results import Result
 from core.settings import Settings
@@ -300,11 +300,6 @@ class IdempotencyRepository:
                 # Stored by a later release, whose processes can replay it.
                 _log.warning("a stored result cannot be read", reason=str(error))
         raise InFlight("a request with this idempotency key is being answered; try again shortly")
-
-
-def claim_lost() -> InFlight:
-    """The error of a claim that another request has taken over."""
-    return InFlight("another request with this idempotency key took over; ask again for its answer")
 
 
 def _completed(encoded: bytes, *, lasting: bool = False) -> Update:

@@ -23,8 +23,7 @@ from core.errors import (
 )
 from core.models import Metric, Model, now, timestamp
 from core.repositories import transactions
-from core.repositories.idempotency import claim_lost
-from core.repositories.transactions import Part, found, refused
+from core.repositories.transactions import Part, found
 from core.settings import Settings
 
 MODEL_CODEC = Codec(Model)
@@ -214,10 +213,8 @@ class ModelRepository:
         )
         self.forget(name)
         try:
-            await transactions.transact(self._dynamo, mark, *also)
+            await transactions.transact(self._dynamo, mark, also=also)
         except TransactionFailed as failed:
-            if not refused(failed, 0):
-                raise claim_lost() from None
             item = found(failed, 0)
             there = None if item is None else decode_model(item)
             if there is not None and there.generation == marked.generation:

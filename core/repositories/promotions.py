@@ -33,14 +33,13 @@ from core.models import Build, Model, Progress, now, timestamp
 from core.repositories import transactions
 from core.repositories.build_rows import ours
 from core.repositories.builds import BuildRepository
-from core.repositories.idempotency import claim_lost
 from core.repositories.models import ModelRepository, same_model
 from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
 
 _OPEN = "open_build_id"
-_BUILD, _MODEL = 0, 1
-"""Positions of the two rows in the transactions."""
+_BUILD = 0
+"""Position of its row in the transactions."""
 
 
 class PromotionRepository:
@@ -130,16 +129,14 @@ class PromotionRepository:
                         moved,
                         equals("epoch", model.epoch) & same_model(model) & same,
                     ),
-                    *also,
                     *self._demotion(open_build),
+                    also=also,
                 )
             except TransactionFailed as failed:
                 if refused(failed, _BUILD):
                     raise NotPromotable(
                         f"build {build_id} cannot be made current: it was removed just now"
                     ) from None
-                if not refused(failed, _MODEL):
-                    raise claim_lost() from None
             else:
                 return
         raise Unavailable(f"concurrent builds of {model_version} kept interfering; try again")

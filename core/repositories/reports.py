@@ -15,7 +15,6 @@ from core.dynamo.wire import Item
 from core.errors import AlreadyExists, NotFound, Stale, TransactionFailed
 from core.models import Report
 from core.repositories import transactions
-from core.repositories.idempotency import claim_lost
 from core.repositories.transactions import Part, found, refused
 from core.repositories.user_deletions import REMOVALS_MAX
 from core.repositories.users import UserRepository, being_deleted
@@ -149,18 +148,17 @@ class ReportRepository:
         self, part: Part, user_id: str, also: Sequence[Part], *, create: bool = False
     ) -> None:
         try:
-            await transactions.transact(self._dynamo, part, self._users.allows(user_id), *also)
+            allowed = self._users.allows(user_id)
+            await transactions.transact(self._dynamo, part, allowed, also=also)
         except TransactionFailed as failed:
-            if refused(failed, 0):
-                item = found(failed, 0)
-                if create:
-                    raise AlreadyExists("there is a report of that id already") from None
-                if item is None or item["user_id"].S != user_id:
-                    raise unknown_report() from None
-                raise Stale("the report has changed since the version that was named") from None
-            if refused(failed, 1):
+            if not refused(failed, 0):
                 raise being_deleted() from None
-            raise claim_lost() from None
+            if create:
+                raise AlreadyExists("there is a report of that id already") from None
+            item = found(failed, 0)
+            if item is None or item["user_id"].S != user_id:
+                raise unknown_report() from None
+            raise Stale("the report has changed since the version that was named") from None
 
 
 def unknown_report() -> NotFound:

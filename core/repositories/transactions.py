@@ -1,11 +1,12 @@
 """Parts of a transaction, and what made one fail."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, expressions
 from core.dynamo.wire import Item, RequestItem
-from core.errors import TransactionFailed, Unavailable
+from core.errors import InFlight, TransactionFailed, Unavailable
 from core.retry import RetryPolicy
 
 Part = dict[str, Any]
@@ -50,23 +51,33 @@ def check(table: str, key: RequestItem, condition: Condition) -> Part:
     return _part("ConditionCheck", table, condition, Key=key)
 
 
-async def transact(dynamo: Dynamo, *parts: Part) -> None:
+async def transact(dynamo: Dynamo, *parts: Part, also: Sequence[Part] = ()) -> None:
     """Writes all of the parts, or none. A conflict with another transaction is retried.
 
+    `also` are the parts that belong to a claim on an idempotency key.
+
     Raises:
-        TransactionFailed: the condition of a part was not met; with one reason per part, and the
-            rows of those that were refused.
+        TransactionFailed: the condition of one of `parts` was not met; with one reason per part,
+            and the rows of those that were refused.
+        InFlight: only the condition of the claim was not met: another request has taken it over.
         Unavailable: other transactions kept conflicting.
     """
     async for _ in CONFLICTS.attempts():
         try:
-            await dynamo.call("transact_write_items", TransactItems=list(parts))
+            await dynamo.call("transact_write_items", TransactItems=[*parts, *also])
         except TransactionFailed as failed:
-            if REFUSED in failed.reasons:
+            if REFUSED in failed.reasons[: len(parts)]:
                 raise
+            if REFUSED in failed.reasons:
+                raise claim_lost() from None
         else:
             return
     raise Unavailable("other writes of the same rows kept conflicting; try again")
+
+
+def claim_lost() -> InFlight:
+    """The error of a claim that another request has taken over."""
+    return InFlight("another request with this idempotency key took over; ask again for its answer")
 
 
 def _part(

@@ -11,8 +11,7 @@ from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale, Transactio
 from core.models import User
 from core.repositories import transactions
 from core.repositories.deletion_leases import MARK
-from core.repositories.idempotency import claim_lost
-from core.repositories.transactions import Part, found, refused
+from core.repositories.transactions import Part, found
 from core.repositories.user_deletions import pending
 from core.settings import Settings
 
@@ -88,10 +87,8 @@ class UserRepository:
 
     async def _write(self, part: Part, also: Sequence[Part], *, create: bool = True) -> None:
         try:
-            await transactions.transact(self._dynamo, part, *also)
+            await transactions.transact(self._dynamo, part, also=also)
         except TransactionFailed as failed:
-            if not refused(failed, 0):
-                raise claim_lost() from None
             item = found(failed, 0)
             if item is None:
                 raise unknown_user() from None
