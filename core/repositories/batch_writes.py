@@ -37,7 +37,7 @@ class BatchWrite:
         self._monotonic_deadline = monotonic() + deadline_s
         """The same by a clock that also runs while the process is suspended."""
         self._silent_since: float | None = now_s
-        """Since when DynamoDB answers nothing; at first when the batch began_s."""
+        """Since when DynamoDB has not answered; None once it has."""
         self._answered_at = 0.0
         """When DynamoDB last answered a call."""
         self._unreachable = False
