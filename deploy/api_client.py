@@ -1,4 +1,4 @@
-"""K9's own HTTP API, as the commands call it. Problem details become one line."""
+"""A client of K9's HTTP API for the commands. Problem details become one line."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,12 +13,10 @@ from deploy.errors import CommandError
 
 _FIELDS_SHOWN = 3
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
-_STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=60)
-_EVENT_BYTES_MAX = 4 * 1024 * 1024
 
 
 class ProblemError(CommandError):
-    """The API answered with a problem."""
+    """The API answered with problem details."""
 
     def __init__(self, status: int, line: str, kind: str) -> None:
         super().__init__(line)
@@ -28,12 +26,12 @@ class ProblemError(CommandError):
 
 
 def path_of(*segments: str) -> str:
-    """A path of segments, each percent-encoded whole: a slash in a product id too."""
+    """A path of segments, each percent-encoded, a slash in a product id too."""
     return "".join(f"/{quote(segment, safe='')}" for segment in segments)
 
 
 class Api:
-    """One session against one address."""
+    """A session with the API at one address."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
         self._session = session
@@ -47,11 +45,11 @@ class Api:
         query: Mapping[str, int | str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The decoded answer. `path` is encoded already.
+        """The decoded answer. `path` is percent-encoded already.
 
         Raises:
-            ProblemError: for any answer that is not a success.
-            CommandError: when there is no answer.
+            ProblemError: the answer is not a success.
+            CommandError: there is no answer.
         """
         text = urlencode(query or {})
         url = URL(f"{self._base}{path}{'?' if text else ''}{text}", encoded=True)
@@ -77,40 +75,7 @@ class Api:
         try:
             return msgspec.json.decode(data)
         except msgspec.DecodeError as error:
-            raise CommandError(f"{self._base} answered with no JSON: is it K9's API?") from error
-
-    async def events(self, path: str) -> AsyncIterator[Any]:
-        """The decoded data of server-sent events, until the stream ends.
-
-        Raises:
-            ProblemError: there is no such stream.
-            CommandError: it cannot be had, or broke off.
-        """
-        url = URL(f"{self._base}{path}", encoded=True)
-        accept = {"Accept": "text/event-stream"}
-        try:
-            async with self._session.get(
-                url, headers=accept, timeout=_STREAM_TIMEOUT, allow_redirects=False
-            ) as reply:
-                if reply.status != 200:  # noqa: PLR2004
-                    raise _problem(reply.status, await reply.read())
-                waiting = b""
-                async for chunk in reply.content.iter_any():
-                    *whole, waiting = (waiting + chunk).split(b"\n\n")
-                    for event in whole:
-                        for data in _data(event):
-                            yield msgspec.json.decode(data)
-                    if len(waiting) > _EVENT_BYTES_MAX:
-                        raise CommandError(f"{self._base} sent an event without end")
-        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
-            raise CommandError(f"the events of {path} broke off: {error}") from error
-
-
-def _data(event: bytes) -> list[bytes]:
-    """The data of one event; a comment has none."""
-    lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
-    joined = b"\n".join(line.removeprefix(b"data:").removeprefix(b" ") for line in lines)
-    return [joined] if lines else []
+            raise CommandError(f"{self._base} did not answer with JSON: is it K9's API?") from error
 
 
 @asynccontextmanager

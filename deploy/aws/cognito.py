@@ -12,9 +12,9 @@ POOL = "k9"
 CLIENT = "k9-cli"
 GROUPS = ("readers", "operators")
 TOKEN_HOURS = 24
-"""As long as Cognito allows for an access token."""
+"""The longest that Cognito allows for an access token."""
 _ACCESS = {
-    # Signed by the pool's owner, unlike ALLOW_USER_PASSWORD_AUTH, which anyone may try.
+    # Signed with the pool owner's credentials, unlike ALLOW_USER_PASSWORD_AUTH.
     "ExplicitAuthFlows": ["ALLOW_ADMIN_USER_PASSWORD_AUTH", "ALLOW_REFRESH_TOKEN_AUTH"],
     "AccessTokenValidity": TOKEN_HOURS,
     "TokenValidityUnits": {"AccessToken": "hours"},
@@ -22,20 +22,20 @@ _ACCESS = {
 
 
 class UserPool(msgspec.Struct, frozen=True):
-    """Where tokens come from, and what to check them against."""
+    """A user pool, and what its tokens are verified with."""
 
     pool_id: str
     client_id: str
     issuer: str
-    """`iss` of its tokens: the real Cognito address of the pool, on the embedded stack too."""
+    """`iss` of its tokens: the pool's address at AWS, on the embedded stack too."""
     jwks_url: str
 
 
 async def ensure_pool(settings: Settings) -> UserPool:
-    """The pool named `k9` with its app client and groups, made where missing.
+    """The pool named `k9` with its app client and groups; what is missing is created.
 
     Raises:
-        CommandError: when Cognito cannot be asked.
+        CommandError: Cognito did not answer.
     """
     async with open_client("cognito-idp", settings) as client:
         pool_id = await _find_pool(client)
@@ -47,7 +47,7 @@ async def ensure_pool(settings: Settings) -> UserPool:
                 UserPoolId=pool_id, ClientName=CLIENT, **_ACCESS
             )
             client_id = made["UserPoolClient"]["ClientId"]
-        else:  # of an earlier release, perhaps
+        else:  # it may be of an earlier release
             await client.update_user_pool_client(
                 UserPoolId=pool_id, ClientId=client_id, ClientName=CLIENT, **_ACCESS
             )
@@ -69,12 +69,12 @@ async def ensure_pool(settings: Settings) -> UserPool:
 async def fetch_token(
     settings: Settings, *, pool_id: str, client_id: str, user: str, password: str, operator: bool
 ) -> str:
-    """An access token of a user, who is made if there is none of that name.
+    """An access token of a user, who is created if there is none of that name.
 
-    The user is in the group `operators` from then on, or no longer, as `operator` says.
+    The user is added to the group `operators` or removed from it, depending on `operator`.
 
     Raises:
-        CommandError: when Cognito does not give one.
+        CommandError: Cognito did not issue one.
     """
     async with open_client("cognito-idp", settings) as client:
         try:
@@ -98,7 +98,7 @@ async def _create_user(client: Any, pool_id: str, user: str, password: str) -> N
     try:
         await client.admin_create_user(UserPoolId=pool_id, Username=user, MessageAction="SUPPRESS")
     except ClientError as error:
-        # Another command asked for the same user at the same moment.
+        # Another command created the same user at the same moment.
         if code_of(error) != "UsernameExistsException":
             raise
     await client.admin_set_user_password(
@@ -107,20 +107,18 @@ async def _create_user(client: Any, pool_id: str, user: str, password: str) -> N
 
 
 async def _find_pool(client: Any) -> str | None:
-    page: dict[str, Any] = {}
-    while True:
-        reply = await client.list_user_pools(MaxResults=60, **page)
-        for pool in reply["UserPools"]:
+    pages = client.get_paginator("list_user_pools").paginate(PaginationConfig={"PageSize": 60})
+    async for page in pages:
+        for pool in page["UserPools"]:
             if pool["Name"] == POOL:
                 return str(pool["Id"])
-        if not reply.get("NextToken"):
-            return None
-        page = {"NextToken": reply["NextToken"]}
+    return None
 
 
 async def _find_client(client: Any, pool_id: str) -> str | None:
-    reply = await client.list_user_pool_clients(UserPoolId=pool_id, MaxResults=60)
-    for entry in reply["UserPoolClients"]:
-        if entry["ClientName"] == CLIENT:
-            return str(entry["ClientId"])
+    pages = client.get_paginator("list_user_pool_clients").paginate(UserPoolId=pool_id)
+    async for page in pages:
+        for entry in page["UserPoolClients"]:
+            if entry["ClientName"] == CLIENT:
+                return str(entry["ClientId"])
     return None

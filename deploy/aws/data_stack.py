@@ -1,28 +1,28 @@
-"""The tables and the bucket of an environment, from `cloudformation/data.yaml`."""
+"""The CloudFormation stack of an environment's tables and bucket, by `cloudformation/data.yaml`."""
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 from botocore.exceptions import ClientError
 
+from core.dynamo import tables
 from core.settings import Settings
 from deploy.aws.clients import code_of, message_of, open_client
-from deploy.aws.tables import TABLES, ensure_settings
+from deploy.aws.tables import ensure_settings
+from deploy.callbacks import MessageCallback, ignore
 from deploy.errors import CommandError
 
 TEMPLATE = Path(__file__).parent.parent / "cloudformation" / "data.yaml"
 Protection = Literal["auto", "true", "false"]
-Report = Callable[[str], None]
 
 _WAIT_S = 900.0
 _POLL_S = 3.0
-_GONE = "DELETE_COMPLETE"
+_DELETED = "DELETE_COMPLETE"
 _BROKEN = {"ROLLBACK_COMPLETE", "CREATE_FAILED", "ROLLBACK_FAILED", "DELETE_FAILED"}
-# An update may change a table in place, and never swap it for an empty one of another key.
+# An update may change a table in place, but never replace it by an empty one with another key.
 _STACK_POLICY = json.dumps(
     {
         "Statement": [
@@ -42,14 +42,14 @@ _STACK_POLICY = json.dumps(
 
 
 class DataStack(msgspec.Struct, frozen=True):
-    """What `create_tables` did, and what there is now."""
+    """What `create_tables` did, and the stack's outputs."""
 
     name: str
     change: Literal["created", "updated", "unchanged"]
     outputs: dict[str, str]
     """The template's outputs: `UsersTableName`, `IndexesBucketName` and so on."""
     turned_on: tuple[str, ...]
-    """What the stack left off, and this call turned on."""
+    """Settings that the stack left off, and this call turned on."""
 
     @property
     def bucket(self) -> str:
@@ -57,19 +57,15 @@ class DataStack(msgspec.Struct, frozen=True):
         return self.outputs["IndexesBucketName"]
 
 
-def _quiet(line: str) -> None:
-    """Says nothing."""
-
-
 async def create_tables(
-    settings: Settings, *, protection: Protection = "auto", report: Report = _quiet
+    settings: Settings, *, protection: Protection = "auto", message: MessageCallback = ignore
 ) -> DataStack:
-    """Creates the environment's tables and bucket, or brings them up to the template.
+    """Creates the environment's tables and bucket, or updates them to the template.
 
-    Running it again changes nothing. `report` is given a line a step.
+    Running it again changes nothing. `message` is called with a line per step.
 
     Raises:
-        CommandError: when CloudFormation does not accept it or a resource fails, with its reason.
+        CommandError: CloudFormation did not accept it or a resource failed; with the reason.
     """
     _refuse_overrides(settings)
     name = f"k9-data-{settings.environment}"
@@ -83,37 +79,38 @@ async def create_tables(
         "StackPolicyBody": _STACK_POLICY,
     }
     async with open_client("cloudformation", settings) as client:
-        change = await _apply(client, name, arguments, report)
+        change = await _apply(client, name, arguments, message)
         stack = await _describe(client, name)
     outputs = {o["OutputKey"]: o["OutputValue"] for o in (stack or {}).get("Outputs", [])}
     if "IndexesBucketName" not in outputs:
         raise CommandError(f"the stack {name} has no output IndexesBucketName: is it K9's?")
-    turned_on = await ensure_settings(settings, report)
+    turned_on = await ensure_settings(settings, message)
     return DataStack(name, change, outputs, turned_on)
 
 
 def _refuse_overrides(settings: Settings) -> None:
-    for table in TABLES:
-        made = f"k9-{table}-{settings.environment}"
-        if settings.table(table) != made:
+    for table in tables.ALL:
+        name = f"k9-{table.name}-{settings.environment}"
+        override = settings.table(table.name)
+        if override != name:
             raise CommandError(
-                f"DYNAMODB_{table.upper()}_TABLE is {settings.table(table)!r}, and the template "
-                f"makes {made!r}: unset it to create the tables"
+                f"DYNAMODB_{table.name.upper()}_TABLE is {override!r}, but the template creates "
+                f"{name!r}: unset it to create the tables"
             )
 
 
 async def _apply(
-    client: Any, name: str, arguments: dict[str, Any], report: Report
+    client: Any, name: str, arguments: dict[str, Any], message: MessageCallback
 ) -> Literal["created", "updated", "unchanged"]:
     stack = await _describe(client, name)
     if stack and stack["StackStatus"].endswith("_IN_PROGRESS"):
-        report(f"{name}: another change is under way, waiting for it")
-        stack = await _settle(client, name, report)
+        message(f"{name}: another change is in progress, waiting for it")
+        stack = await _settle(client, name, message)
     if stack and stack["StackStatus"] in _BROKEN:
-        # Nothing of a failed first creation is kept, so the stack is an empty shell.
-        report(f"{name}: removing what is left of a failed creation")
+        # CloudFormation rolled back a failed first creation, so the stack has no resources.
+        message(f"{name}: deleting the stack of a failed creation")
         await client.delete_stack(StackName=name)
-        stack = await _settle(client, name, report)
+        stack = await _settle(client, name, message)
     seen = await _event_ids(client, name) if stack else set()
     if stack is None:
         await client.create_stack(**arguments, OnFailure="ROLLBACK")
@@ -126,8 +123,8 @@ async def _apply(
                 return "unchanged"
             raise
         change = "updated"
-    stack = await _settle(client, name, report, seen)
-    status = stack["StackStatus"] if stack else _GONE
+    stack = await _settle(client, name, message, seen)
+    status = stack["StackStatus"] if stack else _DELETED
     if status not in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}:
         raise CommandError(
             f"{name} ended as {status}: {await _first_failure(client, name, seen, stack)}"
@@ -139,18 +136,18 @@ async def _describe(client: Any, name: str) -> dict[str, Any] | None:
     try:
         reply = await client.describe_stacks(StackName=name)
     except ClientError as error:
-        # CloudFormation has no code of its own for a stack that is not there.
+        # CloudFormation has no separate code for a stack that does not exist.
         if code_of(error) == "ValidationError" and "does not exist" in message_of(error):
             return None
         raise
     stack: dict[str, Any] = reply["Stacks"][0]
-    return None if stack["StackStatus"] == _GONE else stack
+    return None if stack["StackStatus"] == _DELETED else stack
 
 
 async def _settle(
-    client: Any, name: str, report: Report, seen: set[str] | None = None
+    client: Any, name: str, message: MessageCallback, seen: set[str] | None = None
 ) -> dict[str, Any] | None:
-    """The stack once nothing is under way in it, reporting each resource that is done."""
+    """The stack once no change is in progress; `message` is called with each resource's result."""
     known = set() if seen is None else set(seen)
     pause_s = 0.05
     loop = asyncio.get_running_loop()
@@ -162,18 +159,15 @@ async def _settle(
                 if event["EventId"] not in known:
                     known.add(event["EventId"])
                     if event["ResourceStatus"].endswith(("_COMPLETE", "_FAILED")):
-                        report(f"{event['LogicalResourceId']}: {_words(event)}")
-        # UPDATE_COMPLETE_CLEANUP_IN_PROGRESS too is under way.
+                        status = str(event["ResourceStatus"]).lower().replace("_", " ")
+                        message(f"{event['LogicalResourceId']}: {status}")
+        # This includes UPDATE_COMPLETE_CLEANUP_IN_PROGRESS.
         if stack is None or not stack["StackStatus"].endswith("_IN_PROGRESS"):
             return stack
         if loop.time() > deadline:
             raise CommandError(f"{name} is still {stack['StackStatus']} after {_WAIT_S:.0f} s")
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _POLL_S)
-
-
-def _words(event: dict[str, Any]) -> str:
-    return str(event["ResourceStatus"]).lower().replace("_", " ")
 
 
 async def _events(client: Any, name: str) -> list[dict[str, Any]]:

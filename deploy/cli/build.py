@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import os
 from typing import Any
 
 import click
 
-from deploy.api_client import open_api, path_of
+from deploy.api_client import path_of
 from deploy.cli import environment
-from deploy.cli.watch_build import must_be_published, watch
+from deploy.cli.watch_build import check_published, watch
 
 
 @click.command("build")
@@ -24,36 +23,17 @@ from deploy.cli.watch_build import must_be_published, watch
     is_flag=True,
     help="Replaces the current build however little the two have in common.",
 )
-@click.option("--no-wait", is_flag=True, help="Prints the build's id and leaves.")
-def command(
-    model: str,
-    target_recall: float,
-    matrix_k: int,
-    *,
-    deterministic: bool,
-    force: bool,
-    no_wait: bool,
-) -> None:
+@click.option("--no-wait", is_flag=True, help="Prints the build's id without waiting for it.")
+@environment.async_command
+async def command(model: str, *, no_wait: bool, **parameters: Any) -> None:
     """Builds and publishes the index and the similarity matrix of MODEL.
 
     Ctrl-C leaves the build running.
     """
-    body = {
-        "target_recall": target_recall,
-        "matrix_k": matrix_k,
-        "deterministic": deterministic,
-        "force": force,
-    }
-    asyncio.run(_build(model, body, wait=not no_wait))
-
-
-async def _build(model: str, body: dict[str, Any], *, wait: bool) -> None:
-    settings, stack = environment.enter()
-    url, token = await environment.api_access(settings, stack, os.environ)
-    async with open_api(url, token) as api:
-        build = await api.call("POST", path_of("models", model, "builds"), body=body)
+    async with environment.open_api() as api:
+        build = await api.call("POST", path_of("models", model, "builds"), body=parameters)
         build_id = str(build["build_id"])
-        if not wait:
+        if no_wait:
             click.echo(build_id)
             return
         try:
@@ -61,7 +41,7 @@ async def _build(model: str, body: dict[str, Any], *, wait: bool) -> None:
         except asyncio.CancelledError:
             click.echo(f"build {build_id} goes on without this command", err=True)
             raise
-    must_be_published(build)
+    check_published(build)
     click.echo(_summary(build))
 
 
@@ -69,14 +49,14 @@ def _summary(build: dict[str, Any]) -> str:
     """What was published: `build … published: hnsw_flat, recall@10 0.9810, …`."""
     manifest = build.get("manifest") or {}
     words = []
-    with contextlib.suppress(KeyError, TypeError, ValueError):  # of another K9's manifest
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # another release's manifest
         recall, matrix = manifest["recall"], manifest["matrix"]
         words.append(f"{manifest['counts']['rows']:,} rows")
         words.append(f"index {manifest['index']['family']}")
         words.append(f"recall@{recall['at']} {recall['value']:.4f}")
         if (zero := recall.get("zero")) and zero["queries"]:
-            words.append(f"{zero['count']} of {zero['queries']:,} queries found nothing right")
+            words.append(f"{zero['count']} of {zero['queries']:,} queries found no true neighbour")
         words.append(f"matrix of {matrix['k']} with recall {matrix['recall']:.4f}")
         if (changes := manifest.get("changes")) and changes["overlap"] is not None:
-            words.append(f"overlap {changes['overlap']:.3f} with the build before it")
+            words.append(f"overlap {changes['overlap']:.3f} with the previous build")
     return f"build {build['build_id']} published: {', '.join(words)}"

@@ -19,7 +19,7 @@ from deploy.terminal import standard_output
     type=click.IntRange(0, 65535),
     default=3001,
     show_default=True,
-    help="Of the API; 0 takes free ports for everything.",
+    help="Of the API; 0 chooses free ports for everything.",
 )
 @click.option(
     "--data",
@@ -30,9 +30,9 @@ from deploy.terminal import standard_output
 )
 @click.option("--empty", is_flag=True, help="Does not load the sample catalogue.")
 def command(port: int, data: Path, *, empty: bool) -> None:
-    """Starts the embedded AWS and Valkey, the API and a worker, until Ctrl-C.
+    """Runs the embedded AWS and Valkey, the API and a worker, until Ctrl-C.
 
-    At first start it loads the sample catalogue and builds its index. The other commands find the
+    The first start loads the sample catalogue and builds its index. The other commands find the
     stack by themselves when they run in the same directory.
     """
     try:
@@ -43,11 +43,11 @@ def command(port: int, data: Path, *, empty: bool) -> None:
             f"{error.name} is not installed: `make dev` installs what the embedded stack needs"
         ) from error
 
-    # Whatever a part writes is for its owner alone, in a directory that was wide open too.
+    # Whatever the processes write is readable by its owner alone, whatever the directory's mode.
     os.umask(0o077)
     home = Path.cwd() / DEFAULT_DIR
     with ExitStack() as stack:
-        # One in this directory, since the commands look here; one on the data, wherever it is.
+        # Locks this directory, where the commands look for the stack, and the data's.
         for directory in sorted({home.resolve(), data.resolve()}):
             stack.enter_context(locked(directory))
         directories = DataDir(data)

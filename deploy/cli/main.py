@@ -7,52 +7,40 @@ from typing import Any
 
 import click
 
-# A module a command, imported when it is called: `k9 --help` has no use for any of them.
+# Each command is a module that is imported when it is called: `k9 --help` loads none of them.
 _COMMANDS = {
-    "backup": "deploy.cli.backup",
-    "build": "deploy.cli.build",
-    "dev": "deploy.cli.dev",
-    "import": "deploy.cli.imports",
-    "migrate": "deploy.cli.migrate",
-    "neighbors": "deploy.cli.neighbors",
-    "rebuild": "deploy.cli.rebuild",
-    "restore": "deploy.cli.restore",
-    "tables": "deploy.cli.tables",
-    "token": "deploy.cli.token",
-    "verify-build": "deploy.cli.verify_build",
-}
-_SHORT = {
-    "backup": "Writes every table to files.",
-    "build": "Requests a build and shows its progress.",
-    "dev": "Starts everything on this machine.",
-    "import": "Loads a file of embeddings.",
-    "migrate": "Loads existing users, reports or embeddings.",
-    "neighbors": "Shows a product's nearest neighbours.",
-    "rebuild": "Makes lost or damaged index files again.",
-    "restore": "Brings tables back, from files or as of a time.",
-    "tables": "Creates, describes and counts the tables.",
-    "token": "Prints an access token of the embedded stack.",
-    "verify-build": "Makes a build's files again and compares them.",
+    "backup": ("backup", "Writes every table to files."),
+    "build": ("build", "Requests a build and shows its progress."),
+    "dev": ("dev", "Starts everything on this machine."),
+    "import": ("imports", "Loads a file of embeddings."),
+    "migrate": ("migrate", "Loads existing users, reports or embeddings."),
+    "neighbors": ("neighbors", "Shows a product's nearest neighbours."),
+    "rebuild": ("rebuild", "Rebuilds lost or damaged index files."),
+    "restore": ("restore", "Restores tables, from files or as of a time."),
+    "tables": ("tables", "Creates, describes and counts the tables."),
+    "token": ("token", "Prints an access token of the embedded stack."),
+    "verify-build": ("verify_build", "Rebuilds a build's files and compares them."),
 }
 _FAILED, _USAGE, _INTERRUPTED = 1, 64, 130
 """Wrong usage is the EX_USAGE of sysexits.h: 2 has a meaning of its own for some commands."""
 
 
 class _Commands(click.Group):
-    """Subcommands that are imported late."""
+    """Subcommands that are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return sorted(_COMMANDS)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name]).command
+        module = importlib.import_module(f"deploy.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl(sorted(_SHORT.items()))
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,7 +60,7 @@ def run(arguments: list[str] | None = None) -> int:
         usage = isinstance(error, click.UsageError)
         return _say(error.format_message(), _USAGE if usage else _FAILED)
     except click.Abort as abort:
-        # click makes one of EOFError too, which a library raises at the end of a damaged file.
+        # click also turns EOFError into Abort, which a library raises at a damaged file's end.
         cause = abort.__cause__ or abort.__context__
         return _failed(cause) if isinstance(cause, EOFError) else _INTERRUPTED
     except KeyboardInterrupt:
@@ -89,7 +77,7 @@ def _failed(error: Exception) -> int:
     if os.environ.get("K9_TRACE"):
         raise error
     if isinstance(error, BrokenPipeError):
-        # Whoever read this has gone, as `| head` does; and nothing may be flushed into it at exit.
+        # The reader has closed the pipe, as `| head` does; nothing may be flushed into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
     if isinstance(error, SettingsError):

@@ -1,11 +1,8 @@
 """`k9 neighbors`."""
 
-import asyncio
-import os
-
 import click
 
-from deploy.api_client import open_api, path_of
+from deploy.api_client import path_of
 from deploy.cli import environment
 from deploy.terminal import index_line, neighbor_table, standard_output
 
@@ -14,16 +11,11 @@ from deploy.terminal import index_line, neighbor_table, standard_output
 @click.argument("model")
 @click.argument("product_id")
 @click.option("--k", type=int, default=10, show_default=True)
-def command(model: str, product_id: str, k: int) -> None:
+@environment.async_command
+async def command(model: str, product_id: str, k: int) -> None:
     """Shows the products of MODEL that are nearest to PRODUCT_ID."""
-    asyncio.run(_neighbors(model, product_id, k))
-
-
-async def _neighbors(model: str, product_id: str, k: int) -> None:
-    settings, stack = environment.enter()
-    url, token = await environment.api_access(settings, stack, os.environ)
     path = path_of("models", model, "products", product_id, "neighbors")
-    async with open_api(url, token) as api:
+    async with environment.open_api() as api:
         answer = await api.call("GET", path, query={"k": k})
     standard_output().print(neighbor_table(answer))
     click.echo(f"\n{index_line(answer['index'])}")

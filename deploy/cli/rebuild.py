@@ -1,46 +1,40 @@
 """`k9 rebuild`."""
 
 import asyncio
-import os
 from typing import Any
 
 import click
 import msgspec
 
 from core.models import BuildParameters
-from deploy.api_client import Api, ProblemError, open_api, path_of
+from deploy.api_client import Api, ProblemError, path_of
 from deploy.cli import environment
-from deploy.cli.watch_build import must_be_published, watch
+from deploy.cli.watch_build import check_published, watch
 from deploy.errors import CommandError
 
 _PAGE = 100
 _POLL_S = 0.5
 _SERVED_S = 90.0
-"""How long the API may take to answer from a build: it tries a version again within 60 s."""
+"""How long the API may take to serve a build: it tries a version again within 60 s."""
 
 
 @click.command("rebuild")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
-def command(models: tuple[str, ...]) -> None:
-    """Makes the current builds again from DynamoDB: each MODEL's, or those of all model versions.
+@environment.async_command
+async def command(models: tuple[str, ...]) -> None:
+    """Rebuilds the current builds from DynamoDB: each MODEL's, or those of all model versions.
 
-    For when index files were lost or damaged. Each is built with the parameters of the build that
-    it replaces, and stays pinned where that was. Then its files are held against what the other
-    had: where no row has changed they have the same SHA-256 (a graph, where the build was
+    For index files that were lost or damaged. Each is built with the parameters of the build that
+    it replaces, and stays pinned if that was. Then its files are compared with those of the
+    replaced build: where no row has changed they have the same SHA-256 (a graph, if the build was
     deterministic).
 
-    Exits 0 when the API answers from all of them.
+    Exits 0 when the API serves all of them.
     """
-    asyncio.run(_rebuild(models))
-
-
-async def _rebuild(names: tuple[str, ...]) -> None:
-    settings, stack = environment.enter()
-    url, token = await environment.api_access(settings, stack, os.environ)
     problems = []
-    async with open_api(url, token) as api:
-        rebuilds = [_Rebuild(api, name) for name in names or await _built(api)]
-        # All are asked for before any is waited for: several workers share the work.
+    async with environment.open_api() as api:
+        rebuilds = [_Rebuild(api, name) for name in models or await _published(api)]
+        # All are requested before any is waited for: several workers share the work.
         for act in (_Rebuild.begin, _Rebuild.end):
             for rebuild in list(rebuilds):
                 try:
@@ -52,7 +46,7 @@ async def _rebuild(names: tuple[str, ...]) -> None:
         raise CommandError("; ".join(problems))
 
 
-async def _built(api: Api) -> list[str]:
+async def _published(api: Api) -> list[str]:
     """The model versions that have a published build.
 
     Raises:
@@ -67,7 +61,7 @@ async def _built(api: Api) -> list[str]:
             break
         more = {"cursor": page["next_cursor"]}
     if not names:
-        raise CommandError("no model version has a published build: `k9 build MODEL` makes one")
+        raise CommandError("no model version has a published build: `k9 build MODEL` creates one")
     return names
 
 
@@ -93,27 +87,27 @@ class _Rebuild:
             await self._request()
 
     async def end(self) -> None:
-        """Waits until the API answers from the build, and tells how it compares.
+        """Waits until the API serves the build, and prints how its files compare.
 
         Raises:
             CommandError: it does not, or files differ that should not.
         """
-        # One that was under way may have lost files already: it is waited for, and not counted on.
+        # A build that was open already may have lost files too, so another one follows it.
         while self._build is None and not self._empty:
-            under_way = (await self._model())["open_build_id"]
-            if under_way is not None:
-                await watch(self._api, await self._api.call("GET", path_of("builds", under_way)))
+            open_id = (await self._model())["open_build_id"]
+            if open_id is not None:
+                await watch(self._api, await self._api.call("GET", path_of("builds", open_id)))
             await self._request()
         if self._build is None:
-            click.echo(f"{self.name}: it has no rows any more, and so nothing to make again")
+            click.echo(f"{self.name}: it has no rows any more, so there is nothing to rebuild")
             return
         build = await watch(self._api, self._build)
-        must_be_published(build)
+        check_published(build)
         if self._pinned:
             path = path_of("models", self.name, "promote")
             await self._api.call("POST", path, body={"build_id": build["build_id"]})
         await self._served(build["build_id"])
-        self._tell(build)
+        self._print_comparison(build)
 
     async def _model(self) -> dict[str, Any]:
         model: dict[str, Any] = await self._api.call("GET", path_of("models", self.name))
@@ -123,7 +117,7 @@ class _Rebuild:
         model = await self._model()
         if model["current_build"] is None:
             raise CommandError(
-                f"it has no published build to make again: `k9 build {self.name}` makes the first"
+                f"it has no published build to rebuild: `k9 build {self.name}` creates the first"
             )
         self._pinned = model["pinned"]
         current = path_of("builds", model["current_build"]["build_id"])
@@ -136,12 +130,12 @@ class _Rebuild:
             )
         except ProblemError as error:
             self._empty = error.kind == "empty-model"
-            # A conflict: another one was faster, and its end is waited for.
+            # On a conflict another build was requested first, and is waited for.
             if not self._empty and error.kind != "build-conflict":
                 raise
 
     async def _served(self, build_id: str) -> None:
-        """Waits until the API that was asked answers from this build, or from a later one."""
+        """Waits until the API serves this build, or a later one."""
         clock = asyncio.get_running_loop().time
         until = clock() + _SERVED_S
         while clock() < until:
@@ -150,17 +144,17 @@ class _Rebuild:
                 return
             await asyncio.sleep(_POLL_S)
         raise CommandError(
-            f"build {build_id} is published, and the API does not answer from it after "
-            f"{_SERVED_S:g} s: its /health/ready tells why"
+            f"build {build_id} is published, but the API does not serve it after {_SERVED_S:g} s: "
+            "its /health/ready says why"
         )
 
-    def _tell(self, build: dict[str, Any]) -> None:
-        """Tells of each file whether it is the same.
+    def _print_comparison(self, build: dict[str, Any]) -> None:
+        """Prints of each file whether it is the same.
 
         Raises:
-            CommandError: some are not, for no reason that is known.
+            CommandError: some are not, for no known reason.
         """
-        # Late: it brings FAISS along, which the others do without.
+        # Imported here: it loads FAISS, which the other commands do not need.
         from core.index.comparison import compare  # noqa: PLC0415
         from core.index.manifest import Manifest  # noqa: PLC0415
 
@@ -180,9 +174,9 @@ class _Rebuild:
             click.echo(f"  {word}  {file.name:<18}  {file.after}{was}")
         differing, total = len(found.differing), len(found.files)
         if not differing:
-            click.echo(f"{self.name}: all {total} files have the SHA-256 that they had")
+            click.echo(f"{self.name}: all {total} files have the same SHA-256 as before")
             return
         names = ", ".join(found.differing)
         if found.verdict == "unexplained":
-            raise CommandError(f"{names} differ, though no row has changed since then")
+            raise CommandError(f"{names} differ, although no row has changed since then")
         click.echo(f"{self.name}: {differing} of {total} files differ ({names}): {found.reason}")

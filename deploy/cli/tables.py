@@ -1,22 +1,18 @@
 """`k9 tables create · describe · counts`."""
 
-import asyncio
-
 import click
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from deploy.aws.data_stack import Protection, create_tables
-from deploy.aws.tables import count_items, describe_tables
+from deploy.aws.tables import describe_tables
 from deploy.cli import environment
 from deploy.errors import CommandError
-from deploy.terminal import standard_output
+from deploy.terminal import progress_display, standard_output
 
 
 @click.group("tables")
 def command() -> None:
-    """The tables of an environment (K9_ENVIRONMENT, `dev` where it is not set)."""
+    """The tables of an environment (K9_ENVIRONMENT, by default `dev`)."""
 
 
 @command.command("create")
@@ -27,22 +23,22 @@ def command() -> None:
     show_default=True,
     help="Against deletion of the tables; auto is on everywhere but in `dev`.",
 )
-def create(protection: Protection) -> None:
-    """Creates the tables and the bucket, or brings them up to the template."""
+@environment.async_command
+async def create(protection: Protection) -> None:
+    """Creates the tables and the bucket, or updates them to the template."""
     settings, _ = environment.enter()
-
-    def report(line: str) -> None:
-        click.echo(line, err=True)
-
-    made = asyncio.run(create_tables(settings, protection=protection, report=report))
+    made = await create_tables(
+        settings, protection=protection, message=lambda line: click.echo(line, err=True)
+    )
     click.echo(f"{made.name}: {made.change}; the bucket is {made.bucket}")
 
 
 @command.command("describe")
-def describe() -> None:
+@environment.async_command
+async def describe() -> None:
     """Shows keys, indexes, sizes and safeguards. Sizes are up to six hours old."""
     settings, _ = environment.enter()
-    tables = asyncio.run(describe_tables(settings))
+    tables = await describe_tables(settings)
     shown = Table(show_edge=False, pad_edge=False)
     for name in ("table", "status", "key", "indexes", "safeguards"):
         shown.add_column(name, overflow="fold")
@@ -67,34 +63,33 @@ def describe() -> None:
     standard_output().print(shown)
     missing = [table.name for table in tables if table.status == "MISSING"]
     if missing:
-        raise CommandError(f"{len(missing)} tables are missing: `k9 tables create` makes them")
+        raise CommandError(f"{len(missing)} tables are missing: `k9 tables create` creates them")
 
 
 @command.command("counts")
 @click.option(
     "--approximate", is_flag=True, help="DynamoDB's own figures, free and up to six hours old."
 )
-def counts(*, approximate: bool) -> None:
-    """Counts the rows of each table, deleted embeddings' tombstones included.
+@environment.async_command
+async def counts(*, approximate: bool) -> None:
+    """Counts the rows of each table, tombstones of deleted embeddings included.
 
-    Exact unless told otherwise: that reads every table whole, which costs read units.
+    Exact by default: every table is read whole, which costs read units.
     """
+    from deploy.data.bulk import count_items  # noqa: PLC0415 - see `environment`
+
     settings, _ = environment.enter()
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-        task = progress.add_task("counting", total=None)
-        so_far = 0
-
-        def counted(_table: str, items: int) -> None:
-            nonlocal so_far
-            so_far += items
-            progress.update(task, description=f"counting: {so_far:,}")
-
-        found = asyncio.run(count_items(settings, exact=not approximate, counted=counted))
+    found = {table.name: table for table in await describe_tables(settings)}
+    for name, table in found.items():
+        if table.status == "MISSING":
+            raise CommandError(f"table {name} does not exist: `k9 tables create` creates it")
+    items = {name: table.items for name, table in found.items()}
+    if not approximate:
+        async with environment.open_resources(settings) as resources:
+            with progress_display() as display:
+                items = await count_items(resources.dynamo, settings, display.update)
     shown = Table("table", show_edge=False, pad_edge=False)
     shown.add_column("items (up to 6 h old)" if approximate else "items", justify="right")
-    for name, items in found.items():
-        shown.add_row(name, f"{items:,}")
+    for name, count in items.items():
+        shown.add_row(name, f"{count:,}")
     standard_output().print(shown)

@@ -1,11 +1,10 @@
-"""A backup's files: items as lines of DynamoDB's JSON, compressed, and a manifest that comes last.
+"""A backup's files: items as lines of DynamoDB's JSON, compressed, and a manifest written last.
 
-manifest.json            what there is, with the SHA-256 of each file and its own
-users.000.jsonl.gz       a table's segment; one without items has no file
-incomplete               there as long as the backup is not done; its writer holds it locked
+manifest.json            what the backup has, with the SHA-256 of each file and its own
+users.000.jsonl.gz       a segment of a table; a segment without items has no file
+incomplete               exists until the backup is complete; its writer holds a lock on it
 """
 
-import fcntl
 import gzip
 import hashlib
 import os
@@ -18,7 +17,7 @@ from typing import BinaryIO, Final, Literal
 import msgspec
 
 from core.dynamo.wire import AttributeValue, Item
-from core.files import size_and_digest
+from core.files import file_lock, size_and_digest, write_atomically
 from core.settings import Files
 from deploy.data.formats.file_input import open_input
 from deploy.errors import CommandError
@@ -26,15 +25,17 @@ from deploy.errors import CommandError
 MANIFEST: Final = "manifest.json"
 INCOMPLETE: Final = "incomplete"
 FORMAT: Final = 1
-_OWN_FILE: Final = re.compile(r"[a-z]+\.\d{3}\.jsonl\.gz|manifest\.json\.new|incomplete")
-_COMPRESSION: Final = 1
+_OWN_FILE: Final = re.compile(
+    r"[a-z]+\.\d{3}\.jsonl\.gz|manifest\.json\.new|\.manifest\.json\..*|incomplete"
+)
+_COMPRESSION_LEVEL: Final = 1
 """Vectors do not compress; all else is small."""
-_PLACE: Final = b"An interrupted backup: `k9 backup` into this directory begins anew.\n"
+_EXPLANATION: Final = b"An interrupted backup: `k9 backup` into this directory starts over.\n"
 
 _MANIFEST_BYTES_MAX: Final = 1024 * 1024
-"""It has an entry of some 200 bytes for each of up to 48 files."""
+"""A manifest has an entry of some 200 bytes for each of up to 48 files."""
 _LINE_BYTES_MAX: Final = 16 * 1024 * 1024
-"""An item has up to 400 KB, of which DynamoDB's JSON makes ten times as much and more."""
+"""An item has up to 400 KB, which in DynamoDB's JSON may take more than ten times as much."""
 
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(dict[str, AttributeValue])
@@ -47,30 +48,30 @@ class FileEntry(msgspec.Struct, frozen=True):
     items: int
     bytes: int
     sha256: str
-    """In hex, of the file as it lies there."""
+    """In hex, of the compressed file."""
 
 
 class TableEntry(msgspec.Struct, frozen=True):
     """One table."""
 
     table: str
-    """Its full name, where it was."""
+    """Its full name in the environment that was backed up."""
     items: int
     files: list[FileEntry]
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a backup has."""
+    """The contents of a backup."""
 
     k9_version: str
     environment: str
     began_at: str
-    """What was written before it is in the backup, what was written after `ended_at` is not."""
+    """Rows written before it are in the backup, rows written after `ended_at` are not."""
     ended_at: str
     tables: dict[str, TableEntry]
-    """`users` → its entry."""
+    """By short name: `users`."""
     sha256: str = ""
-    """Of this manifest's encoding without it."""
+    """Of this manifest's encoding without this field."""
     format: Literal[1] = FORMAT
 
     @property
@@ -84,14 +85,14 @@ class Manifest(msgspec.Struct, frozen=True):
         return sum(file.bytes for table in self.tables.values() for file in table.files)
 
     def sealed(self) -> "Manifest":
-        """The same with its own digest."""
+        """The manifest with its own digest."""
         bare = msgspec.structs.replace(self, sha256="")
         digest = hashlib.sha256(_ENCODER.encode(bare)).hexdigest()
         return msgspec.structs.replace(self, sha256=digest)
 
 
 class SegmentFile:
-    """A file of one segment, made with its first item. Used by one thread at a time."""
+    """The file of one segment, created with its first item. Used by one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -107,13 +108,13 @@ class SegmentFile:
             handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             self._raw = os.fdopen(handle, "wb")
             self._file = gzip.GzipFile(
-                filename="", mode="wb", fileobj=self._raw, compresslevel=_COMPRESSION, mtime=0
+                filename="", mode="wb", fileobj=self._raw, compresslevel=_COMPRESSION_LEVEL, mtime=0
             )
         self._file.write(_ENCODER.encode_lines(items))
         self._items += len(items)
 
     def close(self) -> FileEntry | None:
-        """Settles the file on the disk; what it has, or None where there was nothing."""
+        """Flushes the file to the disk. Returns its entry, or None if there was no item."""
         if self._file is None or self._raw is None:
             return None
         self._file.close()
@@ -124,17 +125,17 @@ class SegmentFile:
         return FileEntry(self._path.name, self._items, size, digest)
 
     def abandon(self) -> None:
-        """Closes the file as it is, when the backup has failed."""
+        """Closes the file as it is, after a failure; a closed file is not affected."""
         if self._file is not None and self._raw is not None and not self._raw.closed:
             self._file.close()
             self._raw.close()
 
 
 @contextmanager
-def claimed(directory: Path) -> Iterator[None]:
-    """Holds an empty directory for a new backup, made where it is missing.
+def open_backup(directory: Path) -> Iterator[None]:
+    """Locks an empty directory for a new backup, and creates it where it is missing.
 
-    What an interrupted backup left there is removed first. A block that fails leaves it so.
+    What an interrupted backup left there is removed first. If the block fails, its files stay.
 
     Raises:
         CommandError: it is not empty, another backup writes to it, or it cannot be used.
@@ -142,34 +143,26 @@ def claimed(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         names = sorted(path.name for path in directory.iterdir())
-        strange = [name for name in names if not _OWN_FILE.fullmatch(name)]
-        if strange or (names and INCOMPLETE not in names):
-            raise CommandError(f"{directory}: is not empty ({(strange or names)[0]!r}, …)")
-        with (directory / INCOMPLETE).open("ab") as mark:
-            try:
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CommandError(f"{directory}: another backup is writing there") from None
+        foreign = [name for name in names if not _OWN_FILE.fullmatch(name)]
+        if foreign or (names and INCOMPLETE not in names):
+            raise CommandError(f"{directory}: is not empty ({(foreign or names)[0]!r}, …)")
+        with file_lock(directory / INCOMPLETE):
             for name in names:
                 if name != INCOMPLETE:
                     (directory / name).unlink()
-            mark.truncate(0)
-            mark.write(_PLACE)
-            mark.flush()
+            (directory / INCOMPLETE).write_bytes(_EXPLANATION)
             yield
+    except BlockingIOError:
+        raise CommandError(f"{directory}: another backup is writing there") from None
     except OSError as error:
         raise CommandError(f"{directory}: {error.strerror or error}") from error
 
 
 def finish(directory: Path, manifest: Manifest) -> Manifest:
-    """Writes the manifest, whole or not at all, and so makes the backup one."""
+    """Writes the manifest, whole or not at all, which completes the backup."""
     sealed = manifest.sealed()
-    new = directory / f"{MANIFEST}.new"
-    with new.open("wb") as file:
-        file.write(msgspec.json.format(_ENCODER.encode(sealed), indent=1) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(directory / MANIFEST)
+    data = msgspec.json.format(_ENCODER.encode(sealed), indent=1) + b"\n"
+    write_atomically(directory / MANIFEST, data)
     (directory / INCOMPLETE).unlink()
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -183,14 +176,14 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of a backup.
 
     Raises:
-        CommandError: there is none, or it does not hold.
+        CommandError: there is none, or it is not valid.
     """
     try:
         with (directory / MANIFEST).open("rb") as file:
             data = file.read(_MANIFEST_BYTES_MAX + 1)
     except FileNotFoundError:
         interrupted = (directory / INCOMPLETE).exists()
-        why = "holds an interrupted backup" if interrupted else f"holds no backup ({MANIFEST})"
+        why = "has an interrupted backup" if interrupted else f"has no backup ({MANIFEST})"
         raise CommandError(f"{directory}: {why}") from None
     except OSError as error:
         raise CommandError(f"{directory}: {error.strerror}") from error
@@ -199,17 +192,17 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CommandError(f"{directory / MANIFEST}: does not hold: {error}") from None
+        raise CommandError(f"{directory / MANIFEST}: is not valid: {error}") from None
     if manifest.sealed() != manifest:
-        raise CommandError(f"{directory / MANIFEST}: has been changed: its SHA-256 does not match")
+        raise CommandError(f"{directory / MANIFEST}: was changed: its SHA-256 does not match")
     return manifest
 
 
 def verify(directory: Path, manifest: Manifest, limits: Files) -> Iterator[FileEntry]:
-    """Each file, once its size, its SHA-256 and its number of items are what they should be.
+    """Each file, once its size, its SHA-256 and its number of items have been verified.
 
     Raises:
-        CommandError: naming the file that is missing or damaged, or expands as no backup does.
+        CommandError: a file is missing or damaged, or expands as no backup does; it is named.
     """
     for table in manifest.tables.values():
         for file in table.files:
@@ -217,19 +210,19 @@ def verify(directory: Path, manifest: Manifest, limits: Files) -> Iterator[FileE
             if not _OWN_FILE.fullmatch(file.name) or not path.is_file():
                 raise CommandError(f"{path}: is missing")
             if size_and_digest(path) != (file.bytes, file.sha256):
-                raise CommandError(f"{path}: is damaged: its SHA-256 is not the manifest's")
+                raise CommandError(f"{path}: is damaged: its SHA-256 is not that in the manifest")
             for _ in _lines(path, file, limits):
                 pass
             yield file
 
 
 def read_items(
-    directory: Path, table: TableEntry, at_once: int, limits: Files
+    directory: Path, table: TableEntry, block_items: int, limits: Files
 ) -> Iterator[list[Item]]:
-    """The items of a table, up to `at_once` together, and fewer where they are large.
+    """The items of a table, in blocks of up to `block_items`, and fewer where they are large.
 
     Raises:
-        CommandError: a file does not read, or has another number of items than it should.
+        CommandError: a file cannot be read, or has another number of items than it should.
     """
     for file in table.files:
         path = directory / file.name
@@ -239,9 +232,9 @@ def read_items(
             try:
                 block.append(_DECODER.decode(line))
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise CommandError(f"{path}: does not read: {error}") from error
+                raise CommandError(f"{path}: cannot be read: {error}") from error
             block_bytes += len(line)
-            if len(block) == at_once or block_bytes > _LINE_BYTES_MAX:
+            if len(block) == block_items or block_bytes > _LINE_BYTES_MAX:
                 yield block
                 block, block_bytes = [], 0
         if block:
@@ -249,16 +242,16 @@ def read_items(
 
 
 def _lines(path: Path, file: FileEntry, limits: Files) -> Iterator[bytes]:
-    """The lines of a file, each an item; as many as the manifest says, and none too long.
+    """The lines of a file, one per item.
 
     Raises:
-        CommandError: what does not hold.
+        CommandError: there are more or fewer than the manifest says, or one is too long.
     """
     count = 0
     with open_input(path, limits) as opened:
         while line := opened.stream.readline(_LINE_BYTES_MAX + 1):
             if len(line) > _LINE_BYTES_MAX:
-                limit = f"{_LINE_BYTES_MAX:,} bytes, more than an item of DynamoDB can have"
+                limit = f"{_LINE_BYTES_MAX:,} bytes, more than any DynamoDB item"
                 raise CommandError(f"{path}: line {count + 1} is longer than {limit}")
             count += 1
             yield line

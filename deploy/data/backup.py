@@ -1,7 +1,6 @@
-"""Every table to files, byte for byte, in parallel segments."""
+"""Writes every table to files, byte for byte, in parallel segments."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +9,10 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.models import now, timestamp
 from core.settings import Settings
-from deploy.aws.clients import together
-from deploy.data.archive import FileEntry, Manifest, SegmentFile, TableEntry, claimed, finish
-from deploy.data.bulk import scan_segment
-
-SEGMENTS: Final = 8
-"""Parts of a table that are read side by side."""
+from deploy.callbacks import ProgressCallback, ignore
+from deploy.concurrency import gather
+from deploy.data.archive import FileEntry, Manifest, SegmentFile, TableEntry, finish, open_backup
+from deploy.data.bulk import SEGMENTS, scan_segment
 
 ORDER: Final = (
     tables.EMBEDDINGS,
@@ -25,29 +22,26 @@ ORDER: Final = (
     tables.MODELS,
     tables.IDEMPOTENCY,
 )
-"""What is pointed to comes after what points to it: on a table that is written to meanwhile, no
-embedding is without its model version, and no report without its user."""
-
-Told = Callable[[str, int], None]
-"""Is told of each page: a table, and the items of it that were written since."""
+"""Rows are read before the rows that they refer to. So in a backup of tables that are written to
+meanwhile, no embedding is without its model version, and no report without its user."""
 
 
 async def back_up(
-    dynamo: Dynamo, settings: Settings, directory: Path, told: Told = lambda _table, _items: None
+    dynamo: Dynamo, settings: Settings, directory: Path, progress: ProgressCallback = ignore
 ) -> Manifest:
-    """Writes every table of the environment to a directory that is empty or not there.
+    """Writes every table of the environment to a directory that is empty or does not exist.
 
-    A backup that is interrupted leaves a directory that another run begins anew.
+    An interrupted backup leaves a directory which the next one starts over.
 
     Raises:
         CommandError: the directory is not empty, or cannot be written.
-        TableMissing: a table is not there.
-        Unavailable: DynamoDB did not answer after all tries.
+        TableMissing: a table does not exist.
+        Unavailable: DynamoDB did not answer after all attempts.
     """
-    with claimed(directory):
+    with open_backup(directory):
         began_at = timestamp(now())
         entries = {
-            table.name: await _back_up_table(dynamo, settings, directory, table, told)
+            table.name: await _back_up_table(dynamo, settings, directory, table, progress)
             for table in ORDER
         }
         manifest = Manifest(
@@ -61,20 +55,27 @@ async def back_up(
 
 
 async def _back_up_table(
-    dynamo: Dynamo, settings: Settings, directory: Path, table: tables.Table, told: Told
+    dynamo: Dynamo,
+    settings: Settings,
+    directory: Path,
+    table: tables.Table,
+    progress: ProgressCallback,
 ) -> TableEntry:
     name = settings.table(table.name)
+    written = 0
 
     async def segment(number: int) -> FileEntry | None:
+        nonlocal written
         file = SegmentFile(directory / f"{table.name}.{number:03}.jsonl.gz")
         try:
             async for page in scan_segment(dynamo, name, number, SEGMENTS):
                 await asyncio.to_thread(file.write, page)
-                told(table.name, len(page))
+                written += len(page)
+                progress(table.name, written)
             return await asyncio.to_thread(file.close)
         finally:
             file.abandon()
 
-    made = await together(*(segment(number) for number in range(SEGMENTS)))
+    made = await gather(*(segment(number) for number in range(SEGMENTS)))
     files = [file for file in made if file is not None]
     return TableEntry(name, sum(file.items for file in files), files)

@@ -1,122 +1,122 @@
-"""Whole tables: read in parallel segments, written and emptied by batches, with bounded patience.
+"""Whole tables: read in parallel segments, written and emptied in batches.
 
-Items pass as they came off the wire, of whatever attribute types.
+Items are passed on as they were parsed, of whatever attribute types. Every function raises
+TableMissing at once if there is no such table, and Unavailable if DynamoDB did not answer, or did
+not take everything, after all attempts.
 """
 
-import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import expressions
-from core.dynamo.tables import Key
-from core.dynamo.wire import Item, request_item
+from core.dynamo.pagination import paginate
+from core.dynamo.wire import Item
 from core.errors import TableMissing, Unavailable
+from core.retry import RetryPolicy
+from core.settings import Settings
+from deploy.callbacks import ProgressCallback
+from deploy.concurrency import gather
 
 T = TypeVar("T")
 
 BATCH_ROWS: Final = 25
 """The most that one BatchWriteItem takes."""
-_TRIES: Final = 10
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 5.0
+SEGMENTS: Final = 8
+"""Segments of a table that are read in parallel."""
+_RETRY: Final = RetryPolicy(first_s=0.05, max_s=5.0, attempts_max=10, jitter=0.5)
 
 
-async def patiently(act: Callable[[], Awaitable[T]]) -> T:
-    """What `act` comes to, tried again with backoff while DynamoDB is busy or out of reach.
-
-    Raises:
-        TableMissing: at once.
-        Unavailable: after the last try.
-    """
-    for attempt in range(_TRIES - 1):
-        try:
-            return await act()
-        except TableMissing:
-            raise
-        except Unavailable:
-            await _pause(attempt)
-    return await act()
+async def retried(action: Callable[[], Awaitable[T]]) -> T:
+    """The result of `action`, which is retried while DynamoDB is busy or cannot be reached."""
+    return await _RETRY.call(action, on=Unavailable, never=TableMissing)
 
 
 async def scan_segment(
     dynamo: Dynamo,
     table: str,
-    segment: int,
-    segments: int,
+    segment: int = 0,
+    segments: int = 1,
     *,
     attributes: Sequence[str] | None = None,
+    consistent: bool = True,
 ) -> AsyncIterator[list[Item]]:
-    """The pages of one segment of a table, read consistently; only some attributes where given.
+    """The pages of one segment of a table.
 
-    Raises:
-        TableMissing: the table is not there.
-        Unavailable: DynamoDB did not answer after all tries.
+    Args:
+        dynamo: The client.
+        table: The table's full name.
+        segment: Which segment, from 0.
+        segments: How many there are.
+        attributes: Those to read; None: all.
+        consistent: Whether reads are strongly consistent, at twice the price.
     """
-    parameters: dict[str, Any] = {
-        "TableName": table,
-        "Segment": segment,
-        "TotalSegments": segments,
-        "ConsistentRead": True,
+
+    async def call(operation: str, **parameters: Any) -> dict[str, Any]:
+        return await retried(partial(dynamo.call, operation, **parameters))
+
+    async for page in paginate(
+        call,
+        "scan",
+        TableName=table,
+        Segment=segment,
+        TotalSegments=segments,
+        ConsistentRead=consistent,
         **expressions(projection=attributes),
-    }
-    while True:
-        reply = await patiently(partial(dynamo.call, "scan", **parameters))
-        yield reply["Items"]
-        if "LastEvaluatedKey" not in reply:
-            return
-        parameters["ExclusiveStartKey"] = request_item(reply["LastEvaluatedKey"])
+    ):
+        yield page
 
 
 async def is_empty(dynamo: Dynamo, table: str) -> bool:
-    """Whether a table has no item at all.
-
-    Raises:
-        TableMissing: the table is not there.
-        Unavailable: DynamoDB did not answer after all tries.
-    """
-    reply = await patiently(
+    """Whether a table has no item at all."""
+    reply = await retried(
         lambda: dynamo.call("scan", TableName=table, ConsistentRead=True, Limit=1)
     )
     return not reply["Items"]
 
 
-async def put_batch(dynamo: Dynamo, table: str, items: Sequence[Item]) -> None:
-    """Puts up to 25 items of different keys, over whatever is there.
+async def count_items(
+    dynamo: Dynamo, settings: Settings, progress: ProgressCallback
+) -> dict[str, int]:
+    """How many items each table of the environment has, by its full name.
 
-    Raises:
-        TableMissing: the table is not there.
-        Unavailable: some were not taken after all tries.
+    It reads every table whole, which costs read units.
     """
+    counts = {settings.table(table.name): 0 for table in tables.ALL}
+
+    async def count(table: tables.Table, segment: int) -> None:
+        name, keys = settings.table(table.name), table.key.attributes
+        async for page in scan_segment(
+            dynamo, name, segment, SEGMENTS, attributes=keys, consistent=False
+        ):
+            counts[name] += len(page)
+            progress(name, counts[name])
+
+    await gather(*(count(table, n) for table in tables.ALL for n in range(SEGMENTS)))
+    return counts
+
+
+async def put_batch(dynamo: Dynamo, table: str, items: Sequence[Item]) -> None:
+    """Puts up to 25 items of different keys, replacing existing ones."""
     await _write_batch(dynamo, table, [{"PutRequest": {"Item": item}} for item in items])
 
 
-async def delete_batch(dynamo: Dynamo, table: str, key: Key, items: Sequence[Item]) -> None:
-    """Deletes up to 25 items by the key attributes in them.
-
-    Raises:
-        TableMissing: the table is not there.
-        Unavailable: some were not taken after all tries.
-    """
+async def delete_batch(dynamo: Dynamo, table: str, key: tables.Key, items: Sequence[Item]) -> None:
+    """Deletes up to 25 items by the key attributes in them."""
     keys = [{name: item[name] for name in key.attributes} for item in items]
     await _write_batch(dynamo, table, [{"DeleteRequest": {"Key": key}} for key in keys])
 
 
 async def _write_batch(dynamo: Dynamo, table: str, requests: list[dict[str, Any]]) -> None:
-    for attempt in range(_TRIES):
+    async for _ in _RETRY.attempts():
         parameters = {"RequestItems": {table: requests}}
-        reply = await patiently(partial(dynamo.call, "batch_write_item", **parameters))
+        reply = await retried(partial(dynamo.call, "batch_write_item", **parameters))
         requests = reply.get("UnprocessedItems", {}).get(table, [])
         if not requests:
             return
-        await _pause(attempt)
     raise Unavailable(
-        f"DynamoDB did not take {len(requests)} items of {table} after all tries",
-        public=f"DynamoDB did not take {len(requests)} items after all tries",
+        f"DynamoDB did not take {len(requests)} items of {table} after all attempts",
+        public=f"DynamoDB did not take {len(requests)} items after all attempts",
     )
-
-
-async def _pause(attempt: int) -> None:
-    longest_s = min(_BACKOFF_FIRST_S * 2**attempt, _BACKOFF_MAX_S)
-    await asyncio.sleep(random.uniform(longest_s / 2, longest_s))  # noqa: S311 - jitter

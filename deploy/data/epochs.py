@@ -1,7 +1,7 @@
-"""What a restore of data makes of the rows that speak of builds: none of them is served or goes on.
+"""Records of model versions and builds after a restore: no earlier build is served or continues.
 
-A build's files may have been made from rows that the restore took away, and a version that is
-mapped somewhere says so by its epoch alone.
+The index of an earlier build may have rows that the restore removed. A process that has it loaded
+can only tell by the epoch of the model version.
 """
 
 import time
@@ -10,15 +10,15 @@ from typing import Final
 from core.dynamo import tables
 from core.dynamo.wire import AttributeValue, Item
 
-_OF_BUILDS: Final = ("current_build_id", "current_fence", "open_build_id", "pinned")
+_BUILD_ATTRIBUTES: Final = ("current_build_id", "current_fence", "open_build_id", "pinned")
 ENDED_BY: Final = "the data was restored while this build was open"
 
 
 def next_epoch(*epochs: int) -> int:
-    """An epoch above all of these, and above every one that was before.
+    """An epoch above all of these, and above every earlier one.
 
-    The time in seconds is part of it: tables that were removed took their epochs along, while
-    versions of those days may still be mapped.
+    It is at least the time in seconds: the epochs of deleted tables are unknown, while indexes of
+    that time may still be loaded somewhere.
     """
     return max(*epochs, int(time.time()) - 1, 0) + 1
 
@@ -31,22 +31,22 @@ def epoch_of(model: Item) -> int:
 
 def renewed_model(model: Item, epoch: int) -> Item:
     """The record of a model version at a new epoch, without a current build or an open one."""
-    kept = {name: value for name, value in model.items() if name not in _OF_BUILDS}
-    return {**kept, "epoch": AttributeValue(N=str(epoch))}
+    others = {name: value for name, value in model.items() if name not in _BUILD_ATTRIBUTES}
+    return {**others, "epoch": AttributeValue(N=str(epoch))}
 
 
 def is_open(build: Item) -> bool:
-    """Whether a build has not ended."""
+    """Whether a build is queued or running."""
     return tables.OPEN in build
 
 
 def ended_build(build: Item, moment: str) -> Item:
-    """An open build, cancelled at this moment; one that has ended is as it was."""
+    """An open build, cancelled at this moment; one that has ended unchanged."""
     if not is_open(build):
         return build
-    kept = {name: value for name, value in build.items() if name != tables.OPEN}
+    others = {name: value for name, value in build.items() if name != tables.OPEN}
     return {
-        **kept,
+        **others,
         "status": AttributeValue(S="cancelled"),
         "ended_at": AttributeValue(S=moment),
         "error": AttributeValue(S=ENDED_BY),

@@ -1,13 +1,13 @@
-"""Every table from a backup's files; then new epochs, and a build of each model version.
+"""Restores every table from a backup's files, and requests a build of each model version.
 
-Nothing is written before every checksum held. A tag on the models table says that a restore is
-under way: the same one may go on where it was interrupted, and no other may.
+Nothing is written before every checksum is verified. A tag on the models table marks a restore that
+has begun: the same restore may continue after an interruption, and no other may begin.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -16,18 +16,25 @@ from core.dynamo.wire import Item
 from core.models import now, timestamp
 from core.resources import Resources
 from core.settings import Files
-from deploy.aws.clients import together
-from deploy.aws.tables import read_mark, remove_mark, write_mark
+from deploy.aws.tables import read_tag, remove_tag, write_tag
+from deploy.callbacks import MessageCallback, ProgressCallback, ignore
+from deploy.concurrency import BoundedTasks, gather, in_thread
 from deploy.data.archive import Manifest, TableEntry, read_items, read_manifest, verify
-from deploy.data.backup import SEGMENTS
-from deploy.data.bulk import BATCH_ROWS, delete_batch, is_empty, put_batch, scan_segment
+from deploy.data.builds import BuildRequest, IndexProbes, request_builds
+from deploy.data.bulk import (
+    BATCH_ROWS,
+    SEGMENTS,
+    delete_batch,
+    is_empty,
+    put_batch,
+    scan_segment,
+)
 from deploy.data.epochs import ended_build, epoch_of, next_epoch, renewed_model
-from deploy.data.request_builds import Probes, Requested, rebuild
 from deploy.errors import CommandError
 
-MARK: Final = "k9:restoring"
+TAG: Final = "k9:restoring"
 _BATCHES_IN_FLIGHT: Final = 16
-_ITEMS_A_BLOCK: Final = 500
+_BLOCK_ITEMS: Final = 500
 
 ORDER: Final = (
     tables.IDEMPOTENCY,
@@ -37,28 +44,17 @@ ORDER: Final = (
     tables.BUILDS,
     tables.MODELS,
 )
-"""Model versions come last: before they are there, nobody can search or build."""
-
-
-class Told(Protocol):
-    """Is told how far a restore is."""
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        """`step` is `checking`, `emptying users`, `writing users`; `total` 0 is not known."""
+"""Model versions come last: until their records exist, nothing can search or build."""
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a restore came to."""
+    """The result of a restore."""
 
     manifest: Manifest
     emptied: int
-    """Items that were there before, and were removed."""
-    requested: list[Requested]
-    """One a model version."""
-
-
-def _quiet(step: str, done: int, total: int) -> None:
-    """Says nothing."""
+    """Items that existed before, and were deleted."""
+    builds: list[BuildRequest]
+    """One per model version."""
 
 
 async def restore(
@@ -66,43 +62,43 @@ async def restore(
     directory: Path,
     *,
     force: bool = False,
-    told: Told = _quiet,
-    say: Callable[[str], None] = lambda _line: None,
+    progress: ProgressCallback = ignore,
+    message: MessageCallback = ignore,
 ) -> Restored:
-    """Makes the tables of the environment what they were, and requests builds.
+    """Restores the tables of the environment, and requests builds.
 
-    Item by item they are byte for byte as in the backup, but for two kinds: a model version has a
-    new epoch and no current build, and a build that was open has ended.
+    Every item is byte for byte as in the backup, with two exceptions: model versions have a new
+    epoch and no current build, and builds that were open are cancelled.
 
     Args:
         resources: Of the environment to restore into.
         directory: The backup.
-        force: Replaces tables that are not empty, whole.
-        told: Is told how far it is.
-        say: Is given a line on what is decided.
+        force: Replaces tables that are not empty, with everything in them.
+        progress: Called with the steps `checking`, `emptying users`, `writing users` and so on.
+        message: Called with what was decided.
 
     Raises:
-        CommandError: the backup does not hold, or a table is not empty: nothing is written then.
-        TableMissing: a table is not there.
-        Unavailable: DynamoDB did not take all of it; the same restore again goes on.
+        CommandError: the backup is not valid, or a table is not empty; nothing is written then.
+        TableMissing: a table does not exist.
+        Unavailable: DynamoDB did not take all of it; the same restore can continue.
     """
-    manifest = await asyncio.to_thread(_verified, directory, resources.settings.files, told)
-    run = _Run(resources, directory, manifest, told)
+    manifest = await asyncio.to_thread(_verified, directory, resources.settings.files, progress)
+    run = _Run(resources, directory, manifest, progress)
     full = await run.full_tables()
-    await _allow(resources, manifest, full, force=force, say=say)
-    floor = await run.epochs()
-    await write_mark(resources.settings, tables.MODELS.name, MARK, manifest.sha256)
+    await _check_allowed(resources, manifest, full, force=force, message=message)
+    epochs = await run.epochs()
+    await write_tag(resources.settings, tables.MODELS, TAG, manifest.sha256)
     emptied = 0
     for table in reversed(ORDER):
         if table.name in full:
             emptied += await run.empty(table)
-    probes = await run.fill(floor)
-    await remove_mark(resources.settings, tables.MODELS.name, MARK)
-    requested = await rebuild(resources, run.models, probes)
-    return Restored(manifest, emptied, requested)
+    probes = await run.fill(epochs)
+    await remove_tag(resources.settings, tables.MODELS, TAG)
+    builds = await request_builds(resources, run.models, probes)
+    return Restored(manifest, emptied, builds)
 
 
-def _verified(directory: Path, limits: Files, told: Told) -> Manifest:
+def _verified(directory: Path, limits: Files, progress: ProgressCallback) -> Manifest:
     manifest = read_manifest(directory)
     missing = {table.name for table in ORDER} - manifest.tables.keys()
     if missing:
@@ -110,45 +106,45 @@ def _verified(directory: Path, limits: Files, told: Told) -> Manifest:
     done = 0
     for file in verify(directory, manifest, limits):
         done += file.bytes
-        told("checking", done, manifest.bytes)
+        progress("checking", done, manifest.bytes)
     return manifest
 
 
-async def _allow(
+async def _check_allowed(
     resources: Resources,
     manifest: Manifest,
     full: set[str],
     *,
     force: bool,
-    say: Callable[[str], None],
+    message: MessageCallback,
 ) -> None:
-    """Raises: CommandError: the tables hold something that nobody said may go."""
+    """Raises: CommandError: the tables have items that the restore may not replace."""
     if not full:
         return
-    mark = await read_mark(resources.settings, tables.MODELS.name, MARK)
-    if mark == manifest.sha256:
-        say("going on with an interrupted restore of this backup")
+    tag = await read_tag(resources.settings, tables.MODELS, TAG)
+    if tag == manifest.sha256:
+        message("continuing an interrupted restore of this backup")
         return
     if force:
         return
     names = ", ".join(sorted(map(resources.settings.table, full)))
-    if mark is not None:
+    if tag is not None:
         raise CommandError(
             f"an interrupted restore of another backup is in {names}: "
             "finish that one, or replace it with --force"
         )
-    raise CommandError(f"not empty: {names}; --force replaces all that is in them")
+    raise CommandError(f"not empty: {names}; --force replaces everything in them")
 
 
 class _Run:
     def __init__(
-        self, resources: Resources, directory: Path, manifest: Manifest, told: Told
+        self, resources: Resources, directory: Path, manifest: Manifest, progress: ProgressCallback
     ) -> None:
         self._dynamo = resources.dynamo
         self._settings = resources.settings
         self._directory = directory
         self._manifest = manifest
-        self._told = told
+        self._progress = progress
         self._moment = timestamp(now())
         self.models: list[Item] = []
         """The records of the model versions, as they are in the backup."""
@@ -162,77 +158,75 @@ class _Run:
         }
 
     async def epochs(self) -> dict[str, int]:
-        """The epoch of each model version that is there now."""
+        """The epoch of each model version that exists now."""
         found: dict[str, int] = {}
-        async for page in scan_segment(
-            self._dynamo, self._settings.table(tables.MODELS.name), 0, 1
-        ):
+        name = self._settings.table(tables.MODELS.name)
+        async for page in scan_segment(self._dynamo, name):
             found |= {item["model_version"].S or "": epoch_of(item) for item in page}
         return found
 
     async def empty(self, table: tables.Table) -> int:
-        """Deletes all of a table; how many items."""
+        """Deletes all items of a table; returns how many."""
         name = self._settings.table(table.name)
-        removed = 0
+        deleted = 0
 
         async def segment(number: int) -> None:
-            nonlocal removed
+            nonlocal deleted
             keys = table.key.attributes
             async for page in scan_segment(self._dynamo, name, number, SEGMENTS, attributes=keys):
                 for start in range(0, len(page), BATCH_ROWS):
                     batch = page[start : start + BATCH_ROWS]
                     await delete_batch(self._dynamo, name, table.key, batch)
-                    removed += len(batch)
-                    self._told(f"emptying {table.name}", removed, 0)
+                    deleted += len(batch)
+                    self._progress(f"emptying {table.name}", deleted)
 
-        await together(*(segment(number) for number in range(SEGMENTS)))
-        return removed
+        await gather(*(segment(number) for number in range(SEGMENTS)))
+        return deleted
 
-    async def fill(self, floor: dict[str, int]) -> Probes:
-        """Writes every table; where the rows of each model version's shards can be looked for."""
-        probes = Probes()
+    async def fill(self, epochs: dict[str, int]) -> IndexProbes:
+        """Writes every table.
+
+        Args:
+            epochs: Of the model versions that existed before; the new ones are above them.
+
+        Returns:
+            Rows of each model version, to look for in ModelVersionIndex.
+        """
+        probes = IndexProbes()
         async for block in self._blocks(self._manifest.tables[tables.MODELS.name]):
             self.models += block
 
-        def made(table: tables.Table, item: Item) -> Item:
+        def restored(table: tables.Table, item: Item) -> Item:
             if table is tables.EMBEDDINGS:
-                probes.note(item)
+                probes.add(item)
             if table is tables.BUILDS:
                 return ended_build(item, self._moment)
             if table is tables.MODELS:
-                there = floor.get(item["model_version"].S or "", 0)
-                return renewed_model(item, next_epoch(epoch_of(item), there))
+                previous = epochs.get(item["model_version"].S or "", 0)
+                return renewed_model(item, next_epoch(epoch_of(item), previous))
             return item
 
         for table in ORDER:
-            await self._fill(table, made)
+            await self._fill(table, restored)
         return probes
 
-    async def _fill(self, table: tables.Table, made: Callable[[tables.Table, Item], Item]) -> None:
+    async def _fill(
+        self, table: tables.Table, restored: Callable[[tables.Table, Item], Item]
+    ) -> None:
         name, entry = self._settings.table(table.name), self._manifest.tables[table.name]
-        gate = asyncio.Semaphore(_BATCHES_IN_FLIGHT)
         done = 0
 
         async def write(batch: list[Item]) -> None:
             nonlocal done
-            try:
-                await put_batch(self._dynamo, name, batch)
-            finally:
-                gate.release()
+            await put_batch(self._dynamo, name, batch)
             done += len(batch)
-            self._told(f"writing {table.name}", done, entry.items)
+            self._progress(f"writing {table.name}", done, entry.items)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for block in self._blocks(entry):
-                    items = [made(table, item) for item in block]
-                    for start in range(0, len(items), BATCH_ROWS):
-                        await gate.acquire()
-                        group.create_task(write(items[start : start + BATCH_ROWS]))
-        except* Exception as failed:  # noqa: BLE001 - the first is raised as it is
-            raise failed.exceptions[0] from None
+        async with BoundedTasks(_BATCHES_IN_FLIGHT) as tasks:
+            async for block in self._blocks(entry):
+                items = [restored(table, item) for item in block]
+                for start in range(0, len(items), BATCH_ROWS):
+                    await tasks.start(write, items[start : start + BATCH_ROWS])
 
-    async def _blocks(self, entry: TableEntry) -> AsyncIterator[list[Item]]:
-        blocks = read_items(self._directory, entry, _ITEMS_A_BLOCK, self._settings.files)
-        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
-            yield block
+    def _blocks(self, entry: TableEntry) -> AsyncIterator[list[Item]]:
+        return in_thread(read_items(self._directory, entry, _BLOCK_ITEMS, self._settings.files))

@@ -1,50 +1,49 @@
-"""The data directory of `k9 dev`: where things lie in it, its lock, its marker, its secrets."""
+"""The data directory of `k9 dev`: its paths, its lock, its secrets, and `stack.json`."""
 
 import base64
-import contextlib
-import fcntl
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from core.files import file_lock, write_atomically
+from core.settings import Settings
 from deploy.errors import CommandError
 from deploy.local.processes import identity
 
 DEFAULT_DIR = Path(".k9")
 OPERATOR = "operator"
-"""The user of the embedded pool that `k9 dev` and the commands are."""
+"""The user of the embedded pool as which `k9 dev` and the commands call the API."""
 _LOGS_KEPT = 3
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """Made once, and kept, so that cursors and users live over a restart.
+    """Generated once, and stored, so that cursors and users survive a restart.
 
-    What a file of an earlier release lacks is empty here, and made when it is read.
+    A secret that the file of an earlier release lacks is generated when the file is read.
     """
 
     cursor_key: str = ""
     """32 random bytes in base64."""
     password: str = ""
-    """Of every user of the embedded pool: whoever reads this file can be each of them anyway."""
+    """Of every user of the embedded pool: whoever can read this file can be any of them anyway."""
     access_key_id: str = ""
-    """The only key that the embedded AWS takes."""
+    """The only key that the embedded AWS accepts."""
     secret_access_key: str = ""
     valkey_password: str = ""
 
 
 class RunningStack(msgspec.Struct, frozen=True):
-    """`stack.json`: what the commands need to reach the stack that runs here."""
+    """`stack.json`: how the commands reach the stack that runs here."""
 
     pid: int
     """Of the supervisor."""
     identity: str
-    """Tells that process from a later one of the same pid."""
+    """Distinguishes that process from a later one with the same pid."""
     environ: dict[str, str]
     """Settings and credentials, as environment variables."""
     pool_id: str
@@ -53,8 +52,21 @@ class RunningStack(msgspec.Struct, frozen=True):
 
     @property
     def alive(self) -> bool:
-        """Whether its supervisor still runs."""
+        """Whether its supervisor is running."""
         return identity(self.pid) == self.identity
+
+    async def fetch_token(self, settings: Settings, user: str, *, operator: bool) -> str:
+        """An access token of a user of the embedded pool; see `cognito.fetch_token`."""
+        from deploy.aws import cognito  # noqa: PLC0415 - it imports aioboto3
+
+        return await cognito.fetch_token(
+            settings,
+            pool_id=self.pool_id,
+            client_id=self.client_id,
+            user=user,
+            password=self.password,
+            operator=operator,
+        )
 
 
 class DataDir:
@@ -73,10 +85,10 @@ class DataDir:
         self.marker = self.root / "unclean"
 
     def create(self) -> None:
-        """Makes what is missing, for its owner alone.
+        """Creates what is missing, accessible to its owner alone.
 
         Raises:
-            CommandError: when the directory cannot be made or written, or is not ours.
+            CommandError: the directory cannot be created or written, or is another user's.
         """
         make_private(self.root)
         try:
@@ -87,38 +99,38 @@ class DataDir:
             raise CommandError(f"{self.root} cannot be used: {error.strerror}") from error
 
     def secrets(self) -> Secrets:
-        """The secrets kept here, made at first use."""
+        """The secrets stored here, generated at first use."""
         path = self.root / "secrets.json"
         try:
-            kept = msgspec.json.decode(path.read_bytes(), type=Secrets)
+            stored = msgspec.json.decode(path.read_bytes(), type=Secrets)
         except FileNotFoundError:
-            kept = Secrets()
+            stored = Secrets()
         except (OSError, msgspec.MsgspecError) as error:
-            raise CommandError(f"{path} does not read; remove it to have new ones") from error
+            raise CommandError(f"{path} cannot be read; delete it to get new ones") from error
         made = Secrets(
-            cursor_key=kept.cursor_key or base64.b64encode(secrets.token_bytes(32)).decode(),
-            # Cognito's default policy wants all four kinds of characters.
-            password=kept.password or f"Aa1!{secrets.token_urlsafe(24)}",
-            access_key_id=kept.access_key_id or f"K9{secrets.token_hex(9).upper()}",
-            secret_access_key=kept.secret_access_key or secrets.token_urlsafe(30),
-            valkey_password=kept.valkey_password or secrets.token_urlsafe(24),
+            cursor_key=stored.cursor_key or base64.b64encode(secrets.token_bytes(32)).decode(),
+            # Cognito's default policy requires all four kinds of characters.
+            password=stored.password or f"Aa1!{secrets.token_urlsafe(24)}",
+            access_key_id=stored.access_key_id or f"K9{secrets.token_hex(9).upper()}",
+            secret_access_key=stored.secret_access_key or secrets.token_urlsafe(30),
+            valkey_password=stored.valkey_password or secrets.token_urlsafe(24),
         )
-        if made != kept:
-            write_private(path, msgspec.json.encode(made))
+        if made != stored:
+            write_atomically(path, msgspec.json.encode(made))
         return made
 
-    def log(self, part: str) -> Path:
-        """A new log file of a part; the last three are kept as `.1`, `.2`, `.3`."""
-        path = self.logs / f"{part}.log"
+    def log(self, process: str) -> Path:
+        """A new log file of a process; the last three are kept as `.1`, `.2`, `.3`."""
+        path = self.logs / f"{process}.log"
         for number in range(_LOGS_KEPT, 0, -1):
             older = path if number == 1 else path.with_suffix(f".log.{number - 1}")
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 older.replace(path.with_suffix(f".log.{number}"))
         return path
 
     @property
     def tables_saved_at(self) -> datetime | None:
-        """When the emulator last wrote its tables; None when it never did."""
+        """When the emulator last wrote its tables; None if it never did."""
         try:
             saved_s = (self.state / "dynamodb.json").stat().st_mtime
         except FileNotFoundError:
@@ -126,30 +138,17 @@ class DataDir:
         return datetime.fromtimestamp(saved_s, UTC)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, readable by its owner alone."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def make_private(directory: Path) -> None:
-    """Makes a data directory, or makes an existing one its owner's alone.
+    """Creates a data directory, or makes an existing one accessible to its owner alone.
 
-    One with files of other kinds is not changed: someone else may have to read those.
+    A directory with other files is not changed: other users may have to read those.
 
     Raises:
-        CommandError: when it cannot be used so, with what to do.
+        CommandError: it cannot be used; with what to do.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # What is looked at is what is changed, wherever the name leads meanwhile.
+        # By handle, so that the directory checked is the one changed, whatever its name means now.
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             found = os.fstat(handle)
@@ -174,22 +173,22 @@ def _is_data(names: list[str]) -> bool:
 
 
 def read_stack(directory: Path) -> RunningStack | None:
-    """The stack that runs in a data directory; None when none does.
+    """The stack that runs in a data directory; None if none does.
 
     Raises:
-        CommandError: when its file is there and does not read, or is another user's, who could have
-            the commands send data elsewhere.
+        CommandError: its file cannot be read, or is another user's, who could make the commands
+            send data elsewhere.
     """
     path = directory / "stack.json"
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():
-                raise CommandError(f"{path} is another user's: set K9_STACK=off to do without it")
+                raise CommandError(f"{path} is another user's: set K9_STACK=off to ignore it")
             stack = msgspec.json.decode(file.read(), type=RunningStack)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        raise CommandError(f"{path} does not read; start `k9 dev` again: {error}") from error
+        raise CommandError(f"{path} cannot be read; start `k9 dev` again: {error}") from error
     return stack if stack.alive else None
 
 
@@ -197,23 +196,18 @@ def read_stack(directory: Path) -> RunningStack | None:
 def locked(directory: Path) -> Iterator[None]:
     """Holds the lock of a directory: one `k9 dev` at a time.
 
-    The system drops it with the process, so that a crash leaves no stale lock.
-
     Raises:
-        CommandError: when another process holds it.
+        CommandError: another process holds it.
     """
     make_private(directory)
-    with (directory / "lock").open("a+", encoding="ascii") as file:
+    path = directory / "lock"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(file_lock(path))
         except BlockingIOError:
-            file.seek(0)
+            holder = path.read_text(encoding="ascii").strip() or "unknown"
             raise CommandError(
-                f"k9 dev runs already on {directory} (process {file.read().strip() or 'unknown'}): "
-                "stop it there first"
+                f"k9 dev is already running on {directory} (process {holder}): stop it there first"
             ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        path.write_text(f"{os.getpid()}\n", encoding="ascii")
         yield

@@ -1,8 +1,8 @@
-"""The embedded AWS, for its owner alone: `python -m deploy.local.gateway`.
+"""Restricts the embedded AWS to its owner: `python -m deploy.local.gateway`.
 
-Every request passes a check of its Host, Origin and signature before ministack sees it. Ministack's
-own `AUTH` cannot do this: it does not verify signatures of the account's own key, takes `test` and
-any 12-digit number for that key, and leaves its administrative routes open.
+The Host, Origin and signature of every request are checked before ministack gets it. Ministack's
+own `AUTH` cannot do this: it does not verify signatures of the account's own key, accepts `test`
+and any 12-digit number as that key, and leaves its administrative routes open.
 """
 
 import hmac
@@ -23,14 +23,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SERVICES = ("cloudformation", "cognito-idp", "dynamodb", "s3", "sts")
-"""What K9 calls, and all that is served."""
+"""The services that K9 calls. No other is served."""
 READY_PATH = "/_ministack/ready"
 _KEYS_PATH = re.compile(r"/[a-z0-9-]+_[A-Za-z0-9]+/\.well-known/jwks\.json")
 _SIGNED_BODY_BYTES_MAX = 32 * 1024 * 1024
-"""Twice what DynamoDB takes: to verify its signature, a body is read whole. S3's is not."""
+"""Twice DynamoDB's limit. A body is read whole to verify its signature, except S3's."""
 _EXPIRES_S_MAX = 7 * 24 * 3600
 _STATE = frozenset({"cloudformation", "cognito", "dynamodb", "s3"})
-"""Whose state is loaded and written: a function that a stranger left in a state file never runs."""
+"""Services with saved state. A Lambda function that was planted in a state file never runs."""
 _NEVER_SIGNED = frozenset({"x-amzn-trace-id"})
 _PRESIGNED_HEADERS = frozenset(
     {
@@ -45,18 +45,18 @@ _PRESIGNED_HEADERS = frozenset(
         b"user-agent",
     }
 )
-"""What a request by a presigned URL may add; a form's label would make another call of it."""
+"""Unsigned headers of a presigned request. A form's content type would make it another call."""
 
 
-class Refused(Exception):
-    """Why a request is not passed on."""
+class Forbidden(Exception):
+    """A request is rejected; the message says why."""
 
 
 class Gateway:
-    """An ASGI application that passes on what its owner signed, and public keys.
+    """An ASGI application that forwards requests signed by its owner, and those for public keys.
 
-    Takes the names under which it may be addressed, so that no page reaches it by a name of its
-    own that resolves to this machine (DNS rebinding).
+    Only requests to one of `hosts` are forwarded, so that no web page can reach it by a name that
+    resolves to this machine (DNS rebinding).
     """
 
     def __init__(self, app: App, hosts: frozenset[str], key_id: str, secret_key: str) -> None:
@@ -66,7 +66,7 @@ class Gateway:
         self._secret_key = secret_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers 403."""
+        """Forwards a request, or answers 403."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -75,29 +75,33 @@ class Gateway:
             await send({"type": "websocket.close", "code": 1008})
             return
         try:
-            scope, receive = await self._admitted(scope, receive)
-        except Refused as refusal:
-            await _refuse(send, str(refusal))
+            scope, receive = await self._checked(scope, receive)
+        except Forbidden as error:
+            await _send_forbidden(send, str(error))
         else:
             await self._app(scope, receive, _without_cors(send))
 
-    async def _admitted(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """The request as it may be passed on."""
+    async def _checked(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """The request to forward.
+
+        Raises:
+            Forbidden: it is not forwarded.
+        """
         headers = _joined(scope["headers"])
         if headers.get("host") not in self._hosts:
-            raise Refused("this address is not served under that name")
+            raise Forbidden("this address is not served under that name")
         if "origin" in headers:
-            raise Refused("pages have no access to the embedded AWS")
+            raise Forbidden("web pages have no access to the embedded AWS")
         path = scope["path"]
         if scope["method"] == "GET" and (path == READY_PATH or _KEYS_PATH.fullmatch(path)):
-            # Without the rest of its headers, which could make another call of it.
+            # Without its other headers, which could make it another call.
             return {**_with_headers(scope, {b"host"}), "query_string": b""}, _body_of(b"", receive)
         query = scope["query_string"].decode("latin-1")
         parameters = parse_qs(query, keep_blank_values=True) if query else {}
         presigned = "X-Amz-Signature" in parameters
         signatures = [name for name, _ in scope["headers"] if name.lower() == b"authorization"]
         if presigned + len(signatures) != 1:
-            raise Refused("the request is not signed, or signed twice")
+            raise Forbidden("the request is not signed, or signed twice")
         signature, receive = await self._verified(scope, headers, parameters, receive)
         if presigned:
             names = {name.encode() for name in signature.signed_headers.split(";")}
@@ -111,21 +115,21 @@ class Gateway:
         parameters: Mapping[str, list[str]],
         receive: Receive,
     ) -> tuple[sigv4.HeaderSignature, Receive]:
-        """The owner's signature of a request, once it is verified, and the request's body."""
+        """The verified signature of a request, and its body."""
         presigned = "authorization" not in headers
         parse = sigv4.parse_query_signature if presigned else sigv4.parse_header_signature
         signature = parse(parameters if presigned else headers)
         if isinstance(signature, tuple):
-            raise Refused(signature[1])
+            raise Forbidden(signature[1])
         if signature.region_set is not None or not hmac.compare_digest(
             signature.access_key_id.encode(), self._key_id.encode()
         ):
-            raise Refused("the access key is not the one of this stack")
+            raise Forbidden("the access key is not the one of this stack")
         _check_signed_headers(headers, signature.signed_headers)
         if presigned:
             _check_presigned(signature, parameters)
         elif failure := sigv4.request_time_failure(signature):
-            raise Refused(failure[1])
+            raise Forbidden(failure[1])
         body = b""
         if not presigned and "x-amz-content-sha256" not in headers:
             body = await _read(receive)
@@ -141,12 +145,12 @@ class Gateway:
             presigned=presigned,
         )
         if failure:
-            raise Refused(failure[1])
+            raise Forbidden(failure[1])
         return signature, receive
 
 
 def _joined(pairs: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Headers by lower-case name; several of one name as they are signed."""
+    """Headers by lower-case name; repeated ones are joined as in the signature."""
     headers: dict[str, str] = {}
     for name, value in pairs:
         key, text = name.decode("latin-1").lower(), sigv4.decode_header_value(value)
@@ -155,30 +159,30 @@ def _joined(pairs: list[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _with_headers(scope: Scope, names: AbstractSet[bytes]) -> Scope:
-    kept = [pair for pair in scope["headers"] if bytes(pair[0]).lower() in names]
-    return {**scope, "headers": kept}
+    headers = [pair for pair in scope["headers"] if bytes(pair[0]).lower() in names]
+    return {**scope, "headers": headers}
 
 
 def _check_signed_headers(headers: Mapping[str, str], names: str) -> None:
-    """Host and all headers that decide what a call does are signed, as AWS requires."""
+    """Checks that Host and every x-amz header are signed, as AWS requires."""
     signed = set(names.split(";"))
-    deciding = {name for name in headers if name.startswith("x-amz")} - _NEVER_SIGNED
-    if unsigned := ({"host"} | deciding) - signed:
-        raise Refused(f"headers are not signed: {', '.join(sorted(unsigned))}")
+    required = {name for name in headers if name.startswith("x-amz")} - _NEVER_SIGNED
+    if unsigned := ({"host"} | required) - signed:
+        raise Forbidden(f"headers are not signed: {', '.join(sorted(unsigned))}")
 
 
 def _check_presigned(signature: sigv4.HeaderSignature, parameters: Mapping[str, list[str]]) -> None:
     if signature.service != "s3":
-        raise Refused("only URLs of S3 are presigned")
+        raise Forbidden("only URLs of S3 can be presigned")
     expires = parameters.get("X-Amz-Expires", [""])[0]
     if not expires.isascii() or not expires.isdigit() or int(expires) > _EXPIRES_S_MAX:
-        raise Refused("X-Amz-Expires is not a number of seconds of up to a week")
+        raise Forbidden("X-Amz-Expires is not a number of seconds of up to a week")
     try:
         expired = sigv4.presigned_request_is_expired(signature.amz_date, expires)
     except ValueError:
-        raise Refused("X-Amz-Date is no time") from None
+        raise Forbidden("X-Amz-Date is not a time") from None
     if expired:
-        raise Refused("the URL has expired")
+        raise Forbidden("the URL has expired")
 
 
 async def _read(receive: Receive) -> bytes:
@@ -187,17 +191,17 @@ async def _read(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise Refused("the caller left")
+            raise Forbidden("the client disconnected")
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         if size > _SIGNED_BODY_BYTES_MAX:
-            raise Refused("the body is too large")
+            raise Forbidden("the body is too large")
         if not message.get("more_body"):
             return b"".join(chunks)
 
 
 def _body_of(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, and then what comes after it."""
+    """A `receive` that repeats a body which was read already."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
@@ -207,23 +211,23 @@ def _body_of(body: bytes, receive: Receive) -> Receive:
 
 
 def _without_cors(send: Send) -> Send:
-    """Sends replies without the headers by which ministack lets every page read them."""
+    """Removes the CORS headers with which ministack lets every page read its replies."""
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            kept = [
+            headers = [
                 pair
                 for pair in message.get("headers", ())
                 if not bytes(pair[0]).lower().startswith(b"access-control-")
             ]
-            message = {**message, "headers": kept}
+            message = {**message, "headers": headers}
         await send(message)
 
     return sent
 
 
-async def _refuse(send: Send, reason: str) -> None:
-    """403 in the form of AWS's JSON errors, which its clients show."""
+async def _send_forbidden(send: Send, reason: str) -> None:
+    """Sends 403 in the format of AWS's JSON errors, which its clients show."""
     error = {"__type": "AccessDeniedException", "message": reason[:500]}
     body = json.dumps(error).encode()
     headers = [
@@ -236,7 +240,7 @@ async def _refuse(send: Send, reason: str) -> None:
 
 
 def main() -> None:
-    """Runs ministack behind the gateway, by its own command, until SIGTERM."""
+    """Runs ministack behind the gateway until SIGTERM."""
     from ministack import app  # noqa: PLC0415 - reads its environment when imported
 
     for name in app._state_map.keys() - _STATE:  # noqa: SLF001 - there is no setting for it

@@ -1,8 +1,8 @@
-"""Runs a command that ends when its parent does: `launch.py PARENT_PID COMMAND [ARGUMENT...]`.
+"""Runs a command that gets SIGTERM when its parent dies: `launch.py PARENT_PID COMMAND…`.
 
-A script of its own, by path and with nothing but the standard library, so that it costs little. It
-becomes the command (exec), so pid, group and start time stay the same. Where the system cannot
-signal an orphan (macOS), the next `k9 dev` finds it by its pid file.
+It imports nothing but the standard library, so it starts fast. It becomes the command by exec, so
+pid, group and start time stay the same. On systems without that signal (macOS) it does nothing
+else; see `processes`.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Asks for SIGTERM at the parent's death, then becomes the command."""
+    """Requests SIGTERM at the parent's death, then becomes the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before it could be asked for
+        if os.getppid() != parent:  # it died before the request
             sys.exit(1)
     os.execv(command[0], command)  # noqa: S606 - the command is the supervisor's own
 

@@ -1,4 +1,9 @@
-"""Child processes: started in a group of their own, stopped in order, found again after a crash."""
+"""Child processes of `k9 dev`: each in a group of its own, and found again after a crash.
+
+Two mechanisms end the children of a supervisor that was killed. `launch.py` has Linux send them
+SIGTERM at once. The next start finds the rest by their pid files, and waits for them: those of a
+system without such a signal, those that ignore it, and an emulator that is still writing its data.
+"""
 
 import asyncio
 import contextlib
@@ -6,12 +11,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 
 import msgspec
 
+from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
@@ -19,16 +25,16 @@ _TAIL_BYTES = 4096
 
 
 class PidFile(msgspec.Struct, frozen=True):
-    """What is noted of a child, so that the next start can find it."""
+    """Identifies a child process to the next start."""
 
     pid: int
     identity: str
 
 
 def identity(pid: int) -> str | None:
-    """What tells a process from a later one of the same pid: when it started.
+    """The start time of a process, which distinguishes it from a later one with the same pid.
 
-    None when there is no such process, or it is dead and not collected yet.
+    None if there is no such process, or it is a zombie.
     """
     stat = Path(f"/proc/{pid}/stat")
     if not Path("/proc/self/stat").exists():  # macOS
@@ -44,37 +50,22 @@ def identity(pid: int) -> str | None:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return None
-    # The name in brackets may hold anything; after it: state, …, start in ticks since boot.
+    # The name in brackets may contain anything. After it: state, …, start time in ticks.
     fields = text.rpartition(")")[2].split()
     return None if fields[0] in {"Z", "X"} else f"{boot}:{fields[19]}"
 
 
-class Backoff:
-    """How long to wait before the next start: doubled each time, and reset by a good run."""
+class ManagedProcess:
+    """A child process in a session of its own, so that Ctrl-C in the terminal does not reach it.
 
-    def __init__(self, first_s: float = 0.5, max_s: float = 30.0, good_run_s: float = 60.0) -> None:
-        self._first_s = first_s
-        self._max_s = max_s
-        self._good_run_s = good_run_s
-        self._next_s = first_s
-
-    def after(self, ran_s: float) -> float:
-        """Seconds to wait after a run of `ran_s` seconds."""
-        if ran_s >= self._good_run_s:
-            self._next_s = self._first_s
-        wait_s = self._next_s
-        self._next_s = min(self._next_s * 2, self._max_s)
-        return wait_s
-
-
-class Part:
-    """One child process in a session of its own, so that the terminal's Ctrl-C passes it by."""
+    `environ` is read at each start.
+    """
 
     def __init__(
         self,
         name: str,
         command: Sequence[str],
-        environ: Callable[[], Mapping[str, str]],
+        environ: Mapping[str, str],
         log: Path,
         pid_file: Path,
     ) -> None:
@@ -98,7 +89,7 @@ class Part:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Starts it; says nothing of whether it is ready."""
+        """Starts it, without waiting until it is ready."""
         with self.log.open("ab") as log:
             self._log_offset = log.tell()
             self._process = await asyncio.create_subprocess_exec(
@@ -108,7 +99,7 @@ class Part:
                 str(_LAUNCHER),
                 str(os.getpid()),
                 *self._command,
-                env=dict(self._environ()),
+                env=dict(self._environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -117,11 +108,15 @@ class Part:
         self._started = monotonic()
         started = identity(self._process.pid)
         if started:
-            noted = PidFile(self._process.pid, started)
-            self._pid_file.write_bytes(msgspec.json.encode(noted))
+            entry = PidFile(self._process.pid, started)
+            self._pid_file.write_bytes(msgspec.json.encode(entry))
 
     async def wait(self) -> tuple[str, float]:
-        """How it ended, in words, and how many seconds it ran. Ends what it left behind too."""
+        """Waits for its end, and kills what is left of its group.
+
+        Returns:
+            How it ended, for a message, and how many seconds it ran.
+        """
         if self._process is None:
             raise RuntimeError(f"{self.name} was not started")
         code = await self._process.wait()
@@ -130,9 +125,10 @@ class Part:
         return how, monotonic() - self._started
 
     async def stop(self, grace_s: float) -> bool:
-        """SIGTERM, and SIGKILL after `grace_s` seconds. True when the first was enough.
+        """Sends SIGTERM, and SIGKILL to the whole group once it has ended or after `grace_s`.
 
-        The whole group gets the SIGKILL, so that nothing it started is left.
+        Returns:
+            Whether it ended in time and without an error.
         """
         process = self._process
         if process is None:
@@ -151,12 +147,12 @@ class Part:
         return clean and process.returncode in {0, -signal.SIGTERM}
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, at once."""
+        """Sends SIGKILL to the whole group."""
         if self._process is not None:
             _signal_group(self._process.pid, signal.SIGKILL)
 
-    def last_words(self) -> str:
-        """The last line that it logged in this run, where it ended by itself and not well."""
+    def last_line(self) -> str:
+        """The last line that it logged in this run, if it ended by itself with an error."""
         if self._process is None or (self._process.returncode or 0) <= 0:
             return ""
         with contextlib.suppress(OSError), self.log.open("rb") as log:
@@ -167,30 +163,30 @@ class Part:
         return ""
 
 
-def end_leftovers(directory: Path, grace_s: float, say: Callable[[str], None]) -> None:
-    """Ends the processes of an earlier run that outlived it.
+def end_orphans(directory: Path, grace_s: float, message: MessageCallback) -> None:
+    """Ends the processes of an earlier run that outlived their supervisor.
 
-    A pid is signalled only where its process started when the noted one did. The emulator writes
-    its data as it ends, so it is waited for.
+    Only a process with the start time in the pid file is signalled. The emulator writes its data as
+    it ends, so it is waited for.
 
     Raises:
-        CommandError: when one cannot be ended.
+        CommandError: one does not end.
     """
-    noted: list[tuple[str, PidFile]] = []
+    orphans: list[tuple[str, PidFile]] = []
     for path in sorted(directory.glob("*.json")):
         try:
             entry = msgspec.json.decode(path.read_bytes(), type=PidFile)
         except (OSError, msgspec.MsgspecError):
             entry = PidFile(0, "")
         if entry.pid > 1 and identity(entry.pid) == entry.identity:
-            noted.append((path.stem, entry))
+            orphans.append((path.stem, entry))
         else:
             path.unlink(missing_ok=True)
-    for name, entry in noted:
-        say(f"ending {name} of an earlier run (process {entry.pid})")
+    for name, entry in orphans:
+        message(f"ending {name} of an earlier run (process {entry.pid})")
         _signal(entry, signal.SIGTERM)
     deadline = monotonic() + grace_s
-    for name, entry in noted:
+    for name, entry in orphans:
         while identity(entry.pid) == entry.identity and monotonic() < deadline:
             sleep(0.05)
         if identity(entry.pid) == entry.identity:

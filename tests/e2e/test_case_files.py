@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.settings import Settings
-from deploy.aws.tables import count_items
-from tests.e2e.commands import run_k9, start_k9
+from tests.e2e.commands import item_counts, run_k9, start_k9
 from tests.emulators import create_tables, settings_for
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -24,7 +23,7 @@ async def own_tables(ministack: str) -> Settings:
 
 
 async def _stored(settings: Settings, table: str = "embeddings") -> int:
-    return (await count_items(settings))[settings.table(table)]
+    return (await item_counts(settings))[settings.table(table)]
 
 
 @pytest.mark.parametrize(

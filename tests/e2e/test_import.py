@@ -14,11 +14,10 @@ from core.resources import open_resources
 from core.results import StoredBatch
 from core.settings import Settings
 from core.usecases.embeddings import EmbeddingService, Row
-from deploy.aws.tables import count_items
-from deploy.data import importing as ingest
-from deploy.data.formats.readers import open_source
+from deploy.data.formats.readers import open_embeddings
 from deploy.data.formats.rows import BadRow
-from tests.e2e.commands import run_k9
+from deploy.data.importing import import_file
+from tests.e2e.commands import item_counts, run_k9
 from tests.emulators import create_tables, settings_for
 
 
@@ -46,13 +45,13 @@ async def test_bad_rows_are_named_and_lose_no_other(own_tables: Settings, tmp_pa
     async with open_resources(own_tables) as resources:
         for _ in range(2):
             bad.clear()
-            with open_source(path) as source:
-                result = await ingest.import_file(
+            with open_embeddings(path) as source:
+                result = await import_file(
                     resources.embedding_service,
                     "m1",
                     source,
                     rows_max=50,
-                    moved=lambda step: bad.extend(step.bad),
+                    on_batch=lambda step: bad.extend(step.bad),
                 )
             assert (result.stored, result.bad) == (245, 5)
         model = await resources.models.get_model("m1")
@@ -62,7 +61,7 @@ async def test_bad_rows_are_named_and_lose_no_other(own_tables: Settings, tmp_pa
     assert "2" in reasons[121]
     assert "came before" in reasons[241]
     assert model.dimension == 2
-    assert (await count_items(own_tables))[own_tables.table("embeddings")] == 245
+    assert (await item_counts(own_tables))[own_tables.table("embeddings")] == 245
 
 
 class _Throttled(EmbeddingService):
@@ -94,8 +93,8 @@ async def test_a_batch_that_was_taken_in_part_is_sent_again(
     np.savez(tmp_path / "a.npz", product_ids=ids, vectors=vectors)
     async with open_resources(own_tables) as resources:
         throttled = _Throttled(resources.embedding_service)
-        with open_source(tmp_path / "a.npz") as source:
-            result = await ingest.import_file(throttled, "m2", source, rows_max=10)
+        with open_embeddings(tmp_path / "a.npz") as source:
+            result = await import_file(throttled, "m2", source, rows_max=10)
         stored = await resources.embeddings.get_embedding("m2", "t29")
     assert (result.stored, result.bad) == (30, 0)
     assert len(throttled.refused) == 3
@@ -118,13 +117,13 @@ async def test_most_rows_fix_the_dimension_of_a_new_model(
     """A short first row, or bad ones, are named; every good one is stored."""
     found: list[int] = []
     async with open_resources(own_tables) as resources:
-        with open_source(CASES / name) as source:
-            result = await ingest.import_file(
+        with open_embeddings(CASES / name) as source:
+            result = await import_file(
                 resources.embedding_service,
                 "m3",
                 source,
                 rows_max=1000,
-                moved=lambda step: found.extend(row.number for row in step.bad),
+                on_batch=lambda step: found.extend(row.number for row in step.bad),
             )
         model = await resources.models.get_model("m3")
     assert (result.stored, found) == (stored, bad)
@@ -143,7 +142,7 @@ async def test_a_new_model_without_a_common_dimension_is_refused(
     assert "2 (rows: 10), 3 (rows: 10)" in error
     async with open_resources(own_tables) as resources:
         assert await resources.models.list_models() == []
-    assert (await count_items(own_tables))[own_tables.table("embeddings")] == 0
+    assert (await item_counts(own_tables))[own_tables.table("embeddings")] == 0
 
 
 async def test_a_block_of_bad_rows_decides_nothing(own_tables: Settings, tmp_path: Path) -> None:
@@ -152,9 +151,7 @@ async def test_a_block_of_bad_rows_decides_nothing(own_tables: Settings, tmp_pat
     rows += [{"product_id": f"p{n}", "vector": [1, 2]} for n in range(10)]
     path = _lines(tmp_path / "a.jsonl", rows)
     async with open_resources(own_tables) as resources:
-        with open_source(path) as source:
-            result = await ingest.import_file(
-                resources.embedding_service, "m5", source, rows_max=10
-            )
+        with open_embeddings(path) as source:
+            result = await import_file(resources.embedding_service, "m5", source, rows_max=10)
         assert (await resources.models.get_model("m5")).dimension == 2
     assert (result.stored, result.bad) == (10, 10)

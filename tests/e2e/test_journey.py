@@ -49,7 +49,7 @@ async def test_the_main_job_from_first_start_to_second(tmp_path: Path) -> None:
 
         second = await run_in(tmp_path, "dev", "--port", "0")
         assert (second[0], second[2].count("\n")) == (1, 1)
-        assert "runs already" in second[2]
+        assert "already running" in second[2]
 
         status, out, error = await run_in(
             tmp_path, "neighbors", "minilm-l6-v2", "pandas", "--k", "3"
@@ -71,7 +71,7 @@ async def test_the_main_job_from_first_start_to_second(tmp_path: Path) -> None:
         await _matrix_is_downloaded(tmp_path, shown, "own")
         status, out, error = await run_in(tmp_path, "rebuild", "own")
         assert (status, error) == (0, "")
-        assert "own: all 7 files have the SHA-256 that they had" in out
+        assert "own: all 7 files have the same SHA-256 as before" in out
 
         status, out, error = await run_in(tmp_path, "neighbors", "own", "none/such")
         assert (status, out, error.count("\n")) == (1, "", 1)
@@ -160,6 +160,6 @@ async def test_a_stop_that_was_not_clean_is_told_and_mended(tmp_path: Path) -> N
         shown = await dev.until("Ctrl-C stops everything")
         assert "the last stop was not clean" in shown
         assert "all rows are gone" in shown
-        assert "left without tables" in shown
+        assert "whose tables do not exist" in shown
         assert "sample loaded: 5,000" in shown
         assert "Neighbours of pandas" in shown

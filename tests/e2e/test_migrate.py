@@ -14,12 +14,11 @@ from core.errors import TableMissing
 from core.models import now, timestamp
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from deploy.aws.tables import count_items
 from deploy.data.bulk import put_batch, scan_segment
 from deploy.data.formats.file_input import open_input
-from deploy.data.migration.migrate import Migrated, Told, migrate_file
+from deploy.data.migration.migrate import EntryResult, Migrated, migrate_file
 from deploy.errors import CommandError
-from tests.e2e.commands import kill, run_k9, start_k9
+from tests.e2e.commands import item_counts, kill, run_k9, start_k9
 from tests.emulators import create_tables, settings_for
 
 _OLD = "2024-05-01T10:00:00"
@@ -105,11 +104,11 @@ def _scan(path: Path, rows: list[Any]) -> Path:
 
 async def _migrate(
     resources: Resources, path: Path, table: Any, **more: Any
-) -> tuple[Migrated, list[Told]]:
-    told: list[Told] = []
+) -> tuple[Migrated, list[EntryResult]]:
+    results: list[EntryResult] = []
     with open_input(path, resources.settings.files) as file:
-        done = await migrate_file(resources, file, table, told=told.append, **more)
-    return done, told
+        done = await migrate_file(resources, file, table, on_entry=results.append, **more)
+    return done, results
 
 
 async def _items(resources: Resources, table: str) -> list[Item]:
@@ -174,9 +173,9 @@ async def test_bad_entries_are_named_and_lose_no_other(own: Settings, tmp_path: 
     broken[30] = broken[30][:-9]
     path.write_text("\n".join(broken))
     async with open_resources(own) as resources:
-        done, told = await _migrate(resources, path, "embeddings")
+        done, results = await _migrate(resources, path, "embeddings")
     assert done == Migrated(54, 0, 6)
-    reasons = {entry.line: entry.reason or "" for entry in told if entry.outcome == "bad"}
+    reasons = {entry.line: entry.reason or "" for entry in results if entry.outcome == "bad"}
     assert {line: words for line, words in reasons.items() if not words} == {}
     assert sorted(reasons) == [6, 21, 22, 23, 31, 51]
     assert "norm 0" in reasons[6]
@@ -196,9 +195,9 @@ async def test_what_is_newer_stays(own: Settings, tmp_path: Path) -> None:
             _report(1, updated_at="2024-07-01T00:00:00Z"),
             _report(2, updated_at="2024-07-01T00:00:00Z", title="Newer"),
         ]
-        done, told = await _migrate(resources, _array(path, newer), "reports")
+        done, results = await _migrate(resources, _array(path, newer), "reports")
         assert done == Migrated(1, 1, 1)
-        assert [entry.reason for entry in told if entry.reason] == [
+        assert [entry.reason for entry in results if entry.reason] == [
             "another user has a report of this id"
         ]
         assert await resources.reports.get_report("6f1d0e9c-0001", "u1") == changed
@@ -220,7 +219,7 @@ async def test_what_is_newer_stays(own: Settings, tmp_path: Path) -> None:
 async def test_rows_in_the_old_layout_are_replaced_by_themselves(
     own: Settings, tmp_path: Path
 ) -> None:
-    """A scan of the very tables, migrated into them; what changed there since then is told."""
+    """A scan of the very tables, migrated into them; what changed there since then is reported."""
     users = [{name: _typed(value) for name, value in _user(n).items()} for n in range(2)]
     rows = [{name: _typed(value) for name, value in _embedding(n).items()} for n in range(2)]
     path = tmp_path / "scan.json"
@@ -234,9 +233,9 @@ async def test_rows_in_the_old_layout_are_replaced_by_themselves(
             # An index of today's has no place for a row that lacks its key.
             await put_batch(resources.dynamo, name, stored)
             path.write_text(json.dumps({"Items": stale}))
-            done, told = await _migrate(resources, path, table)
+            done, results = await _migrate(resources, path, table)
             expected = Migrated(1, 0, 1) if table == "users" else Migrated(2, 0, 0)
-            assert done == expected, told
+            assert done == expected, results
         assert (await resources.users.get_user("u0")).name == "Name 0"
         assert (await resources.embeddings.get_embedding("m1", "p/1 é")).dimension == 3
 
@@ -250,9 +249,9 @@ async def test_nothing_is_written_for_a_user_who_is_being_deleted(
         await _migrate(resources, _array(path, [_user(0), _user(1)]), "users")
         await resources.user_service.request_deletion("u0")
         late = [_user(n, updated_at="2099-01-01") for n in range(2)]
-        done, told = await _migrate(resources, _array(path, late), "users")
+        done, results = await _migrate(resources, _array(path, late), "users")
         assert done == Migrated(1, 0, 1)
-        assert [entry.id for entry in told if entry.outcome == "bad"] == ["u0"]
+        assert [entry.id for entry in results if entry.outcome == "bad"] == ["u0"]
         done, _ = await _migrate(resources, _array(path, [_report(0), _report(1)]), "reports")
         assert done == Migrated(1, 0, 1)
 
@@ -290,7 +289,7 @@ async def test_the_command_reports_and_says_what_is_bad(
     assert lines[0].startswith("u.json:2 (entry 1, 'u0'): email is not an email address")
     assert lines[50:] == [
         "… and 5 more",
-        "left out: 'nickname' of 15 rows, which K9 does not keep",
+        "left out: 'nickname' of 15 rows, which K9 does not store",
         "k9: users: 15 stored, 0 already there, 55 bad",
     ]
     report = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
@@ -313,10 +312,10 @@ async def test_a_run_that_is_killed_is_taken_up(ministack_tables: Settings, tmp_
     process = await start_k9(ministack_tables, tmp_path, *arguments)
     name = ministack_tables.table("embeddings")
     async with asyncio.timeout(60):
-        while (await count_items(ministack_tables))[name] < 200:  # noqa: ASYNC110
+        while (await item_counts(ministack_tables))[name] < 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # it is another process's doing
     await kill(process)
-    before = (await count_items(ministack_tables))[name]
+    before = (await item_counts(ministack_tables))[name]
     assert before < total
     status, out, error = await run_k9(ministack_tables, tmp_path, *arguments)
     assert (status, error) == (0, "")
@@ -326,7 +325,7 @@ async def test_a_run_that_is_killed_is_taken_up(ministack_tables: Settings, tmp_
     # What was on its way when the process died may have been taken in after the count.
     assert stored + there == total
     assert there >= before
-    assert (await count_items(ministack_tables))[name] == total
+    assert (await item_counts(ministack_tables))[name] == total
 
 
 async def test_most_rows_fix_the_dimension_of_a_new_model(
@@ -338,10 +337,10 @@ async def test_most_rows_fix_the_dimension_of_a_new_model(
     rows[2:2] = [_embedding(n, model_version="m2", **(short if n < 2 else {})) for n in range(4)]
     path = _array(tmp_path / "e.json", rows)
     async with open_resources(ministack_tables) as resources:
-        done, told = await _migrate(resources, path, "embeddings")
+        done, results = await _migrate(resources, path, "embeddings")
         models = await resources.models.list_models()
     assert done == Migrated(stored=39, there=0, bad=5)
     assert [(model.model_version, model.dimension) for model in models] == [("m1", 3)]
-    reasons = {(each.id, each.reason) for each in told if each.outcome == "bad"}
+    reasons = {(each.id, each.reason) for each in results if each.outcome == "bad"}
     assert any("no dimension is that of most of 4 rows" in (reason or "") for _, reason in reasons)
     assert any("has 2 numbers" in (reason or "") for _, reason in reasons)

@@ -14,7 +14,7 @@ from core.resources import Resources, open_resources
 from core.settings import Settings
 from deploy.data.bulk import put_batch
 from deploy.data.formats.file_input import open_input
-from deploy.data.migration.migrate import Migrated, Told, migrate_file
+from deploy.data.migration.migrate import EntryResult, Migrated, migrate_file
 from tests.e2e.commands import run_k9
 from tests.emulators import create_tables, settings_for
 
@@ -31,10 +31,10 @@ async def migrated(
     resources: Resources, path: Path, table: Any, metric: Metric | None = None
 ) -> tuple[Migrated, dict[int, str]]:
     """What a migration comes to, and why each bad entry is bad."""
-    told: list[Told] = []
+    results: list[EntryResult] = []
     with open_input(path, resources.settings.files) as file:
-        done = await migrate_file(resources, file, table, metric=metric, told=told.append)
-    return done, {one.entry: one.reason or "" for one in told if one.outcome == "bad"}
+        done = await migrate_file(resources, file, table, metric=metric, on_entry=results.append)
+    return done, {one.entry: one.reason or "" for one in results if one.outcome == "bad"}
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -15,7 +15,7 @@ import pytest
 from core.errors import K9Error, NotFound
 from core.models import Model
 from core.resources import Resources, open_resources
-from deploy.data.formats.readers import open_source
+from deploy.data.formats.readers import open_embeddings
 from deploy.data.importing import import_file
 from tests.api.serving import build_here, eventually, path_of, vector
 from tests.faults.proxied_api import GONE, MODEL, ProxiedApi
@@ -82,7 +82,7 @@ class Traffic:
 
 async def importing(resources: Resources, path: Path) -> None:
     """Imports a file of the earlier dimension again and again, until it is refused."""
-    source = open_source(path)
+    source = open_embeddings(path)
     with suppress(K9Error):  # the model version is being deleted, or DynamoDB is away
         for _ in iter(int, 1):
             await import_file(resources.embedding_service, MODEL, source, rows_max=10)

@@ -39,7 +39,7 @@ def command(users: int, duration: int, host: str | None, think_ms: int) -> None:
     """Puts a realistic mix of requests on a running `make dev`, and prints a short report."""
     settings, found = environment.enter()
     try:
-        stack = environment.need(found)
+        stack = environment.require_stack(found)
         tokens, operator = asyncio.run(_tokens(stack, settings, min(users, _CALLERS_MAX)))
     except CommandError as error:
         raise click.ClickException(str(error)) from error
@@ -59,8 +59,8 @@ def command(users: int, duration: int, host: str | None, think_ms: int) -> None:
 async def _tokens(stack: RunningStack, settings: Settings, callers: int) -> tuple[list[str], str]:
     """Tokens of callers, and an operator's."""
     names = [f"load-{number}" for number in range(callers)]
-    made = [await environment.token_of(stack, settings, name, operator=False) for name in names]
-    return made, await environment.token_of(stack, settings, OPERATOR, operator=True)
+    made = [await stack.fetch_token(settings, name, operator=False) for name in names]
+    return made, await stack.fetch_token(settings, OPERATOR, operator=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from core.names import directory_of, environment_prefix
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import VersionRecord
-from deploy.data.pitr import recover
+from deploy.data.pitr import restore_to_time
 from tests.worker.two_environments import (
     Pair,
     as_published_early,
@@ -66,7 +66,7 @@ async def test_a_restored_environment_builds_publishes_and_retires_beside_its_so
         name = f"t-{uuid4().hex[:12]}"
         (asked,) = [
             entry
-            for entry in (await recover(settings, now() - timedelta(hours=1), name)).requested
+            for entry in (await restore_to_time(settings, now() - timedelta(hours=1), name)).builds
             if entry.model_version == model_version
         ]
         restored = beside(settings, name)

@@ -1,8 +1,8 @@
-"""What surrounds one item in files of DynamoDB: an export's line, a reply, a request, a change.
+"""Unwraps one item of DynamoDB's JSON from an export's line, a reply, a request or a change.
 
 {"Item": {…}}                                      a full export to S3, get-item
-{"Metadata": …, "Keys": {…}, "NewImage": {…}}      an incremental export; deleted without image
-{"eventName": …, "dynamodb": {"Keys": …, …}}       a record of a stream
+{"Metadata": …, "Keys": {…}, "NewImage": {…}}      an incremental export; without image a deletion
+{"eventName": …, "dynamodb": {"Keys": …, …}}       a stream record
 {"PutRequest": {"Item": {…}}}, {"Put": {…}}        batch-write-item, transact-write-items
 {"DeleteRequest": {"Key": {…}}}, {"Delete": {…}}   the same, for a deletion
 """
@@ -17,8 +17,8 @@ from msgspec import Raw
 from core.usecases.documents import is_object
 
 MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
-_AROUND: Final = ("dynamodb", "PutRequest", "Put", "NewImage", "Item")
-"""Each surrounds the next, or the item; some are left out."""
+_WRAPPERS: Final = ("dynamodb", "PutRequest", "Put", "NewImage", "Item")
+"""From the outermost in; not all of them are present."""
 _DELETIONS: Final = ("Keys", "DeleteRequest", "Delete", "Key")
 _MANIFEST: Final = {"manifestFilesS3Key", "dataFileS3Key"}
 _TYPED: Final = re.compile(rb'\s*\{\s*"(?:S|N|B|BOOL|NULL|M|L|SS|NS|BS)"\s*:')
@@ -26,44 +26,44 @@ _SHOWN: Final = 5
 _NAME_SHOWN: Final = 40
 
 
-class Surrounded(msgspec.Struct, frozen=True):
-    """An entry without what surrounds it."""
+class Unwrapped(msgspec.Struct, frozen=True):
+    """An item without its wrappers."""
 
     members: dict[str, Raw]
-    """Attributes of the item, or of the key of a deleted one, → their JSON text."""
+    """The JSON text of each attribute of the item, or of the key of a deleted one."""
     deleted: bool
 
 
-def surrounded(text: bytes, key: str) -> Surrounded:
-    """The item in an entry; an object that has the attribute `key` is one itself.
+def unwrap(text: bytes, key: str) -> Unwrapped:
+    """The item in an entry; an object that has the attribute `key` is the item itself.
 
     Raises:
-        msgspec.MsgspecError: the entry is no JSON object.
-        UnicodeDecodeError: a name in it is no UTF-8.
+        msgspec.MsgspecError: the entry is not a JSON object.
+        UnicodeDecodeError: a name in it is not UTF-8.
     """
     members = MEMBERS.decode(text)
-    for name in _AROUND:
-        if key not in members and _holds_object(members, name):
+    for name in _WRAPPERS:
+        if key not in members and _has_object(members, name):
             members = MEMBERS.decode(members[name])
     deleted = False
     for name in _DELETIONS:
-        if key not in members and _holds_object(members, name):
+        if key not in members and _has_object(members, name):
             deleted = True
             members = MEMBERS.decode(members[name])
-    return Surrounded(members, deleted)
+    return Unwrapped(members, deleted)
 
 
 def is_typed(members: Mapping[str, Raw]) -> bool:
-    """Whether these are members of an item in DynamoDB's types, or of what surrounds one."""
-    if any(_holds_object(members, name) for name in (*_AROUND, *_DELETIONS)):
+    """Whether these are members of an item in DynamoDB's types, or of a wrapper of one."""
+    if any(_has_object(members, name) for name in (*_WRAPPERS, *_DELETIONS)):
         return True
     return bool(members) and all(_TYPED.match(bytes(value)) for value in members.values())
 
 
-def without_key(members: Mapping[str, object], key: str) -> str:
-    """Why an entry without its key is refused, with what it has instead."""
+def key_problem(members: Mapping[str, object], key: str) -> str:
+    """Why an entry without the key is rejected, with the members that it has."""
     if members.keys() & _MANIFEST:
-        return "is the manifest of an export to S3; migrate the files below data/ that it names"
+        return "is the manifest of an export to S3; migrate the files in data/ that it names"
     if key in members:
         return f"{key} is missing (it is null)"
     names = [repr(name[:_NAME_SHOWN]) for name in list(members)[:_SHOWN]]
@@ -71,5 +71,5 @@ def without_key(members: Mapping[str, object], key: str) -> str:
     return f"{key} is missing (it has {', '.join(names) or 'no member'}{more})"
 
 
-def _holds_object(members: Mapping[str, Raw], name: str) -> bool:
+def _has_object(members: Mapping[str, Raw], name: str) -> bool:
     return name in members and is_object(bytes(members[name]))

@@ -1,7 +1,7 @@
-"""Files as people bring them: a path, a pipe or standard input, with gzip and UTF-16 decoded.
+"""Opens a path, a pipe or standard input, and decodes gzip, UTF-16 and UTF-32.
 
-The first bytes decide what a file is, its name does not. A compressed file is read as a stream, and
-is refused once it expands further than the settings allow.
+The format is detected from the first bytes, not from the name. A compressed file is read as a
+stream, and rejected once it expands further than the settings allow.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from deploy.errors import CommandError
 STANDARD_INPUT: Final = Path("/dev/stdin")
 BLOCK_BYTES: Final = 1024 * 1024
 FREE_BYTES: Final = 64 * 1024 * 1024
-"""Up to here a file may expand at any ratio: so much is safe to decode."""
+"""Up to this size a file may expand at any ratio."""
 _HEAD_BYTES: Final = 4096
 _GZIP: Final = b"\x1f\x8b"
 
@@ -49,13 +49,13 @@ _FORMATS: Final = (
     (b"%PDF", "a PDF file"),
     (b"GGUF", "a GGUF file"),
     (b"MATLAB 5.0", "a MATLAB file"),
-    *((b"\x80%c" % version, "a Python pickle, which is never read") for version in range(2, 6)),
-    *((mark, "a FAISS index") for mark in (b"IxF2", b"IxFI", b"IxFl", b"IHNf", b"IwFl", b"IxMp")),
+    *((b"\x80%c" % version, "a Python pickle, which K9 never reads") for version in range(2, 6)),
+    *((magic, "a FAISS index") for magic in (b"IxF2", b"IxFI", b"IxFl", b"IHNf", b"IwFl", b"IxMp")),
 )
 _TAR_AT, _TAR = 257, b"ustar"
 _ENCODINGS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose BOM is a prefix of it
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -63,7 +63,7 @@ _ENCODINGS: Final = (
 
 
 class _Counted(io.RawIOBase):
-    """The bytes of a file as it lies there, counted; a slow pipe fills each buffer whole."""
+    """Counts the bytes read from a file, and fills each buffer whole, also from a slow pipe."""
 
     def __init__(self, file: io.RawIOBase) -> None:
         self._file = file
@@ -82,7 +82,7 @@ class _Counted(io.RawIOBase):
 
 
 class _Expanded(io.RawIOBase):
-    """A gzip stream decoded, within the limits."""
+    """Decodes a gzip stream, within the limits."""
 
     def __init__(self, source: BinaryIO, counted: _Counted, name: str, limits: Files) -> None:
         self._decoder = gzip.GzipFile(fileobj=source, mode="rb")
@@ -98,7 +98,7 @@ class _Expanded(io.RawIOBase):
         try:
             size = self._decoder.readinto(buffer)
         except (EOFError, OSError, zlib.error) as error:
-            raise CommandError(f"{self._name}: its gzip data is damaged or cut short") from error
+            raise CommandError(f"{self._name}: its gzip data is damaged or truncated") from error
         self._decoded += size
         problem = expansion_problem(self._counted.position, self._decoded, self._limits)
         if problem:
@@ -107,10 +107,10 @@ class _Expanded(io.RawIOBase):
 
 
 class _Transcoded(io.RawIOBase):
-    """Text of another encoding as UTF-8."""
+    """Converts text of another encoding to UTF-8."""
 
     def __init__(self, source: BinaryIO, encoding: str, name: str) -> None:
-        # A lone surrogate becomes bytes that are no UTF-8, which is for its own row to be told.
+        # A lone surrogate becomes invalid UTF-8, which is then reported for its row alone.
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
         self._source = source
         self._encoding = encoding.upper()[:6]
@@ -126,9 +126,7 @@ class _Transcoded(io.RawIOBase):
             try:
                 text = self._decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise CommandError(f"{self._name}: is {self._encoding} and does not decode") from (
-                    error
-                )
+                raise CommandError(f"{self._name}: is not valid {self._encoding}") from (error)
             self._ready = text.encode("utf-8", "surrogatepass")
             if not block and not self._ready:
                 return 0
@@ -139,7 +137,7 @@ class _Transcoded(io.RawIOBase):
 
 
 class FileInput:
-    """An opened file. `stream` gives its bytes: decompressed, and text as UTF-8 without a mark."""
+    """An opened file. `stream` has its bytes: decompressed, and text as UTF-8 without a BOM."""
 
     def __init__(self, path: Path, limits: Files) -> None:
         self.path = path
@@ -167,7 +165,7 @@ class FileInput:
         status = os.fstat(raw.fileno())
         regular = stat.S_ISREG(status.st_mode)
         self.size = status.st_size if regular else None
-        """Bytes of the file as it lies there; None for a pipe."""
+        """Size of the file, compressed if it is; None for a pipe."""
         self._counted = _Counted(raw)
         stream = self._buffered(self._counted)
         self.compressed = stream.peek(2)[:2] == _GZIP
@@ -175,13 +173,13 @@ class FileInput:
             expanded = _Expanded(stream, self._counted, self.name, self._limits)
             stream = self._buffered(expanded)
         self.seekable = regular and not self.compressed
-        """Whether another opening of `path` can be read at any place."""
+        """Whether `path` can be opened again and read at any offset."""
         head = stream.peek(_HEAD_BYTES)
         self.format = _format(head)
-        """One of PARQUET, ZIP, TEXT, or the words for what is never read; empty without bytes."""
+        """PARQUET, ZIP, NPY or TEXT, else the name of another format; empty for an empty file."""
         if self.format == TEXT:
-            mark, encoding = _encoding(head)
-            stream.read(len(mark))
+            bom, encoding = _encoding(head)
+            stream.read(len(bom))
             if encoding != "utf-8":
                 stream = self._buffered(_Transcoded(stream, encoding, self.name))
         self.stream = stream
@@ -191,18 +189,18 @@ class FileInput:
 
     @property
     def position(self) -> int:
-        """Bytes of the file, as it lies there, that have been read."""
+        """Bytes of the file, compressed if it is, that have been read."""
         return self._counted.position
 
     def spooled(self) -> BinaryIO:
-        """A temporary file of all that `stream` gives, for formats that are read at any place.
+        """Copies `stream` to a temporary file, for formats that need random access.
 
         Raises:
-            CommandError: it is over the limit, or the disk is full.
+            CommandError: it is larger than the limit, or the disk is full.
         """
         try:
             with ExitStack() as stack:
-                # The caller closes it, and the system removes it then.
+                # The caller closes it, which deletes it.
                 spool = stack.enter_context(tempfile.TemporaryFile(prefix="k9-"))
                 self._spool(spool)
                 spool.seek(0)
@@ -235,10 +233,10 @@ class FileInput:
 
 
 def open_input(path: Path, limits: Files) -> FileInput:
-    """Opens a file or pipe, `-` being standard input.
+    """Opens a file or pipe; `-` is standard input.
 
     Raises:
-        CommandError: it is not there, is empty, or is nothing that can be read.
+        CommandError: it does not exist, is empty, or cannot be read.
     """
     file = FileInput(path, limits)
     if not file.format:
@@ -263,7 +261,7 @@ def _system_path(path: Path) -> Path:
 
 
 def expansion_problem(compressed: int, decoded: int, limits: Files) -> str | None:
-    """Why data that expands so far is refused; None where it is not."""
+    """Why data that has expanded this far is rejected; None if it is not."""
     if decoded > limits.file_decoded_bytes_max:
         return (
             f"decodes to more than {limits.file_decoded_bytes_max:,} bytes "
@@ -280,9 +278,9 @@ def expansion_problem(compressed: int, decoded: int, limits: Files) -> str | Non
 def _format(head: bytes) -> str:
     if not head:
         return ""
-    for magic, words in _FORMATS:
+    for magic, name in _FORMATS:
         if head.startswith(magic):
-            return words
+            return name
     if head[_TAR_AT:].startswith(_TAR):
         return "a tar archive"
     if head.startswith(_GZIP):
@@ -291,11 +289,11 @@ def _format(head: bytes) -> str:
 
 
 def _encoding(head: bytes) -> tuple[bytes, str]:
-    """The byte order mark and the encoding of text that begins so."""
-    for mark, encoding in _ENCODINGS:
-        if head.startswith(mark):
-            return mark, encoding
-    # JSON begins with two characters of ASCII.
+    """The byte order mark and the encoding of text that begins with `head`."""
+    for bom, encoding in _ENCODINGS:
+        if head.startswith(bom):
+            return bom, encoding
+    # Without a BOM: JSON begins with two ASCII characters.
     if head[1:2] == b"\0" and head[:1] != b"\0":
         return b"", "utf-32-le" if head[2:4] == b"\0\0" else "utf-16-le"
     if head[:1] == b"\0":

@@ -1,4 +1,4 @@
-"""Embeddings from JSON: lines, arrays or documents of objects, an object a row."""
+"""Reads embeddings from JSON: lines, arrays or documents of objects, one object per row."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,64 +10,64 @@ import numpy as np
 from msgspec import Raw
 
 from core.settings import Files
+from deploy.data.formats.columns import Columns
 from deploy.data.formats.dynamodb_json import is_typed
 from deploy.data.formats.file_input import FileInput, open_input
 from deploy.data.formats.json_entries import DYNAMODB, Entry, Forms, entries
-from deploy.data.formats.rows import BadRow, Batch, Columns, Row, as_float32
+from deploy.data.formats.rows import BadRow, Batch, EmbeddingReader, Row, as_float32
 from deploy.errors import CommandError
 
 LINE_BYTES_MAX: Final = 1024 * 1024
-"""Of one row; 4,096 numbers written out in full take a tenth of it."""
+"""The longest row; 4,096 numbers with all their digits take a tenth of it."""
 _FORMS: Final = Forms(
     lists=DYNAMODB.lists
     | {b'"embeddings"', b'"vectors"', b'"points"', b'"objects"', b'"items"', b'"rows"', b'"data"'},
     maps=DYNAMODB.maps | {b'"result"'},
-    reads=(
+    supported=(
         "`k9 import` reads Parquet, .npz, and JSON lines or arrays of objects with an id and a "
         "vector, in UTF-8 or UTF-16, or gzip"
     ),
 )
-"""DynamoDB's are known so that they can be named; of the others, some are K9's own."""
+"""DynamoDB's are included so that the message can name them; some of the others are K9's own."""
 _HEAD_ENTRIES: Final = 20
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
 _TYPES: Final = {
-    b'"': "text (of a number type that it does not name, or not taken apart)",
+    b'"': "text (whose number type is unknown, or which is not parsed)",
     b"{": "an object (of DynamoDB's types, sparse, or of several named vectors)",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
-    """A reading that has begun."""
+class _Pass:
+    """One pass over the file, whose first entries have been read."""
 
-    file: FileInput
+    source: FileInput
     entries: Iterator[Entry]
     decoder: Any
 
 
-class JsonRows:
-    """The rows of one file."""
+class JsonReader(EmbeddingReader):
+    """Reads one JSON file."""
 
     unit = "bytes"
 
-    def __init__(self, file: FileInput, columns: Columns, limits: Files) -> None:
+    def __init__(self, source: FileInput, columns: Columns, limits: Files) -> None:
+        super().__init__(source)
         self._limits = limits
         self._columns = columns
-        self._path, self._name = file.path, file.name
-        self.units = file.size
-        self.notes: list[str] = []
-        self._begun: _Begun | None = self._begin(file)
+        self._path = source.path
+        self.units = source.size
+        self._first_pass: _Pass | None = self._begin(source)
 
-    def _begin(self, file: FileInput) -> "_Begun":
-        found = entries(file, LINE_BYTES_MAX, _FORMS)
+    def _begin(self, source: FileInput) -> "_Pass":
+        found = entries(source, LINE_BYTES_MAX, _FORMS)
         head = list(islice(found, _HEAD_ENTRIES))
-        return _Begun(file, chain(head, found), self._decoder(head))
+        return _Pass(source, chain(head, found), self._decoder(head))
 
-    def batches(self, rows_max: int) -> Iterator[Batch]:
-        """The rows from the start on; of a pipe, once."""
-        begun, self._begun = self._begun, None
+    def _batches(self, rows_max: int) -> Iterator[Batch]:
+        begun, self._first_pass = self._first_pass, None
         begun = begun or self._begin(open_input(self._path, self._limits))
-        with begun.file as file:
+        with begun.source as source:
             rows: list[Row] = []
             bad: list[BadRow] = []
             read = 0
@@ -76,13 +76,13 @@ class JsonRows:
                 if len(rows) + len(bad) >= rows_max:
                     yield Batch(rows, bad, entry.end - read)
                     rows, bad, read = [], [], entry.end
-            yield Batch(rows, bad, file.position - read)
+            yield Batch(rows, bad, source.position - read)
 
     def _decoder(self, head: list[Entry]) -> Any:
-        """For the names that the first entries have.
+        """A decoder of rows, for the names that the first entries have.
 
         Raises:
-            CommandError: none of them has the names, or all have a type that is not read.
+            CommandError: none of them has the names, or all have a type that is not supported.
         """
         ids, vectors = self._columns.product_id, self._columns.vector
         problems: list[CommandError | None] = []
@@ -110,23 +110,23 @@ class JsonRows:
     def _names(self, members: Mapping[str, Raw]) -> tuple[str, str]:
         if is_typed(members):
             raise CommandError(
-                f"{self._name}: is DynamoDB's JSON, which `k9 migrate --table embeddings` reads"
+                f"{self.name}: is DynamoDB's JSON, which `k9 migrate --table embeddings` reads"
             )
-        ids, vectors = self._columns.choose(list(members), self._name)
+        ids, vectors = self._columns.choose(list(members), self.name)
         of_ids, of_vectors = (bytes(members[name]).lstrip()[:1] for name in (ids, vectors))
         if of_ids == b"{":
-            raise CommandError(f"{self._name}: {ids!r} is an object; ids are text or integers")
+            raise CommandError(f"{self.name}: {ids!r} is an object; ids are text or integers")
         if of_ids == b"[":
             raise CommandError(
-                f"{self._name}: is an object of columns ({ids!r} is a list); write an object a row"
+                f"{self.name}: is an object of columns ({ids!r} is a list); write an object a row"
             )
         if of_vectors in _TYPES:
             raise CommandError(
-                f"{self._name}: {vectors!r} is {_TYPES[of_vectors]}; lists of numbers are read"
+                f"{self.name}: {vectors!r} is {_TYPES[of_vectors]}; lists of numbers are read"
             )
         if bytes(members[vectors]).replace(b" ", b"").startswith(b"[["):
             raise CommandError(
-                f"{self._name}: {vectors!r} is a list of lists; one list of numbers a row is read"
+                f"{self.name}: {vectors!r} is a list of lists; one list of numbers a row is read"
             )
         return ids, vectors
 
@@ -147,6 +147,6 @@ class JsonRows:
             rows.append(Row(entry.line, str(decoded.product_id), vector))
 
     def close(self) -> None:
-        """Closes the file, where no reading has begun."""
-        if self._begun is not None:
-            self._begun.file.close()
+        """Closes the file; a pass that has begun closes it itself."""
+        if self._first_pass is not None:
+            self._first_pass.source.close()

@@ -1,8 +1,8 @@
-"""Files of JSON rows, an entry at a time: lines, arrays, documents, and what DynamoDB prints.
+"""Splits files of JSON rows into entries: lines, arrays, documents, and DynamoDB's replies.
 
-Nothing is ever in memory as a whole, and one bad entry does not take those after it along: an
-entry is cut out by its brackets and quotes alone, before anyone reads it. What surrounds items in
-a reply or a request of DynamoDB is skipped; what surrounds one item is left to `dynamodb_json`.
+No file is in memory as a whole, and a bad entry does not affect the next: entries are split by
+brackets and quotes alone, before they are parsed. The document around the items of a DynamoDB reply
+or request is skipped; `dynamodb_json` unwraps the single item.
 """
 
 import re
@@ -12,58 +12,58 @@ from typing import Final
 import msgspec
 
 from deploy.data.formats.file_input import TEXT, FileInput
-from deploy.data.formats.json_text import BrokenError, JsonText
+from deploy.data.formats.json_scanner import JsonScanner, MalformedError
 from deploy.errors import CommandError
 
 ENTRY_BYTES_MAX: Final = 16 * 1024 * 1024
-"""An item of DynamoDB has up to 400 KB, which indented DynamoDB-JSON can make twenty times of."""
+"""A DynamoDB item has up to 400 KB, which may be twenty times as much in indented JSON."""
 _REQUESTS: Final = re.compile(rb'\[\s*\{\s*"(?:PutRequest|DeleteRequest)"\s*:')
 _OBJECTS: Final = re.compile(rb"\[\s*[\]{]")
-_GOES_ON: Final = {b'"NextToken"', b'"LastEvaluatedKey"', b'"UnprocessedKeys"'}
-_NOTHING: Final = {b"null", b"{}", b'""'}
-_NO_ROWS: Final = {b"[": "arrays", b'"': "strings"} | dict.fromkeys(
+_CONTINUATIONS: Final = {b'"NextToken"', b'"LastEvaluatedKey"', b'"UnprocessedKeys"'}
+_EMPTY: Final = {b"null", b"{}", b'""'}
+_NOT_OBJECTS: Final = {b"[": "arrays", b'"': "strings"} | dict.fromkeys(
     (b"%c" % digit for digit in b"-0123456789"), "numbers"
 )
-"""What an array of something else begins with."""
+"""First bytes of array elements that are not rows."""
 _HEAD_BYTES: Final = 4096
 _SHOWN: Final = 40
 
 
 class Forms(msgspec.Struct, frozen=True):
-    """Which documents have rows in them, rather than being one."""
+    """The documents that contain rows, and are not rows themselves."""
 
     lists: frozenset[bytes]
-    """Names, in quotes, of members that are arrays of rows, or of what surrounds each."""
+    """Names, in quotes, of members that are arrays of rows or of wrapped rows."""
     maps: frozenset[bytes]
-    """Names of members that have such arrays as their own members, whatever these are called."""
-    reads: str
-    """What is read, in words, for a file that is of another form."""
+    """Names of members whose own members, of any name, are such arrays."""
+    supported: str
+    """Describes the supported formats, for the error of another one."""
 
 
 DYNAMODB: Final = Forms(
     lists=frozenset({b'"Items"', b'"TransactItems"', b'"Records"', b'"Responses"'}),
     maps=frozenset({b'"Responses"', b'"RequestItems"', b'"UnprocessedItems"'}),
-    reads=(
+    supported=(
         "`k9 migrate` reads JSON: arrays, lines or documents of rows, plain or in DynamoDB's "
         "types, also as scan, query, get-item, batch-write-item or an export to S3 have them, in "
         "UTF-8 or UTF-16, or gzip"
     ),
 )
-"""Replies and requests of DynamoDB, in any order of their members."""
+"""Replies and requests of DynamoDB."""
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One entry of the file, not read yet."""
+    """One entry of the file, not yet parsed."""
 
     number: int
     """From 1."""
     line: int
-    """From 1: the one it begins on."""
+    """The line that it begins on, from 1."""
     text: bytes
-    """Empty where `problem` says why there is none."""
+    """Empty if there is a `problem`."""
     problem: str | None = None
     end: int = 0
-    """Bytes of the file that are read by then, as it lies there."""
+    """Bytes of the file, compressed if it is, that have been read by then."""
 
 
 def entries(
@@ -72,33 +72,32 @@ def entries(
     """The entries of an opened file of rows, in order.
 
     Args:
-        file: Which is read to its end.
-        entry_bytes_max: Longer entries are skipped, and said to be.
-        forms: Which documents have rows in them.
+        file: It is read to its end.
+        entry_bytes_max: Longer entries are skipped, with a `problem`.
+        forms: The documents that contain rows.
 
     Raises:
-        CommandError: the file does not read, from the start or from some line on, or is of a form
-            that is none of those read.
+        CommandError: the file cannot be read from some line on, or its format is not supported.
     """
     if file.format != TEXT:
-        raise CommandError(f"{file.name}: is {file.format}; {forms.reads}")
+        raise CommandError(f"{file.name}: is {file.format}; {forms.supported}")
     try:
-        yield from _Rows(file, entry_bytes_max, forms).entries()
+        yield from _Splitter(file, entry_bytes_max, forms).entries()
     except OSError as error:
         raise CommandError(f"{file.name}: {error.strerror or error}") from error
 
 
-class _Rows:
-    """Goes through one file."""
+class _Splitter:
+    """Splits one file."""
 
     def __init__(self, file: FileInput, entry_bytes_max: int, forms: Forms) -> None:
         self._file = file
-        self._text = JsonText(file.stream, entry_bytes_max)
+        self._text = JsonScanner(file.stream, entry_bytes_max)
         self._entry_bytes_max = entry_bytes_max
         self._forms = forms
         self._number = 0
-        self._cut: int | None = None
-        """The line which says that the reply goes on where the file ends."""
+        self._continued_line: int | None = None
+        """The line with a token for the next page, if the reply is not complete."""
 
     def entries(self) -> Iterator[Entry]:
         text = self._text
@@ -113,16 +112,16 @@ class _Rows:
                 is_entry = yield from self._document()
                 if is_entry and text.line == line and text.line_ends():
                     yield from self._lines()
-            elif not (yield from self._skip(BrokenError("is no JSON object"), b"")):
+            elif not (yield from self._skip(MalformedError("is not a JSON object"), b"")):
                 raise CommandError(
                     f"{self._file.name}: line {line} begins neither an array nor an object"
                 )
-        if self._cut is not None:
-            why = "the reply goes on where this file ends (it has a NextToken): rows are missing"
-            yield self._entry(self._cut, b"", why)
+        if self._continued_line is not None:
+            why = "the reply continues after this file (it has a NextToken): rows are missing"
+            yield self._entry(self._continued_line, b"", why)
 
     def _check_form(self) -> None:
-        """Raises: CommandError: the file is no JSON."""
+        """Raises: CommandError: the file is not JSON."""
         first = self._text.peek()
         if first in {b"", b"{", b"["}:
             return
@@ -134,7 +133,7 @@ class _Rows:
             form = "is CSV or the like"
         shown = begin[:_SHOWN].decode("utf-8", "replace").strip()
         raise CommandError(
-            f"{self._file.name}: {form} (it begins with {shown!r}); {self._forms.reads}"
+            f"{self._file.name}: {form} (it begins with {shown!r}); {self._forms.supported}"
         )
 
     def _entry(self, line: int, text: bytes, problem: str | None = None) -> Entry:
@@ -148,55 +147,55 @@ class _Rows:
             elif text.strip():
                 yield self._entry(line, text)
 
-    def _skip(self, broken: BrokenError, indent: bytes | None) -> Generator[Entry, None, bool]:
-        """Gives a broken entry, and goes to the next one; whether there is one."""
+    def _skip(self, broken: MalformedError, indent: bytes | None) -> Generator[Entry, None, bool]:
+        """Yields a broken entry, and skips to the next one. Returns whether there is one."""
         line = self._text.line
         recovered = self._text.recover(indent)
         yield self._entry(line, b"", str(broken))
         return recovered
 
     def _document(self) -> Generator[Entry, None, bool]:
-        """The rows of an object: those that it surrounds, or itself. Whether it is one itself."""
+        """The rows that an object contains, or itself. Returns whether it is a row itself."""
         text = self._text
         line, indent = text.line, text.indent
-        self._cut = None
+        self._continued_line = None
         begins, entry = None, b""
-        broken: BrokenError | None = None
-        with text.held():
+        broken: MalformedError | None = None
+        with text.retained():
             try:
                 text.step()
                 begins = self._members()
                 entry = text.since()
-            except BrokenError as error:
+            except MalformedError as error:
                 broken = error
                 text.rewind()
         if broken is not None:
             yield from self._skip(broken, indent)
             return False
         if begins is None:
-            self._cut = None
+            self._continued_line = None
             yield self._entry(line, entry)
             return True
         try:
             while begins is not None:
                 yield from self._array() if begins == b"[" else self._tables()
                 begins = self._members()
-        except BrokenError:
-            where = f"line {text.line} does not read on after the items of the reply"
+        except MalformedError:
+            where = f"line {text.line} cannot be read after the items of the reply"
             raise CommandError(f"{self._file.name}: {where}") from None
         return False
 
     def _members(self, *, of_tables: bool = False) -> bytes | None:
-        """Goes to the next member that has rows; what its value begins with.
+        """Moves to the next member that has rows.
 
         Args:
             of_tables: Whether each member is a table with its rows.
 
         Returns:
-            `[` or `{` with the place on it; None with the place after the object's end.
+            The first byte of its value, `[` or `{`; None after the end of the object.
 
         Raises:
-            BrokenError: the object does not read on.
+            MalformedError: the object cannot be read further.
         """
         text = self._text
         while (first := text.peek()) != b"}":
@@ -205,7 +204,7 @@ class _Rows:
                 continue
             line, name = text.line, text.value()
             if not name.startswith(b'"') or text.peek() != b":":
-                raise BrokenError("has a member that is not a name, a colon and a value")
+                raise MalformedError("has a member that is not a name, a colon and a value")
             text.step()
             begins = text.peek()
             known = of_tables or name in self._forms.lists
@@ -213,8 +212,8 @@ class _Rows:
                 return begins
             if begins == b"{" and name in self._forms.maps:
                 return begins
-            if text.value() not in _NOTHING and name in _GOES_ON:
-                self._cut = line
+            if text.value() not in _EMPTY and name in _CONTINUATIONS:
+                self._continued_line = line
         text.step()
         return None
 
@@ -233,15 +232,15 @@ class _Rows:
                 text.step()
                 continue
             line, indent = text.line, text.indent
-            if not self._number and first in _NO_ROWS:
-                form = f"is an array of {_NO_ROWS[first]}"
-                raise CommandError(f"{name}: {form}; {self._forms.reads}")
+            if not self._number and first in _NOT_OBJECTS:
+                form = f"is an array of {_NOT_OBJECTS[first]}"
+                raise CommandError(f"{name}: {form}; {self._forms.supported}")
             try:
                 value = text.value()
-            except BrokenError as broken:
+            except MalformedError as broken:
                 if not (yield from self._skip(broken, indent)):
                     raise CommandError(
-                        f"{name}: does not read on from entry {self._number}, on line {line}: "
+                        f"{name}: cannot be read from entry {self._number} on, on line {line}: "
                         f"{broken}"
                     ) from None
             else:

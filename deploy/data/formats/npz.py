@@ -1,7 +1,6 @@
-"""Embeddings from the two arrays of an .npz, a batch at a time. Nothing in it is ever unpickled.
+"""Reads embeddings from the two arrays of an .npz file. Nothing in it is ever unpickled.
 
-The arrays are read from their members as streams, since numpy would have each in memory whole; it
-parses their headers.
+The arrays are read as streams, since numpy would load each of them whole; numpy parses the headers.
 """
 
 import io
@@ -15,8 +14,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from core.settings import Files
-from deploy.data.formats.file_input import expansion_problem
-from deploy.data.formats.rows import BadRow, Batch, Columns, Row, as_float32
+from deploy.data.formats.columns import Columns
+from deploy.data.formats.file_input import FileInput, expansion_problem
+from deploy.data.formats.rows import Batch, EmbeddingReader, as_float32, batch_of, decoded
 from deploy.errors import CommandError
 
 _HEADER_BYTES_MAX: Final = 65_536
@@ -24,10 +24,10 @@ _HEADER_BYTES_MAX: Final = 65_536
 _MEMBERS_MAX: Final = 1000
 _ROW_BYTES_MAX: Final = 1024 * 1024
 """An id has up to 512 bytes, and a vector up to 4,096 numbers."""
-_WHOLE_BYTES_MAX: Final = 1024**3
-"""An array in Fortran order has no rows that could be read one after another."""
+_FORTRAN_BYTES_MAX: Final = 1024**3
+"""An array in Fortran order has no contiguous rows, so it is read whole."""
 _ENCRYPTED: Final = 0x1
-_MATRIX: Final = 2
+_MATRIX_DIMENSIONS: Final = 2
 _ELSEWHERE: Final = (
     ("[Content_Types].xml", "an Office document"),
     ("/data.pkl", "a PyTorch file"),
@@ -36,57 +36,56 @@ _ELSEWHERE: Final = (
 
 
 class _Array(msgspec.Struct, frozen=True):
-    """One array, of which the header has been read."""
+    """One array, described by its header."""
 
     member: str
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
     start: int
-    """Where its numbers begin in the member."""
+    """Offset of its numbers in the member."""
 
 
-class NpzRows:
-    """The two arrays of one file."""
+class NpzReader(EmbeddingReader):
+    """Reads one .npz file."""
 
     unit = "rows"
 
-    def __init__(self, file: BinaryIO, name: str, columns: Columns, limits: Files) -> None:
+    def __init__(self, file: BinaryIO, source: FileInput, columns: Columns, limits: Files) -> None:
+        super().__init__(source)
         self._file = file
-        self._name = name
         self._limits = limits
-        self.notes: list[str] = []
         self._zip = zipfile.ZipFile(file)
         members = self._zip.infolist()
         names = [member.filename.removesuffix(".npy") for member in members]
         self._check_archive([member.filename for member in members])
-        ids, vectors = columns.choose(names, name)
+        ids, vectors = columns.choose(names, self.name)
         self._ids = self._array(ids, members[names.index(ids)])
         self._vectors = self._array(vectors, members[names.index(vectors)])
         self._check(ids, vectors)
-        self.units: int | None = self._ids.shape[0]
+        self.units = self._ids.shape[0]
 
     def _check_archive(self, names: list[str]) -> None:
         if len(names) > _MEMBERS_MAX:
-            raise CommandError(f"{self._name}: has {len(names):,} members, and no array file does")
+            raise CommandError(f"{self.name}: has {len(names):,} members, and no array file does")
         for part, words in _ELSEWHERE:
             if any(part in name for name in names):
-                raise CommandError(f"{self._name}: is {words}, not an .npz of numpy")
+                raise CommandError(f"{self.name}: is {words}, not an .npz of numpy")
         if not names:
-            raise CommandError(f"{self._name}: is an .npz without any array")
+            raise CommandError(f"{self.name}: is an .npz without any array")
 
     def _array(self, name: str, member: zipfile.ZipInfo) -> _Array:
         if member.flag_bits & _ENCRYPTED:
-            raise CommandError(f"{self._name}: {name!r} is encrypted")
+            raise CommandError(f"{self.name}: {name!r} is encrypted")
         if not member.file_size:
-            raise CommandError(f"{self._name}: {name!r} is empty, where an .npy array should be")
+            raise CommandError(f"{self.name}: {name!r} is empty, where an .npy array should be")
         problem = expansion_problem(member.compress_size, member.file_size, self._limits)
         if problem:
-            raise CommandError(f"{self._name}: {name!r} {problem}")
+            raise CommandError(f"{self.name}: {name!r} {problem}")
         with self._zip.open(member) as stream:
             head = io.BytesIO(stream.read(_HEADER_BYTES_MAX))
         if not head.getvalue().startswith(b"\x93NUMPY"):
-            raise CommandError(f"{self._name}: {name!r} is no .npy array")
+            raise CommandError(f"{self.name}: {name!r} is no .npy array")
         try:
             version = npy.read_magic(head)
             read_header = (
@@ -94,7 +93,7 @@ class NpzRows:
             )
             shape, fortran, dtype = read_header(head)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise CommandError(f"{self._name}: the header of {name!r} is damaged") from error
+            raise CommandError(f"{self.name}: the header of {name!r} is damaged") from error
         return _Array(member.filename, shape, fortran, dtype, head.tell())
 
     def _check(self, ids: str, vectors: str) -> None:
@@ -102,26 +101,26 @@ class NpzRows:
         for name, array in ((ids, self._ids), (vectors, self._vectors)):
             if array.dtype.hasobject:
                 raise CommandError(
-                    f"{self._name}: {name!r} holds Python objects, which are never read: save it "
+                    f"{self.name}: {name!r} holds Python objects, which are never read: save it "
                     f"as np.asarray({name}, dtype={'str' if name == ids else 'np.float32'})"
                 )
         shape, kind = self._ids.shape, self._ids.dtype.kind
         if kind not in "USiu" or len(shape) != 1 or not self._ids.dtype.itemsize:
             raise CommandError(
-                f"{self._name}: {ids!r} is an array of {self._ids.dtype} with shape {shape}; ids "
+                f"{self.name}: {ids!r} is an array of {self._ids.dtype} with shape {shape}; ids "
                 "are text or integers in one dimension"
             )
         if kind in "iu":
             self.notes.append(f"{ids!r} holds integers ({self._ids.dtype}), stored as text")
         shape, kind = self._vectors.shape, self._vectors.dtype.kind
-        if kind not in "fiu" or len(shape) != _MATRIX:
+        if kind not in "fiu" or len(shape) != _MATRIX_DIMENSIONS:
             raise CommandError(
-                f"{self._name}: {vectors!r} is an array of {self._vectors.dtype} with shape "
+                f"{self.name}: {vectors!r} is an array of {self._vectors.dtype} with shape "
                 f"{shape}; vectors are numbers in two dimensions, one row a product"
             )
         if self._ids.shape[0] != shape[0]:
             counts = f"{self._ids.shape[0]:,} ids and {shape[0]:,} vectors"
-            raise CommandError(f"{self._name}: has {counts}; there must be as many of both")
+            raise CommandError(f"{self.name}: has {counts}; there must be as many of both")
         for name, array in ((ids, self._ids), (vectors, self._vectors)):
             self._check_size(name, array)
 
@@ -130,43 +129,34 @@ class NpzRows:
         size, have = row_bytes * array.shape[0], self._zip.getinfo(array.member).file_size
         if size != have - array.start:
             raise CommandError(
-                f"{self._name}: {name!r} is damaged: it has {have - array.start:,} bytes of "
+                f"{self.name}: {name!r} is damaged: it has {have - array.start:,} bytes of "
                 f"numbers, and its shape {array.shape} takes {size:,}"
             )
         if row_bytes > _ROW_BYTES_MAX:
             raise CommandError(
-                f"{self._name}: a row of {name!r} takes {row_bytes:,} bytes, over the limit of "
+                f"{self.name}: a row of {name!r} takes {row_bytes:,} bytes, over the limit of "
                 f"{_ROW_BYTES_MAX:,}"
             )
-        if array.fortran and len(array.shape) == _MATRIX and size > _WHOLE_BYTES_MAX:
+        if array.fortran and len(array.shape) == _MATRIX_DIMENSIONS and size > _FORTRAN_BYTES_MAX:
             raise CommandError(
-                f"{self._name}: {name!r} is {size:,} bytes in Fortran order: save it as "
+                f"{self.name}: {name!r} is {size:,} bytes in Fortran order: save it as "
                 f"np.ascontiguousarray({name})"
             )
 
-    def batches(self, rows_max: int) -> Iterator[Batch]:
-        """The rows from the start on."""
+    def _batches(self, rows_max: int) -> Iterator[Batch]:
         number = 1
         ids, vectors = self._blocks(self._ids, rows_max), self._blocks(self._vectors, rows_max)
         for some_ids, some_vectors in zip(ids, vectors, strict=True):
-            numbers = as_float32(some_vectors)
-            rows: list[Row] = []
-            bad: list[BadRow] = []
-            for offset, product_id in enumerate(some_ids.tolist()):
-                text = _text(product_id)
-                if text is None:
-                    bad.append(BadRow(number + offset, None, "product_id is not UTF-8"))
-                else:
-                    rows.append(Row(number + offset, text, numbers[offset]))
-            number += len(some_ids)
-            yield Batch(rows, bad, len(some_ids))
+            texts = [decoded(i) if isinstance(i, bytes) else str(i) for i in some_ids.tolist()]
+            yield batch_of(number, texts, list(as_float32(some_vectors)))
+            number += len(texts)
 
     def _blocks(self, array: _Array, rows_max: int) -> Iterator[NDArray[Any]]:
         """The array's rows, up to `rows_max` at a time."""
         total, row_bytes = array.shape[0], _row_bytes(array)
         with self._zip.open(array.member) as stream:
             stream.seek(array.start)
-            if array.fortran and len(array.shape) == _MATRIX:
+            if array.fortran and len(array.shape) == _MATRIX_DIMENSIONS:
                 data = self._exactly(stream, total * row_bytes)
                 whole = np.frombuffer(data, array.dtype).reshape(array.shape, order="F")
                 yield from (whole[at : at + rows_max] for at in range(0, total, rows_max))
@@ -179,7 +169,7 @@ class NpzRows:
     def _exactly(self, stream: Any, size: int) -> bytes:
         data: bytes = stream.read(size)
         if len(data) != size:
-            raise CommandError(f"{self._name}: ends in the middle of an array")
+            raise CommandError(f"{self.name}: ends within an array")
         return data
 
     def close(self) -> None:
@@ -192,18 +182,9 @@ def _row_bytes(array: _Array) -> int:
     return array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=object))
 
 
-def _text(product_id: str | bytes | int) -> str | None:
-    if isinstance(product_id, bytes):
-        try:
-            return product_id.decode()
-        except UnicodeDecodeError:
-            return None
-    return str(product_id)
-
-
-def not_npz(name: str) -> CommandError:
-    """What is said of an .npy file, whatever its name."""
+def npy_error(name: str) -> CommandError:
+    """The error of an .npy file, whatever its name."""
     return CommandError(
-        f"{name}: is an .npy file, which has one array alone: save ids and vectors together, as "
+        f"{name}: is an .npy file, which has one array only: save ids and vectors together, as "
         "np.savez(FILE, product_ids=ids, vectors=vectors) does"
     )

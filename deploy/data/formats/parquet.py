@@ -1,4 +1,4 @@
-"""Embeddings from Parquet, a batch at a time. Columns of other types are refused by their type."""
+"""Reads embeddings from Parquet files. Columns of other types are rejected by their type."""
 
 import os
 import subprocess
@@ -13,12 +13,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core.settings import Files
-from deploy.data.formats.file_input import BLOCK_BYTES, expansion_problem
-from deploy.data.formats.rows import BadRow, Batch, Columns, Row, as_float32, text_of
+from deploy.data.formats.columns import Columns
+from deploy.data.formats.file_input import BLOCK_BYTES, FileInput, expansion_problem
+from deploy.data.formats.rows import (
+    Batch,
+    EmbeddingReader,
+    as_float32,
+    batch_of,
+    decoded,
+    text_of,
+)
 from deploy.errors import CommandError
 
 _WIDEST_BYTES: Final = 8
-"""A number in memory, whatever its encoding: runs of one value take next to nothing in a file."""
+"""The widest number, decoded: a run of equal values takes almost no space in a file."""
 _SIZES: Final = """
 import sys, pyarrow.parquet as pq
 metadata = pq.ParquetFile(sys.argv[1]).metadata
@@ -30,27 +38,26 @@ print(sum(chunk.total_compressed_size for chunk in chunks),
       sum(chunk.total_uncompressed_size for chunk in chunks),
       sum(chunk.num_values for chunk in chunks))
 """
-"""Prints the bytes of the columns as compressed and as encoded, and how many values they have.
+"""Prints the compressed and the encoded size of the columns in bytes, and their number of values.
 
-A process of its own, since pyarrow ends the process where the footer of a column is damaged."""
+It runs in a process of its own, since pyarrow aborts the process on a damaged column footer."""
 
 
-class ParquetRows:
-    """The two columns of one file."""
+class ParquetReader(EmbeddingReader):
+    """Reads one Parquet file."""
 
     unit = "rows"
 
-    def __init__(self, file: BinaryIO, name: str, columns: Columns, limits: Files) -> None:
+    def __init__(self, file: BinaryIO, source: FileInput, columns: Columns, limits: Files) -> None:
+        super().__init__(source)
         self._file = file
-        self._name = name
-        self._repeated: list[str] = []
-        self.notes: list[str] = []
+        self._dictionaries: list[str] = []
         with self._open() as opened:
             schema = opened.schema_arrow
-            self._ids, self._vectors = columns.choose(schema.names, name)
+            self._ids, self._vectors = columns.choose(schema.names, self.name)
             self._check_ids(schema.field(self._ids).type)
             self._list_size = self._check_vectors(schema.field(self._vectors).type)
-            self.units: int | None = opened.metadata.num_rows
+            self.units = opened.metadata.num_rows
             self._encoded = sum(
                 opened.metadata.row_group(group).total_byte_size
                 for group in range(opened.metadata.num_row_groups)
@@ -59,30 +66,30 @@ class ParquetRows:
 
     def _open(self) -> Any:
         self._file.seek(0)
-        # Pages are read as they are needed, and each text of the ids is in memory once.
+        # Pages are read as they are needed, and repeated ids are in memory once.
         return pq.ParquetFile(
             self._file,
             pre_buffer=False,
             buffer_size=BLOCK_BYTES,
-            read_dictionary=self._repeated,
+            read_dictionary=self._dictionaries,
         )
 
     def _check_ids(self, kind: pa.DataType) -> None:
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
         if _is_text(plain):
-            self._repeated = [self._ids]
+            self._dictionaries = [self._ids]
             return
         if pa.types.is_integer(plain) or _extension(plain) == "arrow.uuid":
             what = "UUIDs" if _extension(plain) else f"integers ({plain})"
             self.notes.append(f"{self._ids!r} holds {what}, stored as text")
             return
         raise CommandError(
-            f"{self._name}: {self._ids!r} is of type {kind}; ids are text, integers or UUIDs, so "
+            f"{self.name}: {self._ids!r} is of type {kind}; ids are text, integers or UUIDs, so "
             "cast it to string, or name another column by --id-column"
         )
 
     def _check_vectors(self, kind: pa.DataType) -> int | None:
-        """The length that the type itself fixes."""
+        """The vectors' length, if their type has a fixed one."""
         lists = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
         if _is_list(lists) and _is_number(lists.value_type):
             return int(lists.list_size) if pa.types.is_fixed_size_list(lists) else None
@@ -93,14 +100,14 @@ class ParquetRows:
             hint = "bytes do not say which numbers they are, so write them as lists of floats"
         elif _is_text(lists):
             hint = "text is not taken apart, so write lists of floats"
-        raise CommandError(f"{self._name}: {self._vectors!r} is of type {kind}; {hint}")
+        raise CommandError(f"{self.name}: {self._vectors!r} is of type {kind}; {hint}")
 
     def _check_expansion(self, limits: Files) -> None:
         """Raises: CommandError: the columns are far larger in memory than in the file."""
-        if self._list_size is not None:  # nothing that the footer of a column would add
+        if self._list_size is not None:  # the size is known without the columns' footers
             numbers = (self.units or 0) * self._list_size
             decoded = max(self._encoded, numbers * _WIDEST_BYTES)
-            self._refuse(self._file.seek(0, os.SEEK_END), decoded, limits)
+            self._check_size(self._file.seek(0, os.SEEK_END), decoded, limits)
             return
         handle = self._file.fileno()
         done = subprocess.run(  # noqa: S603 - this interpreter, and a file that is open already
@@ -110,36 +117,24 @@ class ParquetRows:
             check=False,
         )
         if done.returncode:
-            raise CommandError(f"{self._name}: does not read: its footer is damaged")
+            raise CommandError(f"{self.name}: cannot be read: its footer is damaged")
         compressed, encoded, numbers = map(int, done.stdout.split())
-        self._refuse(compressed, max(encoded, numbers * _WIDEST_BYTES), limits)
+        self._check_size(compressed, max(encoded, numbers * _WIDEST_BYTES), limits)
 
-    def _refuse(self, compressed: int, decoded: int, limits: Files) -> None:
+    def _check_size(self, compressed: int, decoded: int, limits: Files) -> None:
         problem = expansion_problem(compressed, decoded, limits)
         if problem:
-            raise CommandError(f"{self._name}: {problem}")
+            raise CommandError(f"{self.name}: {problem}")
 
-    def batches(self, rows_max: int) -> Iterator[Batch]:
-        """The rows from the start on."""
+    def _batches(self, rows_max: int) -> Iterator[Batch]:
         number = 1
         with self._open() as opened:
             columns = [self._ids, self._vectors]
             for table in opened.iter_batches(batch_size=rows_max, columns=columns):
                 ids = _texts(table.column(self._ids))
                 vectors = _vectors(table.column(self._vectors))
-                rows: list[Row] = []
-                bad: list[BadRow] = []
-                for offset, (product_id, vector) in enumerate(zip(ids, vectors, strict=True)):
-                    at = number + offset
-                    if not isinstance(product_id, str):
-                        reason = "is null" if product_id is None else "is not UTF-8"
-                        bad.append(BadRow(at, None, f"product_id {reason}"))
-                    elif isinstance(vector, str):
-                        bad.append(BadRow(at, product_id, f"vector {vector}"))
-                    else:
-                        rows.append(Row(at, product_id, vector))
+                yield batch_of(number, ids, vectors)
                 number += len(ids)
-                yield Batch(rows, bad, len(ids))
 
     def close(self) -> None:
         """Closes the file."""
@@ -167,7 +162,7 @@ def _is_number(kind: pa.DataType) -> bool:
 def _texts(column: Any) -> list[str | bytes | None]:
     """Each row's id as text; bytes where it is not UTF-8."""
     if pa.types.is_dictionary(column.type):
-        # The dictionary may be that of a million rows.
+        # The dictionary may have the ids of a million rows.
         distinct = pc.unique(column.indices)
         texts = _texts(column.dictionary.take(distinct.drop_null()))
         by_index = dict(zip(distinct.drop_null().to_pylist(), texts, strict=True))
@@ -176,21 +171,14 @@ def _texts(column: Any) -> list[str | bytes | None]:
         return [None if value is None else text_of(value) for value in column.to_pylist()]
     except UnicodeDecodeError:
         values = column.cast(pa.large_binary()).to_pylist()
-        return [None if value is None else _decoded(value) for value in values]
-
-
-def _decoded(value: bytes) -> str | bytes:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value
+        return [None if value is None else decoded(value) for value in values]
 
 
 def _vectors(column: Any) -> list[NDArray[np.float32] | str]:
-    """Each row's vector as float32 (d,), or why it is none."""
+    """Each row's vector as float32 (d,), or why it is not valid."""
     if isinstance(column.type, pa.BaseExtensionType):
         column = column.storage
-    # list_value_length is null for a null vector, whose numbers `flatten` leaves out too.
+    # list_value_length is null for a null vector, which `flatten` skips too.
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     flat = column.flatten()
     numbers = flat.to_numpy(zero_copy_only=False)

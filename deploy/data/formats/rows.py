@@ -1,42 +1,40 @@
-"""What the readers of embedding files give: rows and bad rows, in batches; and which columns."""
+"""Rows of embedding files, and what every reader of them has in common."""
 
+import lzma
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Self
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from deploy.data.formats.file_input import FileInput
 from deploy.errors import CommandError
 
-_IDS: Final = ("product_id", "product_ids")
-_VECTORS: Final = ("vector", "vectors")
-_OTHER_IDS: Final = (
-    *("id", "ids", "_id", "uuid", "key", "keys", "sku", "asin", "item_id", "itemid", "productid"),
-    *("product", "doc_id", "document_id", "pk", "name", "names", "labels", "__index_level_0__"),
+FAULTS: Final = (
+    *(OSError, EOFError, ValueError, LookupError, OverflowError, RuntimeError, MemoryError),
+    *(pa.ArrowException, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-_OTHER_VECTORS: Final = (
-    *("embedding", "embeddings", "values", "vec", "vecs", "emb", "embs", "features", "feature"),
-    *("embedding_vector", "data", "arr_0"),
-)
-"""Names that other stores and tools use: suggested, since an `id` may be a row's number."""
-_SHOWN: Final = 10
-_NAME_SHOWN: Final = 60
+"""What the libraries raise on damaged bytes; NotImplementedError is a RuntimeError."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One row that reads."""
+    """One row that could be read."""
 
     number: int
-    """From 1; of JSON, the line that it begins on."""
+    """From 1; in JSON, the line that it begins on."""
     product_id: str
     vector: NDArray[np.float32]
-    """float32 (d,); infinite where the file's number is too large for one."""
+    """float32 (d,); infinite where the file's number is too large."""
 
 
 class BadRow(msgspec.Struct, frozen=True):
-    """One row that does not hold, and why."""
+    """One row that is not valid, and why."""
 
     number: int
     product_id: str | None
@@ -49,84 +47,88 @@ class Batch(msgspec.Struct, frozen=True):
     rows: list[Row]
     bad: list[BadRow]
     units: int
-    """How far this batch brings the reader towards `Source.units`."""
+    """How much of the file the batch is, in `EmbeddingReader.units`."""
 
 
-class Columns(msgspec.Struct, frozen=True):
-    """Which columns, arrays or members to read, where that was given."""
+def batch_of(
+    first: int,
+    ids: Sequence[str | bytes | None],
+    vectors: Sequence[NDArray[np.float32] | str],
+) -> Batch:
+    """A batch of consecutive rows.
 
-    product_id: str | None = None
-    vector: str | None = None
+    Args:
+        first: The number of the first row.
+        ids: Bytes where an id is not UTF-8, None where it is null.
+        vectors: Text where a vector is not valid: why.
+    """
+    rows: list[Row] = []
+    bad: list[BadRow] = []
+    for number, (product_id, vector) in enumerate(zip(ids, vectors, strict=True), first):
+        if not isinstance(product_id, str):
+            reason = "is null" if product_id is None else "is not UTF-8"
+            bad.append(BadRow(number, None, f"product_id {reason}"))
+        elif isinstance(vector, str):
+            bad.append(BadRow(number, product_id, f"vector {vector}"))
+        else:
+            rows.append(Row(number, product_id, vector))
+    return Batch(rows, bad, len(ids))
 
-    def choose(self, names: Sequence[str], name: str) -> tuple[str, str]:
-        """The ids' and the vectors' name among those that a file has.
+
+class EmbeddingReader(ABC):
+    """An opened file of embeddings, read in batches; closed at the end of its block.
+
+    A row that cannot be read becomes a `BadRow`. Whether a row can be stored is checked later, by
+    `core.usecases.embeddings`.
+    """
+
+    unit: str
+    """Of `units`: `rows`, or `bytes` where rows cannot be counted in advance."""
+    units: int | None
+    """The size of the whole file; None where it is unknown, as of a pipe."""
+
+    def __init__(self, source: FileInput) -> None:
+        self.name = source.name
+        """For messages."""
+        self.short_name = source.short_name
+        """The same without directories."""
+        self.notes: list[str] = []
+        """Conversions that were made, a sentence each; complete once all batches are read."""
+
+    def batches(self, rows_max: int) -> Iterator[Batch]:
+        """The file in batches of up to `rows_max` rows, from its start; a pipe only once.
 
         Raises:
-            CommandError: one is missing or there twice. `name` is the file's.
+            CommandError: the file cannot be read from some point on.
         """
-        ids = _choose(names, self.product_id, _IDS)
-        vectors = _choose(names, self.vector, _VECTORS)
-        if ids is not None and vectors is not None:
-            for chosen in (ids, vectors):
-                if names.count(chosen) > 1:
-                    raise CommandError(
-                        f"{name}: has {chosen!r} {names.count(chosen)} times; rename all but one"
-                    )
-            if ids == vectors:
-                raise CommandError(f"{name}: {ids!r} cannot be both the ids and the vectors")
-            return ids, vectors
-        missing: list[str] = []
-        options: list[str] = []
-        for found, given, defaults, option, others, parts in (
-            (ids, self.product_id, _IDS, "--id-column", _OTHER_IDS, ("_id",)),
-            (vectors, self.vector, _VECTORS, "--vector-column", _OTHER_VECTORS, ("vec", "emb")),
-        ):
-            if found is None:
-                missing.append(repr(given or defaults[0]))
-                likely = _likely(names, (*defaults, *others), parts)
-                options.append(f"{option} {likely or 'NAME'}")
-        raise CommandError(
-            f"{name}: has no {' and no '.join(missing)} (it has {listed(names)}); say which it is "
-            f"by {' '.join(options)}"
-        )
+        try:
+            yield from self._batches(rows_max)
+        except FAULTS as error:
+            raise damaged(self.name, error) from error
 
+    @abstractmethod
+    def _batches(self, rows_max: int) -> Iterator[Batch]:
+        """The batches; whatever the libraries raise is passed on."""
 
-def _choose(names: Sequence[str], given: str | None, defaults: tuple[str, ...]) -> str | None:
-    return next((name for name in ((given,) if given else defaults) if name in names), None)
-
-
-def _likely(names: Sequence[str], known: tuple[str, ...], parts: tuple[str, ...]) -> str | None:
-    """The name that is most likely meant: one of those known, or one that has such a part."""
-    by_case = {name.casefold(): name for name in reversed(names)}
-    similar = (name for name in names if any(part in name.casefold() for part in parts))
-    return next((by_case[name] for name in known if name in by_case), next(similar, None))
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a line of text, the first ten of them."""
-    shown = [" ".join(name[:_NAME_SHOWN].split()) for name in names]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return (", ".join(shown[:_SHOWN]) or "nothing") + more
-
-
-class RowReader(Protocol):
-    """A file of embeddings in one format."""
-
-    units: int | None
-    """All there is: rows, or bytes where rows cannot be counted; None where nobody knows."""
-    unit: str
-    notes: list[str]
-    """What was converted, a sentence each; complete when all batches are read."""
-
-    def batches(self, rows_max: int) -> "Iterable[Batch]":
-        """The rows from the start on."""
-
+    @abstractmethod
     def close(self) -> None:
         """Closes the file."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def damaged(name: str, error: BaseException) -> CommandError:
+    """The error of a file that a library could not read."""
+    why = " ".join(str(error).split()) or type(error).__name__
+    return CommandError(f"{name}: cannot be read: {why}")
+
 
 def text_of(product_id: object) -> str | None:
-    """An id as text, where it is text, an integer or a UUID; else None."""
+    """An id as text, if it is text, an integer or a UUID; else None."""
     if isinstance(product_id, str):
         return product_id
     if isinstance(product_id, int | uuid.UUID) and not isinstance(product_id, bool):
@@ -134,7 +136,15 @@ def text_of(product_id: object) -> str | None:
     return None
 
 
+def decoded(product_id: bytes) -> str | bytes:
+    """UTF-8 as text; other bytes as they are."""
+    try:
+        return product_id.decode()
+    except UnicodeDecodeError:
+        return product_id
+
+
 def as_float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
-    """Numbers as float32, contiguous; infinite where they are too large, as a check then finds."""
+    """Numbers as contiguous float32; too large ones become infinite, which validation rejects."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(numbers, dtype=np.float32)

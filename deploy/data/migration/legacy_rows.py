@@ -1,6 +1,6 @@
-"""One entry of older data, as JSON or as DynamoDB's JSON, into what K9 keeps.
+"""Parses entries of older data, in JSON or DynamoDB's JSON, into K9's records.
 
-Text of `preferences` is taken over as it stands, so that no number in it changes.
+The JSON text of `preferences` is kept as it is, so that no number in it changes.
 """
 
 import re
@@ -20,18 +20,16 @@ from core.settings import Settings
 from core.usecases.documents import is_object
 from core.usecases.reports import ReportService
 from core.usecases.users import preferences_problem, profile_problems
-from deploy.data.formats.dynamodb_json import MEMBERS, surrounded, without_key
+from deploy.data.formats.dynamodb_json import MEMBERS, key_problem, unwrap
 from deploy.data.formats.json_entries import Entry
 from deploy.data.migration.legacy_vectors import Binary, from_bytes, from_numbers, javascript_binary
-from deploy.data.migration.store import OldEmbedding
-from deploy.data.migration.timestamps import full_date, read_moment
+from deploy.data.migration.store import LegacyEmbedding
+from deploy.data.migration.timestamps import full_date, read_timestamp
 
 T = TypeVar("T")
-Record = User | Report | OldEmbedding
+Record = User | Report | LegacyEmbedding
 
 _USER_ID_BYTES_MAX: Final = 1024
-_SHOWN: Final = 80
-"""Characters of an id in a report of what is bad."""
 
 _VALUE: Final = msgspec.json.Decoder(AttributeValue)
 _TEXT: Final = msgspec.json.Decoder(str | None)
@@ -43,14 +41,8 @@ _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.A
 
 _KEYS: Final = {"users": "user_id", "reports": "id", "embeddings": "product_id"}
 _KNOWN: Final = {
-    "users": {
-        *("user_id", "name", "email", "avatar_url", "preferences", "created_at", "updated_at"),
-        *("version", "deleting_at"),
-    },
-    "reports": {
-        *("id", "user_id", "title", "author", "date", "reference", "favorites"),
-        *("created_at", "updated_at", "version"),
-    },
+    "users": set(User.__struct_fields__),
+    "reports": set(Report.__struct_fields__),
     "embeddings": {
         *("product_id", "model_version", "embedding_vector", "vector_dimension", "created_at"),
         *("updated_at", "deleted_at", "model_shard"),
@@ -58,30 +50,30 @@ _KNOWN: Final = {
 }
 
 
-class OldRow(msgspec.Struct, frozen=True):
-    """An entry that holds."""
+class LegacyRow(msgspec.Struct, frozen=True):
+    """An entry that is valid."""
 
     entry: Entry
     id: str
     record: Record
     changed_at: str | None
-    """When it changed, in K9's form (an embedding: was made); None where the data does not say."""
+    """When it changed (an embedding: was created), in K9's format; None if the data lacks it."""
     left_out: tuple[str, ...] = ()
-    """Attributes that K9 has no place for."""
+    """Attributes that K9 does not store."""
 
 
-class _ForeignError(Invalid):
-    """An entry has no key."""
+class _KeyMissingError(Invalid):
+    """An entry has no key of the table."""
 
 
 class BadEntry(msgspec.Struct, frozen=True):
-    """An entry that does not hold, and why."""
+    """An entry that is not valid, and why."""
 
     entry: Entry
     id: str | None
     reason: str
     foreign: bool = False
-    """Whether it has no key of the table at all: it is a row of something else."""
+    """Whether it has no key of the table at all, so that it is no row of it."""
 
 
 class Deletion(msgspec.Struct, frozen=True):
@@ -95,8 +87,8 @@ _Members = dict[str, "bytes | Binary"]
 """Attribute → its JSON text."""
 
 
-class RowReader:
-    """Reads the entries of one table's data."""
+class RowParser:
+    """Parses the entries of one table's data."""
 
     def __init__(self, table: str, settings: Settings, reports: ReportService) -> None:
         self._table = table
@@ -104,15 +96,15 @@ class RowReader:
         self._reports = reports
         self._seen: set[int] = set()
         """64-bit hashes of the keys so far: some 60 bytes a row, as in `deploy.data.importing`."""
-        readers: dict[str, Callable[[_Members], tuple[Record, str | None]]] = {
+        parsers: dict[str, Callable[[_Members], tuple[Record, str | None]]] = {
             "users": self._user,
             "reports": self._report,
             "embeddings": _embedding,
         }
-        self._read = readers[table]
+        self._parse = parsers[table]
 
-    def read(self, entry: Entry) -> "OldRow | BadEntry | Deletion":
-        """The row of an entry, or what is wrong with it."""
+    def parse(self, entry: Entry) -> "LegacyRow | BadEntry | Deletion":
+        """The row of an entry, or why it is not valid."""
         if entry.problem is not None:
             return BadEntry(entry, None, entry.problem)
         row_id: str | None = None
@@ -121,26 +113,26 @@ class RowReader:
             row_id = _identifier(members, _KEYS[self._table])
             if deleted:
                 return Deletion(entry, row_id)
-            record, changed_at = self._read(members)
-            self._once(record, row_id)
-        except _ForeignError as error:
+            record, changed_at = self._parse(members)
+            self._check_repeated(record, row_id)
+        except _KeyMissingError as error:
             return BadEntry(entry, row_id, str(error), foreign=row_id is None)
         except (Invalid, Unreadable, Corrupt) as error:
             return BadEntry(entry, row_id, str(error))
         except RecursionError:
-            return BadEntry(entry, row_id, "nests too deep")
+            return BadEntry(entry, row_id, "is nested too deep")
         left_out = tuple(sorted(members.keys() - _KNOWN[self._table]))
-        return OldRow(entry, row_id, record, changed_at, left_out)
+        return LegacyRow(entry, row_id, record, changed_at, left_out)
 
-    def _once(self, record: Record, row_id: str) -> None:
-        key = (row_id, record.model_version) if isinstance(record, OldEmbedding) else row_id
-        mark = hash(key)
-        if mark in self._seen:
+    def _check_repeated(self, record: Record, row_id: str) -> None:
+        key = (row_id, record.model_version) if isinstance(record, LegacyEmbedding) else row_id
+        digest = hash(key)
+        if digest in self._seen:
             raise Invalid("came before in this file; the first one counts")
-        self._seen.add(mark)
+        self._seen.add(digest)
 
     def _user(self, members: _Members) -> tuple[User, str | None]:
-        _refuse_deleted(members, "deleting_at")
+        _check_not_deleted(members, "deleting_at")
         fields = {name: _text(members, name) for name in ("name", "email", "avatar_url")}
         problems = profile_problems(fields)
         preferences = _preferences(members)
@@ -166,7 +158,7 @@ class RowReader:
         if fields["date"]:
             fields["date"] = full_date(fields["date"])
         favorites = _decoded(members, "favorites", _TEXTS)
-        held = self._reports.validate({**fields, "favorites": favorites})
+        valid = self._reports.validate({**fields, "favorites": favorites})
         created_at, updated_at, changed_at = _times(members)
         report = Report(
             id=report_id,
@@ -174,13 +166,13 @@ class RowReader:
             created_at=created_at,
             updated_at=updated_at,
             version=_version(members),
-            **held,
+            **valid,
         )
         return report, changed_at
 
 
-def _embedding(members: _Members) -> tuple[OldEmbedding, str | None]:
-    _refuse_deleted(members, "deleted_at")
+def _embedding(members: _Members) -> tuple[LegacyEmbedding, str | None]:
+    _check_not_deleted(members, "deleted_at")
     model_version = _decoded(members, "model_version", _TEXT)
     if model_version is None:
         raise Invalid("model_version is missing")
@@ -190,25 +182,25 @@ def _embedding(members: _Members) -> tuple[OldEmbedding, str | None]:
     if dimension not in {None, len(vector)}:
         raise Invalid(f"embedding_vector has {len(vector)} numbers, vector_dimension {dimension}")
     product_id = _identifier(members, "product_id")
-    return OldEmbedding(product_id, model_version, vector), _time(members, "created_at")
+    return LegacyEmbedding(product_id, model_version, vector), _time(members, "created_at")
 
 
 # --- members --------------------------------------------------------------------------------------
 
 
 def _members(text: bytes, table: str) -> tuple[_Members, bool]:
-    """The members of an entry, those in DynamoDB's JSON as plain JSON; whether it is a deletion.
+    """The members of an entry as plain JSON, and whether it is of a deleted row.
 
     Raises:
-        Unreadable: it is no JSON object.
-        Corrupt: it is DynamoDB's JSON, with a value that is of none of its types.
+        Unreadable: it is not a JSON object.
+        Corrupt: it is DynamoDB's JSON, with a value of none of DynamoDB's types.
     """
     key, known = _KEYS[table], _KNOWN[table]
     try:
-        found = surrounded(text, key)
+        found = unwrap(text, key)
         members = found.members
         if key in members and is_object(bytes(members[key])):
-            _refuse_lower_case(members[key])
+            _check_case(members[key])
             return {n: _plain(n, v) if n in known else b"null" for n, v in members.items()}, (
                 found.deleted
             )
@@ -219,12 +211,12 @@ def _members(text: bytes, table: str) -> tuple[_Members, bool]:
     return {name: bytes(value) for name, value in members.items()}, found.deleted
 
 
-def _refuse_lower_case(value: Raw) -> None:
-    """Raises: Unreadable: the types are in lower case, as AWS Data Pipeline wrote them."""
+def _check_case(value: Raw) -> None:
+    """Raises: Unreadable: the type names are in lower case, as AWS Data Pipeline wrote them."""
     names = MEMBERS.decode(value).keys()
     if len(names) == 1 and not names.isdisjoint({"s", "n", "b"}):
         raise Unreadable(
-            "has types in lower case, as AWS Data Pipeline exported them; export it to S3 anew"
+            "has types in lower case, as AWS Data Pipeline exported them; export it to S3 again"
         )
 
 
@@ -241,14 +233,14 @@ def _plain(name: str, text: Raw) -> bytes | Binary:
 
 
 def _json_of(value: AttributeValue) -> bytes:
-    """A value of DynamoDB's as JSON text, its numbers digit by digit. Sets become arrays."""
-    for member, form in _FORMS.items():
-        held = getattr(value, member)
-        if held is not None:
-            return form(held)
+    """A DynamoDB value as JSON text, with the digits of its numbers. Sets become arrays."""
+    for name, encode in _ENCODERS.items():
+        member = getattr(value, name)
+        if member is not None:
+            return encode(member)
     if value.B is not None or value.BS is not None:
-        raise Corrupt("is binary, which JSON has no place for")
-    raise Corrupt("is of no type that DynamoDB has")
+        raise Corrupt("is binary, which cannot be JSON")
+    raise Corrupt("is of none of DynamoDB's types")
 
 
 def _object(parts: dict[str, AttributeValue]) -> bytes:
@@ -258,11 +250,11 @@ def _object(parts: dict[str, AttributeValue]) -> bytes:
 
 def _number(text: str) -> bytes:
     if not _NUMBER.fullmatch(text):
-        raise Corrupt("holds a number that cannot be read")
+        raise Corrupt("has a number that cannot be read")
     return text.encode()
 
 
-_FORMS: Final[dict[str, Callable[[Any], bytes]]] = {
+_ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
     "S": msgspec.json.encode,
     "N": _number,
     "BOOL": msgspec.json.encode,
@@ -291,7 +283,7 @@ def _decoded(members: Mapping[str, Any], name: str, decoder: "msgspec.json.Decod
 def _identifier(members: Mapping[str, Any], key: str) -> str:
     text: str | None = _decoded(members, key, _TEXT)
     if text is None:
-        raise _ForeignError(without_key(members, key))
+        raise _KeyMissingError(key_problem(members, key))
     return text
 
 
@@ -303,13 +295,13 @@ def _user_id(members: Mapping[str, Any]) -> str:
 
 
 def _text(members: Mapping[str, Any], name: str) -> str | None:
-    """A text; a blank one tells as much as none."""
+    """A text; None if it is blank."""
     text = _decoded(members, name, _TEXT)
     return text if text and text.strip() else None
 
 
 def _preferences(members: Mapping[str, Any]) -> bytes:
-    """The JSON text of an object, which may itself stand in a string."""
+    """The JSON text of an object, which may itself be in a string."""
     value = members.get("preferences", b"null").strip()
     if value == b"null":
         return b"{}"
@@ -339,13 +331,16 @@ def _time(members: Mapping[str, Any], name: str) -> str | None:
     if value is None or value == "":
         return None
     try:
-        return read_moment(value)
+        return read_timestamp(value)
     except ValueError as error:
         raise Invalid(f"{name} {error}") from None
 
 
 def _times(members: Mapping[str, Any]) -> tuple[str, str, str | None]:
-    """(created, updated, changed): what is missing is the other one, or now; changed stays None."""
+    """(created_at, updated_at, changed_at): one that is missing is the other, or now.
+
+    changed_at is None if both are missing.
+    """
     created_at, updated_at = _time(members, "created_at"), _time(members, "updated_at")
     changed_at = updated_at or created_at
     moment = changed_at or timestamp(now())
@@ -353,7 +348,7 @@ def _times(members: Mapping[str, Any]) -> tuple[str, str, str | None]:
 
 
 def _version(members: Mapping[str, Any]) -> int:
-    """Of K9's own rows; older data has none."""
+    """The version of a row that K9 wrote; older data has none."""
     version = _decoded(members, "version", _WHOLE) or 1
     if version > VERSION_MAX:
         raise Invalid(
@@ -362,15 +357,10 @@ def _version(members: Mapping[str, Any]) -> int:
     return max(1, version)
 
 
-def _refuse_deleted(members: Mapping[str, Any], mark: str) -> None:
-    if members.get(mark, b"null") != b"null":
-        raise Invalid(f"is deleted ({mark}), and stays so")
+def _check_not_deleted(members: Mapping[str, Any], attribute: str) -> None:
+    if members.get(attribute, b"null") != b"null":
+        raise Invalid(f"is deleted ({attribute}), and stays deleted")
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def shown(row_id: str) -> str:
-    """An id for a line of text."""
-    return repr(row_id if len(row_id) <= _SHOWN else f"{row_id[:_SHOWN]}…")

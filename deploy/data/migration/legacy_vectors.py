@@ -1,4 +1,4 @@
-"""Vectors of older data: lists of numbers, and bytes, whose number type their length must tell."""
+"""Vectors of older data: lists of numbers, or bytes, whose length determines the number type."""
 
 import re
 from typing import Any, Final
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 from core.errors import Invalid
 
 _NUMBER_TYPES: Final = {"<f4": 4, "<f8": 8, "<f2": 2}
-"""Types → bytes a number."""
+"""Number types, and the bytes that one number takes."""
 _BEGINS: Final = re.compile(rb'\s*\{\s*"(?:B"\s*:\s*\{|type"|data"|0")')
 _TYPED: Final = re.compile(rb"\s*\{\s*\"B\"\s*:\s*(\{.*\})\s*\}\s*", re.DOTALL)
 _BUFFER: Final = {"type", "data"}
 
 
 class Binary(msgspec.Struct, frozen=True):
-    """A vector that DynamoDB has as Binary."""
+    """A vector that is a DynamoDB Binary."""
 
     data: bytes
 
 
 def javascript_binary(text: bytes) -> Binary | None:
-    """The bytes of a Binary as JavaScript's SDKs print it, in DynamoDB's types or plain.
+    """A Binary as the JavaScript SDKs print it, in DynamoDB's types or plain.
 
-    A `Uint8Array` is an object of numbers by position, and a `Buffer` says that it is one. None
-    where the JSON value is neither.
+    A `Uint8Array` is printed as an object of numbers by position, and a `Buffer` as an object with
+    `type` and `data`. None if the JSON value is neither.
     """
     if not _BEGINS.match(text):
         return None
@@ -54,17 +54,17 @@ def from_bytes(data: bytes, dimension: int | None, *, own: bool) -> NDArray[np.f
 
     Args:
         data: The bytes.
-        dimension: How many numbers they are, where the row says it.
-        own: Whether it is a row of K9's own, whose numbers are always float32.
+        dimension: The number of values, if the row has it.
+        own: Whether K9 wrote the row, whose values are then always float32.
 
     Raises:
-        Invalid: the bytes are of no such number, or could be of two.
+        Invalid: the bytes fit none of these types, or two of them.
     """
     return _float32(np.frombuffer(data, dtype=_number_type(len(data), dimension, own=own)))
 
 
 def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite is what the check then finds
+    with np.errstate(over="ignore", invalid="ignore"):  # validation rejects infinite values
         return numbers.astype(np.float32)
 
 
@@ -75,7 +75,7 @@ def _number_type(size: int, dimension: int | None, *, own: bool) -> str:
                 return number_type
         raise Invalid(f"embedding_vector has {size} bytes, vector_dimension is {dimension}")
     if size % 4:
-        raise Invalid("embedding_vector is binary, and no whole number of float32")
+        raise Invalid("embedding_vector is binary, and not a whole number of float32 values")
     if size % 8 == 0 and not own:
         raise Invalid(
             f"embedding_vector has {size} bytes: {size // 4} numbers of float32, or {size // 8} of "

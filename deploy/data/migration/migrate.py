@@ -1,6 +1,5 @@
-"""Older data into the tables: many rows in flight, nothing lost in silence, safe to run twice."""
+"""Migrates a file of older data into one table, many rows at a time; safe to run twice."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final, Literal
@@ -10,22 +9,25 @@ import msgspec
 from core.errors import RowError, TableMissing, Unavailable
 from core.models import Metric, Report, User
 from core.resources import Resources
+from deploy.callbacks import ignore
+from deploy.concurrency import BoundedTasks, in_thread
 from deploy.data.formats.file_input import FileInput
 from deploy.data.formats.json_entries import entries
-from deploy.data.importing import pauses
-from deploy.data.migration.legacy_rows import BadEntry, Deletion, OldRow, RowReader
-from deploy.data.migration.new_models import FirstRows
-from deploy.data.migration.store import Migration
+from deploy.data.importing import WRITE_RETRY
+from deploy.data.migration.legacy_rows import BadEntry, Deletion, LegacyRow, RowParser
+from deploy.data.migration.new_models import NewModels
+from deploy.data.migration.store import LegacyStore
 from deploy.errors import CommandError
 
 Table = Literal["users", "reports", "embeddings"]
+Parsed = LegacyRow | BadEntry | Deletion
 
 ROWS_IN_FLIGHT: Final = 32
-_ENTRIES_A_STEP: Final = 100
+_BLOCK_ENTRIES: Final = 100
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What became of one entry."""
+class EntryResult(msgspec.Struct, frozen=True):
+    """What became of one entry. With `--report` these fields are the lines of the file."""
 
     outcome: Literal["stored", "there", "bad", "deletions"]
     line: int
@@ -34,17 +36,21 @@ class Told(msgspec.Struct, frozen=True):
     reason: str | None = None
     """Why it is bad."""
     left_out: tuple[str, ...] = ()
-    """Attributes of a row that were not taken over, since K9 has no place for them."""
+    """Attributes of the row that K9 does not store."""
 
 
 class Migrated(msgspec.Struct, frozen=True):
-    """What a migration came to, in rows."""
+    """The result of a migration, in rows."""
 
     stored: int
     there: int
+    """Rows of which the table has the same or a newer version."""
     bad: int
     deletions: int = 0
-    """Entries which say that a row was deleted. They are left out."""
+    """Entries of deleted rows, which are left out."""
+
+    def __str__(self) -> str:
+        return f"{self.stored:,} stored, {self.there:,} already there, {self.bad:,} bad"
 
 
 async def migrate_file(
@@ -53,24 +59,39 @@ async def migrate_file(
     table: Table,
     *,
     metric: Metric | None = None,
-    told: Callable[[Told], None] = lambda _told: None,
-    read: Callable[[int], None] = lambda _bytes: None,
+    on_entry: Callable[[EntryResult], None] = ignore,
+    on_position: Callable[[int], None] = ignore,
 ) -> Migrated:
-    """Stores every row that holds, unless the table has it already, as new or newer.
+    """Stores every valid row, unless the table has the same or a newer version of it.
 
     Args:
         resources: With the tables to write to.
         file: The opened file.
-        table: Which table's rows it has.
-        metric: Of model versions that are made by this; cosine where it is None.
-        told: Is given each entry's outcome, in no order.
-        read: Is given how many bytes of the file are read.
+        table: The table whose rows the file has.
+        metric: Of new model versions; cosine if None.
+        on_entry: Called with the result of each entry, in any order.
+        on_position: Called with how many bytes of the file have been read.
 
     Raises:
-        CommandError: the file stops to read at some point; what came before it is stored.
-        Unavailable: DynamoDB still did not take a row after all tries.
+        CommandError: the file cannot be read from some point on; the rows before it are stored.
+        Unavailable: DynamoDB did not take a row after all attempts.
     """
-    return await _Run(resources, table, metric, told).run(file, read)
+    run = _Run(resources, table, metric, on_entry)
+    damage: CommandError | None = None
+    async with BoundedTasks(ROWS_IN_FLIGHT) as tasks:
+        try:
+            async for block in in_thread(run.blocks(file)):
+                for entry in block:
+                    for row in await run.accept(entry):
+                        await tasks.start(run.store, row)
+                on_position(block[-1].entry.end)
+        except CommandError as error:
+            damage = error  # raised once the rows before it are stored
+        for row in run.held_back():
+            await tasks.start(run.store, row)
+    if damage is not None:
+        raise CommandError(f"{damage} (before that: {run.result()})") from damage
+    return run.result()
 
 
 class _Run:
@@ -79,139 +100,95 @@ class _Run:
         resources: Resources,
         table: Table,
         metric: Metric | None,
-        told: Callable[[Told], None],
+        on_entry: Callable[[EntryResult], None],
     ) -> None:
-        self._migration = Migration(
+        self._rows = LegacyStore(
             resources.dynamo,
             resources.settings,
             resources.models,
             resources.user_deletions,
             resources.embedding_service,
         )
-        self._reader = RowReader(table, resources.settings, resources.report_service)
-        self._first = FirstRows(resources.embedding_service, resources.settings, metric)
+        self._parser = RowParser(table, resources.settings, resources.report_service)
+        self._new_models = NewModels(resources.embedding_service, resources.settings, metric)
         self._table = table
         self._metric = metric
-        self._told = told
+        self._on_entry = on_entry
         self._counts = {"stored": 0, "there": 0, "bad": 0, "deletions": 0}
-        self._gate = asyncio.Semaphore(ROWS_IN_FLIGHT)
 
-    async def run(self, file: FileInput, read: Callable[[int], None]) -> Migrated:
-        stopped: CommandError | None = None
-        steps = self._steps(file)
-        try:
-            async with asyncio.TaskGroup() as group:
-                while True:
-                    try:
-                        step = await asyncio.to_thread(next, steps, None)
-                    except CommandError as error:
-                        stopped = error  # the rows before it are still on their way
-                        break
-                    if step is None:
-                        break
-                    for row in step:
-                        if isinstance(row, BadEntry):
-                            self._bad(row)
-                            continue
-                        if isinstance(row, Deletion):
-                            self._tell(Told("deletions", row.entry.line, row.entry.number, row.id))
-                            continue
-                        await self._begin(await self._first.take(row), group)
-                    read(step[-1].entry.end)
-                await self._begin(self._first.rest(), group)
-        except* Exception as failed:  # noqa: BLE001 - the first is raised as it is
-            raise failed.exceptions[0] from None
-        if stopped is not None:
-            raise CommandError(f"{stopped} (before that: {self._so_far()})") from stopped
+    def result(self) -> Migrated:
+        """The counts so far."""
         return Migrated(**self._counts)
 
-    async def _begin(self, rows: list[OldRow], group: asyncio.TaskGroup) -> None:
-        for row in rows:
-            await self._gate.acquire()
-            group.create_task(self._store(row))
-
-    def _steps(self, file: FileInput) -> Iterator[list[OldRow | BadEntry | Deletion]]:
-        """The file's rows, some at a time; what stops the file comes after what was before it."""
-        rows = map(self._reader.read, entries(file))
-        begun = False
+    def blocks(self, file: FileInput) -> Iterator[list[Parsed]]:
+        """The file's entries in blocks. What was read before an error comes before the error."""
+        parsed = map(self._parser.parse, entries(file))
+        first = True
         while True:
-            step: list[OldRow | BadEntry | Deletion] = []
+            block: list[Parsed] = []
+            damage: CommandError | None = None
             try:
-                step.extend(islice(rows, _ENTRIES_A_STEP))
-            except CommandError:
-                if step and not begun:
-                    self._check_table(step, file.name)
-                if step:
-                    yield step
-                raise
-            if not step:
+                block.extend(islice(parsed, _BLOCK_ENTRIES))
+            except CommandError as error:
+                damage = error
+            if block and first:
+                self._check_table(block, file.name)
+                first = False
+            if block:
+                yield block
+            if damage is not None:
+                raise damage
+            if not block:
                 return
-            if not begun:
-                self._check_table(step, file.name)
-                begun = True
-            yield step
 
-    def _check_table(self, step: list[OldRow | BadEntry | Deletion], name: str) -> None:
+    def _check_table(self, block: list[Parsed], name: str) -> None:
         """Raises: CommandError: none of the first rows is one of the table."""
-        foreign = [row for row in step if isinstance(row, BadEntry) and row.foreign]
-        if len(foreign) == len(step):
+        foreign = [entry for entry in block if isinstance(entry, BadEntry) and entry.foreign]
+        if len(foreign) == len(block):
             first = f"line {foreign[0].entry.line}: {foreign[0].reason}"
             raise CommandError(f"{name}: has no rows of the {self._table} table ({first})")
 
-    async def _store(self, row: OldRow) -> None:
+    async def accept(self, entry: Parsed) -> list[LegacyRow]:
+        """The rows to store next; an entry that is no row is reported."""
+        if isinstance(entry, BadEntry):
+            self._report_bad(entry)
+            return []
+        if isinstance(entry, Deletion):
+            self._report(EntryResult("deletions", entry.entry.line, entry.entry.number, entry.id))
+            return []
+        return await self._new_models.add(entry)
+
+    def held_back(self) -> list[LegacyRow]:
+        """The rows of new model versions that are held back at the end of the file."""
+        return self._new_models.rest()
+
+    async def store(self, row: LegacyRow) -> None:
+        """Stores a row, and reports the result."""
         try:
-            stored = await self._patiently(row)
-        except RowError as error:
-            self._bad(BadEntry(row.entry, row.id, str(error)))
-        else:
-            self._tell(
-                Told(
-                    "stored" if stored else "there",
-                    row.entry.line,
-                    row.entry.number,
-                    row.id,
-                    left_out=row.left_out,
-                )
+            stored = await WRITE_RETRY.call(
+                lambda: self._put(row), on=Unavailable, never=TableMissing
             )
-        finally:
-            self._gate.release()
+        except RowError as error:
+            self._report_bad(BadEntry(row.entry, row.id, str(error)))
+            return
+        outcome: Literal["stored", "there"] = "stored" if stored else "there"
+        line, number = row.entry.line, row.entry.number
+        self._report(EntryResult(outcome, line, number, row.id, left_out=row.left_out))
 
-    async def _patiently(self, row: OldRow) -> bool:
-        for pause_s in pauses():
-            try:
-                return await self._put(row)
-            except TableMissing:
-                raise
-            except Unavailable:
-                if pause_s is None:
-                    raise
-                await asyncio.sleep(pause_s)
-        raise AssertionError("unreachable")
-
-    async def _put(self, row: OldRow) -> bool:
+    async def _put(self, row: LegacyRow) -> bool:
         if isinstance(row.record, User):
-            return await self._migration.store_user(row.record, row.changed_at)
+            return await self._rows.store_user(row.record, row.changed_at)
         if isinstance(row.record, Report):
-            return await self._migration.store_report(row.record, row.changed_at)
+            return await self._rows.store_report(row.record, row.changed_at)
         name = row.record.model_version
-        if name in self._first.refused:
-            raise RowError(self._first.refused[name])
-        dimension = self._first.dimensions.get(name)
-        return await self._migration.store_embedding(
-            row.record, row.changed_at, self._metric, dimension
-        )
+        if name in self._new_models.rejected:
+            raise RowError(self._new_models.rejected[name])
+        dimension = self._new_models.dimensions.get(name)
+        return await self._rows.store_embedding(row.record, row.changed_at, self._metric, dimension)
 
-    def _bad(self, bad: BadEntry) -> None:
-        self._tell(Told("bad", bad.entry.line, bad.entry.number, bad.id, bad.reason))
+    def _report_bad(self, bad: BadEntry) -> None:
+        self._report(EntryResult("bad", bad.entry.line, bad.entry.number, bad.id, bad.reason))
 
-    def _tell(self, told: Told) -> None:
-        self._counts[told.outcome] += 1
-        self._told(told)
-
-    def _so_far(self) -> str:
-        return words(Migrated(**self._counts))
-
-
-def words(migrated: Migrated) -> str:
-    """`3 stored, 2 already there, 1 bad`."""
-    return f"{migrated.stored:,} stored, {migrated.there:,} already there, {migrated.bad:,} bad"
+    def _report(self, result: EntryResult) -> None:
+        self._counts[result.outcome] += 1
+        self._on_entry(result)

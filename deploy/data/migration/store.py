@@ -1,10 +1,10 @@
-"""Rows of older data into today's tables: what is newer there stays, and doing it twice is once."""
+"""Stores rows of older data, never over a newer version of the same row; safe to run twice."""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
+from core.dynamo.expressions import Condition, equals, exists, expressions, missing
 from core.dynamo.items import int_of
 from core.dynamo.wire import Item, RequestItem
 from core.errors import (
+    ConditionFailed,
     Invalid,
     K9Error,
     MetricConflict,
@@ -36,28 +38,38 @@ from core.repositories.user_deletions import UserDeletionRepository
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.embeddings import EmbeddingService
-from deploy.data.migration.conditional import put_over
-from deploy.data.migration.timestamps import read_moment
+from deploy.data.migration.timestamps import read_timestamp
 
 Versioned = TypeVar("Versioned", User, Report)
 
+_STATE_ATTRIBUTES: Final = (
+    "user_id",
+    "version",
+    "created_at",
+    "updated_at",
+    "deleting_at",
+    "deleted_at",
+    "model_shard",
+)
+"""Each write of a row, of whichever table, changes at least one of these attributes."""
 
-class OldEmbedding(msgspec.Struct, frozen=True):
-    """One embedding as older data has it."""
+
+class LegacyEmbedding(msgspec.Struct, frozen=True):
+    """One embedding of older data."""
 
     product_id: str
     model_version: str
     vector: NDArray[np.float32]
-    """float32 (d,); infinite where the data's number is too large for one."""
+    """float32 (d,); infinite where the data's number is too large."""
 
 
-class Migration:
-    """Puts rows of older data. Each row says when it changed, where its data does.
+class LegacyStore:
+    """Stores rows of older data. Each has the time of its last change, if the data has that.
 
-    What is wrong with one row, its model version or the row that is there is a RowError; any other
-    error stops every row. Every `store_…` returns True when the row was put, and False when one is
-    there already that is as new or newer: from an earlier run, or since. A row in the old layout (a
-    list of numbers for a vector, no version) is replaced by its own equal.
+    A problem with one row, its model version or the existing row is a RowError; any other error
+    concerns every row. Every `store_…` returns True when the row was stored, and False when the
+    existing row is as new or newer. An existing row in the old layout (a list of numbers for a
+    vector, no version) is replaced by the same row in today's.
     """
 
     def __init__(
@@ -72,119 +84,124 @@ class Migration:
         self._settings = settings
         self._models = models
         self._embeddings = embeddings
-        # The worker that removes a user looks on for reports for `deletion_settle_s` from the
-        # mark, or longer. So a report that is written within that time of a look at the marks is
-        # seen.
+        # The worker that deletes a user looks for its reports until at least `deletion_settle_s`
+        # after the user was marked. So a report that is written within that time of reading the
+        # marks is deleted too.
         self._settle_s = settings.records.deletion_settle_s
-        self._marks = _Marks(deletions, self._settle_s / 5)
+        self._deleting = _UsersBeingDeleted(deletions, self._settle_s / 5)
 
     async def store_user(self, user: User, changed_at: str | None) -> bool:
         """Stores a profile.
 
         Raises:
-            RowError: it cannot be stored; the user is being deleted, or the table has a newer one
+            RowError: it is not valid, the user is being deleted, or the existing row is newer and
                 in the old layout.
         """
 
-        def item(there: Item | None) -> RequestItem:
-            return USER_CODEC.encode(_raised(user, there))
+        def item(existing: Item | None) -> RequestItem:
+            return USER_CODEC.encode(_with_next_version(user, existing))
 
-        def check(there: Item) -> None:
-            if "deleting_at" in there:
+        def check(existing: Item) -> None:
+            if "deleting_at" in existing:
                 raise Invalid("this user is being deleted")
 
-        with _one_row():
-            return await self._put(tables.USERS, item, _Judge(check, changed_at, "version"))
+        with _row_errors():
+            rule = _Precedence(check, changed_at, "version")
+            return await self._put(tables.USERS, item, rule)
 
     async def store_report(self, report: Report, changed_at: str | None) -> bool:
-        """Stores a report of whichever user it names.
+        """Stores a report of the user that it names.
 
         Raises:
-            RowError: it cannot be stored; another user has a report of that id, its user is being
-                deleted, or the table has a newer one in the old layout.
+            RowError: it is not valid, another user has a report of that id, its user is being
+                deleted, or the existing row is newer and in the old layout.
             Unavailable: DynamoDB did not take it in time.
         """
-        if await self._marks.holds(report.user_id):
+        if await self._deleting.has(report.user_id):
             raise RowError("its user is being deleted")
 
-        def item(there: Item | None) -> RequestItem:
-            return REPORT_CODEC.encode(_raised(report, there))
+        def item(existing: Item | None) -> RequestItem:
+            return REPORT_CODEC.encode(_with_next_version(report, existing))
 
-        def check(there: Item) -> None:
-            if "user_id" not in there or there["user_id"].S != report.user_id:
+        def check(existing: Item) -> None:
+            if "user_id" not in existing or existing["user_id"].S != report.user_id:
                 raise Invalid("another user has a report of this id")
 
+        rule = _Precedence(check, changed_at, "version")
         try:
             async with asyncio.timeout(self._settle_s / 2):
-                with _one_row():
-                    return await self._put(
-                        tables.REPORTS, item, _Judge(check, changed_at, "version")
-                    )
+                with _row_errors():
+                    return await self._put(tables.REPORTS, item, rule)
         except TimeoutError:
             raise Unavailable("DynamoDB did not take a report in time") from None
 
     async def store_embedding(
         self,
-        old: OldEmbedding,
+        legacy: LegacyEmbedding,
         created_at: str | None,
         metric: Metric | None,
         dimension: int | None = None,
     ) -> bool:
-        """Stores an embedding; the first one of a model version makes its record.
+        """Stores an embedding; the first one of a model version creates its record.
 
-        It counts as changed now, so that running indexes see it; `created_at` stays. `dimension`
-        is that of a model version which there is none of yet; None: the embedding's own.
+        It counts as changed now, so that loaded indexes pick it up; `created_at` is kept.
+
+        Args:
+            legacy: The embedding.
+            created_at: When it was created; None if the data does not say.
+            metric: Of a new model version; cosine if None.
+            dimension: Of a new model version; None: the embedding's own.
 
         Raises:
-            RowError: it cannot be stored; the model version has another dimension or metric, or is
+            RowError: it is not valid, or the model version has another dimension or metric, or is
                 being deleted.
         """
 
         async def attempt() -> bool:
-            model = await self._model(old, metric, dimension)
+            model = await self._model(legacy, metric, dimension)
 
-            def item(_there: Item | None) -> RequestItem:
+            def item(_existing: Item | None) -> RequestItem:
                 moment = timestamp(now())
-                row = live_row(model, old.product_id, old.vector.tobytes(), moment)
+                row = live_row(model, legacy.product_id, legacy.vector.tobytes(), moment)
                 return {**row, "created_at": {"S": created_at or moment}}
 
-            def check(there: Item) -> None:
-                if "model_shard" in there and generation_of(there) != model.generation:
+            def check(existing: Item) -> None:
+                if "model_shard" in existing and generation_of(existing) != model.generation:
                     raise other_generation(model)
 
-            judge = _Judge(check, created_at, "model_shard")
-            return await self._put(tables.EMBEDDINGS, item, judge)
+            rule = _Precedence(check, created_at, "model_shard")
+            return await self._put(tables.EMBEDDINGS, item, rule)
 
-        with _one_row():
+        with _row_errors():
             return await self._embeddings.in_one_generation(
-                old.model_version, (old.product_id,), attempt
+                legacy.model_version, (legacy.product_id,), attempt
             )
 
     async def _model(
-        self, old: OldEmbedding, metric: Metric | None, dimension: int | None
+        self, legacy: LegacyEmbedding, metric: Metric | None, dimension: int | None
     ) -> Model:
-        name = old.model_version
+        name = legacy.model_version
         model = await self._embeddings.find_model(name)
-        self._check(old, model, metric, dimension)
+        self._check(legacy, model, metric, dimension)
         if model is None:
             model = await self._models.create_model(
-                name, len(old.vector), metric or "cosine", self._settings.ingest.shards
+                name, len(legacy.vector), metric or "cosine", self._settings.ingest.shards
             )
-            self._check(old, model, metric)  # it may be another's, made just before
+            self._check(legacy, model, metric)  # another write may have created it just before
         return model
 
     def _check(
         self,
-        old: OldEmbedding,
+        legacy: LegacyEmbedding,
         model: Model | None,
         metric: Metric | None,
         dimension: int | None = None,
     ) -> None:
-        found = self._embeddings.find_problems(
-            [(old.product_id, old.vector)], model, metric, dimension
+        problems = self._embeddings.find_problems(
+            [(legacy.product_id, legacy.vector)], model, metric, dimension
         )
-        if found:
-            raise Invalid("; ".join(f"{problem.field} {problem.message}" for problem in found))
+        if problems:
+            raise Invalid("; ".join(f"{problem.field} {problem.message}" for problem in problems))
         if model is not None and metric not in {None, model.metric}:
             raise MetricConflict(
                 f"{model.model_version} was created with metric {model.metric}, which stays"
@@ -193,75 +210,92 @@ class Migration:
             raise ModelBeingDeleted(model.model_version)
 
     async def _put(
-        self, table: tables.Table, item: Callable[[Item | None], RequestItem], judge: "_Judge"
+        self, table: tables.Table, item: Callable[[Item | None], RequestItem], rule: "_Precedence"
     ) -> bool:
-        name = self._settings.table(table.name)
-        there: Item | None = None
+        name, key = self._settings.table(table.name), table.key.partition
+        existing: Item | None = None
         async for _ in CONFLICTS.attempts():
-            met = await put_over(self._dynamo, name, table.key.partition, item(there), there)
-            if met is None:
+            try:
+                await self._dynamo.call(
+                    "put_item",
+                    TableName=name,
+                    Item=item(existing),
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                    **expressions(condition=_unchanged(key, existing)),
+                )
+            except ConditionFailed as failed:
+                existing = failed.item if isinstance(failed.item, dict) else None
+            else:
                 return True
-            there = met.item
-            if there is not None and not judge.replaces(there):
+            if existing is not None and not rule.replaces(existing):
                 return False
-        raise Stale("others kept writing the same row; migrate it again")
+        raise Stale("the row was changed concurrently; migrate it again")
 
 
-class _Judge(msgspec.Struct, frozen=True):
-    """Whether a row of older data replaces the one that is there."""
+def _unchanged(key: str, existing: Item | None) -> Condition:
+    """The condition that a row is as it was read; None: that there is none."""
+    if existing is None:
+        return missing(key)
+    condition = exists(key)
+    for name in _STATE_ATTRIBUTES:
+        condition &= equals(name, existing[name]) if name in existing else missing(name)
+    return condition
+
+
+class _Precedence(msgspec.Struct, frozen=True):
+    """Decides whether a row of older data replaces the existing one."""
 
     check: Callable[[Item], None]
-    """Raises Invalid where it must not, however old the one there is."""
+    """Raises Invalid where the existing row must stay, however old it is."""
     changed_at: str | None
+    """Of the older data's row."""
     layout: str
-    """The attribute that tells today's layout."""
+    """The attribute that only rows in today's layout have."""
 
-    def replaces(self, there: Item) -> bool:
-        self.check(there)
-        stored_at = _changed_at(there)
-        if self.layout in there or "deleted_at" in there:
-            if "deleted_at" in there or self.changed_at is None or stored_at is None:
+    def replaces(self, existing: Item) -> bool:
+        self.check(existing)
+        stored_at = _changed_at(existing)
+        if self.layout in existing or "deleted_at" in existing:
+            if "deleted_at" in existing or self.changed_at is None or stored_at is None:
                 return False
             return self.changed_at > stored_at
         if self.changed_at and stored_at and stored_at > self.changed_at:
-            raise Invalid(
-                "the table has a newer one in the old layout; export it, and migrate that"
-            )
+            raise Invalid("the table has a newer row in the old layout; export and migrate that")
         return True
 
 
-class _Marks:
-    """Who is being deleted, as of a moment ago."""
+class _UsersBeingDeleted:
+    """The users that are marked for deletion, read again after `max_age_s`."""
 
-    def __init__(self, deletions: UserDeletionRepository, good_s: float) -> None:
+    def __init__(self, deletions: UserDeletionRepository, max_age_s: float) -> None:
         self._deletions = deletions
-        self._good_s = good_s
-        self._marked: frozenset[str] = frozenset()
-        self._until = 0.0
-        self._looking = asyncio.Lock()
+        self._max_age_s = max_age_s
+        self._user_ids: frozenset[str] = frozenset()
+        self._expires = 0.0
+        self._reading = asyncio.Lock()
 
-    async def holds(self, user_id: str) -> bool:
-        async with self._looking:
-            if monotonic() >= self._until:
-                asked = monotonic()
-                self._marked = frozenset(await self._deletions.list_marked())
-                self._until = asked + self._good_s
-        return user_id in self._marked
+    async def has(self, user_id: str) -> bool:
+        async with self._reading:
+            if monotonic() >= self._expires:
+                began = monotonic()
+                self._user_ids = frozenset(await self._deletions.list_marked())
+                self._expires = began + self._max_age_s
+        return user_id in self._user_ids
 
 
-def _raised(record: Versioned, there: Item | None) -> Versioned:
-    """The record with a version above that of the row it replaces: an ETag names one state."""
-    stored = there.get("version") if there else None
+def _with_next_version(record: Versioned, existing: Item | None) -> Versioned:
+    """The record with a higher version than the row it replaces: an ETag stands for one state."""
+    stored = existing.get("version") if existing else None
     if stored is None or stored.N is None:
         return record
-    had = int_of(stored.N)
-    version = record.version if record.version > had else next_version(had)
+    previous = int_of(stored.N)
+    version = record.version if record.version > previous else next_version(previous)
     return msgspec.structs.replace(record, version=version)
 
 
 @contextmanager
-def _one_row() -> Iterator[None]:
-    """Raises: RowError: whatever is wrong with one row alone."""
+def _row_errors() -> Iterator[None]:
+    """Raises: RowError: for errors that concern one row alone."""
     try:
         yield
     except Unavailable:
@@ -270,15 +304,14 @@ def _one_row() -> Iterator[None]:
         raise RowError(str(error)) from error
 
 
-def _changed_at(there: Item) -> str | None:
-    """When the row that is there changed, or None where that cannot be read."""
-    for name in ("created_at",) if "product_id" in there else ("updated_at", "created_at"):
-        value = there.get(name)
+def _changed_at(row: Item) -> str | None:
+    """When an existing row was changed; None if that cannot be read."""
+    for name in ("created_at",) if "product_id" in row else ("updated_at", "created_at"):
+        value = row.get(name)
         if value is None:
             continue
         try:
-            text = value.S if value.S is not None else float(value.N or "")
-            return read_moment(text)
+            return read_timestamp(value.S if value.S is not None else float(value.N or ""))
         except ValueError:
             continue
     return None

@@ -1,4 +1,4 @@
-"""Times as older data has them, made into K9's own form."""
+"""Converts timestamps of older data to K9's own format."""
 
 import re
 from datetime import UTC, datetime
@@ -7,29 +7,29 @@ from typing import Final
 from core.models import timestamp
 
 _MILLISECONDS_FROM: Final = 100_000_000_000
-"""Numbers from here on are milliseconds: as seconds they would be past the year 5138."""
+"""Numbers from here on are milliseconds: as seconds they would be after the year 5138."""
 _YEAR_MIN: Final = 1000
-"""Below it the year has no four digits, and the text would not sort."""
+"""Earlier years have fewer than four digits, so their text would not sort."""
 _WITH_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?", re.ASCII | re.IGNORECASE)
 _MIDNIGHT: Final = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ]00:00(:00(\.0+)?)?(Z|[+-]00:?00)?", re.ASCII | re.IGNORECASE
 )
 
 
-def read_moment(value: str | float) -> str:
-    """A time in K9's form: RFC 3339, UTC, six decimals.
+def read_timestamp(value: str | float) -> str:
+    """A time in K9's format: RFC 3339, UTC, six decimals.
 
     Args:
-        value: ISO 8601, in UTC where it names no offset, a date alone at midnight; or Unix time,
-            in seconds or milliseconds.
+        value: ISO 8601, by default in UTC, a date alone at midnight; or Unix time in seconds or
+            milliseconds.
 
     Raises:
         ValueError: it is none of these.
     """
     try:
         if isinstance(value, str):
-            # Python also reads dates without hyphens and by weeks, which may be plain numbers; and
-            # no "z", which RFC 3339 allows.
+            # fromisoformat also takes dates without hyphens and by week, which may be plain
+            # numbers, but not a lower-case "z", which RFC 3339 allows.
             text = value.strip() if _WITH_TIME.fullmatch(value.strip()) else ""
             moment = datetime.fromisoformat(text.upper())
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -38,13 +38,13 @@ def read_moment(value: str | float) -> str:
             moment = datetime.fromtimestamp(seconds, UTC)
         moment = moment.astimezone(UTC)
     except (ValueError, OverflowError, OSError):
-        raise ValueError("is no time that can be read") from None
+        raise ValueError("is not a time") from None
     if moment.year < _YEAR_MIN:
-        raise ValueError("is no time that can be read")
+        raise ValueError("is not a time")
     return timestamp(moment)
 
 
 def full_date(text: str) -> str:
-    """The date of a time at midnight, which loses nothing; any other text as it is."""
+    """The date of a time at midnight, which loses nothing; any other text unchanged."""
     found = _MIDNIGHT.fullmatch(text)
     return found[1] if found else text

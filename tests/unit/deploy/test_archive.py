@@ -15,8 +15,8 @@ from deploy.data.archive import (
     Manifest,
     SegmentFile,
     TableEntry,
-    claimed,
     finish,
+    open_backup,
     read_items,
     read_manifest,
     verify,
@@ -49,7 +49,7 @@ def _manifest(*files: FileEntry) -> Manifest:
 @pytest.fixture
 def backup(tmp_path: Path) -> Path:
     """A backup of one file."""
-    with claimed(tmp_path / "b"):
+    with open_backup(tmp_path / "b"):
         finish(tmp_path / "b", _manifest(_written(tmp_path / "b", ITEMS)))
     return tmp_path / "b"
 
@@ -81,10 +81,10 @@ def test_a_flipped_bit_is_found(backup: Path) -> None:
         list(verify(backup, read_manifest(backup), LIMITS))
     text = (backup / MANIFEST).read_text()
     (backup / MANIFEST).write_text(text.replace('"items": 3', '"items": 2'))
-    with pytest.raises(CommandError, match="has been changed"):
+    with pytest.raises(CommandError, match="was changed"):
         read_manifest(backup)
     (backup / MANIFEST).write_text(text[:-20])
-    with pytest.raises(CommandError, match="does not hold"):
+    with pytest.raises(CommandError, match="is not valid"):
         read_manifest(backup)
 
 
@@ -109,7 +109,7 @@ def test_another_number_of_items_is_said(backup: Path) -> None:
     with pytest.raises(CommandError, match="has 3 items, and should have 4"):
         list(read_items(backup, more, 10, LIMITS))
     (backup / "users.000.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-9])
-    with pytest.raises(CommandError, match="gzip data is damaged or cut short"):
+    with pytest.raises(CommandError, match="gzip data is damaged or truncated"):
         list(read_items(backup, table, 10, LIMITS))
 
 
@@ -124,7 +124,7 @@ def _bomb(path: Path, data: bytes, times: int) -> FileEntry:
 @pytest.mark.parametrize(
     ("data", "times", "words"),
     [
-        (b" " * 2**20, 17, "line 1 is longer than 16,777,216 bytes, more than an item of DynamoDB"),
+        (b" " * 2**20, 17, "line 1 is longer than 16,777,216 bytes, more than any DynamoDB item"),
         (b" " * 2**20 + b"\n", FREE_BYTES // 2**20 + 1, "K9_FILE_EXPANSION_MAX"),
     ],
 )
@@ -158,7 +158,7 @@ def test_blocks_of_large_items_are_short(tmp_path: Path) -> None:
 def test_a_directory_with_something_in_it_is_refused(backup: Path, tmp_path: Path) -> None:
     """A finished backup too; nothing in it is touched."""
     before = {path: path.read_bytes() for path in backup.iterdir()}
-    with pytest.raises(CommandError, match="is not empty"), claimed(backup):
+    with pytest.raises(CommandError, match="is not empty"), open_backup(backup):
         pytest.fail("never")
     assert {path: path.read_bytes() for path in backup.iterdir()} == before
     (tmp_path / "other").mkdir()
@@ -166,19 +166,19 @@ def test_a_directory_with_something_in_it_is_refused(backup: Path, tmp_path: Pat
     (tmp_path / "other" / "diary.txt").touch()
     with (
         pytest.raises(CommandError, match=r"is not empty \('diary.txt'"),
-        claimed(tmp_path / "other"),
+        open_backup(tmp_path / "other"),
     ):
         pytest.fail("never")
 
 
 def test_an_interrupted_backup_is_begun_anew(tmp_path: Path) -> None:
     """What it left is neither restored nor in the way."""
-    with suppress(KeyboardInterrupt), claimed(tmp_path / "b"):
+    with suppress(KeyboardInterrupt), open_backup(tmp_path / "b"):
         _written(tmp_path / "b", ITEMS)
         raise KeyboardInterrupt
-    with pytest.raises(CommandError, match="holds an interrupted backup"):
+    with pytest.raises(CommandError, match="has an interrupted backup"):
         read_manifest(tmp_path / "b")
-    with claimed(tmp_path / "b"):
+    with open_backup(tmp_path / "b"):
         finish(tmp_path / "b", _manifest(_written(tmp_path / "b", ITEMS[:1])))
     assert read_manifest(tmp_path / "b").items == 1
 
@@ -189,12 +189,12 @@ def test_two_backups_do_not_share_a_directory(tmp_path: Path) -> None:
 
     def second() -> None:
         try:
-            with claimed(tmp_path / "b"):
+            with open_backup(tmp_path / "b"):
                 said.append("in")
         except CommandError as error:
             said.append(str(error))
 
-    with claimed(tmp_path / "b"):
+    with open_backup(tmp_path / "b"):
         _written(tmp_path / "b", ITEMS)
         thread = threading.Thread(target=second)
         thread.start()
@@ -206,8 +206,8 @@ def test_two_backups_do_not_share_a_directory(tmp_path: Path) -> None:
 
 def test_no_directory_at_all_is_said(tmp_path: Path) -> None:
     """As one line."""
-    with pytest.raises(CommandError, match="holds no backup"):
+    with pytest.raises(CommandError, match="has no backup"):
         read_manifest(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(CommandError, match="File exists"), claimed(tmp_path / "file"):
+    with pytest.raises(CommandError, match="File exists"), open_backup(tmp_path / "file"):
         pytest.fail("never")

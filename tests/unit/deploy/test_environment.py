@@ -4,10 +4,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from core.files import write_atomically
 from core.settings import Settings
 from deploy.cli import environment
 from deploy.cli.main import run
-from deploy.local.files import RunningStack, read_stack, write_private
+from deploy.local.files import RunningStack, read_stack
 from deploy.local.processes import identity
 
 STACK = {
@@ -30,7 +31,7 @@ def _start(directory: Path, *, pid: int | None = None, mark: str | None = None) 
         client_id="client",
         password="secret",
     )
-    write_private(directory / ".k9" / "stack.json", msgspec.json.encode(stack))
+    write_atomically(directory / ".k9" / "stack.json", msgspec.json.encode(stack))
 
 
 def test_a_running_stack_wins_over_keys_and_profiles(tmp_path: Path) -> None:
@@ -65,10 +66,10 @@ def test_an_explicit_choice_wins_over_the_stack(tmp_path: Path, explicit: dict[s
         (
             "AWS_ENDPOINT_URL",
             "http://x",
-            "and AWS_ENDPOINT_URL overrides it: unset that, as in `env -u AWS_ENDPOINT_URL k9",
+            "but AWS_ENDPOINT_URL overrides it: unset that, as in `env -u AWS_ENDPOINT_URL k9",
         ),
-        ("AWS_ENDPOINT_URL_S3", "http://x", "and AWS_ENDPOINT_URL_S3 overrides it"),
-        ("K9_STACK", "off", "K9_STACK=off leaves the embedded stack aside: unset it"),
+        ("AWS_ENDPOINT_URL_S3", "http://x", "but AWS_ENDPOINT_URL_S3 overrides it"),
+        ("K9_STACK", "off", "K9_STACK=off makes k9 ignore the embedded stack: unset it"),
         ("K9_STACK", "/nowhere", "no embedded stack runs in /nowhere (K9_STACK)"),
     ],
 )

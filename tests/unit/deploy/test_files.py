@@ -20,7 +20,7 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
 
 def test_a_directory_takes_one_at_a_time(tmp_path: Path) -> None:
     """The second is told who holds it; after the first has gone it is free again."""
-    with locked(tmp_path), pytest.raises(CommandError, match="runs already"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(CommandError, match="already running"), locked(tmp_path):
         pass
     with locked(tmp_path):
         pass

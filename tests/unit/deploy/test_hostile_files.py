@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from core.settings import Files
+from deploy.data.formats.columns import Columns
 from deploy.data.formats.file_input import FREE_BYTES
-from deploy.data.formats.readers import open_source
-from deploy.data.formats.rows import Columns
+from deploy.data.formats.readers import open_embeddings
 from deploy.errors import CommandError
 from tests.unit.deploy.vector_files import (
     IDS,
@@ -60,7 +60,7 @@ def test_a_member_that_expands_hugely_is_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", product_ids=np.arange(rows), vectors=vectors)
     assert "'vectors' expands to more than 200 times" in refusal(tmp_path / "a.npz")
     limits = Files(file_expansion_max=2000)
-    with open_source(tmp_path / "a.npz", Columns(), limits) as source:
+    with open_embeddings(tmp_path / "a.npz", Columns(), limits) as source:
         assert source.units == rows
 
 

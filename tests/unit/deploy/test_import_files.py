@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from deploy.data.formats.rows import Columns
+from deploy.data.formats.columns import Columns
 from tests.unit.deploy.vector_files import (
     IDS,
     LISTS,
@@ -32,7 +32,7 @@ CASES = Path(__file__).parents[2] / "cases"
         ("a13_zero_bytes.npz", "is empty"),
         ("a15_object.npz", "'product_ids' holds Python objects, which are never read: save it as"),
         ("a16_empty_member.npz", "'vectors' is empty, where an .npy array should be"),
-        ("a16_npy_named.npz", "is an .npy file, which has one array alone: save ids and vectors"),
+        ("a16_npy_named.npz", "is an .npy file, which has one array only: save ids and vectors"),
         ("a16_text_member.npz", "'vectors' is no .npy array"),
         ("a5_twice.parquet", "has 'vector' 2 times; rename all but one"),
         ("a7_binary_ids.parquet", "'product_id' is of type binary; ids are text, integers or UUID"),

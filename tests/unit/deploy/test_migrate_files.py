@@ -16,8 +16,8 @@ from core.settings import Files, Settings
 from core.usecases.reports import ReportService
 from deploy.data.formats.file_input import FREE_BYTES, open_input
 from deploy.data.formats.json_entries import entries
-from deploy.data.migration.legacy_rows import BadEntry, Deletion, OldRow, RowReader
-from deploy.data.migration.store import OldEmbedding
+from deploy.data.migration.legacy_rows import BadEntry, Deletion, LegacyRow, RowParser
+from deploy.data.migration.store import LegacyEmbedding
 from deploy.errors import CommandError
 
 CASES = Path(__file__).parents[2] / "cases"
@@ -27,17 +27,17 @@ _VECTOR = {"L": [{"N": "1"}, {"N": "0.25"}, {"N": "3"}]}
 
 def _read(
     path: Path, table: str = "embeddings", limits: Files = LIMITS
-) -> list[OldRow | BadEntry | Deletion]:
+) -> list[LegacyRow | BadEntry | Deletion]:
     settings = Settings()
-    reader = RowReader(table, settings, ReportService(cast("ReportRepository", None), settings))
+    parser = RowParser(table, settings, ReportService(cast("ReportRepository", None), settings))
     with open_input(path, limits) as file:
-        return [reader.read(entry) for entry in entries(file)]
+        return [parser.parse(entry) for entry in entries(file)]
 
 
-def _ids(found: list[OldRow | BadEntry | Deletion]) -> list[str]:
+def _ids(found: list[LegacyRow | BadEntry | Deletion]) -> list[str]:
     """The ids of rows of which none is bad."""
-    assert [row for row in found if not isinstance(row, OldRow)] == []
-    return [row.id for row in found if isinstance(row, OldRow)]
+    assert [row for row in found if not isinstance(row, LegacyRow)] == []
+    return [row.id for row in found if isinstance(row, LegacyRow)]
 
 
 def _item(product_id: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_a_row_with_a_huge_version_takes_no_other_along(
     name: str, table: str, ids: set[str]
 ) -> None:
     """The rows around it are read."""
-    assert ids <= {row.id for row in _read(CASES / name, table) if isinstance(row, OldRow)}
+    assert ids <= {row.id for row in _read(CASES / name, table) if isinstance(row, LegacyRow)}
 
 
 def test_doubles_without_a_dimension_are_refused() -> None:
@@ -108,8 +108,8 @@ def test_a_dimension_says_what_the_bytes_are(number_type: str, tmp_path: Path) -
     numbers = np.array([0.5, -2.0, 0.25, 1.0], number_type)
     item = {**_item("p"), "embedding_vector": {"B": b64encode(numbers.tobytes()).decode()}}
     (row,) = _read(_file(tmp_path, {**item, "vector_dimension": {"N": "4"}}))
-    assert isinstance(row, OldRow)
-    assert isinstance(row.record, OldEmbedding)
+    assert isinstance(row, LegacyRow)
+    assert isinstance(row.record, LegacyEmbedding)
     assert row.record.vector.tolist() == [0.5, -2.0, 0.25, 1.0]
     (row,) = _read(_file(tmp_path, {**item, "vector_dimension": {"N": "3"}}))
     assert isinstance(row, BadEntry)
@@ -128,8 +128,8 @@ def test_bytes_as_javascript_prints_them(form: str, typed: bool, tmp_path: Path)
     if not typed:
         item = {"product_id": "p", "model_version": "m", "embedding_vector": value}
     (row,) = _read(_file(tmp_path, {"Items": [item]}))
-    assert isinstance(row, OldRow), row
-    assert isinstance(row.record, OldEmbedding)
+    assert isinstance(row, LegacyRow), row
+    assert isinstance(row.record, LegacyEmbedding)
     assert row.record.vector.tolist() == [0.5, -2.0, 0.25]
 
 
@@ -191,7 +191,7 @@ def test_deletions_are_left_out_and_said(tmp_path: Path) -> None:
         {"eventName": "REMOVE", "dynamodb": {"Keys": _key("d")}},
     ]
     found = _read(_file(tmp_path, b"\n".join(json.dumps(line).encode() for line in lines)))
-    assert isinstance(found[0], OldRow)
+    assert isinstance(found[0], LegacyRow)
     assert [row.id for row in found if isinstance(row, Deletion)] == ["b", "c", "d"]
     (row,) = _read(_file(tmp_path, {"t": [{"DeleteRequest": {"Key": _key("e")}}]}))
     assert isinstance(row, Deletion)
@@ -208,7 +208,7 @@ def test_deletions_are_left_out_and_said(tmp_path: Path) -> None:
 def test_a_reply_that_goes_on_elsewhere_is_bad(page: Any, tmp_path: Path) -> None:
     """Wherever in it that stands; a further page makes it good."""
     row, missing = _read(_file(tmp_path, page))
-    assert isinstance(row, OldRow)
+    assert isinstance(row, LegacyRow)
     assert isinstance(missing, BadEntry)
     assert "rows are missing" in missing.reason
     pages = json.dumps(page) + "\n" + json.dumps({"Items": [_item("b")]})
@@ -223,7 +223,7 @@ def test_a_reply_that_goes_on_elsewhere_is_bad(page: Any, tmp_path: Path) -> Non
         (b"user_id: a\n", "is text (it begins with 'user_id: a')"),
         (b"PAR1....", "is a Parquet file"),
         (b"PK\x03\x04....", "is a zip archive"),
-        (b"\x80\x04\x95....", "is a Python pickle, which is never read"),
+        (b"\x80\x04\x95....", "is a Python pickle, which K9 never reads"),
         (b"\x28\xb5\x2f\xfd....", "is compressed with zstd (gzip is read)"),
         (b"\xe0\x01\x00\xea....", "is Amazon Ion (export it as DYNAMODB_JSON)"),
         (b"SQLite format 3\x00", "is an SQLite database"),
@@ -246,9 +246,9 @@ def test_other_forms_are_refused_by_name(data: bytes, words: str, tmp_path: Path
     ("data", "words"),
     [
         (b"", "is empty"),
-        (b"\xff\xfe{\x00}", "is UTF-16 and does not decode"),
-        (gzip.compress(b'{"a": 1}' * 1000, mtime=0)[:-9], "its gzip data is damaged or cut short"),
-        (gzip.compress(b'{"a": 1}', mtime=0) + b"more", "its gzip data is damaged or cut short"),
+        (b"\xff\xfe{\x00}", "is not valid UTF-16"),
+        (gzip.compress(b'{"a": 1}' * 1000, mtime=0)[:-9], "its gzip data is damaged or truncated"),
+        (gzip.compress(b'{"a": 1}', mtime=0) + b"more", "its gzip data is damaged or truncated"),
     ],
 )
 def test_damaged_files_are_said_to_be_so(data: bytes, words: str, tmp_path: Path) -> None:
@@ -280,9 +280,9 @@ def test_a_pretty_document_that_is_broken_is_one_line(tmp_path: Path) -> None:
     documents = [json.dumps(_item(name), indent=1) for name in "abc"]
     documents[1] = documents[1].replace("}\n}", "\n}")
     first, bad, last = _read(_file(tmp_path, "\n".join(documents).encode()))
-    assert isinstance(first, OldRow)
+    assert isinstance(first, LegacyRow)
     assert isinstance(bad, BadEntry)
-    assert isinstance(last, OldRow)
+    assert isinstance(last, LegacyRow)
     assert last.id == "c"
 
 

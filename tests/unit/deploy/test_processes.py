@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.processes import Backoff, Part, end_leftovers, identity
+from deploy.local.processes import ManagedProcess, end_orphans, identity
 
 STUBBORN = """
 import signal, time
@@ -27,27 +27,27 @@ child.wait()
 """
 
 
-def _part(directory: Path, code: str) -> Part:
+def _process(directory: Path, code: str) -> ManagedProcess:
     command = [sys.executable, "-c", code]
-    return Part(
-        "part", command, lambda: os.environ, directory / "part.log", directory / "part.json"
+    return ManagedProcess(
+        "part", command, os.environ, directory / "part.log", directory / "part.json"
     )
 
 
 @asynccontextmanager
-async def _started(directory: Path, code: str) -> AsyncIterator[Part]:
-    part = _part(directory, code)
-    await part.start()
+async def _started(directory: Path, code: str) -> AsyncIterator[ManagedProcess]:
+    process = _process(directory, code)
+    await process.start()
     try:
-        yield part
+        yield process
     finally:
-        part.kill()
+        process.kill()
 
 
-async def _output(part: Part) -> str:
+async def _output(process: ManagedProcess) -> str:
     """The part's first line, once it is there."""
     for _ in range(1000):
-        text = part.log.read_text()
+        text = process.log.read_text()
         if text.endswith("\n"):
             return text
         await asyncio.sleep(0.02)
@@ -62,44 +62,36 @@ async def _gone(pid: int) -> bool:
     return False
 
 
-def test_backoff_grows_and_a_good_run_resets_it() -> None:
-    """0.5, 1, 2 … up to the limit; after a minute of running it begins anew."""
-    backoff = Backoff(first_s=0.5, max_s=4, good_run_s=60)
-    assert [backoff.after(1) for _ in range(5)] == [0.5, 1, 2, 4, 4]
-    assert backoff.after(61) == 0.5
-    assert backoff.after(1) == 1
-
-
-async def test_a_part_that_ends_by_itself_leaves_its_last_words(tmp_path: Path) -> None:
+async def test_a_part_that_ends_by_itself_leaves_its_last_line(tmp_path: Path) -> None:
     """What it logged last says why, and is told with the exit status."""
-    async with _started(tmp_path, "raise SystemExit('no such luck')") as part:
-        how, ran_s = await part.wait()
-        assert (how, part.last_words()) == ("exit 1", "no such luck")
+    async with _started(tmp_path, "raise SystemExit('no such luck')") as process:
+        how, ran_s = await process.wait()
+        assert (how, process.last_line()) == ("exit 1", "no such luck")
         assert ran_s < 20
-        assert not part.running
+        assert not process.running
 
 
 async def test_a_part_is_stopped_by_sigterm(tmp_path: Path) -> None:
     """It had its chance to end well, and its pid file goes with it."""
-    async with _started(tmp_path, "import time; time.sleep(60)") as part:
+    async with _started(tmp_path, "import time; time.sleep(60)") as process:
         assert (tmp_path / "part.json").exists()
-        assert await part.stop(grace_s=10)
+        assert await process.stop(grace_s=10)
         assert not (tmp_path / "part.json").exists()
 
 
 async def test_a_part_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     """After its grace, and the stop says that it was not clean."""
-    async with _started(tmp_path, STUBBORN) as part:
-        await _output(part)
-        assert not await part.stop(grace_s=0.2)
-        assert not part.running
+    async with _started(tmp_path, STUBBORN) as process:
+        await _output(process)
+        assert not await process.stop(grace_s=0.2)
+        assert not process.running
 
 
 async def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
     """A grandchild is in the same group."""
-    async with _started(tmp_path, WITH_CHILD) as part:
-        grandchild = int(await _output(part))
-        await part.stop(grace_s=5)
+    async with _started(tmp_path, WITH_CHILD) as process:
+        grandchild = int(await _output(process))
+        await process.stop(grace_s=5)
         assert await _gone(grandchild)
 
 
@@ -109,12 +101,12 @@ async def test_parts_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
-        "from deploy.local.processes import Part\n"
+        "from deploy.local.processes import ManagedProcess\n"
         "async def main():\n"
         "    command = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
-        "    part = Part('p', command, lambda: os.environ, Path('l'), Path('p.json'))\n"
-        "    await part.start()\n"
-        "    print(part.pid, flush=True)\n"
+        "    process = ManagedProcess('p', command, os.environ, Path('l'), Path('p.json'))\n"
+        "    await process.start()\n"
+        "    print(process.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
@@ -147,7 +139,7 @@ def test_leftovers_of_an_earlier_run_are_ended(tmp_path: Path) -> None:
         noted = {"pid": process.pid, "identity": identity(process.pid)}
         (tmp_path / "api.json").write_text(json.dumps(noted))
         said: list[str] = []
-        end_leftovers(tmp_path, 10, said.append)
+        end_orphans(tmp_path, 10, said.append)
         assert process.wait(10) == -signal.SIGTERM
     assert said == [f"ending api of an earlier run (process {process.pid})"]
     assert not list(tmp_path.glob("*.json"))
@@ -159,7 +151,7 @@ def test_a_pid_that_is_someone_elses_now_is_not_signalled(tmp_path: Path) -> Non
         noted = {"pid": process.pid, "identity": "started at another time"}
         (tmp_path / "api.json").write_text(json.dumps(noted))
         (tmp_path / "aws.json").write_text("cut sho")
-        end_leftovers(tmp_path, 10, pytest.fail)
+        end_orphans(tmp_path, 10, pytest.fail)
         time.sleep(0.1)
         assert process.poll() is None
         process.kill()

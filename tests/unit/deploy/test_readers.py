@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.data.formats.json_embeddings import LINE_BYTES_MAX
-from deploy.data.formats.readers import open_source
+from deploy.data.formats.readers import open_embeddings
 from deploy.data.formats.rows import BadRow, Row
 from deploy.errors import CommandError
 
@@ -17,7 +17,7 @@ def _read(path: Path, rows_max: int = 1000) -> tuple[list[Row], list[BadRow]]:
     rows: list[Row] = []
     bad: list[BadRow] = []
     units = 0
-    with open_source(path) as source:
+    with open_embeddings(path) as source:
         for batch in source.batches(rows_max):
             assert len(batch.rows) + len(batch.bad) <= rows_max
             rows += batch.rows
@@ -77,7 +77,7 @@ def test_parquet_without_the_column_is_refused(tmp_path: Path) -> None:
         CommandError,
         match=r"has no 'product_id' and no 'vector' \(it has id\); say .* --id-column id",
     ):
-        open_source(tmp_path / "a.parquet")
+        open_embeddings(tmp_path / "a.parquet")
 
 
 def test_parquet_with_vectors_of_text_is_refused(tmp_path: Path) -> None:
@@ -94,18 +94,18 @@ def test_a_file_that_is_something_else_is_one_line(tmp_path: Path, name: str) ->
     """Bytes that are no such file are refused by their name."""
     (tmp_path / name).write_bytes(b"neither one nor the other")
     with pytest.raises(CommandError, match=name):
-        open_source(tmp_path / name)
+        open_embeddings(tmp_path / name)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     """A missing file, and one of another kind, are said to be so."""
     with pytest.raises(CommandError, match="no such file"):
-        open_source(tmp_path / "none.parquet")
+        open_embeddings(tmp_path / "none.parquet")
     (tmp_path / "a.csv").write_text("a,b")
     with pytest.raises(
         CommandError, match=r"is CSV or the like .*`k9 import` reads Parquet, \.npz, and JSON"
     ):
-        open_source(tmp_path / "a.csv")
+        open_embeddings(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("names", [("product_ids", "vectors"), ("product_id", "vector")])
@@ -127,14 +127,14 @@ def test_npz_never_unpickles(tmp_path: Path) -> None:
     with pytest.raises(
         CommandError, match="holds Python objects, which are never read: save it as"
     ):
-        open_source(tmp_path / "a.npz")
+        open_embeddings(tmp_path / "a.npz")
 
 
 def test_npz_of_unequal_lengths_is_refused(tmp_path: Path) -> None:
     """One id a vector, or nothing."""
     np.savez(tmp_path / "a.npz", product_ids=np.array(["a"]), vectors=np.zeros((2, 2)))
     with pytest.raises(CommandError, match="1 ids and 2 vectors"):
-        open_source(tmp_path / "a.npz")
+        open_embeddings(tmp_path / "a.npz")
 
 
 def test_json_lines_name_every_bad_line_and_lose_no_good_one(tmp_path: Path) -> None:
@@ -167,6 +167,6 @@ def test_json_lines_come_in_batches(tmp_path: Path) -> None:
     path.write_text(
         "".join(json.dumps({"product_id": f"p{n}", "vector": [n]}) + "\n" for n in range(25))
     )
-    with open_source(path) as source:
+    with open_embeddings(path) as source:
         sizes = [len(batch.rows) for batch in source.batches(10)]
     assert sizes == [10, 10, 5]

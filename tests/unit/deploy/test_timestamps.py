@@ -1,6 +1,6 @@
 import pytest
 
-from deploy.data.migration.timestamps import full_date, read_moment
+from deploy.data.migration.timestamps import full_date, read_timestamp
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from deploy.data.migration.timestamps import full_date, read_moment
 )
 def test_times_of_older_data_are_read(value: str | float, moment: str) -> None:
     """Into one form that sorts, in UTC where nothing else is said."""
-    assert read_moment(value) == moment
+    assert read_timestamp(value) == moment
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def test_times_of_older_data_are_read(value: str | float, moment: str) -> None:
 )
 def test_what_is_no_time_is_refused(value: str | float) -> None:
     """With the one error, whatever is wrong with it."""
-    with pytest.raises(ValueError, match="no time that can be read"):
-        read_moment(value)
+    with pytest.raises(ValueError, match="is not a time"):
+        read_timestamp(value)
 
 
 @pytest.mark.parametrize(

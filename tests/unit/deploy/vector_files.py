@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.settings import Files
-from deploy.data.formats.readers import open_source
-from deploy.data.formats.rows import BadRow, Columns, Row
+from deploy.data.formats.columns import Columns
+from deploy.data.formats.readers import open_embeddings
+from deploy.data.formats.rows import BadRow, Row
 from deploy.errors import CommandError
 
 LIMITS = Files()
@@ -25,7 +26,7 @@ def read(
     path: Path, columns: Columns | None = None, limits: Files = LIMITS
 ) -> tuple[list[Row], list[BadRow], list[str]]:
     """Good rows, bad rows, and what was converted."""
-    with open_source(path, columns or Columns(), limits) as source:
+    with open_embeddings(path, columns or Columns(), limits) as source:
         batches = list(source.batches(2))
         notes = source.notes
     return (

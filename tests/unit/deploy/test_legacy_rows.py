@@ -10,8 +10,8 @@ from core.repositories.reports import ReportRepository
 from core.settings import Settings
 from core.usecases.reports import ReportService
 from deploy.data.formats.json_entries import Entry
-from deploy.data.migration.legacy_rows import BadEntry, Deletion, OldRow, RowReader
-from deploy.data.migration.store import OldEmbedding
+from deploy.data.migration.legacy_rows import BadEntry, Deletion, LegacyRow, RowParser
+from deploy.data.migration.store import LegacyEmbedding
 
 _AT = "2025-09-30T10:00:00Z"
 _KEPT_AT = "2025-09-30T10:00:00.000000Z"
@@ -20,17 +20,17 @@ _REPORT = {"id": "report_1", "user_id": "u1", "title": "T", "created_at": _AT}
 _EMBEDDING = {"product_id": "p/1", "model_version": "m", "embedding_vector": [1, 0.5]}
 
 
-def _read(table: str, *rows: Any) -> list[OldRow | BadEntry | Deletion]:
+def _read(table: str, *rows: Any) -> list[LegacyRow | BadEntry | Deletion]:
     settings = Settings()
     reports = ReportService(cast("ReportRepository", None), settings)  # reading asks no table
-    reader = RowReader(table, settings, reports)
+    parser = RowParser(table, settings, reports)
     texts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    return [reader.read(Entry(n, n, text)) for n, text in enumerate(texts, 1)]
+    return [parser.parse(Entry(n, n, text)) for n, text in enumerate(texts, 1)]
 
 
-def _good(table: str, row: Any) -> OldRow:
+def _good(table: str, row: Any) -> LegacyRow:
     (found,) = _read(table, row)
-    assert isinstance(found, OldRow), found
+    assert isinstance(found, LegacyRow), found
     return found
 
 
@@ -135,7 +135,7 @@ def test_vectors_of_every_form_are_float32(vector: Any) -> None:
         row = {name: {"S": value} for name, value in row.items() if isinstance(value, str)}
         row["vector_dimension"] = {"N": "3"}
     found = _good("embeddings", {**row, "embedding_vector": vector}).record
-    assert isinstance(found, OldEmbedding)
+    assert isinstance(found, LegacyEmbedding)
     assert found.vector.dtype == np.float32
     assert found.vector.tobytes() == np.array([1, 0.5, -1e-40], "<f4").tobytes()
 
@@ -152,7 +152,7 @@ def test_vectors_of_every_form_are_float32(vector: Any) -> None:
             "",
         ),
         ("users", b'{"user_id": {"S": "u"}, "preferences": {"M": {"a": {"B": "AA=="}}}}', "binary"),
-        ("users", b'{"user_id": {"S": "u"}, "name": {"X": "y"}}', "of no type that DynamoDB has"),
+        ("users", b'{"user_id": {"S": "u"}, "name": {"X": "y"}}', "of none of DynamoDB's types"),
         ("users", "text", "Expected `object`"),
         ("users", {}, "user_id is missing"),
         ("users", {**_USER, "user_id": " "}, "user_id takes"),
@@ -161,7 +161,7 @@ def test_vectors_of_every_form_are_float32(vector: Any) -> None:
         ("users", {**_USER, "preferences": [1]}, "preferences must be a JSON object"),
         ("users", {**_USER, "preferences": "no"}, "preferences must be a JSON object"),
         ("users", {**_USER, "preferences": {"a": "x" * 70_000}}, "the most is 65536"),
-        ("users", {**_USER, "created_at": "soon"}, "created_at is no time"),
+        ("users", {**_USER, "created_at": "soon"}, "created_at is not a time"),
         ("users", {**_USER, "deleting_at": _AT}, "is deleted"),
         ("reports", {**_REPORT, "id": "a/b"}, "id takes 1 to 128"),
         ("reports", {**_REPORT, "id": ".."}, "id takes 1 to 128"),
@@ -185,6 +185,6 @@ def test_a_bad_entry_says_why(table: str, row: Any, words: str) -> None:
 def test_an_id_that_comes_twice_counts_once() -> None:
     """The first that holds; for embeddings an id a model version."""
     found = _read("reports", {**_REPORT, "title": ""}, _REPORT, _REPORT)
-    assert [type(row) for row in found] == [BadEntry, OldRow, BadEntry]
+    assert [type(row) for row in found] == [BadEntry, LegacyRow, BadEntry]
     again = _read("embeddings", _EMBEDDING, {**_EMBEDDING, "model_version": "n"}, _EMBEDDING)
-    assert [type(row) for row in again] == [OldRow, OldRow, BadEntry]
+    assert [type(row) for row in again] == [LegacyRow, LegacyRow, BadEntry]

@@ -16,7 +16,7 @@ from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.reports import ReportService
 from deploy.data.formats.json_entries import Entry
-from deploy.data.migration.legacy_rows import BadEntry, OldRow, RowReader
+from deploy.data.migration.legacy_rows import BadEntry, LegacyRow, RowParser
 
 SETTINGS = Settings()
 _NAMES = {
@@ -74,12 +74,12 @@ def rows_of(values: Any) -> Any:
 def read(table: str, text: bytes) -> Any:
     """What becomes of an entry of this text."""
     reports = ReportService(None, SETTINGS)  # type: ignore[arg-type] # nothing is stored
-    return RowReader(table, SETTINGS, reports).read(Entry(1, 1, text))
+    return RowParser(table, SETTINGS, reports).parse(Entry(1, 1, text))
 
 
 def assert_storable(row: Any) -> None:
     """Checks that a row can be sent to DynamoDB as it is, or says why not."""
-    assert isinstance(row, OldRow | BadEntry), row
+    assert isinstance(row, LegacyRow | BadEntry), row
     msgspec.json.encode(row.id)
     if isinstance(row, BadEntry):
         assert row.reason

@@ -1,4 +1,4 @@
-"""JSON text of any length with a place in it: one value at a time, found by brackets and quotes."""
+"""Scans JSON text of any length value by value, by its brackets and quotes alone."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import BinaryIO, Final
 BLOCK_BYTES: Final = 1024 * 1024
 _HEAD_BYTES: Final = 4096
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
-# A quote that does not begin a whole string comes out alone; a string has no line break in it.
+# The opening quote of an incomplete string matches alone. A string has no line break.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\\n]++|\\.)*+"|["{}\[\]]', re.DOTALL)
 _PART_OF_STRING: Final = re.compile(rb'"(?:[^"\\\n]++|\\.)*+', re.DOTALL)
 _SCALAR: Final = re.compile(rb"[^\s,:\[\]{}\"]*")
@@ -16,26 +16,26 @@ _CLOSES: Final = {b"{": b"}", b"[": b"]"}
 _OPENERS: Final = (b"{", b"[")
 
 
-class BrokenError(Exception):
-    """A value cannot be cut out."""
+class MalformedError(Exception):
+    """A value has no end that can be found."""
 
 
-class JsonText:
-    """A stream of JSON text, of which only a part is in memory."""
+class JsonScanner:
+    """A position in a stream of JSON text, of which only a part is in memory."""
 
     def __init__(self, stream: BinaryIO, value_bytes_max: int) -> None:
         self._stream = stream
         self._value_bytes_max = value_bytes_max
         self._data = b""
         self._at = 0
-        self._held: int | None = None
+        self._retained_from: int | None = None
         self.line = 1
         self._line_begins = True
         self.indent: bytes | None = None
-        """The space before the place where it is the first on its line, else None."""
+        """The white space before the position, if nothing else is before it on its line."""
 
     def peek(self) -> bytes:
-        """The next byte that is no space; empty at the end."""
+        """Skips white space and returns the next byte; empty at the end."""
         space = b"\n" if self._line_begins else b""
         self._line_begins = False
         while True:
@@ -51,48 +51,48 @@ class JsonText:
                 return b""
 
     def at(self, pattern: re.Pattern[bytes]) -> bool:
-        """Whether the text goes on so, within 4 KiB."""
+        """Whether the text at the position matches, within 4 KiB."""
         self.ahead(_HEAD_BYTES)
         return pattern.match(self._data, self._at) is not None
 
     def ahead(self, size: int) -> bytes:
-        """Up to so many bytes from the place on."""
+        """Up to `size` bytes from the position on."""
         while len(self._data) - self._at < size and self._more():
             pass
         return self._data[self._at : self._at + size]
 
     def line_ends(self) -> bool:
-        """Whether only space follows on this line."""
+        """Whether only white space follows on this line."""
         return not self.ahead(_HEAD_BYTES).split(b"\n", 1)[0].strip()
 
     def step(self) -> None:
-        """Passes over one byte."""
+        """Skips one byte."""
         self._go(self._at + 1)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps the text from here on in memory for `since` and `rewind`, until the block ends."""
-        self._held = self._at
+    def retained(self) -> Iterator[None]:
+        """Keeps the text from here on in memory, for `since` and `rewind`, during the block."""
+        self._retained_from = self._at
         try:
             yield
         finally:
-            self._held = None
+            self._retained_from = None
 
     def since(self) -> bytes:
-        """The text from where it is held up to the place."""
-        return self._data[self._held or 0 : self._at]
+        """The text from the start of the `retained` block up to the position."""
+        return self._data[self._retained_from or 0 : self._at]
 
     def rewind(self) -> None:
-        """Back to where the text is held."""
-        start = self._held or 0
+        """Moves back to the start of the `retained` block."""
+        start = self._retained_from or 0
         self.line -= self._data.count(b"\n", start, self._at)
         self._at = start
 
     def value(self) -> bytes:
-        """Passes over one JSON value and returns its text, which may still be malformed.
+        """Skips one JSON value and returns its text, which may still be malformed.
 
         Raises:
-            BrokenError: its end cannot be found. The place is where it was.
+            MalformedError: its end cannot be found. The position is unchanged.
         """
         open_: list[bytes] = []
         offset = 0
@@ -105,12 +105,12 @@ class JsonText:
             if len(self._data) - self._at > self._value_bytes_max:
                 raise self._too_long()
             if not self._more():
-                raise BrokenError("is not closed before the file ends")
+                raise MalformedError("is not closed before the file ends")
 
     def lines(self) -> Iterator[tuple[int, bytes | None]]:
-        """(number, text) of the lines from here on; None stands for one over the limit.
+        """(number, text) of the lines from here on; the text is None if a line is too long.
 
-        Ends before a line that only opens an object or array: others belong to it.
+        It ends before a line that only opens an object or array, to which other lines belong.
         """
         while True:
             end = self._data.find(b"\n", self._at)
@@ -136,9 +136,12 @@ class JsonText:
             yield number, text if len(text) <= self._value_bytes_max else None
 
     def recover(self, indent: bytes | None) -> bool:
-        """Goes to the next line that begins an object as far in as `indent`; whether there is one.
+        """Skips to the next line that begins an object with this indent.
 
-        Objects inside of an entry lie deeper in a file that is indented at all.
+        In an indented file the objects within an entry are indented further.
+
+        Returns:
+            Whether there is such a line.
         """
         space = rb"[ \t]*" if indent is None else re.escape(indent)
         pattern = re.compile(rb"\n" + space + rb"\{")
@@ -148,7 +151,7 @@ class JsonText:
             if found:
                 self._go(found.start())
                 return True
-            # A match may begin in what is there and end in what comes.
+            # A match may span the text in memory and the next block.
             self._go(max(self._at, self._data.rfind(b"\n", self._at)))
             before = len(self._data) - self._at
             if not self._more():
@@ -164,15 +167,15 @@ class JsonText:
         self._go(end + 1)
 
     def _scan(self, offset: int, open_: list[bytes]) -> tuple[int, bool]:
-        """Goes on from `offset`; how far whole tokens reach, and whether that ends the value."""
+        """Continues a scan: the end of the last whole token, and whether it ends the value."""
         first = self._data[self._at : self._at + 1]
         if not first:
-            raise BrokenError("is not closed before the file ends")
+            raise MalformedError("is not closed before the file ends")
         if first not in {b'"', b"{", b"["}:
             found = _SCALAR.match(self._data, self._at)
             end = found.end() if found else self._at
             if end == self._at:
-                raise BrokenError(f"begins with {first.decode('latin-1')!r}")
+                raise MalformedError(f"begins with {first.decode('latin-1')!r}")
             return end - self._at, end < len(self._data)
         for found in _TOKEN.finditer(self._data, self._at + offset):
             token = found[0]
@@ -182,7 +185,7 @@ class JsonText:
             if token in _CLOSES:
                 open_.append(_CLOSES[token])
             elif len(token) == 1 and (not open_ or open_.pop() != token):
-                raise BrokenError("has a bracket that closes nothing")
+                raise MalformedError("has a bracket that closes nothing")
             if not open_:
                 return found.end() - self._at, True
             offset = found.end() - self._at
@@ -192,20 +195,23 @@ class JsonText:
         found = _PART_OF_STRING.match(self._data, start)
         end = found.end() if found else start
         if self._data[end : end + 1] == b"\n":
-            raise BrokenError("has a string that is not closed on its line")
+            raise MalformedError("has a string that is not closed on its line")
 
-    def _too_long(self) -> BrokenError:
-        return BrokenError(f"is longer than {self._value_bytes_max} bytes")
+    def _too_long(self) -> MalformedError:
+        return MalformedError(f"is longer than {self._value_bytes_max} bytes")
 
     def _more(self) -> bool:
-        if self._held is not None and self._at - self._held > self._value_bytes_max:
+        if (
+            self._retained_from is not None
+            and self._at - self._retained_from > self._value_bytes_max
+        ):
             raise self._too_long()
         block = self._stream.read(BLOCK_BYTES)
-        start = self._at if self._held is None else self._held
+        start = self._at if self._retained_from is None else self._retained_from
         self._data = self._data[start:] + block
         self._at -= start
-        if self._held is not None:
-            self._held = 0
+        if self._retained_from is not None:
+            self._retained_from = 0
         return bool(block)
 
     def _go(self, to: int) -> None:

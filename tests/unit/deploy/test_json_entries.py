@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.settings import Files
-from deploy.data.formats import json_text
+from deploy.data.formats import json_scanner
 from deploy.data.formats.file_input import open_input
 from deploy.data.formats.json_entries import ENTRY_BYTES_MAX, Entry, entries
 from deploy.errors import CommandError
@@ -56,7 +56,7 @@ def test_every_form_gives_the_same_rows(
     text: str, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the layout, and wherever a block of the file ends."""
-    monkeypatch.setattr(json_text, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(json_scanner, "BLOCK_BYTES", block_bytes)
     found = list(_entries(_file(tmp_path, text)))
     assert [json.loads(entry.text) for entry in found] == _ROWS
     assert [entry.number for entry in found] == [1, 2, 3]
@@ -122,7 +122,7 @@ def test_what_cannot_be_read_on_is_said_after_what_was_read(tmp_path: Path) -> N
     """A file that was cut off gives its rows first."""
     cut = json.dumps(_ROWS)[:-5]
     found: list[Entry] = []
-    with pytest.raises(CommandError, match="entry 3, on line 1"):
+    with pytest.raises(CommandError, match="entry 3 on, on line 1"):
         found.extend(_entries(_file(tmp_path, cut)))
     assert [json.loads(entry.text) for entry in found[:2]] == _ROWS[:2]
     assert found[2].problem == "is not closed before the file ends"
@@ -144,7 +144,7 @@ def test_an_entry_over_the_limit_is_skipped(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without being held in memory, and without those after it, where they have their own line."""
-    monkeypatch.setattr(json_text, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(json_scanner, "BLOCK_BYTES", 100)
     long = json.dumps({"id": "x" * 5000})
     text = form.replace("{}", long, 1).replace(", ", ",\n").replace("{}", '{"id": "y"}')
     first, second = _entries(_file(tmp_path, text), 1000)
@@ -156,7 +156,7 @@ def test_an_entry_over_the_limit_is_skipped(
     ("data", "words"),
     [
         (b'[{"a": 1}] x', "begins neither"),
-        (b'{"Items": [{"a": 1}] x', "does not read on after the items"),
+        (b'{"Items": [{"a": 1}] x', "cannot be read after the items"),
     ],
 )
 def test_other_files_are_refused(data: bytes, words: str, tmp_path: Path) -> None:

@@ -64,7 +64,11 @@ async def test_a_problem_is_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("status", "body", "words"),
-    [(502, b"<html>", "HTTP 502"), (200, b"<html>", "no JSON"), (401, b"{}", "K9_TOKEN")],
+    [
+        (502, b"<html>", "HTTP 502"),
+        (200, b"<html>", "did not answer with JSON"),
+        (401, b"{}", "K9_TOKEN"),
+    ],
 )
 async def test_other_answers_are_one_line_too(status: int, body: bytes, words: str) -> None:
     """A proxy's page, something that is not K9, and a missing token."""

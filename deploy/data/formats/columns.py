@@ -1,0 +1,83 @@
+"""The names of a file's ids and vectors: columns of Parquet, arrays of .npz, members of JSON."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from deploy.errors import CommandError
+
+_IDS: Final = ("product_id", "product_ids")
+_VECTORS: Final = ("vector", "vectors")
+_OTHER_IDS: Final = (
+    *("id", "ids", "_id", "uuid", "key", "keys", "sku", "asin", "item_id", "itemid", "productid"),
+    *("product", "doc_id", "document_id", "pk", "name", "names", "labels", "__index_level_0__"),
+)
+_OTHER_VECTORS: Final = (
+    *("embedding", "embeddings", "values", "vec", "vecs", "emb", "embs", "features", "feature"),
+    *("embedding_vector", "data", "arr_0"),
+)
+"""Names that other stores and tools use. They are only suggested: an `id` may be a row number."""
+_SHOWN: Final = 10
+_NAME_SHOWN: Final = 60
+
+
+class Columns(msgspec.Struct, frozen=True):
+    """The names to read, where the caller chose them."""
+
+    product_id: str | None = None
+    vector: str | None = None
+
+    def choose(self, names: Sequence[str], name: str) -> tuple[str, str]:
+        """The names of the ids and of the vectors in a file.
+
+        Args:
+            names: All names that the file has.
+            name: The file's, for messages.
+
+        Raises:
+            CommandError: one of the two is missing, or occurs twice.
+        """
+        ids = _choose(names, self.product_id, _IDS)
+        vectors = _choose(names, self.vector, _VECTORS)
+        if ids is not None and vectors is not None:
+            for chosen in (ids, vectors):
+                if names.count(chosen) > 1:
+                    raise CommandError(
+                        f"{name}: has {chosen!r} {names.count(chosen)} times; rename all but one"
+                    )
+            if ids == vectors:
+                raise CommandError(f"{name}: {ids!r} cannot be both the ids and the vectors")
+            return ids, vectors
+        missing: list[str] = []
+        options: list[str] = []
+        for found, given, defaults, option, others, parts in (
+            (ids, self.product_id, _IDS, "--id-column", _OTHER_IDS, ("_id",)),
+            (vectors, self.vector, _VECTORS, "--vector-column", _OTHER_VECTORS, ("vec", "emb")),
+        ):
+            if found is None:
+                missing.append(repr(given or defaults[0]))
+                likely = _likely(names, (*defaults, *others), parts)
+                options.append(f"{option} {likely or 'NAME'}")
+        raise CommandError(
+            f"{name}: has no {' and no '.join(missing)} (it has {_listed(names)}); say which it is "
+            f"by {' '.join(options)}"
+        )
+
+
+def _choose(names: Sequence[str], given: str | None, defaults: tuple[str, ...]) -> str | None:
+    return next((name for name in ((given,) if given else defaults) if name in names), None)
+
+
+def _likely(names: Sequence[str], known: tuple[str, ...], parts: tuple[str, ...]) -> str | None:
+    """The most likely name: one of those known, or one that contains such a part."""
+    by_case = {name.casefold(): name for name in reversed(names)}
+    similar = (name for name in names if any(part in name.casefold() for part in parts))
+    return next((by_case[name] for name in known if name in by_case), next(similar, None))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first ten names, for a message."""
+    shown = [" ".join(name[:_NAME_SHOWN].split()) for name in names]
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return (", ".join(shown[:_SHOWN]) or "nothing") + more
