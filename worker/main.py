@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Final
 
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
@@ -29,14 +29,6 @@ _log = telemetry.logger(__name__)
 class Listener(Worker):
     """arq's worker, which accepts jobs only while a build slot is free."""
 
-    async def main(self) -> None:
-        """Runs until cancelled; in burst mode until the queue is empty and the work is finished."""
-        await super().main()
-        if self.burst:
-            context = context_of(self.ctx)
-            await context.runner.drain()
-            await context.background.drain()
-
     async def _poll_iteration(self) -> None:
         free = context_of(self.ctx).runner.free_slots
         self.max_jobs = min(free, _JOBS_MAX)
@@ -44,38 +36,21 @@ class Listener(Worker):
         await super()._poll_iteration()
 
 
-def create_worker(
-    settings: Settings,
-    *,
-    burst: bool = False,
-    reconcile: bool = True,
-    context: WorkerContext | None = None,
-) -> Listener:
-    """A listener for these settings; in `burst` mode it ends once the queue is empty.
+def create_listener(settings: Settings, context: WorkerContext, *, burst: bool = False) -> Listener:
+    """A listener whose jobs use the context; in `burst` mode it ends once the queue is empty.
 
     Results are not kept, because a kept one blocks its job id: the builds table has the outcome.
-    Without a `context` the listener opens its own.
     """
-    stack = AsyncExitStack()
-
-    async def startup(ctx: dict[Any, Any]) -> None:
-        ctx[KEY] = await stack.enter_async_context(open_context(settings, reconcile=reconcile))
-
-    async def shutdown(ctx: dict[Any, Any]) -> None:  # noqa: ARG001 - arq passes it by name
-        await stack.aclose()
-
     return Listener(
         functions=[
             func(build, name=queue.BUILD_JOB, timeout=_JOB_TIMEOUT_S, keep_result=0),
             func(delete, name=queue.DELETION_JOB, timeout=_JOB_TIMEOUT_S, keep_result=0),
         ],
-        ctx={} if context is None else {KEY: context},
+        ctx={KEY: context},
         queue_name=names.queue_name(settings.environment),
         redis_settings=queue.redis_settings(settings),
         job_serializer=queue.serialize,
         job_deserializer=queue.deserialize,
-        on_startup=startup if context is None else None,
-        on_shutdown=shutdown if context is None else None,
         max_jobs=_JOBS_MAX,
         job_timeout=_JOB_TIMEOUT_S,
         keep_result=0,
@@ -101,7 +76,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         stopping = asyncio.create_task(stop.wait())
         failures = 0
         while not stop.is_set():
-            listener = create_worker(settings, context=context)
+            listener = create_listener(settings, context)
             began = asyncio.get_running_loop().time()
             listening = asyncio.create_task(listener.async_run())
             await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)

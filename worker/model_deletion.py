@@ -6,15 +6,16 @@ next round finds. Nothing is removed before all who may still write have stopped
 removed last, so that the name is taken until nothing is left.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
+from functools import partial
 
 from core import telemetry
 from core.errors import BuildEnded, K9Error, LeaseLost, NotFound
 from core.models import Build, Model, now, parse_timestamp
 from core.repositories.model_deletions import ModelDeletion
 from core.resources import Resources
+from worker.leases import released
 from worker.retention import stored_builds
 
 _log = telemetry.logger(__name__)
@@ -29,7 +30,7 @@ async def delete_model(resources: Resources, model: Model) -> bool:
         deletion = await resources.model_deletions.claim(model)
         if deletion is None:
             return False  # another worker has it
-        async with _released(resources, deletion):
+        async with released(partial(resources.model_deletions.release, deletion)):
             return await _delete(resources, deletion)
     except LeaseLost as error:
         _log.info("deletion lost to another worker", reason=str(error))
@@ -103,14 +104,3 @@ async def _all_builds(resources: Resources, model: Model) -> list[Build]:
     found = {key: build for key, build in found.items() if build.model_version == name}
     found |= {build.build_id: build async for build in resources.builds.all_builds(name)}
     return list(found.values())
-
-
-@asynccontextmanager
-async def _released(resources: Resources, deletion: ModelDeletion) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        try:
-            await resources.model_deletions.release(deletion)
-        except K9Error as error:  # the lease will expire
-            _log.info("deletion not released", reason=str(error))

@@ -5,19 +5,18 @@ another worker finishes what one that died left.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from time import monotonic
 
 from core import telemetry
-from core.errors import K9Error, LeaseLost, Unavailable
+from core.errors import LeaseLost, Unavailable
 from core.repositories.transactions import Part
 from core.repositories.user_deletions import UserDeletion
 from core.resources import Resources
+from worker.leases import released
 
 _POLL_S = 1.0
-_RELEASE_TIMEOUT_S = 2.0
-"""For releasing the lease, when DynamoDB itself may be away."""
 
 _log = telemetry.logger(__name__)
 
@@ -27,20 +26,16 @@ async def delete_user(resources: Resources, user_id: str) -> None:
 
     Does nothing for a user who is not marked.
     """
-    deletion: UserDeletion | None = None
     try:
         deletion = await resources.user_deletions.claim(user_id)
         if deletion is None:
             return
-        removed = await _remove(resources, deletion)
+        async with released(partial(resources.user_deletions.release, deletion)):
+            removed = await _remove(resources, deletion)
     except LeaseLost:
         _log.info("deletion lost to another worker")
     except Unavailable as error:
         _log.warning("deletion postponed", reason=str(error))
-        await _release(resources, deletion)
-    except BaseException:
-        await _release(resources, deletion)
-        raise
     else:
         _log.info("user deleted", reports=removed)
 
@@ -82,12 +77,3 @@ async def _remove_rows(
         await resources.user_deletions.remove(deletion, parts)
         removed += len(parts)
     return removed
-
-
-async def _release(resources: Resources, deletion: UserDeletion | None) -> None:
-    """Lets any worker continue at once; if that fails, the lease expires."""
-    if deletion is None:
-        return
-    with contextlib.suppress(K9Error, TimeoutError):
-        async with asyncio.timeout(_RELEASE_TIMEOUT_S):
-            await resources.user_deletions.release(deletion)

@@ -13,6 +13,7 @@ from core import names
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import (
+    Condition,
     Update,
     differs,
     equals,
@@ -176,14 +177,7 @@ class PromotionRepository:
     async def retire(self, build: Build) -> None:
         """Marks a version that no rule keeps as retired, unless it is the current one."""
         kept = equals("status", "published") & missing("removed_at") & missing("retired_at")
-        try:
-            await transactions.transact(
-                self._dynamo,
-                self._on_build(build.build_id, Update(set={"retired_at": timestamp(now())}), kept),
-                self._not_current(build),
-            )
-        except TransactionFailed:
-            return  # another worker was faster, or it is in use again
+        await self._update_unless_current(build, Update(set={"retired_at": timestamp(now())}), kept)
 
     async def keep(self, build: Build) -> None:
         """Clears the mark of a retired version: a rule keeps it again."""
@@ -195,19 +189,9 @@ class PromotionRepository:
 
     async def remove(self, build: Build) -> bool:
         """Marks a retired version as removed, before its files are; False if it is in use again."""
-        try:
-            await transactions.transact(
-                self._dynamo,
-                self._on_build(
-                    build.build_id,
-                    Update(set={"removed_at": timestamp(now())}),
-                    equals("retired_at", build.retired_at) & missing("removed_at"),
-                ),
-                self._not_current(build),
-            )
-        except TransactionFailed:
-            return False
-        return True
+        retired = equals("retired_at", build.retired_at) & missing("removed_at")
+        change = Update(set={"removed_at": timestamp(now())})
+        return await self._update_unless_current(build, change, retired)
 
     async def _is_published(self, build: Build, seen: Build) -> bool:
         """After a failed transaction: True if an earlier try of this call succeeded.
@@ -235,17 +219,26 @@ class PromotionRepository:
             f"the data of {build.model_version} was restored or replaced since the build began"
         )
 
-    def _not_current(self, build: Build) -> Part:
-        return transactions.check(
-            self._models_table,
-            key(model_version=build.model_version),
-            differs("current_build_id", build.build_id),
-        )
+    async def _update_unless_current(
+        self, build: Build, change: Update, condition: Condition
+    ) -> bool:
+        """Updates a build; False if it is current, or its condition is not met."""
+        not_current = differs("current_build_id", build.build_id)
+        model_key = key(model_version=build.model_version)
+        try:
+            await transactions.transact(
+                self._dynamo,
+                self._on_build(build.build_id, change, condition),
+                transactions.check(self._models_table, model_key, not_current),
+            )
+        except TransactionFailed:
+            return False
+        return True
 
-    def _on_build(self, build_id: str, change: Update, condition: Any) -> Part:
+    def _on_build(self, build_id: str, change: Update, condition: Condition) -> Part:
         return transactions.update(self._builds_table, key(build_id=build_id), change, condition)
 
-    def _on_model(self, model_version: str, change: Update, condition: Any) -> Part:
+    def _on_model(self, model_version: str, change: Update, condition: Condition) -> Part:
         return transactions.update(
             self._models_table,
             key(model_version=model_version),

@@ -15,9 +15,8 @@ from core.models import Report, User, now, timestamp
 from core.repositories.idempotency import Claim
 from core.resources import Resources, open_resources
 from core.settings import Settings
-from tests.worker.work import lose_redis, reconciled
+from tests.worker.work import lose_redis, reconciled, work
 from worker import user_deletion
-from worker.main import create_worker
 from worker.user_deletion import delete_user
 
 MOMENT = "2025-01-01T00:00:00.000000Z"
@@ -72,15 +71,6 @@ async def mark(resources: Resources, user_id: str) -> None:
     """Marks a user for deletion, and tells the workers."""
     await resources.user_service.request_deletion(user_id)
     await resources.queue.enqueue_deletion(user_id)
-
-
-async def work(settings: Settings) -> None:
-    """Runs a worker until its queue is empty."""
-    worker = create_worker(settings, burst=True, reconcile=False)
-    try:
-        await worker.async_run()
-    finally:
-        await worker.close()
 
 
 async def rows_of(resources: Resources, user_id: str) -> list[str]:

@@ -16,8 +16,7 @@ from core.models import BuildParameters, Model
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import VersionStore
-from tests.worker.work import current
-from worker.main import create_worker
+from tests.worker.work import current, work
 
 
 @pytest.fixture
@@ -38,9 +37,7 @@ async def published(resources: Resources, model_version: str) -> Model:
     rows = [(f"p{row}", rng.standard_normal(4).astype(np.float32)) for row in range(20)]
     await resources.embedding_service.store_batch(model_version, rows)
     await resources.build_service.request(model_version, BuildParameters())
-    worker = create_worker(resources.settings, burst=True, reconcile=False)
-    await worker.async_run()
-    await worker.close()
+    await work(resources.settings)
     return await resources.models.get_model(model_version)
 
 

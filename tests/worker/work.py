@@ -8,7 +8,8 @@ from core.settings import Settings
 from core.versions import VersionRecord
 from worker.background import Background
 from worker.building.runner import BuildRunner
-from worker.main import create_worker
+from worker.context import open_context
+from worker.main import create_listener
 from worker.reconcile import reconcile
 
 
@@ -38,12 +39,15 @@ async def lose_redis(resources: Resources) -> None:
 
 
 async def work(settings: Settings) -> None:
-    """Runs a worker until its queue is empty."""
-    worker = create_worker(settings, burst=True, reconcile=False)
-    try:
-        await worker.async_run()
-    finally:
-        await worker.close()
+    """Runs a worker until its queue is empty, and its work finished."""
+    async with open_context(settings, reconcile=False) as context:
+        listener = create_listener(settings, context, burst=True)
+        try:
+            await listener.async_run()
+            await context.runner.drain()
+            await context.background.drain()
+        finally:
+            await listener.close()
 
 
 async def reconciled(resources: Resources) -> int:
