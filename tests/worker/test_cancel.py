@@ -27,8 +27,8 @@ async def test_a_cancelled_build_is_stopped(
         assert children_of(work_dir)
         await resources.builds.cancel(build_id)
         async with asyncio.timeout(10):
-            while children_of(work_dir) or context.runner.free_slots < 2:  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.05)
+            await context.runner.drain()
+        assert not children_of(work_dir)
         assert not list(work_dir.rglob(f"{build_id}*"))
         cancelled = await resources.builds.get_build(build_id)
         assert cancelled.status == "cancelled"
@@ -102,8 +102,7 @@ async def test_a_build_is_cancelled_at_a_stage(
         assert len(children_of(settings.building.work_dir)) == (stage != "pull")
         await resources.builds.cancel(build_id)
         async with asyncio.timeout(20):
-            while context.runner.free_slots < 2:  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.05)
+            await context.runner.drain()
     assert not children_of(settings.building.work_dir)
     assert not list(settings.building.work_dir.rglob(f"{build_id}*"))
     ended = await resources.builds.get_build(build_id)

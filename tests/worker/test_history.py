@@ -1,6 +1,7 @@
 """Versions over time: what changed, what is kept, what is pinned, and what can be made again."""
 
 import asyncio
+from datetime import timedelta
 from functools import partial
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 
 from core.errors import NotFound, Pinned
 from core.index.manifest import MANIFEST, Manifest, decode_manifest
-from core.models import Build, BuildParameters, Embedding
+from core.models import Build, BuildParameters, Embedding, now
 from core.names import version_prefix, versions_prefix
 from core.repositories.verifications import Verification, result_of
 from core.resources import Resources, open_resources
@@ -218,20 +219,26 @@ async def test_what_no_try_will_publish_goes_and_no_more(
     assert await stored_builds(resources, model_version) == {unknown}
 
 
-async def test_a_version_is_retired_before_it_goes(settings: Settings, model_version: str) -> None:
+async def test_a_version_is_retired_before_it_goes(
+    settings: Settings, model_version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Within its grace time it can still be loaded, and promoted, which takes it back."""
-    async with open_resources(changed(settings, versions_kept=1, version_grace_s=0.8)) as resources:
+
+    async def removed_a_minute_later(resources: Resources) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr("worker.retention.now", lambda: now() + timedelta(seconds=61))
+            return (await apply_retention(resources, model_version)).removed
+
+    async with open_resources(changed(settings, versions_kept=1, version_grace_s=60)) as resources:
         await store(resources, model_version, 20)
         first = await build(resources, model_version)
         await build(resources, model_version)
         assert (await resources.builds.get_build(first.build_id)).retired_at is not None
         assert f"{first.build_id}/1" in await stored_builds(resources, model_version)
         await resources.promotions.promote(model_version, first.build_id)
-        await asyncio.sleep(0.9)
-        assert (await apply_retention(resources, model_version)).removed == 0
+        assert await removed_a_minute_later(resources) == 0
         last = await build(resources, model_version)
-        await asyncio.sleep(0.9)
-        assert (await apply_retention(resources, model_version)).removed >= 1
+        assert await removed_a_minute_later(resources) >= 1
         assert await stored_builds(resources, model_version) == {f"{last.build_id}/1"}
 
 

@@ -117,7 +117,7 @@ async def test_a_heartbeat_after_the_publishing_does_not_lose_the_end(
     async def slowly(self: Any, *arguments: Any) -> None:
         await publish(self, *arguments)
         done.set()
-        await asyncio.sleep(1)  # its answer is on the way, and is overtaken
+        await asyncio.Event().wait()  # its answer is on the way, and is overtaken
 
     monkeypatch.setattr(type(resources.builds), "beat", late)
     monkeypatch.setattr(type(resources.promotions), "publish", slowly)
