@@ -331,7 +331,7 @@ def _named(file: str, record: VersionRecord) -> Iterator[None]:
 def _refused(record: VersionRecord, where: str, error: Exception) -> None:
     telemetry.VERSIONS_REFUSED.labels(where).inc()
     _log.error(
-        "index version rejected",
+        "index version refused",
         model_version=record.model_version,
         build_id=record.build_id,
         fence=record.fence,

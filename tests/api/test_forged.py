@@ -88,7 +88,7 @@ async def test_a_forged_version_is_refused_and_the_one_before_answers(
             assert reply.json()["index"]["build_id"] == first.build_id
             await mend(local.objects, true)
             await until(recovered)
-    line = next(line for line in lines if line["event"] == "index version rejected")
+    line = next(line for line in lines if line["event"] == "index version refused")
     assert (line["build_id"], line["where"], line["file"]) == (
         second.build_id,
         "s3",

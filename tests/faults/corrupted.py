@@ -110,7 +110,7 @@ class Run:
         counted = await self.machine.refusals(where)
         lines = [
             {name: line[name] for name in ("model_version", "build_id", "file", "where", "reason")}
-            for line in self.machine.site.logged("index version rejected", "api")
+            for line in self.machine.site.logged("index version refused", "api")
             if (line["build_id"], line["where"]) == (build.build_id, where)
         ]
         print(f'  k9_versions_refused_total{{reason="{where}"}}: {refusals:g} -> {counted:g}')

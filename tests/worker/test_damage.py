@@ -92,7 +92,7 @@ async def test_each_damaged_object_is_refused(published: Published, damage: str)
         with capture_logs() as lines, pytest.raises(Corrupt):
             await store.ensure(record)
         assert refused("s3") == before + 1
-        (line,) = [line for line in lines if line["event"] == "index version rejected"]
+        (line,) = [line for line in lines if line["event"] == "index version refused"]
         told = line["model_version"], line["build_id"], line["file"], line["where"]
         assert told == ("m", record.build_id, name, "s3")
         assert line["reason"]
@@ -114,7 +114,7 @@ async def test_each_damaged_file_is_fetched_again(published: Published, damage: 
         with capture_logs() as lines:
             assert await store.ensure(record) == (directory, manifest)
         assert refused("cache") == before + 1
-        (line,) = [line for line in lines if line["event"] == "index version rejected"]
+        (line,) = [line for line in lines if line["event"] == "index version refused"]
         assert (line["file"], line["where"]) == (name, "cache")
         assert (directory / name).read_bytes() == whole
     assert MappedVersion.open(directory, manifest).searcher.n == ROWS
