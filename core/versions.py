@@ -154,16 +154,6 @@ class VersionStore:
         """
         return record.check(await self._manifest(record))
 
-    async def ensure(self, record: VersionRecord) -> tuple[Path, Manifest]:
-        """A verified local copy of a version: the cached one if it is valid, else a new one.
-
-        Raises:
-            Corrupt: the version in S3 is not the one that was published.
-            NotFound: it is not in S3.
-            Unavailable: S3 did not answer in time.
-        """
-        return await self.cached(record) or await self.download(record)
-
     async def cached(self, record: VersionRecord) -> tuple[Path, Manifest] | None:
         """The local copy of a version; None if there is no valid one. An invalid one is removed."""
         directory = self.directory(record)

@@ -35,12 +35,6 @@ def context_of(ctx: dict[Any, Any]) -> WorkerContext:
     return context
 
 
-def _sweep_all(settings: Settings) -> int:
-    """Sweeps the environment's directory, and the one that earlier releases used."""
-    work_dir = settings.building.work_dir
-    return sweep(names.directory_of(work_dir, settings.environment)) + sweep(work_dir)
-
-
 @asynccontextmanager
 async def open_context(
     settings: Settings, *, reconcile: bool = True
@@ -52,7 +46,9 @@ async def open_context(
         background = Background()
         runner = BuildRunner(resources, background)
         name = f"{socket.gethostname()}:{os.getpid()}"
-        swept = await asyncio.to_thread(_sweep_all, settings)
+        work_dir = settings.building.work_dir  # earlier releases used it without the environment
+        own_dir = names.directory_of(work_dir, settings.environment)
+        swept = await asyncio.to_thread(sweep, own_dir, work_dir)
         rounds = asyncio.create_task(
             reconcile_forever(resources, runner, background) if reconcile else asyncio.sleep(0)
         )

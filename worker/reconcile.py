@@ -91,7 +91,5 @@ def _waiting_s(build: Build) -> float:
 
 
 def _is_waiting(build: Build) -> bool:
-    """Whether it is queued, or its lease has expired."""
-    return build.status == "queued" or (
-        build.status == "running" and build.lease_until_ms < time.time_ns() // 1_000_000
-    )
+    """Whether an open build is queued, or its lease has expired."""
+    return build.status == "queued" or build.lease_until_ms < time.time_ns() // 1_000_000

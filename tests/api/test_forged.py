@@ -28,6 +28,7 @@ from tests.api.serving import (
 )
 from tests.api.shop import until
 from tests.worker.forgery import forge, forged, mend
+from tests.worker.work import ensure
 
 
 def refused(where: str) -> float:
@@ -143,13 +144,13 @@ async def test_a_forged_copy_without_dynamodb(
     model = await local.models.get_model(MODEL)
     build = await local.builds.get_build(model.current_build_id or "")
     record = VersionRecord.of(build)
-    directory, manifest = await local.versions.ensure(record)
+    directory, manifest = await ensure(local.versions, record)
     assert await local.versions.remembered(model) == record
     forged(directory, manifest)
     before = refused("cache")
     assert await local.versions.cached(await local.versions.remembered(model)) is None
     assert refused("cache") == before + 1
-    directory, manifest = await local.versions.ensure(record)
+    directory, manifest = await ensure(local.versions, record)
     (directory / "record.json").unlink()  # as an earlier release left it
     other = forged(directory, manifest)
     unread = await local.versions.remembered(model)
@@ -157,4 +158,4 @@ async def test_a_forged_copy_without_dynamodb(
     assert await local.versions.cached(unread) == (directory, other)
     assert not record.describes(other)
     assert await local.versions.cached(record) is None
-    assert (await local.versions.ensure(record))[1] == manifest
+    assert (await ensure(local.versions, record))[1] == manifest

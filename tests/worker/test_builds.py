@@ -12,7 +12,7 @@ from core.models import BuildParameters, now, timestamp
 from core.repositories.embedding_rows import live_row
 from core.resources import Resources
 from core.settings import Settings
-from tests.worker.work import build, current, lose_redis, reconciled, store, work
+from tests.worker.work import build, current, ensure, lose_redis, reconciled, store, work
 
 
 async def test_a_build_is_published_and_can_be_served(
@@ -26,7 +26,7 @@ async def test_a_build_is_published_and_can_be_served(
     assert ended.manifest["counts"]["rows"] == 300
     model = await resources.models.get_model(model_version)
     assert (model.current_build_id, model.open_build_id) == (ended.build_id, None)
-    directory, manifest = await resources.versions.ensure(await current(resources, model))
+    directory, manifest = await ensure(resources.versions, await current(resources, model))
     version = MappedVersion.open(directory, manifest)
     row = version.ids.row_of("p00007")
     assert row is not None
@@ -127,7 +127,7 @@ async def test_deleted_products_are_not_built(resources: Resources, model_versio
     assert ended.manifest["counts"]["rows"] == 29
     assert ended.manifest["counts"]["tombstones"] == 1
     model = await resources.models.get_model(model_version)
-    directory, manifest = await resources.versions.ensure(await current(resources, model))
+    directory, manifest = await ensure(resources.versions, await current(resources, model))
     assert MappedVersion.open(directory, manifest).ids.row_of("p00003") is None
 
 

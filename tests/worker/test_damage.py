@@ -19,6 +19,7 @@ from core.settings import Settings
 from core.versions import VersionRecord, VersionStore
 from tests.faults.damage import DAMAGE
 from tests.unit.api.serving.versions import DIMENSION, make, model_of, record_of
+from tests.worker.work import ensure
 
 ENVIRONMENT = "e"
 FENCE = 1
@@ -90,7 +91,7 @@ async def test_each_damaged_object_is_refused(published: Published, damage: str)
         await published.objects.put(key, DAMAGE[damage](whole), if_absent=False)
         before = refused("s3")
         with capture_logs() as lines, pytest.raises(Corrupt):
-            await store.ensure(record)
+            await ensure(store, record)
         assert refused("s3") == before + 1
         (line,) = [line for line in lines if line["event"] == "index version refused"]
         told = line["model_version"], line["build_id"], line["file"], line["where"]
@@ -98,7 +99,7 @@ async def test_each_damaged_object_is_refused(published: Published, damage: str)
         assert line["reason"]
         assert list(store.directory(record).parent.iterdir()) == []
         await published.objects.put(key, whole, if_absent=False)
-    directory, manifest = await store.ensure(record)
+    directory, manifest = await ensure(store, record)
     assert MappedVersion.open(directory, manifest).searcher.n == ROWS
 
 
@@ -106,13 +107,13 @@ async def test_each_damaged_object_is_refused(published: Published, damage: str)
 async def test_each_damaged_file_is_fetched_again(published: Published, damage: str) -> None:
     """The copy on this disk is refused, counted and told of, and the one in S3 taken."""
     store, record = published.store, published.record
-    directory, manifest = await store.ensure(record)
+    directory, manifest = await ensure(store, record)
     for name in (*MAPPED, MANIFEST):
         whole = (directory / name).read_bytes()
         (directory / name).write_bytes(DAMAGE[damage](whole))
         before = refused("cache")
         with capture_logs() as lines:
-            assert await store.ensure(record) == (directory, manifest)
+            assert await ensure(store, record) == (directory, manifest)
         assert refused("cache") == before + 1
         (line,) = [line for line in lines if line["event"] == "index version refused"]
         assert (line["file"], line["where"]) == (name, "cache")
@@ -131,7 +132,7 @@ async def test_a_spare_version_is_one_that_holds(
         manifest = msgspec.structs.replace(version[1], build_id=build_id, epoch=epoch)
         records.append(await put(store, version[0], manifest))
     for record in records:
-        await store.ensure(record)
+        await ensure(store, record)
     first, second, third, other = records
     current = model_of(third.build_id, fence=FENCE)
     found = await store.fallback(current)

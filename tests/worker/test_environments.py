@@ -22,7 +22,7 @@ from tests.worker.two_environments import (
     open_pair,
     record_of,
 )
-from tests.worker.work import build, store, work
+from tests.worker.work import build, ensure, store, work
 from worker.retention import apply_retention
 
 ROWS = 20
@@ -45,7 +45,7 @@ async def pair(settings: Settings) -> AsyncIterator[Pair]:
 async def answers(resources: Resources, model_version: str) -> int:
     """Rows of the current version, fetched and mapped as an API does."""
     _, record = await record_of(resources, model_version)
-    return MappedVersion.open(*await resources.versions.ensure(record)).searcher.n
+    return MappedVersion.open(*await ensure(resources.versions, record)).searcher.n
 
 
 async def built_again(resources: Resources, model_version: str) -> VersionRecord:
@@ -147,12 +147,12 @@ async def test_copies_of_an_earlier_release_are_taken_over(
     records = []
     for _ in range(2):
         records.append(VersionRecord.of(await build(resources, model_version)))
-        directory, _ = await versions.ensure(records[-1])
+        directory, _ = await ensure(versions, records[-1])
         (directory / "record.json").unlink()
         directory.rename(early_dir / directory.name)
     record = records[-1]
     before = resources.objects.requests
-    found, _ = await versions.ensure(record)
+    found, _ = await ensure(versions, record)
     assert resources.objects.requests == before
     assert found.is_relative_to(directory_of(settings.serving.cache_dir, settings.environment))
     await versions.prune(record)

@@ -16,7 +16,7 @@ from core.models import BuildParameters, Model
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import VersionStore
-from tests.worker.work import current, work
+from tests.worker.work import current, ensure, work
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ async def model(resources: Resources) -> Model:
 async def test_a_version_is_downloaded_once(resources: Resources, model: Model) -> None:
     """The second time its files come from the cache, without a request."""
     record = await current(resources, model)
-    directory, manifest = await resources.versions.ensure(record)
+    directory, manifest = await ensure(resources.versions, record)
     assert MappedVersion.open(directory, manifest).searcher.n == 20
     before = resources.objects.requests
-    assert await resources.versions.ensure(record) == (directory, manifest)
+    assert await ensure(resources.versions, record) == (directory, manifest)
     assert resources.objects.requests == before
 
 
@@ -62,18 +62,18 @@ async def test_a_version_that_is_gone_is_not_found(resources: Resources, model: 
     record = await current(resources, model)
     await resources.objects.delete(await resources.objects.list_keys(record.prefix))
     with pytest.raises(NotFound):
-        await resources.versions.ensure(record)
+        await ensure(resources.versions, record)
 
 
 async def test_old_versions_go_but_not_from_under_a_reader(
     resources: Resources, model: Model
 ) -> None:
     """Pruning keeps the current version, the one before it, and any that is leased."""
-    old, _ = await resources.versions.ensure(await current(resources, model))
+    old, _ = await ensure(resources.versions, await current(resources, model))
     newer = await current(resources, await published(resources, model.model_version))
-    before, _ = await resources.versions.ensure(newer)
+    before, _ = await ensure(resources.versions, newer)
     newest = await current(resources, await published(resources, model.model_version))
-    new, _ = await resources.versions.ensure(newest)
+    new, _ = await ensure(resources.versions, newest)
     with leased(old):
         await resources.versions.prune(newest)
         assert old.exists()
@@ -90,5 +90,5 @@ async def test_two_processes_may_fetch_the_same(
     record = await current(resources, model)
     environment = resources.settings.environment
     other = VersionStore(resources.objects, environment, tmp_path / "cache")
-    first, second = await asyncio.gather(resources.versions.ensure(record), other.ensure(record))
+    first, second = await asyncio.gather(ensure(resources.versions, record), ensure(other, record))
     assert first == second

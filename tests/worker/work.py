@@ -1,11 +1,14 @@
 """Rows to build from, and a worker in this process that works until its queue is empty."""
 
+from pathlib import Path
+
 import numpy as np
 
+from core.index.manifest import Manifest
 from core.models import Build, BuildParameters, Model
 from core.resources import Resources
 from core.settings import Settings
-from core.versions import VersionRecord
+from core.versions import VersionRecord, VersionStore
 from worker.background import Background
 from worker.building.runner import BuildRunner
 from worker.context import open_context
@@ -29,6 +32,11 @@ async def store(
 async def current(resources: Resources, model: Model) -> VersionRecord:
     """What the builds table says of the current version of a model version."""
     return VersionRecord.of(await resources.builds.get_build(model.current_build_id or ""))
+
+
+async def ensure(store: VersionStore, record: VersionRecord) -> tuple[Path, Manifest]:
+    """A verified local copy of a version, from the cache or else from S3."""
+    return await store.cached(record) or await store.download(record)
 
 
 async def lose_redis(resources: Resources) -> None:

@@ -49,14 +49,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _failure(error: Exception) -> BuildFailure:
-    kind, detail = type(error).__name__, str(error)
     if isinstance(error, OSError | MemoryError):
         reason = getattr(error, "strerror", None) or "out of memory"
         traceback.print_exception(error)  # to standard error, which the worker logs
-        return BuildFailure(kind, f"the build process failed: {reason}", transient=True)
+        return BuildFailure(f"the build process failed: {reason}", transient=True)
     if isinstance(error, RecallBelowTarget):
-        return BuildFailure(kind, detail, error.recall, error.target)
-    return BuildFailure(kind, detail)
+        return BuildFailure(str(error), error.recall, error.target)
+    return BuildFailure(str(error))
 
 
 def _reserve_stdout() -> BinaryIO:

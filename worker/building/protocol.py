@@ -5,7 +5,7 @@ its progress, and last either what it made or why it failed.
 
     {"progress": {"stage": "index", "done": 16384, "total": 100000}}
     {"output": {"counts": {"rows": 100000, …}, "files": {…}, …}}
-    {"failure": {"kind": "RecallBelowTarget", "detail": "…", "recall": 0.91, "target": 0.95}}
+    {"failure": {"detail": "…", "recall": 0.91, "target": 0.95}}
 
 Both ends are always of one release.
 """
@@ -72,8 +72,6 @@ class BuildOutput(msgspec.Struct, frozen=True):
 class BuildFailure(msgspec.Struct, frozen=True):
     """Why there is no version."""
 
-    kind: str
-    """The name of a class of `core.errors`, or of the operating system's error."""
     detail: str
     recall: float | None = None
     target: float | None = None

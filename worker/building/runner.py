@@ -8,6 +8,8 @@ import asyncio
 import re
 import shutil
 import time
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from core import telemetry
@@ -104,13 +106,13 @@ class BuildRunner:
             _log.error("unexpected error in a build's task", exc_info=task.exception())
 
 
-def sweep(work_dir: Path) -> int:
-    """Removes what builds of killed workers left on this disk; returns the number of directories.
+def sweep(*work_dirs: Path) -> int:
+    """Removes what builds of killed workers left in directories; returns the number of builds.
 
-    Nothing else in the directory is touched.
+    Nothing else in the directories is touched.
     """
     swept = 0
-    for directory in work_dir.iterdir() if work_dir.is_dir() else ():
+    for directory in chain(*(path.iterdir() for path in work_dirs if path.is_dir())):
         if not _BUILD_DIRECTORY.fullmatch(directory.name) or not directory.is_dir():
             continue
         try:
@@ -121,14 +123,8 @@ def sweep(work_dir: Path) -> int:
             continue  # its worker lives
         except FileNotFoundError:
             # Just created, or half removed by a worker that was killed meanwhile.
-            if _age_s(directory) > _HALF_REMOVED_S:
-                shutil.rmtree(directory, ignore_errors=True)
-                swept += 1
+            with suppress(FileNotFoundError):
+                if time.time() - directory.stat().st_mtime > _HALF_REMOVED_S:
+                    shutil.rmtree(directory, ignore_errors=True)
+                    swept += 1
     return swept
-
-
-def _age_s(directory: Path) -> float:
-    try:
-        return time.time() - directory.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
