@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from core.errors import BuildFailed, Corrupt, EmptyModel, RecallBelowTarget
+from core.errors import BuildFailed, Corrupt, EmptyModel
 from core.models import Progress
 from worker.building.protocol import BuildFailure, BuildSpec, Message, Usage
 from worker.building.stages import build_version
@@ -53,8 +53,6 @@ def _failure(error: Exception) -> BuildFailure:
         reason = getattr(error, "strerror", None) or "out of memory"
         traceback.print_exception(error)  # to standard error, which the worker logs
         return BuildFailure(f"the build process failed: {reason}", transient=True)
-    if isinstance(error, RecallBelowTarget):
-        return BuildFailure(str(error), error.recall, error.target)
     return BuildFailure(str(error))
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from core import telemetry
-from core.errors import BuildFailed, K9Error, RecallBelowTarget
+from core.errors import BuildFailed, K9Error
 from core.models import ProgressCallback
-from worker.building.protocol import BuildFailure, BuildOutput, BuildSpec, Message
+from worker.building.protocol import BuildOutput, BuildSpec, Message
 
 _LINE_BYTES_MAX = 1024 * 1024
 _STDERR_BYTES_KEPT = 4000
@@ -75,7 +75,7 @@ async def run_build_process(
         return last.output
     failure = last.failure
     if failure is not None and not failure.transient:
-        raise _error(failure)
+        raise BuildFailed(failure.detail)
     _log.error("build process crashed", code=code, stderr=stderr)
     raise BuildProcessCrashed(_describe_exit(code) if failure is None else failure.detail)
 
@@ -108,12 +108,6 @@ async def _kill(process: Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-
-
-def _error(failure: BuildFailure) -> BuildFailed:
-    if failure.recall is not None and failure.target is not None:
-        return RecallBelowTarget(failure.recall, failure.target, failure.detail)
-    return BuildFailed(failure.detail)
 
 
 def _describe_exit(code: int) -> str:

@@ -5,7 +5,7 @@ its progress, and last either what it made or why it failed.
 
     {"progress": {"stage": "index", "done": 16384, "total": 100000}}
     {"output": {"counts": {"rows": 100000, …}, "files": {…}, …}}
-    {"failure": {"detail": "…", "recall": 0.91, "target": 0.95}}
+    {"failure": {"detail": "recall@10 of 0.9100 …", "transient": false}}
 
 Both ends are always of one release.
 """
@@ -73,8 +73,6 @@ class BuildFailure(msgspec.Struct, frozen=True):
     """Why there is no version."""
 
     detail: str
-    recall: float | None = None
-    target: float | None = None
     transient: bool = False
     """Whether another attempt may succeed, as after a full disk."""
 

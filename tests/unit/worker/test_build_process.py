@@ -164,10 +164,8 @@ def test_a_build_that_cannot_succeed_ends_with_its_reason(tmp_path: Path) -> Non
     assert child.wait(30) == EXIT_FAILED
     child.communicate()
     assert failure is not None
-    assert failure.target == 1.0
-    assert failure.recall is not None
-    assert 0 < failure.recall <= 1.0
-    assert "lower target_recall" in failure.detail
+    for words in ("recall@10 of ", "the target of 1.0", "lower target_recall"):
+        assert words in failure.detail
     assert not failure.transient
 
 
