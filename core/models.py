@@ -160,9 +160,9 @@ class Build(msgspec.Struct, frozen=True, tag="build"):
     automatic: bool = False
     """Requested by K9 itself: it does not replace a pinned build."""
     faults: int = 0
-    """Attempts that ended in a transient fault and were given back."""
+    """Attempts that were released after a transient fault."""
     unreturned: int = 0
-    """Attempts claimed and not given back: the running one, and each whose worker died."""
+    """Attempts claimed and not released: the running one, and each whose worker died."""
     retired_at: str | None = None
     """Set once no rule keeps the version; it is removed a grace time later."""
     removed_at: str | None = None
@@ -170,7 +170,7 @@ class Build(msgspec.Struct, frozen=True, tag="build"):
     verifies: str | None = None
     """Of a verification: the build whose files it builds again. It publishes nothing."""
     prefix: str | None = None
-    """Where its files are in the bucket, with the slash at the end; written when it is published.
+    """The prefix of its files in the bucket, with the slash at the end; set when it is published.
 
     None in builds published by releases up to 23e14f8: see `core.names`.
     """

@@ -167,6 +167,23 @@ async def test_a_new_stage_is_written_at_once(
     await running
 
 
+async def test_progress_within_a_stage_is_written_soon(
+    opened: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a pause, not with the next heartbeat that is due; and it is written once."""
+    monkeypatch.setattr(attempt, "_PROGRESS_EVERY_S", 0.05)
+    rig = Rig(opened, Building(work_dir=tmp_path, lease_s=120.0, heartbeat_s=60.0))
+    running = asyncio.create_task(rig.attempt.run())
+    async with asyncio.timeout(10):
+        assert await rig.builds.beaten.get() == Progress("pull")
+        for rows in (1000, 2000):
+            rig.attempt.report(Progress("pull", rows))
+            assert await rig.builds.beaten.get() == Progress("pull", rows)
+    rig.models.may_answer.set()
+    await running
+    assert rig.builds.beats == [Progress("pull", rows) for rows in (0, 1000, 2000)]
+
+
 async def _waits_s(
     opened: Resources, directory: Path, *, faults: int, attempts: int = 25
 ) -> list[float]:
