@@ -8,11 +8,11 @@ import msgspec
 from core.index.files import IDS, INDEX, NEIGHBORS, NPZ, PARQUET, REPORT, SCORES, VECTORS
 from core.index.manifest import FileInfo, Manifest
 
-ABSENT: Final = "absent"
+_ABSENT: Final = "absent"
 """The digest of a file that the version does not have."""
 
 
-class File(msgspec.Struct, frozen=True):
+class FileComparison(msgspec.Struct, frozen=True):
     """One file in both versions."""
 
     name: str
@@ -29,7 +29,7 @@ class File(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True):
     """Which files differ, and why."""
 
-    files: tuple[File, ...]
+    files: tuple[FileComparison, ...]
     """All of both versions, by name."""
     verdict: Literal["same", "explained", "unexplained"]
     reason: str
@@ -45,7 +45,8 @@ def compare(before: Manifest, after: Manifest) -> Comparison:
     """Compares the files of two versions."""
     names = sorted(set(before.files) | set(after.files))
     files = tuple(
-        File(name, digest(before.files, name), digest(after.files, name)) for name in names
+        FileComparison(name, digest(before.files, name), digest(after.files, name))
+        for name in names
     )
     differing = {file.name for file in files if not file.same}
     if not differing:
@@ -71,7 +72,7 @@ def comparable(before: Manifest, after: Mapping[str, FileInfo]) -> tuple[str, ..
 def digest(files: Mapping[str, FileInfo], name: str) -> str:
     """The SHA-256 of a file in hex, or `absent`."""
     info = files.get(name)
-    return ABSENT if info is None else info.sha256
+    return _ABSENT if info is None else info.sha256
 
 
 def _reason(before: Manifest, after: Manifest, differing: set[str]) -> str:

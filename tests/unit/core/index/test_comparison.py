@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from core.index.comparison import ABSENT, compare
+from core.index.comparison import compare
 from core.index.files import IDS, INDEX, REPORT, VECTORS
 from core.index.manifest import FileInfo, Manifest
 from core.models import BuildParameters
@@ -66,4 +66,4 @@ def test_a_difference_without_a_reason_is_told_apart(graph: Manifest) -> None:
     without = {name: info for name, info in before.files.items() if name != "scores.npy"}
     found = compare(before, msgspec.structs.replace(before, files=without))
     assert found.verdict == "unexplained"
-    assert [file.after for file in found.files if not file.same] == [ABSENT]
+    assert [file.after for file in found.files if not file.same] == ["absent"]
