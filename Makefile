@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check load fuzz lock clean
+.PHONY: help dev test check load fuzz mutants lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,6 +47,9 @@ load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document, and `schemathesis run`
 	$(BIN)/python -m pytest -q -s tests/api/fuzz.py $(ARGS)
 
+mutants: $(VENV)/.mutants ## Changes code in small ways, and lists what no test notices (hours)
+	$(BIN)/python -m tests.mutants $(ARGS)
+
 # Versions that are locked stay, unless UPGRADE is set: make lock UPGRADE=1.
 # Each file holds the one before it, at the same versions. No host name is written into them, so
 # that they install from whichever index is configured. setuptools is the build backend.
@@ -58,9 +61,10 @@ lock: $(VENV)/pyvenv.cfg ## Locks the dependencies anew into requirements/
 	$(COMPILE) -o requirements/runtime.txt
 	$(COMPILE) --extra local --group build -c requirements/runtime.txt -o requirements/local.txt
 	$(COMPILE) --extra local --group dev -c requirements/local.txt -o requirements/dev.txt
+	$(COMPILE) --extra local --group mutants -c requirements/dev.txt -o requirements/mutants.txt
 
 clean: ## Removes what was installed or made by tools; the data in .k9 stays
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build mutants *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg:

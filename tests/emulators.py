@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 from uuid import uuid4
 
 import msgspec
@@ -22,6 +22,12 @@ from core.settings import Aws, Settings
 from deploy.aws.data_stack import create_tables as apply_template
 
 Emulator = Literal["ministack", "moto"]
+SHARED: Final[dict[str, str]] = {
+    "ministack": "TEST_MINISTACK_URL",
+    "moto": "TEST_MOTO_URL",
+    "valkey": "TEST_VALKEY_URL",
+}
+"""Variables with the addresses of servers that outlive a run of pytest, as in `tests.mutants`."""
 
 _ROOT = Path(__file__).parent.parent
 _START_S = 60.0
@@ -46,7 +52,14 @@ def free_port() -> int:
 
 @contextmanager
 def running(emulator: Emulator) -> Iterator[str]:
-    """An emulator with nothing in it, stopped at the end; yields its address."""
+    """An emulator with nothing in it, stopped at the end; yields its address.
+
+    Where `SHARED` names one that is running already, that one is used, whatever is in it.
+    """
+    shared = os.environ.get(SHARED[emulator])
+    if shared:
+        yield shared
+        return
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix=f"k9-{emulator}-") as directory:
@@ -126,7 +139,11 @@ async def create_tables(settings: Settings) -> Settings:
 
 @contextmanager
 def running_valkey() -> Iterator[str]:
-    """A Valkey with nothing in it; yields its address."""
+    """A Valkey with nothing in it, or the one that `SHARED` names; yields its address."""
+    shared = os.environ.get(SHARED["valkey"])
+    if shared:
+        yield shared
+        return
     with (
         tempfile.TemporaryDirectory(prefix="k9-valkey-") as directory,
         ValkeyServer(port=free_port(), data_dir=Path(directory)) as server,

@@ -2,7 +2,7 @@
 
 import time
 from contextvars import ContextVar
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +12,17 @@ from tests.api.conftest import Service
 
 _OURS: ContextVar[bool] = ContextVar("ours", default=False)
 """Set where a call is made for the test, and not by what the application does by itself."""
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """The module `time`, some seconds later."""
+
+    later_s: float
+
+    def time(self) -> float:
+        """Unix time in seconds."""
+        return time.time() + self.later_s
 
 
 class Dying:
@@ -54,8 +65,7 @@ class Dying:
     def lease_ends(self) -> None:
         """From here on it is so much later for whoever looks at a key that its lease has ended."""
         self._later_s += self._lease_s + 1
-        clock = SimpleNamespace(time=lambda: time.time() + self._later_s)
-        self._patch.setattr("core.repositories.idempotency.time", clock)
+        self._patch.setattr("core.repositories.idempotency.time", _Clock(self._later_s))
 
     def _begin(self, operation: str | None, number: int, *, done: bool, for_good: bool) -> None:
         self._operation, self._left = operation, number

@@ -4,15 +4,17 @@ from typing import Any
 
 import pytest
 
+from core.dynamo.client import Dynamo
 from core.dynamo.wire import AttributeValue
 from core.errors import Unavailable
 from core.repositories.embedding_reads import read_rows
 
 
-class Stingy:
+class Stingy(Dynamo):
     """Gives no more than some rows a call."""
 
     def __init__(self, rows: int) -> None:
+        super().__init__(None, deadline_s=1)
         self.rows = rows
         self.asked: list[int] = []
 
@@ -39,7 +41,7 @@ class Stingy:
 
 async def test_unprocessed_keys_are_asked_for_again() -> None:
     """Until all are there, and never twice."""
-    dynamo: Any = Stingy(40)
+    dynamo = Stingy(40)
     ids = [f"p{number}" for number in range(250)]
     found = await read_rows(dynamo, "t", "m", ids)
     assert [row.product_id for row in found] == ids
@@ -48,7 +50,7 @@ async def test_unprocessed_keys_are_asked_for_again() -> None:
 
 async def test_a_table_that_gives_nothing_is_given_up() -> None:
     """After a bounded number of tries."""
-    dynamo: Any = Stingy(0)
+    dynamo = Stingy(0)
     with pytest.raises(Unavailable):
         await read_rows(dynamo, "t", "m", ["p"])
     assert len(dynamo.asked) == 6
