@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 
 from deploy.local.processes import PidFile
 from tests.captured import path_with
+from tests.processes import start
 
 _ROOT = Path(__file__).parents[2]
 _K9 = [sys.executable, "-c", "from deploy.cli.main import main; main()"]
@@ -82,13 +84,8 @@ async def running_dev(directory: Path, *options: str) -> AsyncIterator[Dev]:
 
 async def run_in(directory: Path, *arguments: str) -> tuple[int, str, str]:
     """Status, standard output and standard error of a command."""
-    process = await asyncio.create_subprocess_exec(
-        *_K9,
-        *arguments,
-        cwd=directory,
-        env=_environ(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    process = await start(
+        "k9", *arguments, environ=_environ(), directory=directory, stdout=PIPE, stderr=PIPE
     )
     out, error = await process.communicate()
     return process.returncode or 0, out.decode(), error.decode()
