@@ -30,8 +30,8 @@ SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 dev: $(VENV)/.local ## Starts everything on this machine, until Ctrl-C
 	@exec $(BIN)/k9 dev $(ARGS)
 
-test: $(VENV)/.dev ## Runs every test
-	$(BIN)/python -m pytest $(SHARED) $(ARGS)
+test: $(VENV)/.dev ## Runs every test; without ARGS it measures branch coverage, which has a floor
+	$(BIN)/python -m pytest $(SHARED) $(if $(ARGS),$(ARGS),--cov)
 
 check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, template, unit tests
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import pytest
 from core.settings import Settings
 from tests import log_secrets
 from tests.emulators import CREDENTIALS, create_tables, running, running_valkey, settings_for
+from tests.fork_server import MEASURED
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile(
@@ -33,6 +34,12 @@ log_secrets.begin()
 pytest_runtest_logreport = log_secrets.pytest_runtest_logreport
 pytest_sessionfinish = log_secrets.pytest_sessionfinish
 pytest_terminal_summary = log_secrets.pytest_terminal_summary
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has the programs that tests start measured where this process is."""
+    if config.getoption("cov_source", None) and not config.getoption("no_cov"):
+        os.environ[MEASURED] = "1"
 
 
 _LONGEST_FIRST = ("faults", "e2e", "worker", "api", "contracts", "unit")

@@ -23,9 +23,12 @@ import msgspec
 
 from tests.captured.secrets_of_settings import DIRECTORY
 
+MEASURED: Final = "TEST_COVERAGE"
+"""Set in the environment of programs whose coverage is measured."""
 LENGTH: Final = struct.Struct("!I")
 NUMBER: Final = struct.Struct("!i")
 _FDS: Final = 3
+_ROOT: Final = Path(__file__).parent.parent
 _PACKAGES: Final = ("api", "core", "worker", "deploy.aws", "deploy.cli", "deploy.data")
 
 
@@ -116,10 +119,22 @@ def _become(order: Order, fds: list[int]) -> None:
     command = ["-m", order.program] if order.program != "k9" else ["-c", "k9"]
     sys.orig_argv[:] = [sys.executable, *command, *order.arguments]
     sys.argv[:] = [order.program, *order.arguments]
+    if os.environ.pop(MEASURED, None):
+        _measure()
     copies = os.environ.get(DIRECTORY)
     if copies:
         customize: Any = import_module("sitecustomize")
         customize.begin(Path(copies))
+
+
+def _measure() -> None:
+    """Has coverage.py measure this process, which its children are not."""
+    import coverage  # noqa: PLC0415 - few runs of the suite measure anything
+
+    os.environ["COVERAGE_PROCESS_START"] = str(_ROOT / "pyproject.toml")
+    os.environ["COVERAGE_FILE"] = str(_ROOT / ".coverage")
+    coverage.process_startup(slug="fork")
+    del os.environ["COVERAGE_PROCESS_START"], os.environ["COVERAGE_FILE"]
 
 
 def main() -> None:
