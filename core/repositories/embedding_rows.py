@@ -105,7 +105,7 @@ def decode(item: Item) -> Embedding:
 def decode_any(item: Item) -> Embedding:
     """The same of one among many: a vector that cannot be read is left out, and stops no other.
 
-    Whoever takes the rows finds a live one without a vector, as one of a wrong dimension.
+    Such a row is live and without a vector, which its reader treats like a wrong dimension.
     """
     try:
         return decode(item)

@@ -216,9 +216,9 @@ class ModelRepository:
             await transactions.transact(self._dynamo, mark, also=also)
         except TransactionFailed as failed:
             item = found(failed, 0)
-            there = None if item is None else decode_model(item)
-            if there is not None and there.generation == marked.generation:
-                if there.deleting_at == marked.deleting_at:
+            existing = None if item is None else decode_model(item)
+            if existing is not None and existing.generation == marked.generation:
+                if existing.deleting_at == marked.deleting_at:
                     return  # the reply to this very mark was lost
                 raise ModelBeingDeleted(name) from None
             raise NotFound(f"there is no model version {name!r} any more") from None
