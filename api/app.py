@@ -1,26 +1,26 @@
-"""The application: routes, lifespan, and the front before them. No I/O at import."""
+"""The application: routes, hooks, lifespan, and the entrypoint before them. No I/O at import."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, cast
 
-from litestar import Controller, Litestar, Request, Response
-from litestar.types import Message, Scope
+from litestar import Controller, Litestar
+from litestar.types import BeforeRequestHookHandler, Message, Scope
 
 from api import metrics
-from api.admission.executor import Turns, lower_priority
+from api.admission.executor import FairExecutor, lower_priority
 from api.admission.quotas import Admission, BodyLimits
 from api.auth.keys import KeyStore, jwks_url, open_keys
 from api.auth.tokens import Authenticator, check_settings
-from api.build_events import Watches
-from api.context import Context
-from api.entrypoint import Front, note_failure
+from api.build_events import BuildEvents
+from api.context import AppContext
+from api.dependencies import dependencies
+from api.entrypoint import Entrypoint
 from api.health import Health
-from api.http.context import GONE, Disconnected, call_in, response
-from api.http.guards import admitted, authenticated
-from api.http.problems import problem_reply
+from api.http.hooks import answer_error, authenticate, prepare, settle
+from api.http.request import ApiRequest, ApiResponse
 from api.openapi.routes import reference_controller
 from api.routes.builds import BuildController
 from api.routes.builds import item as build_item
@@ -53,13 +53,13 @@ CONTROLLERS: Final[Sequence[type[Controller]]] = (
 class _Holder:
     """The context of a process that has started."""
 
-    context: Context | None = None
+    context: AppContext | None = None
     health: Health | None = None
     failure: BaseException | None = None
     """Why the start failed."""
 
 
-class Application(Front):
+class Application(Entrypoint):
     """The ASGI application, and what its process needs to stop it well."""
 
     holder: _Holder
@@ -75,7 +75,7 @@ def create_app(
     resources: Resources | None = None,
     *,
     keys: KeyStore | None = None,
-    fast_lane: bool = True,
+    use_fast_path: bool = True,
     started: Callable[[], None] = lambda: None,
 ) -> Application:
     """The application.
@@ -84,7 +84,7 @@ def create_app(
         settings: Every limit and address.
         resources: Opened by someone else, who closes them; None: opened and closed here.
         keys: The token keys, likewise.
-        fast_lane: Whether searches skip the router. False only to test that it changes nothing.
+        use_fast_path: Whether searches skip the router; false only to test that both answer alike.
         started: Called when all is open, before the first request.
 
     Raises:
@@ -111,16 +111,20 @@ def create_app(
     litestar = Litestar(
         route_handlers=[*CONTROLLERS, reference_controller(CONTROLLERS, settings)],
         lifespan=[lifespan],
-        guards=[authenticated],
-        before_request=admitted,
+        dependencies=dependencies(),
+        request_class=ApiRequest,
+        response_class=ApiResponse,
+        guards=[authenticate],
+        before_request=cast("BeforeRequestHookHandler", prepare),
         before_send=[_say_allowed],
-        exception_handlers={Exception: _on_error},
+        after_exception=[settle],
+        exception_handlers={Exception: answer_error},
         openapi_config=None,
         logging_config=None,
         debug=False,
         request_max_body_size=None,
     )
-    app = Application(litestar, settings, lambda: holder.context, fast_lane=fast_lane)
+    app = Application(litestar, settings, lambda: holder.context, use_fast_path=use_fast_path)
     app.holder = holder
     return app
 
@@ -128,7 +132,7 @@ def create_app(
 @asynccontextmanager
 async def _open_context(
     settings: Settings, given: Resources | None, keys: KeyStore | None, health: Health
-) -> AsyncIterator[Context]:
+) -> AsyncIterator[AppContext]:
     async with AsyncExitStack() as stack:
         stack.enter_context(watched_loop(settings.loop_probe_s, settings.loop_stall_s))
         resources = (
@@ -143,14 +147,14 @@ async def _open_context(
         decoding = _turns("bodies", 1, settings.http.body_timeout_s, stack)
         registry = await stack.enter_async_context(open_registry(resources, health))
         metrics.IN_FLIGHT.set_function(lambda: admission.requests)
-        yield Context(
+        yield AppContext(
             settings=settings,
             resources=resources,
             authenticator=Authenticator(settings, keys),
             registry=registry,
             health=health,
             admission=admission,
-            watches=Watches(
+            build_events=BuildEvents(
                 resources.builds,
                 settings.http,
                 build_item,
@@ -163,11 +167,11 @@ async def _open_context(
         )
 
 
-def _turns(name: str, width: int, wait_s: float, stack: AsyncExitStack) -> Turns:
+def _turns(name: str, width: int, wait_s: float, stack: AsyncExitStack) -> FairExecutor:
     """Threads for long work, until the stack is closed."""
     threads = ThreadPoolExecutor(width, name, initializer=_begin_thread)
     stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-    return Turns(name, threads, width, wait_s)
+    return FairExecutor(name, threads, width, wait_s)
 
 
 def _begin_thread() -> None:
@@ -191,10 +195,3 @@ async def _say_allowed(message: Message, scope: Scope) -> None:
         return  # a method that no route has: the router did not look which path it was
     allow = (b"allow", ", ".join(sorted(methods)).encode())
     message["headers"] = [*(pair for pair in message["headers"] if pair[0] != b"allow"), allow]
-
-
-def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    if isinstance(error, Disconnected):
-        return Response(None, status_code=GONE)  # for the metrics: nobody is there to get it
-    note_failure(error, call_in(request))
-    return response(problem_reply(error))

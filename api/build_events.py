@@ -1,8 +1,8 @@
 """Builds as server-sent events, from any process: the builds table is looked at while one listens.
 
-All listeners of one build share the look-ups. A stream ends with its build, with its caller's
-token, or with the process; whoever still wants to know asks again, and is told the present state
-first, so that nothing depends on what was missed.
+All listeners of one build share the polling. A stream ends with its build, with its caller's
+token, or with the process. A client that connects again gets the present state first, so that it
+misses nothing.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 from litestar.types import Receive, Scope, Send
 
-from api.admission.quotas import Share
-from api.wire.schemas import BuildItem
+from api.admission.quotas import Quota
+from api.wire.versions import BuildItem
 from core import telemetry
 from core.errors import NotFound, Unavailable
 from core.models import Build, Caller
@@ -42,7 +42,7 @@ class _Watched:
     """Set, and replaced by a new one, when the state is another."""
     looking: "asyncio.Task[None] | None" = None
 
-    def tell(self, text: bytes, *, over: bool) -> None:
+    def publish(self, text: bytes, *, over: bool) -> None:
         """Takes a new state."""
         self.text = text
         self.over = over
@@ -50,22 +50,22 @@ class _Watched:
         self.changed = asyncio.Event()
 
 
-class Watches:
+class BuildEvents:
     """The streams of this process."""
 
     def __init__(
         self,
         builds: BuildRepository,
         http: Http,
-        shown: Callable[[Build], BuildItem],
+        render: Callable[[Build], BuildItem],
         stopping: Callable[[], bool],
-        share: Share,
+        quota: Quota,
     ) -> None:
         self._builds = builds
         self._http = http
-        self._shown = shown
+        self._render = render
         self._stopping = stopping
-        self._share = share
+        self._quota = quota
         self._watched: dict[str, _Watched] = {}
         self._streams: dict[str, dict[EventStream, None]] = {}
         """By caller, the oldest first."""
@@ -78,7 +78,7 @@ class Watches:
     async def open(self, build_id: str, caller: Caller, *, head: bool = False) -> "EventStream":
         """A stream of a build's events, to be run as an ASGI application.
 
-        Where the caller is over its share, its oldest stream ends for the new one.
+        Where the caller is over its quota, its oldest stream ends for the new one.
 
         Args:
             build_id: Which build.
@@ -91,20 +91,20 @@ class Watches:
         """
         build = await self._builds.get_build(build_id)
         own = self._streams.get(caller.user_id)
-        if own and not self._share.has_room(caller.user_id):
+        if own and not self._quota.has_room(caller.user_id):
             next(iter(own)).give_way()
-        self._share.take(caller.user_id)
+        self._quota.acquire(caller.user_id)
         stream = EventStream(self, self._join(build), caller, head=head)
         self._streams.setdefault(caller.user_id, {})[stream] = None
         return stream
 
     def forget(self, stream: "EventStream") -> None:
-        """Gives back what a stream holds of its caller's share, once."""
+        """Releases the quota of a stream, once."""
         caller = stream.caller.user_id
         own = self._streams.get(caller, {})
         if stream in own:
             del own[stream]
-            self._share.give_back(caller)
+            self._quota.release(caller)
             if not own:
                 del self._streams[caller]
 
@@ -124,12 +124,12 @@ class Watches:
         False where the client went away.
         """
         gone = asyncio.create_task(_disconnected(receive))
-        told = b""
+        sent = b""
         try:
             while True:
                 changed, over, text = watched.changed, watched.over, watched.text
-                if text != told:
-                    told = text
+                if text != sent:
+                    sent = text
                     if not await self._sent(send, text, stream.ended):
                         return False
                 left_s = stream.caller.expires_at - time.time()
@@ -161,24 +161,24 @@ class Watches:
         """Tells the listeners of a state that was read, unless they know it, or know the end."""
         text = self._text(build)
         if not watched.over and (text != watched.text or not build.open):
-            watched.tell(text, over=not build.open)
+            watched.publish(text, over=not build.open)
 
     def _text(self, build: Build) -> bytes:
-        return b"event: build\ndata: " + msgspec.json.encode(self._shown(build)) + b"\n\n"
+        return b"event: build\ndata: " + msgspec.json.encode(self._render(build)) + b"\n\n"
 
     async def _look(self, watched: _Watched) -> None:
         broken = False
         while not watched.over:
             await asyncio.sleep(self._http.event_poll_s)
             if self._stopping():
-                watched.tell(watched.text, over=True)
+                watched.publish(watched.text, over=True)
                 return
             try:
                 self._take(watched, await self._builds.get_build(watched.build_id))
             except Unavailable:
                 continue  # comments go on, and so will the events
             except NotFound:
-                watched.tell(watched.text, over=True)
+                watched.publish(watched.text, over=True)
                 return
             except Exception:  # noqa: BLE001 - others listen, and the next look may be better
                 if not broken:
@@ -226,8 +226,10 @@ class Watches:
 class EventStream:
     """The answer: an ASGI application that is run once."""
 
-    def __init__(self, watches: Watches, watched: _Watched, caller: Caller, *, head: bool) -> None:
-        self._watches = watches
+    def __init__(
+        self, events: BuildEvents, watched: _Watched, caller: Caller, *, head: bool
+    ) -> None:
+        self._events = events
         self._watched = watched
         self.caller = caller
         self.ended = asyncio.Event()
@@ -235,8 +237,8 @@ class EventStream:
         self._head = head
 
     def give_way(self) -> None:
-        """Ends it for a newer stream of the same caller, which takes its share at once."""
-        self._watches.forget(self)
+        """Ends it for a newer stream of the same caller, which takes its place at once."""
+        self._events.forget(self)
         self.ended.set()
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
@@ -248,16 +250,16 @@ class EventStream:
                     "status": 200,
                     "headers": [
                         (b"content-type", EVENT_STREAM.encode()),
-                        (b"x-accel-buffering", b"no"),  # a proxy that gathers would hold it back
+                        (b"x-accel-buffering", b"no"),  # or a proxy would buffer it
                     ],
                 }
             )
-            there = self._head or await self._watches.serve(self._watched, self, receive, send)
+            there = self._head or await self._events.serve(self._watched, self, receive, send)
             if there:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            self._watches.forget(self)
-            self._watches.leave(self._watched)
+            self._events.forget(self)
+            self._events.leave(self._watched)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -1,11 +1,11 @@
-"""What requests work with: made once a process, when it starts."""
+"""What requests work with: opened once a process, when it starts."""
 
 from dataclasses import dataclass
 
-from api.admission.executor import Turns
+from api.admission.executor import FairExecutor
 from api.admission.quotas import Admission, BodyLimits
 from api.auth.tokens import Authenticator
-from api.build_events import Watches
+from api.build_events import BuildEvents
 from api.health import Health
 from api.serving.registry import IndexRegistry
 from core.resources import Resources
@@ -13,8 +13,8 @@ from core.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """All of it."""
+class AppContext:
+    """Dependencies of one API process."""
 
     settings: Settings
     resources: Resources
@@ -22,9 +22,9 @@ class Context:
     registry: IndexRegistry
     health: Health
     admission: Admission
-    watches: Watches
+    build_events: BuildEvents
     body_limits: BodyLimits
-    searching: Turns
-    """For searches that would hold up the event loop."""
-    decoding: Turns
+    searching: FairExecutor
+    """For searches that would block the event loop."""
+    decoding: FairExecutor
     """For bodies that would."""

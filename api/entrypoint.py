@@ -1,9 +1,6 @@
-"""The outermost layer, plain ASGI: what every request passes, whichever lane answers it.
+"""The outermost ASGI layer: request id, path, CORS, metrics, and the last resort for errors.
 
-Request id, path, admission, token, metrics, and the last resort for errors. Searches and neighbours
-are answered right here: passing a request through a router, a signature model and a response class
-costs as much as the search itself. The same functions are Litestar handlers too, for the reference
-and for a test that both answer alike.
+Litestar runs its middleware behind the router, where a 404 does not pass; this stands before it.
 """
 
 from collections.abc import Callable
@@ -13,42 +10,36 @@ from typing import Any, Final, cast
 from litestar import Litestar
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from api import metrics
-from api.context import Context
-from api.http.context import CALL, GONE, Call, Disconnected, call_of
+from api import fast_path, metrics
+from api.context import AppContext
+from api.http.context import CONTEXT, GONE, Disconnected, RequestContext, context_of
 from api.http.cors import Cors
-from api.http.paths import routed_path, unescape
-from api.http.problems import Reply, problem_reply, unexpected
-from api.routes import search
-from core import telemetry
-from core.errors import Overloaded, Unavailable
+from api.http.idempotency import settle_key
+from api.http.paths import routed_path
+from api.http.problems import Reply, log_failure, problem_reply
 from core.settings import Settings
 
 _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _ERRORS_FROM: Final = 400
-_FAST_PARTS: Final = 6
-"""`/models/{model_version}/products/{product_id}/neighbors`, split at its slashes."""
-
-_log = telemetry.logger(__name__)
 
 
-class Front:
+class Entrypoint:
     """The ASGI application."""
 
     def __init__(
         self,
         app: Litestar,
         settings: Settings,
-        context: Callable[[], Context | None],
+        context: Callable[[], AppContext | None],
         *,
-        fast_lane: bool = True,
+        use_fast_path: bool = True,
     ) -> None:
         self.litestar = app
         self._app = cast("ASGIApp", app)
         self._context = context
         self._cors = Cors(settings.http)
         self._meter = metrics.Meter()
-        self._fast_lane = fast_lane
+        self._use_fast_path = use_fast_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, or runs the lifespan."""
@@ -62,96 +53,66 @@ class Front:
 
     async def _http(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        context = self._context()
-        if context is None:
+        app = self._context()
+        if app is None:
             raise RuntimeError("the server sent a request before the start was complete")
-        call = call_of(scope, receive, context)
-        exchange = _Exchange(send, call, self._cors)
+        context = context_of(scope, receive, app)
+        sender = ResponseSender(send, context, self._cors)
         try:
-            await self._answer(scope, call, exchange)
+            await self._answer(scope, context, sender)
         except Disconnected:
-            exchange.status = GONE
+            sender.status = GONE
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it is a 500
-            await self._failed(error, call, exchange)
+            await self._failed(error, context, sender)
         finally:
-            call.close()
+            if context.claim is not None:  # the client left, or the process is stopped
+                await settle_key(context, Disconnected())
+            context.close()
             self._meter.record(
-                call.method, exchange.route, exchange.status, perf_counter() - started
+                context.method, sender.route, sender.status, perf_counter() - started
             )
 
-    async def _answer(self, scope: HTTPScope, call: Call, exchange: "_Exchange") -> None:
+    async def _answer(
+        self, scope: HTTPScope, context: RequestContext, sender: "ResponseSender"
+    ) -> None:
         path = routed_path(scope.get("raw_path") or scope["path"].encode())
-        scope["path"] = call.path = path
-        if call.asked_method and (allowed := self._cors.preflight(call)):
-            await exchange.send_reply(allowed)
+        scope["path"] = context.path = path
+        if context.asked_method and (allowed := self._cors.preflight(context)):
+            await sender.send_reply(allowed)
             return
-        if self._fast_lane and (reply := await _fast(path, call, exchange)):
-            await exchange.send_reply(reply)
+        if self._use_fast_path and (matched := fast_path.match(context.method, path)):
+            sender.route, handler, parts = matched
+            await sender.send_reply(await handler(context, parts))
             return
-        if call.method == "HEAD":
+        if context.method == "HEAD":
             scope = {**scope, "method": "GET"}  # the server's own says that there is no body
         untyped = cast("dict[str, Any]", scope)
-        untyped[CALL] = call
+        untyped[CONTEXT] = context
         try:
-            await self._app(scope, call.receive, exchange.send)
+            await self._app(scope, context.receive, sender.send)
         finally:
-            exchange.route = untyped.get("path_template") or metrics.UNMATCHED
+            sender.route = untyped.get("path_template") or metrics.UNMATCHED
 
-    async def _failed(self, error: Exception, call: Call, exchange: "_Exchange") -> None:
-        note_failure(error, call)
-        if exchange.started:
+    async def _failed(
+        self, error: Exception, context: RequestContext, sender: "ResponseSender"
+    ) -> None:
+        log_failure(error, context.request_id, context.method)
+        if sender.started:
             raise error  # half an answer is out: the server ends the connection
-        await exchange.send_reply(problem_reply(error))
+        await sender.send_reply(problem_reply(error))
 
 
-def note_failure(error: BaseException, call: Call) -> None:
-    """Logs what nobody expected."""
-    if unexpected(error):
-        _log.error(
-            "request failed",
-            request_id=call.request_id.decode(),
-            method=call.method,
-            exc_info=error,
-        )
-    elif isinstance(error, Unavailable) and not isinstance(error, Overloaded):
-        _log.warning(
-            "request not served",
-            request_id=call.request_id.decode(),
-            error=type(error).__name__,
-            detail=str(error),
-        )
-
-
-async def _fast(path: str, call: Call, exchange: "_Exchange") -> Reply | None:
-    """The answer of the fast lane; None for a request that is not for it."""
-    if not path.startswith("/models/"):
-        return None
-    parts = path.split("/")
-    if call.method == "POST":
-        if len(parts) == 4 and parts[3] == "search" and parts[2]:  # noqa: PLR2004
-            exchange.route = search.SEARCH_ROUTE
-            call.known_caller = call.context.authenticator.caller(call.authorization)
-            return await search.search(call, unescape(parts[2]))
-    elif call.method == "GET" and len(parts) == _FAST_PARTS:
-        _, _, model_version, products, product_id, neighbors = parts
-        if products == "products" and neighbors == "neighbors" and model_version and product_id:
-            exchange.route = search.NEIGHBORS_ROUTE
-            call.known_caller = call.context.authenticator.caller(call.authorization)
-            return await search.neighbors(call, unescape(model_version), unescape(product_id))
-    return None
-
-
-class _Exchange:
+class ResponseSender:
     """Sends the answer, with the headers that all of them have, and notes how it went."""
 
-    __slots__ = ("_call", "_cors", "_head", "_request_id", "_send", "route", "started", "status")
+    __slots__ = ("_context", "_cors", "_head", "_request_id", "_send", "route", "started", "status")
 
-    def __init__(self, send: Send, call: Call, cors: Cors) -> None:
+    def __init__(self, send: Send, context: RequestContext, cors: Cors) -> None:
         self._send = send
-        self._call = call
-        self._request_id = call.request_id
-        self._head = call.method == "HEAD"
-        self._cors = cors.headers(call.origin)
+        self._context = context
+        self._request_id = context.request_id
+        self._head = context.method == "HEAD"
+        self._cors = cors.headers(context.origin)
         self.route = metrics.UNMATCHED
         self.status = 500
         self.started = False
@@ -196,6 +157,6 @@ class _Exchange:
         await self._send(message)
 
     async def _give_up_body(self) -> None:
-        """Before an error: the rest of the body is nobody's, and the request is done here."""
-        self._call.leave()
-        await self._call.discard()
+        """Before an error: releases the quota and drains the unread body."""
+        self._context.leave()
+        await self._context.discard()

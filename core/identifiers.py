@@ -9,8 +9,11 @@ REPORT_ID = r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,127}"
 """The pattern of report ids. New ones are 32 hex digits; those of migrated reports stay as they
 were, as long as they need no escaping in a path."""
 
+MODEL_VERSION = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""The pattern of names of model versions."""
+
 _REPORT_ID = re.compile(REPORT_ID, re.ASCII)
-_MODEL_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_MODEL_VERSION = re.compile(MODEL_VERSION, re.ASCII)
 
 
 def product_id_problem(product_id: str, bytes_max: int) -> str | None:

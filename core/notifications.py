@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from core import names, telemetry
+from core.limits import PRODUCT_ID_BYTES_MAX
 from core.retry import RetryPolicy
 from core.settings import Settings
 
@@ -193,7 +194,7 @@ async def open_notifier(settings: Settings) -> AsyncIterator[ChangeNotifier]:
         redis,
         names.channel_name(settings.environment),
         timeout_s=settings.hint_timeout_s,
-        product_id_bytes_max=settings.limits.product_id_bytes_max,
+        product_id_bytes_max=PRODUCT_ID_BYTES_MAX,
     )
     try:
         yield notifier

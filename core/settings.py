@@ -156,16 +156,8 @@ class Http(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one request may ask for."""
+    """What an operator may set of the limits on requests; the contract's are in `core.limits`."""
 
-    dimension_max: _Positive = 4096
-    batch_rows_max: _Positive = 1000
-    product_id_bytes_max: _Positive = 512
-    k_max: _Positive = 1000
-    vectors_max: _Positive = 256
-    vectors_times_k_max: _Positive = 10_000
-    exclude_max: _Positive = 1000
-    page_rows_max: _Positive = 100
     cursor_ttl_s: _Positive = 86400
 
 

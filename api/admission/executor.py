@@ -26,11 +26,11 @@ _NICE: Final = 10
 _RETRY_AFTER_S: Final = 1
 
 
-class Turns:
-    """Threads that callers use in rotation."""
+class FairExecutor:
+    """Runs long work in threads, callers in rotation."""
 
     def __init__(self, name: str, threads: Executor, width: int, wait_s: float) -> None:
-        """Takes the threads, of which nobody else uses any.
+        """Takes the threads, which must have no other user.
 
         Args:
             name: For metrics and errors.
@@ -53,7 +53,7 @@ class Turns:
         Args:
             caller: Whose turn it uses.
             steps: The work; it is closed where it does not come to its end.
-            taken: Told of each step what it yielded, on the event loop; may refuse to go on.
+            taken: Called on the event loop with what each step yielded; may raise.
 
         Raises:
             Overloaded: its first turn did not come in time.

@@ -1,8 +1,8 @@
-"""What a process takes on, by what requests wait for, and how much of each one caller may hold.
+"""Admission: how much work a process takes on, and how much of it one caller may have.
 
 A caller may hold as many of a kind as are left free (the dynamic threshold of shared-memory
 switches: Choudhury and Hahne, 1998). One caller alone gets half, n callers get 1/(n + 1) each, and
-room is always left for one more: what one caller holds never turns another away.
+one more caller always fits: no caller can lock another out.
 """
 
 from collections.abc import Iterator
@@ -11,43 +11,52 @@ from typing import Final
 
 from api import metrics
 from core.errors import Overloaded, OverShare
-from core.settings import Limits, Settings
+from core.limits import (
+    BATCH_ROWS_MAX,
+    DIMENSION_MAX,
+    EXCLUDE_MAX,
+    PRODUCT_ID_BYTES_MAX,
+    VECTORS_MAX,
+)
+from core.settings import Settings
 
 _RETRY_AFTER_S: Final = 1
 _NUMBER_BYTES: Final = 32
 """Of one number in JSON: 24 characters at the most, a comma, and some indentation."""
 _ESCAPED: Final = 6
 """Bytes of JSON that one byte of text may take: `a` may be written as `\\u0061`."""
+_ID_BYTES: Final = _ESCAPED * PRODUCT_ID_BYTES_MAX + _NUMBER_BYTES
+"""Of one product id in JSON."""
 _FRAME_BYTES: Final = 64 * 1024
 """Of all else in a body that carries vectors."""
 
 
-class Share:
-    """Something of which a process has so much, and each caller a part."""
+class Quota:
+    """A limited resource of the process, shared fairly among callers."""
 
     def __init__(self, name: str, total: int) -> None:
-        """Takes the name for metrics and errors, and how much there is."""
+        """Takes the name, for metrics and errors, and the limit over all callers."""
         self.name = name
         self.total = total
-        self.held = 0
+        self.in_use = 0
         self._by_caller: dict[str, int] = {}
 
     def of(self, caller: str) -> int:
-        """What a caller holds."""
+        """How much a caller holds."""
         return self._by_caller.get(caller, 0)
 
     def has_room(self, caller: str) -> bool:
-        """Whether the caller may take one more."""
-        return self._by_caller.get(caller, 0) < self.total - self.held
+        """Whether the caller may acquire one more."""
+        return self._by_caller.get(caller, 0) < self.total - self.in_use
 
     def check(self, caller: str, amount: int = 1) -> None:
-        """Refuses what `take` would refuse now.
+        """Raises what `acquire` would raise now.
 
         Raises:
             OverShare: the caller holds as much as is left free.
             Overloaded: nothing is left, and the caller holds nothing.
         """
-        free = self.total - self.held
+        free = self.total - self.in_use
         mine = self._by_caller.get(caller, 0)
         if mine + amount > free:
             if mine:
@@ -62,118 +71,112 @@ class Share:
                 retry_after_s=_RETRY_AFTER_S,
             )
 
-    def take(self, caller: str, amount: int = 1) -> None:
-        """Takes so much for a caller; `give_back` must follow.
+    def acquire(self, caller: str, amount: int = 1) -> None:
+        """Acquires an amount for a caller, who must `release` it.
 
         Raises:
             OverShare, Overloaded: as `check` says.
         """
         mine = self._by_caller.get(caller, 0)
-        if mine + amount > self.total - self.held:
+        if mine + amount > self.total - self.in_use:
             self.check(caller, amount)
         self._by_caller[caller] = mine + amount
-        self.held += amount
+        self.in_use += amount
 
-    def take_anyway(self, caller: str, amount: int) -> None:
-        """Takes so much, whatever is left; `give_back` must follow."""
+    def force_acquire(self, caller: str, amount: int) -> None:
+        """Acquires an amount over the limit too; the caller must `release` it."""
         self._by_caller[caller] = self._by_caller.get(caller, 0) + amount
-        self.held += amount
+        self.in_use += amount
 
-    def give_back(self, caller: str, amount: int = 1) -> None:
-        """Gives back what was taken."""
+    def release(self, caller: str, amount: int = 1) -> None:
+        """Releases what was acquired."""
         left = self._by_caller[caller] - amount
         if left:
             self._by_caller[caller] = left
         else:
             del self._by_caller[caller]
-        self.held -= amount
+        self.in_use -= amount
 
 
 class Admission:
-    """All shares of a process. A request holds one of each kind that it waits for."""
+    """The quotas of a process. A request holds one unit of each kind of work that it waits for."""
 
     def __init__(self, settings: Settings) -> None:
         http, serving = settings.http, settings.serving
-        self.reads = Share("reads", http.memory_requests_max)
+        self.reads = Quota("reads", http.memory_requests_max)
         """Requests that are answered from memory."""
-        self.calls = Share("requests", http.concurrent_requests_max)
+        self.calls = Quota("requests", http.concurrent_requests_max)
         """Requests that call DynamoDB or S3."""
-        self.arriving = Share("bodies", http.arriving_bodies_max)
+        self.arriving = Quota("bodies", http.arriving_bodies_max)
         """Bodies that are still arriving; such a request holds nothing else."""
-        self.buffered = Share("bytes of bodies", http.buffered_bytes_max)
-        self.searches = Share("large searches", serving.large_searches_max)
+        self.buffered = Quota("bytes of bodies", http.buffered_bytes_max)
+        self.searches = Quota("large searches", serving.large_searches_max)
         """Searches too long for the event loop, waiting or running."""
         queue_ms = round(1000 * serving.search_queue_s)
-        self.work = Share("large searches", 2 * serving.search_threads * queue_ms)
+        self.work = Quota("large searches", 2 * serving.search_threads * queue_ms)
         """Their estimated milliseconds on a thread. Half is one caller's: what the threads do in
         the time that a search may wait for its turn."""
-        self.waits = Share("waits for a watermark", http.watermark_waits_max)
-        self.streams = Share("streams of events", http.event_streams_max)
+        self.waits = Quota("waits for a watermark", http.watermark_waits_max)
+        self.streams = Quota("streams of events", http.event_streams_max)
 
     @contextmanager
     def large_search(self, caller: str, work_ms: int) -> Iterator[None]:
         """Takes what a search on a thread needs. A caller that has none under way may begin any.
 
         Raises:
-            OverShare, Overloaded: as `Share.check` says.
+            OverShare, Overloaded: as `Quota.check` says.
         """
-        self.searches.take(caller)
+        self.searches.acquire(caller)
         try:
             if self.work.of(caller):
-                self.work.take(caller, work_ms)
+                self.work.acquire(caller, work_ms)
             else:
-                self.work.take_anyway(caller, work_ms)
+                self.work.force_acquire(caller, work_ms)
             try:
                 yield
             finally:
-                self.work.give_back(caller, work_ms)
+                self.work.release(caller, work_ms)
         finally:
-            self.searches.give_back(caller)
+            self.searches.release(caller)
 
     @contextmanager
-    def one_of(self, share: Share, caller: str) -> Iterator[None]:
-        """Takes one of a share meanwhile.
+    def slot(self, quota: Quota, caller: str) -> Iterator[None]:
+        """Holds one unit of a quota inside the block.
 
         Raises:
-            OverShare, Overloaded: as `Share.check` says.
+            OverShare, Overloaded: as `Quota.check` says.
         """
-        share.take(caller)
+        quota.acquire(caller)
         try:
             yield
         finally:
-            share.give_back(caller)
+            quota.release(caller)
 
     @property
     def requests(self) -> int:
         """Requests in flight."""
-        return self.reads.held + self.calls.held + self.arriving.held
+        return self.reads.in_use + self.calls.in_use + self.arriving.in_use
 
 
 class BodyLimits:
     """Bytes that a body may have, by what it carries: what the limits on its parts can need."""
 
     def __init__(self, settings: Settings) -> None:
-        limits = settings.limits
         self._most = settings.http.body_bytes_max
-        self._limits = limits
-        self._ids = limits.exclude_max * _id_bytes(limits)
-        row = limits.dimension_max * _NUMBER_BYTES
-        batch = limits.batch_rows_max * (row + _id_bytes(limits)) + _FRAME_BYTES
+        row = DIMENSION_MAX * _NUMBER_BYTES
+        batch = BATCH_ROWS_MAX * (row + _ID_BYTES) + _FRAME_BYTES
         self.record = min(self._most, settings.http.record_bytes_max)
         """Of a user, a report, or the parameters of a build."""
         self.vector = min(self._most, row + _FRAME_BYTES)
         """Of one embedding."""
         self.batch = min(self._most, batch)
-        self.search = self.search_of(limits.dimension_max)
+        self.search = self.search_of(DIMENSION_MAX)
 
     def search_of(self, dimension: int) -> int:
         """Of a search of a model version whose vectors have so many numbers.
 
         One vector of another dimension has room too, so that its error can name both numbers.
         """
-        numbers = self._limits.vectors_max * dimension + self._limits.dimension_max
-        return min(self._most, numbers * _NUMBER_BYTES + self._ids + _FRAME_BYTES)
-
-
-def _id_bytes(limits: Limits) -> int:
-    return _ESCAPED * limits.product_id_bytes_max + _NUMBER_BYTES
+        numbers = VECTORS_MAX * dimension + DIMENSION_MAX
+        ids = EXCLUDE_MAX * _ID_BYTES
+        return min(self._most, numbers * _NUMBER_BYTES + ids + _FRAME_BYTES)

@@ -1,4 +1,4 @@
-"""The token keys of the Cognito pool: fetched, refreshed, and kept on disk for a start without it.
+"""The token keys of the Cognito pool: fetched, refreshed, and cached on disk.
 
 A flood of tokens with made-up key ids costs one fetch a minute, whoever sends them.
 """
@@ -52,7 +52,7 @@ class Jwks(msgspec.Struct, frozen=True):
     keys: list[Jwk]
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _CachedKeys(msgspec.Struct, frozen=True):
     url: str
     fetched_at: float
     keys: list[Jwk]
@@ -160,15 +160,15 @@ class KeyStore:
             await asyncio.gather(self._fetching, return_exceptions=True)
 
     def restore(self) -> None:
-        """Takes the keys that an earlier process kept, unless they are too old. Blocks."""
+        """Takes the keys that an earlier process cached, unless they are too old. Blocks."""
         try:
             file = self._file if self._file.exists() else self._early_file
-            kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
+            cached = msgspec.json.decode(file.read_bytes(), type=_CachedKeys)
         except (OSError, ValueError, RecursionError):
             return
-        age_s = self._clock() - kept.fetched_at
-        if kept.url == self._url and 0 <= age_s <= self._settings.auth_keys_keep_s:
-            self._take(Jwks(kept.keys), kept.fetched_at)
+        age_s = self._clock() - cached.fetched_at
+        if cached.url == self._url and 0 <= age_s <= self._settings.auth_keys_keep_s:
+            self._take(Jwks(cached.keys), cached.fetched_at)
 
     def _current(self) -> dict[str, RSAPublicKey]:
         if self._clock() - self._fetched_at > self._settings.auth_keys_keep_s:
@@ -199,8 +199,8 @@ class KeyStore:
         self._away = False
         self._health.ok("cognito")
         self._take(jwks, self._clock())
-        kept = msgspec.json.encode(_Kept(self._url, self._fetched_at, jwks.keys))
-        await asyncio.to_thread(_keep, self._file, kept)
+        cached = msgspec.json.encode(_CachedKeys(self._url, self._fetched_at, jwks.keys))
+        await asyncio.to_thread(_write_cache, self._file, cached)
         return True
 
     async def _read(self) -> Jwks:
@@ -243,11 +243,11 @@ def jwks_url(settings: Settings) -> str:
     return url
 
 
-def _keep(path: Path, data: bytes) -> None:
+def _write_cache(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        _log.warning("token keys not kept", error=type(error).__name__)
+        _log.warning("token keys not cached", error=type(error).__name__)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Cognito access tokens → `Caller`, as RFC 8725 says, and the guards of routes."""
+"""Cognito access tokens → `Caller`, as RFC 8725 says."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,17 +7,11 @@ from typing import Any, Final
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
-from litestar.types import Scope
 
 from api.auth.keys import KeyStore
-from core.errors import Forbidden, SettingsError, Unauthenticated, Unavailable
+from core.errors import SettingsError, Unauthenticated, Unavailable
 from core.models import Caller
 from core.settings import Settings
-
-CALLER: Final = "k9.caller"
-"""Where the scope keeps the caller."""
 
 _ALGORITHMS: Final = ["RS256"]
 _SCHEME: Final = b"bearer "
@@ -31,14 +25,14 @@ _OPTIONS: Final[Any] = {
     "verify_aud": False,  # Cognito's access tokens have `client_id` in its place; see `_audience`
 }
 _HEADER_PARAMETERS: Final = frozenset({"alg", "kid", "typ"})
-"""All that a header may hold: no `crit`, and no key brought along (`jwk`, `jku`, `x5u`, `x5c`)."""
+"""The only header parameters allowed: no `crit`, no embedded key (`jwk`, `jku`, `x5u`, `x5c`)."""
 
 _MISSING: Final = "send an access token: `Authorization: Bearer <token>`"
 _REFUSED: Final = "the token is not valid here, or has ended; get a new one"
 
 
 class Authenticator:
-    """Verifies tokens, and remembers those that hold until they end."""
+    """Verifies tokens, and caches valid ones until they expire."""
 
     def __init__(
         self, settings: Settings, keys: KeyStore, *, clock: Callable[[], float] = time.time
@@ -46,7 +40,7 @@ class Authenticator:
         """Takes the issuer, the clients and the limits from settings.
 
         Raises:
-            SettingsError: the issuer or the app clients are not set, so no token could hold.
+            SettingsError: the issuer or the app clients are not set, so no token could be valid.
         """
         check_settings(settings)
         self._settings = settings.auth
@@ -57,7 +51,7 @@ class Authenticator:
         self._generation = keys.generation
 
     def remembered(self, authorization: bytes) -> Caller | None:
-        """The caller of a header that was verified before and still holds. Costs 2 µs."""
+        """The caller of a header that was verified before and is still valid. Costs 2 µs."""
         caller = self._seen.get(sha256(authorization).digest())
         if caller is None or self._generation != self._keys.generation:
             return None
@@ -67,7 +61,7 @@ class Authenticator:
         """The caller of an `Authorization` header.
 
         Raises:
-            Unauthenticated: it holds no valid token.
+            Unauthenticated: it has no valid token.
             Unavailable: there are no keys to verify it with.
         """
         if authorization is None:
@@ -82,8 +76,8 @@ class Authenticator:
             self._remember(authorization, caller)
         return caller
 
-    def caller_or_stranger(self, authorization: bytes | None) -> Caller | None:
-        """The caller of an `Authorization` header; None where it holds no valid token."""
+    def caller_or_none(self, authorization: bytes | None) -> Caller | None:
+        """The caller of an `Authorization` header; None where it has no valid token."""
         try:
             return self.caller(authorization)
         except (Unauthenticated, Unavailable):
@@ -146,7 +140,7 @@ class Authenticator:
 
 
 def check_settings(settings: Settings) -> None:
-    """Checks that some token could hold.
+    """Checks that some token could be valid.
 
     Raises:
         SettingsError: naming what is missing.
@@ -175,29 +169,3 @@ def _words(claim: object) -> frozenset[str]:
     if not isinstance(claim, list):
         return frozenset()
     return frozenset(word for word in claim if isinstance(word, str))
-
-
-def caller_in(scope: Scope | dict[str, Any]) -> Caller:
-    """The caller that the front put in the scope."""
-    caller: Caller = scope[CALLER]  # type: ignore[typeddict-item] # the key is ours
-    return caller
-
-
-def readers(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-    """Guard: readers, and operators, who may read all.
-
-    Raises:
-        Forbidden: the token lacks the right.
-    """
-    if not caller_in(connection.scope).reader:
-        raise Forbidden("this takes the group `readers` or the scope `k9/read`")
-
-
-def operators(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-    """Guard: operators.
-
-    Raises:
-        Forbidden: the token lacks the right.
-    """
-    if not caller_in(connection.scope).operator:
-        raise Forbidden("this takes the group `operators` or the scope `k9/operate`")

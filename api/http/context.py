@@ -6,26 +6,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Any, Final, cast
+from typing import Final, TypeVar, cast
 
-import msgspec
-from litestar import Request, Response
 from litestar.types import HTTPReceiveMessage, HTTPScope, Receive
 
 from api import metrics
-from api.admission.quotas import Share
-from api.context import Context
+from api.admission.executor import Steps, finished
+from api.admission.quotas import Quota
+from api.context import AppContext
 from api.http.codings import decoded
 from api.http.negotiation import CODINGS, Media, coding_of, media_of, prefers_msgpack
-from api.http.problems import Reply
+from api.wire.decoding import LARGE_BYTES
 from core.errors import NotAcceptedType, TooLarge, Unreadable
 from core.models import Caller
+from core.repositories.idempotency import Claim
+from core.results import Result
 
-CALL: Final = "k9.call"
-"""Where the scope keeps the `Call`."""
+T = TypeVar("T")
 
-JSON: Final = "application/json"
-MSGPACK: Final = "application/msgpack"
+CONTEXT: Final = "k9.context"
+"""Where the scope keeps the `RequestContext`."""
 
 _HEADERS: Final = {
     b"authorization": "authorization",
@@ -51,27 +51,24 @@ _PROCESS: Final = token_hex(8).encode()
 _NUMBERS: Final = itertools.count()
 _DISCARD_BYTES_MAX: Final = 256 * 1024 * 1024
 _DISCARD_S: Final = 3.0
-_encode_json: Final = msgspec.json.Encoder().encode
-_encode_msgpack: Final = msgspec.msgpack.Encoder().encode
-
 
 GONE: Final = 499
 """The status of a request whose client left, as nginx counts it."""
 
 
 class Disconnected(Exception):
-    """The client went away: there is nobody to answer."""
+    """The client went away."""
 
 
 @dataclass(slots=True, eq=False)
-class Call:
-    """One request. The front makes it; both lanes use it."""
+class RequestContext:
+    """One request: the headers that matter, the caller, the body, and the quotas that it holds."""
 
-    context: Context
+    app: AppContext
     receive: Receive
     method: str
     path: str
-    """As it is routed; the front says what that is."""
+    """As it is routed: see `api.http.paths`."""
     query: bytes
     request_id: bytes = b""
     content_length: bytes | None = None
@@ -87,8 +84,8 @@ class Call:
     if_match: bytes | None = None
     idempotency_key: bytes | None = None
     known_caller: Caller | None = None
-    share: Share | None = None
-    """Of what admission counts the request as one."""
+    quota: Quota | None = None
+    """The quota that the request holds one unit of."""
     buffered: int = 0
     """Bytes of the body that count as buffered."""
     read: bool = False
@@ -97,12 +94,16 @@ class Call:
     """Of a request that is answered again: what the first answer was in, whatever it accepts."""
     data: bytes = b""
     """The body, once the request has begun; empty where it has none."""
+    claim: Claim | None = None
+    """Of a write with an idempotency key that is being answered for the first time."""
+    stored: Result | None = None
+    """Of one that was answered before."""
 
     @property
     def caller(self) -> Caller:
         """Who asks. Every route that is not open has one."""
         if self.known_caller is None:
-            raise AssertionError("a route that is not open lets nobody in unknown")
+            raise AssertionError("only open routes have no caller")
         return self.known_caller
 
     @property
@@ -117,25 +118,11 @@ class Call:
             return self.first_media_out == "msgpack"
         return prefers_msgpack(self.accept)
 
-    def reply(
-        self, answer: object, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
-    ) -> Reply:
-        """The answer, encoded as the caller accepts it."""
-        if self.msgpack_out:
-            return Reply(status, _encode_msgpack(answer), MSGPACK, headers)
-        return Reply(status, _encode_json(answer), JSON, headers)
-
-    def reply_json(
-        self, answer: object, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
-    ) -> Reply:
-        """The answer in JSON, whatever the caller accepts: it holds no vector."""
-        return Reply(status, _encode_json(answer), JSON, headers)
-
-    async def begin(self, share: Share, body_bytes_max: int, media: Sequence[Media] = ANY) -> None:
+    async def begin(self, quota: Quota, body_bytes_max: int, media: Sequence[Media] = ANY) -> None:
         """Admits the request once its body is here: until then it holds nothing but the body.
 
         Args:
-            share: What the request takes one of until it is answered.
+            quota: What the request takes one of until it is answered.
             body_bytes_max: Of its body, encoded or not.
             media: What its body may be written in.
 
@@ -148,32 +135,53 @@ class Call:
             Disconnected: the client went away.
         """
         if self.has_body:
-            share.check(self.caller.user_id)
+            quota.check(self.caller.user_id)
             self._check_head(body_bytes_max, media)
             await self._read(body_bytes_max)
-        self.enter(share)
+        self.enter(quota)
 
-    def enter(self, share: Share) -> None:
+    async def begin_search(self, model_version: str) -> None:
+        """Admits a search, whose body may be as large as the model version's vectors need.
+
+        Raises:
+            OverShare, Overloaded, TooLarge, NotAcceptedType, Unreadable, Disconnected: as `begin`.
+        """
+        snapshot = self.app.registry.current(model_version)
+        limits = self.app.body_limits
+        bytes_max = limits.search if snapshot is None else limits.search_of(snapshot.dimension)
+        await self.begin(self.app.admission.reads, bytes_max)
+
+    def enter(self, quota: Quota) -> None:
         """Admits a request whose body, if any, is of no interest.
 
         Raises:
             OverShare: the caller has too much in flight.
             Overloaded: all callers together have.
         """
-        share.take(self.caller.user_id)
-        self.share = share
+        quota.acquire(self.caller.user_id)
+        self.quota = quota
+
+    async def decode(self, steps: Steps[T]) -> T:
+        """What the body is decoded to; a large one is decoded in a thread.
+
+        Raises:
+            Overloaded: the thread is not free in time.
+        """
+        if len(self.data) <= LARGE_BYTES:
+            return finished(steps)
+        return await self.app.decoding.run(self.caller.user_id, steps)
 
     def leave(self) -> None:
-        """Gives back what the request took to be admitted."""
-        if self.share is not None:
-            self.share.give_back(self.caller.user_id)
-            self.share = None
+        """Releases the quota of the request."""
+        if self.quota is not None:
+            self.quota.release(self.caller.user_id)
+            self.quota = None
 
     def close(self) -> None:
-        """Gives back all that the request holds."""
+        """Releases all that the request holds."""
         self.leave()
         if self.buffered:
-            self.context.admission.buffered.give_back(self.caller.user_id, self.buffered)
+            self.app.admission.buffered.release(self.caller.user_id, self.buffered)
             self.buffered = 0
 
     @property
@@ -192,22 +200,22 @@ class Call:
 
     async def _read(self, body_bytes_max: int) -> None:
         caller = self.caller.user_id
-        arriving = self.context.admission.arriving
-        arriving.take(caller)
+        arriving = self.app.admission.arriving
+        arriving.acquire(caller)
         try:
             data = await self._arrived(body_bytes_max)
         finally:
-            arriving.give_back(caller)
+            arriving.release(caller)
         if self.content_encoding:
             coding, _ = coding_of(self.content_encoding)
             if coding is not None:
                 steps = decoded(data, coding, body_bytes_max)
-                data = await self.context.decoding.run(caller, steps, self._buffer)
+                data = await self.app.decoding.run(caller, steps, self._buffer)
         self.data = data
 
     async def _arrived(self, body_bytes_max: int) -> bytes:
         """The body as it was sent. The time that it may take grows with the bytes that came."""
-        http = self.context.settings.http
+        http = self.app.settings.http
         began = asyncio.get_running_loop().time()
         latest = began + http.body_timeout_s
         chunks: list[bytes] = []
@@ -260,11 +268,11 @@ class Call:
         """Counts further bytes as buffered. The only body in memory has room whatever its size."""
         if not size:
             return
-        buffered = self.context.admission.buffered
-        if buffered.held == self.buffered:
-            buffered.take_anyway(self.caller.user_id, size)
+        buffered = self.app.admission.buffered
+        if buffered.in_use == self.buffered:
+            buffered.force_acquire(self.caller.user_id, size)
         else:
-            buffered.take(self.caller.user_id, size)
+            buffered.acquire(self.caller.user_id, size)
         self.buffered += size
 
 
@@ -272,36 +280,23 @@ def _too_large(bytes_max: int) -> TooLarge:
     return TooLarge(f"the body is over the limit of {bytes_max} bytes for this route")
 
 
-def call_of(scope: HTTPScope, receive: Receive, context: Context) -> Call:
+def context_of(scope: HTTPScope, receive: Receive, app: AppContext) -> RequestContext:
     """Reads the headers once."""
-    call = Call(context, receive, scope["method"], scope["path"], scope["query_string"])
+    context = RequestContext(app, receive, scope["method"], scope["path"], scope["query_string"])
     for name, value in scope["headers"]:
         field = _HEADERS.get(name)
         if field is not None:
-            if field in _LISTS and (before := getattr(call, field)):
-                setattr(call, field, before + b", " + value)  # RFC 9110, 5.3: they are one list
+            if field in _LISTS and (before := getattr(context, field)):
+                joined = before + b", " + value  # RFC 9110, 5.3: they are one list
+                setattr(context, field, joined)
+                rest = [pair for pair in scope["headers"] if pair[0] != name]
+                scope["headers"] = [*rest, (name, joined)]
             else:
-                setattr(call, field, value)
-    call.request_id = request_id_of(call.request_id)
-    return call
+                setattr(context, field, value)
+    context.request_id = request_id_of(context.request_id)
+    return context
 
 
 def request_id_of(given: bytes) -> bytes:
     """The caller's own request id, where it is a good one; else a new one."""
     return given if _REQUEST_ID.fullmatch(given) else b"%b%016x" % (_PROCESS, next(_NUMBERS))
-
-
-def call_in(request: Request[Any, Any, Any]) -> Call:
-    """The call that the front put in the scope of a Litestar request."""
-    call: Call = request.scope[CALL]  # type: ignore[typeddict-item] # the key is ours
-    return call
-
-
-def response(reply: Reply) -> Response[Any]:
-    """A reply as Litestar sends it."""
-    return Response(
-        reply.body,
-        status_code=reply.status,
-        media_type=reply.content_type,
-        headers={name.decode(): value.decode() for name, value in reply.headers},
-    )

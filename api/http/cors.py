@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from api.http.context import Call
+from api.http.context import RequestContext
 from api.http.problems import Reply
 from core.settings import Http
 
@@ -32,9 +32,9 @@ class Cors:
             (b"vary", b"Origin"),
         )
 
-    def preflight(self, call: Call) -> Reply | None:
+    def preflight(self, context: RequestContext) -> Reply | None:
         """The answer to a browser that asks first; None where there is no CORS for it."""
-        if call.method != "OPTIONS" or call.origin not in self._origins:
+        if context.method != "OPTIONS" or context.origin not in self._origins:
             return None
         allowed = (
             (b"access-control-allow-methods", _METHODS),

@@ -1,14 +1,21 @@
-"""`Idempotency-Key`: a retried write is answered as before, and has no second effect."""
+"""`Idempotency-Key`: a retried write is answered as before, and has no second effect.
+
+`claim_key` runs before the handler, `once` around its use case, `settle_key` after an error. What
+cannot be read is told before what the key says, and that before what is not valid.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from hashlib import sha256
 from typing import Final, TypeVar, cast
 
-from api.http.context import Call
+from litestar import Response
+
+from api.http.context import RequestContext
 from api.http.negotiation import Media
-from api.http.problems import ERRORS_MAX, TABLE, Reply, invalid, kind_of
+from api.http.problems import ERRORS_MAX, TABLE, invalid, kind_of
+from api.http.request import ApiRequest, check_query
 from core import telemetry
 from core.errors import (
     BeingDeleted,
@@ -18,15 +25,14 @@ from core.errors import (
     K9Error,
     ModelBeingDeleted,
     OverShare,
-    Unreadable,
 )
-from core.repositories.idempotency import Claim, IdempotencyRepository, StoredReply, StoredResult
+from core.repositories.idempotency import Claim, StoredReply
 from core.results import Refusal, Result
 
-Body = TypeVar("Body")
 R = TypeVar("R", bound=Result)
 
 KEY_CHARACTERS_MAX: Final = 255
+_WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _SERVER_ERRORS: Final = 500
 _PASSING: Final = (InFlight, BeingDeleted, ModelBeingDeleted, OverShare)
 """Refusals that are not stored: the same request may succeed a little later."""
@@ -38,99 +44,95 @@ _RELEASING: Final[set[asyncio.Task[None]]] = set()
 _log = telemetry.logger(__name__)
 
 
-async def answer_once(
-    call: Call,
-    read: Callable[[Call], Awaitable[Body]],
-    act: Callable[[Claim | None, Body], Awaitable[R]],
-    render: Callable[[R], Reply],
-) -> Reply:
-    """Answers a write: with the result stored under its key, else by executing it.
-
-    Errors come in the order: unreadable body, key, invalid body.
+async def once(request: ApiRequest, act: Callable[[Claim | None], Awaitable[R]]) -> R:
+    """The result of a write: the one stored under its key, else by executing it.
 
     Args:
-        call: The request, which was admitted.
-        read: Decodes the body.
-        act: Executes the request and returns its result. It completes the claim in its own
+        request: The write, which was admitted.
+        act: Executes the write and returns its result. It completes the claim in its own
             transaction; without a key there is no claim.
-        render: Makes the reply from the result, for the first answer and for each retry.
+    """
+    context = request.context
+    if context.stored is not None:
+        return cast("R", context.stored)
+    claim = context.claim
+    result = await act(claim)
+    if claim is not None:
+        context.claim = None
+        await context.app.resources.idempotency.complete(claim, result)
+    return result
+
+
+async def claim_key(request: ApiRequest) -> Response[bytes] | None:
+    """Claims the key of a write, or finds what it was answered.
+
+    Returns:
+        The reply of an earlier release, as it is; None for all others.
 
     Raises:
         Unreadable: the body cannot be read.
-        Invalid: the body or the key is not valid.
-        KeyReused: the key was used for another request.
+        Invalid: it is no key.
+        KeyReused: it was used for another request.
         InFlight: the same request has not been answered yet.
-        K9Error: the request is refused, or was the first time.
+        K9Error: the request was refused before.
     """
-    if call.idempotency_key is None:
-        return render(await act(None, await read(call)))
-    body: Body | None = None
-    refused: Unreadable | Invalid | None = None
+    context = request.context
+    if context.idempotency_key is None or context.method not in _WRITES:
+        return None
+    media: Media = "msgpack" if context.msgpack_out else "json"
     try:
-        body = await read(call)
-    except (Unreadable, Invalid) as error:
-        refused = error
-    begun = await _begin(call, call.idempotency_key, refused)
+        begun = await context.app.resources.idempotency.begin(
+            f"user/{context.caller.user_id}",
+            _checked(context.idempotency_key),
+            _fingerprint(context),
+            media,
+        )
+    except (Invalid, InFlight):
+        check_query(context.query)
+        with suppress(Invalid):
+            await request.json()
+        raise
     if isinstance(begun, Claim):
-        records = call.context.resources.idempotency
-        async with _settled(records, begun):
-            if refused is not None:
-                raise refused
-            result = await act(begun, cast("Body", body))
-        await records.complete(begun, result)
-        return render(result)
+        context.claim = begun
+        return None
     if isinstance(begun, StoredReply):
-        return _reply(begun)
+        return _replayed(begun)
     if isinstance(begun.result, Refusal):
         raise _error(begun.result)
-    call.first_media_out = cast("Media", begun.media)
-    return render(cast("R", begun.result))
+    context.stored = begun.result
+    context.first_media_out = cast("Media", begun.media)
+    return None
 
 
-async def _begin(
-    call: Call, key: bytes, refused: Unreadable | Invalid | None
-) -> Claim | StoredResult | StoredReply:
-    media: Media = "msgpack" if call.msgpack_out else "json"
-    caller = f"user/{call.caller.user_id}"
-    records = call.context.resources.idempotency
-    try:
-        return await records.begin(caller, _checked(key), _fingerprint(call), media)
-    except (Invalid, InFlight):
-        if isinstance(refused, Unreadable):
-            raise refused from None
-        raise
+async def settle_key(context: RequestContext, error: BaseException) -> None:
+    """Stores a refusal under the key; releases the key after any other error."""
+    claim, context.claim = context.claim, None
+    if claim is None:
+        return
+    if (
+        not isinstance(error, K9Error)
+        or kind_of(error).status >= _SERVER_ERRORS
+        or isinstance(error, _PASSING)
+    ):
+        await asyncio.shield(_release(context, claim))
+    else:
+        await context.app.resources.idempotency.complete(claim, _refusal(error))
 
 
-@asynccontextmanager
-async def _settled(records: IdempotencyRepository, claim: Claim) -> AsyncIterator[None]:
-    """Stores a refusal that is raised inside; releases the key after any other error."""
-    try:
-        yield
-    except K9Error as error:
-        if kind_of(error).status >= _SERVER_ERRORS or isinstance(error, _PASSING):
-            await _release(records, claim)
-        else:
-            await records.complete(claim, _refusal(error))
-        raise
-    except BaseException:
-        await asyncio.shield(_release(records, claim))
-        raise
-
-
-async def _release(records: IdempotencyRepository, claim: Claim) -> None:
+async def _release(context: RequestContext, claim: Claim) -> None:
     """Releases the key, so that a retry can claim it.
 
     The answer waits for that only briefly, since DynamoDB itself may have failed.
     """
-    releasing = asyncio.create_task(_try_to_release(records, claim))
+    releasing = asyncio.create_task(_try_to_release(context, claim))
     _RELEASING.add(releasing)
     releasing.add_done_callback(_RELEASING.discard)
     await asyncio.wait({releasing}, timeout=_RELEASE_S)
 
 
-async def _try_to_release(records: IdempotencyRepository, claim: Claim) -> None:
+async def _try_to_release(context: RequestContext, claim: Claim) -> None:
     try:
-        await records.release(claim)
+        await context.app.resources.idempotency.release(claim)
     except K9Error as error:  # the lease ends by itself
         _log.warning("idempotency key not released", error=str(error))
 
@@ -147,19 +149,15 @@ def _checked(raw: bytes) -> str:
     return raw.decode()
 
 
-async def nothing(_call: Call) -> None:
-    """For a request without a body."""
-
-
-def _fingerprint(call: Call) -> str:
+def _fingerprint(context: RequestContext) -> str:
     """A digest of method, path, query, media type and body."""
     digest = sha256()
     for part in (
-        call.method.encode(),
-        call.path.encode(),
-        call.query,
-        b"msgpack" if call.msgpack_in else b"json",
-        call.data,
+        context.method.encode(),
+        context.path.encode(),
+        context.query,
+        b"msgpack" if context.msgpack_in else b"json",
+        context.data,
     ):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
@@ -179,7 +177,11 @@ def _error(refusal: Refusal) -> K9Error:
     return kind(refusal.detail)
 
 
-def _reply(stored: StoredReply) -> Reply:
-    raw = [text.encode("latin-1") for text in stored.headers]
-    headers = tuple(zip(raw[::2], raw[1::2], strict=True))
-    return Reply(stored.status, stored.body, stored.content_type, headers)
+def _replayed(stored: StoredReply) -> Response[bytes]:
+    pairs = zip(stored.headers[::2], stored.headers[1::2], strict=True)
+    return Response(
+        stored.body,
+        status_code=stored.status,
+        media_type=stored.content_type,
+        headers=dict(pairs),
+    )

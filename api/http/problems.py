@@ -1,13 +1,13 @@
 """The error tree as RFC 9457 problem details, in one table."""
 
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 
-from core import errors
-from core.errors import FieldError, K9Error
+from core import errors, telemetry
+from core.errors import FieldError, Invalid, K9Error, Overloaded, Unavailable
 
 PROBLEM_JSON: Final = "application/problem+json"
 UNKNOWN_TYPE: Final = "about:blank"
@@ -27,7 +27,7 @@ class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
     status: int
     detail: str = ""
     errors: list[FieldError] | None = None
-    """One entry a field, for a body that reads but does not hold."""
+    """One entry a field, for a body that reads but is not valid."""
     stored: int | None = None
     """Of a batch: how many embeddings were stored."""
     unprocessed: list[str] | None = None
@@ -45,7 +45,7 @@ class Kind(msgspec.Struct, frozen=True):
 TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.K9Error: Kind(500, "internal", "Something went wrong here"),
     errors.Unreadable: Kind(400, "unreadable", "The request cannot be read"),
-    errors.Invalid: Kind(422, "invalid", "The request does not hold"),
+    errors.Invalid: Kind(422, "invalid", "The request is not valid"),
     errors.TooLarge: Kind(413, "too-large", "The request is too large"),
     errors.NotAcceptedType: Kind(415, "unsupported-type", "The body's type is not supported"),
     errors.OverShare: Kind(429, "over-share", "The caller has too much in flight"),
@@ -80,7 +80,7 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.Rejected: Kind(500, "internal", "Something went wrong here"),
     errors.RowError: Kind(500, "internal", "Something went wrong here"),
     errors.OtherGeneration: Kind(500, "internal", "Something went wrong here"),
-    errors.NumberOutOfRange: Kind(422, "invalid", "The request does not hold"),
+    errors.NumberOutOfRange: Kind(422, "invalid", "The request is not valid"),
     errors.Corrupt: Kind(500, "internal", "Something went wrong here"),
     errors.BuildFailed: Kind(500, "internal", "Something went wrong here"),
     errors.ModelGone: Kind(500, "internal", "Something went wrong here"),
@@ -89,6 +89,7 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.SettingsError: Kind(500, "internal", "Something went wrong here"),
 }
 
+_log = telemetry.logger(__name__)
 _INTERNAL: Final = "an unexpected error; the request id finds it in the logs"
 
 
@@ -107,8 +108,18 @@ def kind_of(error: K9Error) -> Kind:
     return next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
 
 
+def as_k9_error(error: BaseException) -> BaseException:
+    """What Litestar finds wrong with a parameter is `Invalid`, as what K9 finds wrong itself."""
+    if not isinstance(error, ValidationException) or not error.extra:
+        return error
+    found = [(each.get("key", "request"), each["message"]) for each in cast("Any", error.extra)]
+    errors = tuple(FieldError(key, message) for key, message in found)
+    return Invalid("; ".join(f"{each.field}: {each.message}" for each in errors), errors)
+
+
 def problem_reply(error: BaseException) -> Reply:
-    """The answer to any error. Of one that nobody expected it shows nothing but that it was."""
+    """The answer to any error. An unexpected one shows no detail."""
+    error = as_k9_error(error)
     if isinstance(error, K9Error):
         return _of_ours(error)
     if isinstance(error, HTTPException):
@@ -117,10 +128,23 @@ def problem_reply(error: BaseException) -> Reply:
 
 
 def unexpected(error: BaseException) -> bool:
-    """Whether the error is for the log: nobody raised it for the caller to read."""
+    """Whether the error is for the log, and not for the caller."""
     if isinstance(error, K9Error):
         return kind_of(error).status == _OURS_FROM
     return not isinstance(error, HTTPException) or error.status_code >= _OURS_FROM
+
+
+def log_failure(error: BaseException, request_id: bytes, method: str) -> None:
+    """Logs an unexpected error, or a dependency that did not answer."""
+    if unexpected(error):
+        _log.error("request failed", request_id=request_id.decode(), method=method, exc_info=error)
+    elif isinstance(error, Unavailable) and not isinstance(error, Overloaded):
+        _log.warning(
+            "request not served",
+            request_id=request_id.decode(),
+            error=type(error).__name__,
+            detail=str(error),
+        )
 
 
 def _of_ours(error: K9Error) -> Reply:
@@ -175,6 +199,6 @@ def _reply(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> R
     return Reply(problem.status, msgspec.json.encode(problem), PROBLEM_JSON, headers)
 
 
-def invalid(field: str, message: str) -> errors.Invalid:
-    """The error for one field that does not hold; the message follows the field's name."""
-    return errors.Invalid(f"{field} {message}", (FieldError(field, message),))
+def invalid(field: str, message: str) -> Invalid:
+    """The error for one field that is not valid; the message follows the field's name."""
+    return Invalid(f"{field} {message}", (FieldError(field, message),))

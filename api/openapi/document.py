@@ -1,27 +1,33 @@
-"""`/openapi.json`: what Litestar knows of the routes, and what `operations` adds."""
+"""`/openapi.json`: what Litestar reads from the handlers, and what all routes have in common."""
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 from litestar import Controller, Litestar
+from litestar.handlers.http_handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
+from litestar.routes import HTTPRoute
 
 from api.admission.quotas import BodyLimits
+from api.build_events import EVENT_STREAM
+from api.dependencies import dependencies
+from api.http.hooks import BODY, OPEN, operators, readers
 from api.http.idempotency import KEY_CHARACTERS_MAX
-from api.http.problems import PROBLEM_JSON, TABLE, UNKNOWN_TYPE
+from api.http.parameters import HEADER_SCHEMAS
+from api.http.problems import PROBLEM_JSON, TABLE
+from api.http.request import JSON_ONLY, ApiRequest, ApiResponse
 from api.openapi.links import links
-from api.openapi.operations import BINARY, operations
-from api.openapi.parts import Operation, Schema, path_parameters
+from api.openapi.schemas import Schema, StructReferences, components, inlined, packed, tidy
 from core.settings import Settings
 
 TITLE: Final = "K9"
 VERSION: Final = "1.0.0"
 """Of the API, not of the software: raised when a client would notice."""
 
-_ALWAYS: Final = (500, 503)
-_GUARDED: Final = (401, 403, 429)
+_JSON: Final = "application/json"
+_MSGPACK: Final = "application/msgpack"
 _KEY: Final[Schema] = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -37,20 +43,19 @@ _KEY: Final[Schema] = {
     ),
 }
 _REQUEST_ID: Final[Schema] = {
-    "description": "The request's own where it has one that holds.",
+    "description": "The request's own where it has a valid one.",
     "required": True,
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
 }
-_KEY_PROBLEMS: Final = (400, 409, 413, 415, 422)
 _DESCRIPTION: Final = (
     "Nearest neighbours of product embeddings. Errors are RFC 9457 problem details. Bodies are "
     "JSON; those that carry vectors may be `application/msgpack`, a vector then being a float32 "
     "little-endian `bin`, and are answered so for `Accept: application/msgpack`. "
-    "A body may be coded with gzip or zstd; decoded it may have {record_bytes_max} bytes, one "
-    "embedding {vector_bytes_max}, a batch {batch_bytes_max}, a search {search_bytes_max}, less "
-    "where its model version has shorter vectors. After {body_grace_s:g} s it must have come at "
-    "{body_rate_min} bytes a second. A caller that has too much in flight is answered 429 with "
-    "`Retry-After`, and 503 where the process as a whole has."
+    "A body may be coded with gzip or zstd; decoded it may have {record} bytes, one embedding "
+    "{vector}, a batch {batch}, a search {search}, less where its model version has shorter "
+    "vectors. After {grace_s:g} s it must have come at {rate_min} bytes a second. A caller that "
+    "has too much in flight is answered 429 with `Retry-After`, and 503 where the process as a "
+    "whole has."
 )
 _RIGHTS: Final = {
     "open": "Open: takes no token.",
@@ -60,149 +65,166 @@ _RIGHTS: Final = {
 }
 
 
-def document(controllers: Sequence[type[Controller]], settings: Settings) -> dict[str, Any]:
+def document(controllers: Sequence[type[Controller]], settings: Settings) -> Schema:
     """The OpenAPI document of these controllers, with the limits of these settings."""
     described = Litestar(
         list(controllers),
         openapi_config=OpenAPIConfig(
             title=TITLE, version=VERSION, render_plugins=[], use_handler_docstrings=True
         ),
+        dependencies=dependencies(),
+        request_class=ApiRequest,
+        response_class=ApiResponse,
+        plugins=[StructReferences()],
         logging_config=None,
     )
-    schema: dict[str, Any] = described.openapi_schema.to_schema()
+    schema: Schema = described.openapi_schema.to_schema()
     http, sizes = settings.http, BodyLimits(settings)
     schema["info"]["description"] = _DESCRIPTION.format(
-        record_bytes_max=sizes.record,
-        vector_bytes_max=sizes.vector,
-        batch_bytes_max=sizes.batch,
-        search_bytes_max=sizes.search,
-        body_grace_s=http.body_grace_s,
-        body_rate_min=http.body_rate_min,
+        record=sizes.record,
+        vector=sizes.vector,
+        batch=sizes.batch,
+        search=sizes.search,
+        grace_s=http.body_grace_s,
+        rate_min=http.body_rate_min,
     )
     schema["servers"] = [{"url": "/", "description": "Where this document is served."}]
-    components = schema.setdefault("components", {})
-    components["securitySchemes"] = {
-        "token": {"type": "http", "scheme": "bearer", "bearerFormat": "Cognito access token"}
+    found = components()
+    schema["components"] = {
+        "securitySchemes": {
+            "token": {"type": "http", "scheme": "bearer", "bearerFormat": "Cognito access token"}
+        },
+        "schemas": found,
+        "responses": _problem_responses(),
     }
-    schemas = components.setdefault("schemas", {})
-    _say_times(schemas)
-    schemas |= _packed_schemas(schemas)
-    schemas["Problem"] = _problem()
-    components["responses"] = _problem_responses()
-    places = path_parameters(settings.limits)
-    for (path, method), operation in operations(settings).items():
-        described_as = schema["paths"][path][method]
-        _complete(described_as, operation, places, writes=_writes(path, method))
-        _link(described_as["responses"], links((path, method), schema["paths"]))
+    for path, method, handler in _handlers(described):
+        operation = schema["paths"][path][method]
+        _complete(operation, handler, path, method, found)
+        for status, response in operation["responses"].items():
+            if status.startswith("2") and (leads := links((path, method), schema["paths"])):
+                response["links"] = leads
+    while unused := [name for name in found if f'/schemas/{name}"' not in _text(schema)]:
+        for name in unused:
+            del found[name]
     return schema
 
 
-def _writes(path: str, method: str) -> bool:
-    """Whether a route takes an idempotency key. A search changes nothing."""
-    return method in {"post", "put", "patch", "delete"} and not path.endswith("/search")
+def _text(schema: Schema) -> str:
+    return msgspec.json.encode(schema).decode()
+
+
+def _handlers(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            for method, (handler, _) in route.route_handler_map.items():
+                if handler.resolve_include_in_schema():
+                    yield route.path_format, method.lower(), handler
+
+
+def _right(handler: HTTPRouteHandler) -> str:
+    if handler.opt.get(OPEN):
+        return "open"
+    guards = handler.guards or ()
+    return "operator" if operators in guards else "reader" if readers in guards else "caller"
 
 
 def _complete(
-    described: dict[str, Any], operation: Operation, places: dict[str, Schema], *, writes: bool
+    operation: Schema, handler: HTTPRouteHandler, path: str, method: str, found: dict[str, Schema]
 ) -> None:
-    said = described.get("description", "")
-    described["description"] = f"{said}\n\n{_RIGHTS[operation.right]}".strip()
-    described["security"] = [] if operation.right == "open" else [{"token": []}]
-    parameters = [
-        {
-            "name": parameter["name"],
-            "in": "path",
-            "required": True,
-            "schema": places[parameter["name"]],
-        }
-        for parameter in described.get("parameters", ())
-        if parameter["in"] == "path"
-    ]
-    described["parameters"] = [*parameters, *operation.query, *((_KEY,) if writes else ())]
-    if operation.body is not None:
-        content: dict[str, Any] = {
-            media: {"schema": schema} for media, schema in operation.body.items()
-        }
-        content["application/json"]["example"] = operation.example
-        described["requestBody"] = {"required": operation.body_required, "content": content}
-    also = _KEY_PROBLEMS if writes else ()
-    described["responses"] = _responses(described["responses"], operation, also)
-
-
-def _say_times(schemas: dict[str, Any]) -> None:
-    """All times are RFC 3339, and all are named so."""
-    for schema in schemas.values():
-        for name, found in schema.get("properties", {}).items():
-            if name.endswith("_at"):
-                for kind in (found, *found.get("oneOf", ())):
-                    if kind.get("type") == "string":
-                        kind["format"] = "date-time"
-
-
-def _packed_schemas(schemas: dict[str, Any]) -> dict[str, Any]:
-    """The answers that carry vectors, as they are in msgpack."""
-    item, page = deepcopy(schemas["EmbeddingItem"]), deepcopy(schemas["EmbeddingPage"])
-    item["title"], page["title"] = "PackedEmbeddingItem", "PackedEmbeddingPage"
-    item["properties"]["vector"] = BINARY
-    page["properties"]["items"]["items"] = _packed(page["properties"]["items"]["items"])
-    return {"PackedEmbeddingItem": item, "PackedEmbeddingPage": page}
-
-
-def _packed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an answer as it is in msgpack."""
-    place, _, name = schema.get("$ref", "").rpartition("/")
-    if name in {"EmbeddingItem", "EmbeddingPage"}:
-        return {"$ref": f"{place}/Packed{name}"}
-    return schema
-
-
-def _link(responses: dict[str, Any], found: dict[str, Any]) -> None:
+    right = _right(handler)
+    operation["description"] = f"{operation['description']}\n\n{_RIGHTS[right]}"
+    operation["security"] = [] if right == "open" else [{"token": []}]
+    writes = method != "get" and handler.opt.get(BODY) != "search"
+    parameters = operation.setdefault("parameters", [])
+    for parameter in parameters:
+        parameter["schema"] = _present(parameter["schema"])
+        tidy(parameter)
+    if writes:
+        parameters.append(_KEY)
+    with_msgpack = not handler.opt.get(JSON_ONLY)
+    body = operation.get("requestBody")
+    if body is not None:
+        field = handler.parsed_data_field
+        body["required"] = field is not None and not field.has_default
+        plain = body["content"][_JSON]["schema"]
+        body["content"][_JSON]["schema"] = inlined(plain, found)
+        as_msgpack = packed(plain, found, sent=True)
+        if with_msgpack and as_msgpack != plain:
+            body["content"][_MSGPACK] = {"schema": inlined(as_msgpack, found)}
+    responses = operation["responses"]
+    responses.pop("400", None)  # Litestar's own
+    headers: Schema = next(
+        (each["headers"] for each in responses.values() if each.get("headers")), {}
+    )
     for status, response in responses.items():
-        if found and status.startswith("2"):
-            response["links"] = found
+        _complete_response(response, int(status), headers, found, with_msgpack=with_msgpack)
+    has_model = "{model_version}" in path
+    problems = {
+        400: path not in {"/health/live", "/health/ready"},
+        401: right != "open",
+        403: right != "open",
+        404: "{" in path,
+        409: writes or (has_model and path != "/models/{model_version}"),
+        412: method == "patch" or any(each["name"] == "If-Match" for each in parameters),
+        413: writes or body is not None,
+        415: writes or body is not None,
+        422: writes or has_model or bool(parameters),
+        429: right != "open",
+        500: True,
+        503: right != "open",
+    }
+    for problem, given in problems.items():
+        if given:
+            reference = {"$ref": f"#/components/responses/{_name(problem)}"}
+            responses.setdefault(str(problem), reference)
+    operation["responses"] = dict(sorted(responses.items()))
 
 
-def _responses(
-    described: dict[str, Any], operation: Operation, also: tuple[int, ...]
-) -> dict[str, Any]:
-    content = next((r["content"] for r in described.values() if "content" in r), None)
-    answer: dict[str, Any] = next(iter((content or {}).values()), {})
-    if operation.answer_example is not None:
-        answer = {**answer, "example": operation.answer_example}
-    responses: dict[str, Any] = {}
-    for status in operation.answers:
-        response: dict[str, Any] = {
-            "description": HTTPStatus(status).phrase,
-            "headers": {"X-Request-Id": _REQUEST_ID},
+def _present(schema: Schema) -> Schema:
+    """The schema of a parameter where it is given: null is how handlers see that it is not."""
+    types = schema.get("type")
+    if isinstance(types, list):
+        (only,) = (each for each in types if each != "null")
+        return {**schema, "type": only, "enum": [each for each in schema["enum"] if each]}
+    return {name: each for name, each in schema.items() if name != "oneOf"} | (
+        schema["oneOf"][0] if "oneOf" in schema else {}
+    )
+
+
+def _complete_response(
+    response: Schema,
+    status: int,
+    headers: Schema,
+    found: dict[str, Schema],
+    *,
+    with_msgpack: bool,
+) -> None:
+    response["description"] = HTTPStatus(status).phrase
+    response["headers"] = {"X-Request-Id": _REQUEST_ID} | {
+        name: {
+            "description": header["description"],
+            "required": True,
+            "schema": HEADER_SCHEMAS[name],
         }
-        if operation.headers:
-            response["headers"] |= dict(operation.headers)
-        if status != HTTPStatus.NO_CONTENT:
-            response["content"] = {"application/json": answer}
-            if operation.answer is not None:
-                response["content"] = {
-                    media: {"schema": schema, "example": operation.answer_example}
-                    for media, schema in operation.answer.items()
-                }
-            if operation.msgpack:
-                response["content"]["application/msgpack"] = {
-                    "schema": _packed(answer.get("schema", {}))
-                }
-        responses[str(status)] = response
-    guarded = () if operation.right == "open" else _GUARDED
-    always = (500,) if operation.right == "open" else _ALWAYS
-    for status in sorted({*operation.problems, *guarded, *always, *also}):
-        responses.setdefault(str(status), {"$ref": f"#/components/responses/{_name(status)}"})
-    return responses
+        for name, header in headers.items()
+    }
+    content = response.get("content", {})
+    if status == HTTPStatus.NO_CONTENT:
+        content.clear()
+    if _JSON in content and with_msgpack:
+        content[_MSGPACK] = {"schema": packed(content[_JSON]["schema"], found, sent=False)}
+    if EVENT_STREAM in content:
+        # Without a type: to generators it is text of any kind, and no JSON.
+        content[EVENT_STREAM] = {"schema": {"contentMediaType": EVENT_STREAM}}
 
 
-def _problem_responses() -> dict[str, Any]:
+def _problem_responses() -> dict[str, Schema]:
     slugs: dict[int, set[str]] = {}
     for kind in TABLE.values():
         slugs.setdefault(kind.status, set()).add(kind.slug)
-    responses: dict[str, Any] = {}
+    responses: dict[str, Schema] = {}
     for status, found in sorted(slugs.items()):
-        response: dict[str, Any] = {
+        response: Schema = {
             "description": f"{HTTPStatus(status).phrase}: "
             + ", ".join(f"`{slug}`" for slug in sorted(found)),
             "headers": {"X-Request-Id": _REQUEST_ID},
@@ -219,36 +241,3 @@ def _problem_responses() -> dict[str, Any]:
 
 def _name(status: int) -> str:
     return HTTPStatus(status).phrase.replace(" ", "")
-
-
-def _problem() -> Schema:
-    slugs = sorted({kind.slug for kind in TABLE.values()} | {UNKNOWN_TYPE, "method-not-allowed"})
-    return {
-        "type": "object",
-        "description": "A problem detail (RFC 9457).",
-        "required": ["type", "title", "status"],
-        "properties": {
-            "type": {"type": "string", "enum": slugs},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "errors": {
-                "type": "array",
-                "description": "Of a body that does not hold: one entry a field.",
-                "items": {
-                    "type": "object",
-                    "required": ["field", "message"],
-                    "properties": {
-                        "field": {"type": "string", "example": "embeddings[3].vector"},
-                        "message": {"type": "string"},
-                    },
-                },
-            },
-            "stored": {"type": "integer", "description": "Of a batch that was stored in part."},
-            "unprocessed": {
-                "type": "array",
-                "items": {"type": "string"},
-                "description": "The product ids that were not stored.",
-            },
-        },
-    }

@@ -4,7 +4,10 @@ from typing import Final
 
 import msgspec
 
-from api.openapi.parts import Route, Schema
+from api.openapi.schemas import Schema
+
+Route = tuple[str, str]
+"""Path and method, the latter in lower case."""
 
 _MODEL: Final = "/models/{model_version}"
 _BUILD: Final = ("/builds/{build_id}", "get")

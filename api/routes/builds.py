@@ -1,31 +1,27 @@
 """Builds: request one, list them, look at one or watch it, cancel it."""
 
 from functools import partial
-from typing import Any, Final, cast
+from typing import cast
 
 import msgspec
-from litestar import Controller, Request, Response, delete, get, post
-from litestar.params import FromPath
+from litestar import Controller, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
 from litestar.types import ASGIApp
 
-from api.auth.tokens import operators, readers
-from api.build_events import EVENT_STREAM
-from api.http.context import Call, call_in, response
-from api.http.idempotency import answer_once, nothing
-from api.http.paging import Paging
-from api.http.paths import unescape
-from api.http.problems import Reply
-from api.wire.decoding import Shape, whole
-from api.wire.schemas import BuildBody, BuildItem, BuildPage, BuildParametersItem, ProgressItem
+from api.build_events import EVENT_STREAM, BuildEvents
+from api.context import AppContext
+from api.http.hooks import operators, readers
+from api.http.idempotency import once
+from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
+from api.http.parameters import LOCATION, BuildIdPath, ModelVersion
+from api.http.request import ApiRequest, ApiResponse
+from api.wire.versions import BuildBody, BuildItem, BuildPage, BuildParametersItem, ProgressItem
 from core.errors import NotFound
-from core.identifiers import validate_model_version
+from core.limits import BUILD_ID_CHARACTERS_MAX
 from core.models import Build, BuildParameters, BuildStatus
-from core.repositories.builds import BuildPosition
-from core.repositories.idempotency import Claim
-
-BUILD_ID_CHARACTERS_MAX: Final = 64
-
-_body: Final = Shape(BuildBody)
+from core.repositories.builds import BuildPosition, BuildRepository
+from core.usecases.builds import BuildService
 
 
 class BuildController(Controller):
@@ -38,50 +34,58 @@ class BuildController(Controller):
         guards=[operators],
         status_code=202,
         summary="Request a build",
+        response_headers=[LOCATION],
     )
     async def request(
-        self, request: Request[Any, Any, Any], model_version: FromPath[str]
-    ) -> Response[BuildItem]:
+        self,
+        request: ApiRequest,
+        model_version: ModelVersion,
+        build_service: NamedDependency[BuildService],
+        data: JSONBody[BuildBody] = BuildBody(),  # noqa: B008 - nothing changes it
+    ) -> ApiResponse[BuildItem]:
         """Requests a build of the index and the matrix; every field is optional.
 
         While one is open, the same request answers with it, and a different one is a conflict.
         """
-        call = call_in(request)
-
-        async def act(claim: Claim | None, parameters: BuildParameters) -> Build:
-            name = unescape(model_version)
-            validate_model_version(name)
-            return await call.context.resources.build_service.request(name, parameters, claim)
-
-        return response(await answer_once(call, _read, act, partial(_accepted, call)))
-
-    @get("/models/{model_version:str}/builds", guards=[readers], summary="List builds")
-    async def get_page(
-        self, request: Request[Any, Any, Any], model_version: FromPath[str]
-    ) -> Response[BuildPage]:
-        """A page of a model version's builds, newest first."""
-        call = call_in(request)
-        name = unescape(model_version)
-        paging = Paging(call, f"builds/{name}")
-        position = paging.position(BuildPosition)
-        limit = paging.limit
-        validate_model_version(name)
-        resources = call.context.resources
-        model = await resources.models.known_model(name)
-        builds, further = await resources.builds.list_builds(
-            name, limit=limit, position=position, generation=model.generation
+        parameters = BuildParameters(
+            target_recall=data.target_recall,
+            matrix_k=int(data.matrix_k),
+            deterministic=data.deterministic,
+            force=data.force,
         )
-        items = [item(build) for build in builds]
-        return response(call.reply(BuildPage(items=items, next_cursor=paging.cursor(further))))
+        build = await once(request, partial(build_service.request, model_version, parameters))
+        location = f"/builds/{build.build_id}"
+        return ApiResponse(item(build), status_code=202, headers={"location": location})
+
+    @get(
+        "/models/{model_version:str}/builds",
+        guards=[readers],
+        summary="List builds",
+        opt={LIST: "builds/{model_version}"},
+    )
+    async def get_page(
+        self,
+        model_version: ModelVersion,
+        app: NamedDependency[AppContext],
+        page: NamedDependency[PageCursor],
+        limit: PageLimit = LIMIT_DEFAULT,
+    ) -> BuildPage:
+        """A page of a model version's builds, newest first."""
+        model = await app.resources.models.known_model(model_version)
+        found, further = await app.resources.builds.list_builds(
+            model_version,
+            limit=limit,
+            position=page.position(BuildPosition),
+            generation=model.generation,
+        )
+        return BuildPage(items=[item(build) for build in found], next_cursor=page.next(further))
 
     @get("/builds/{build_id:str}", guards=[readers], summary="Get a build")
     async def get_one(
-        self, request: Request[Any, Any, Any], build_id: FromPath[str]
-    ) -> Response[BuildItem]:
+        self, build_id: BuildIdPath, builds: NamedDependency[BuildRepository]
+    ) -> BuildItem:
         """One build: its status, progress, and manifest once it is published."""
-        call = call_in(request)
-        build = await call.context.resources.builds.get_build(_checked(build_id))
-        return response(call.reply(item(build)))
+        return item(await builds.get_build(_id(build_id)))
 
     @get(
         "/builds/{build_id:str}/events",
@@ -89,53 +93,43 @@ class BuildController(Controller):
         media_type=EVENT_STREAM,
         summary="Watch a build",
     )
-    async def get_events(self, request: Request[Any, Any, Any], build_id: FromPath[str]) -> ASGIApp:
+    async def get_events(
+        self,
+        request: ApiRequest,
+        build_id: BuildIdPath,
+        build_events: NamedDependency[BuildEvents],
+    ) -> ASGIApp:
         """One build as server-sent events: as it is now, and again whenever it changes.
 
         The stream ends with the build, or with the token; comments keep it open meanwhile.
         """
-        call = call_in(request)
-        stream = await call.context.watches.open(
-            _checked(build_id), call.caller, head=call.method == "HEAD"
+        context = request.context
+        stream = await build_events.open(
+            _id(build_id), context.caller, head=context.method == "HEAD"
         )
-        call.leave()  # a stream is no request in flight: it has a limit of its own
+        context.leave()  # a stream is no request in flight: it has a limit of its own
         return cast("ASGIApp", stream)
 
     @delete("/builds/{build_id:str}", guards=[operators], status_code=202, summary="Cancel a build")
     async def cancel(
-        self, request: Request[Any, Any, Any], build_id: FromPath[str]
-    ) -> Response[BuildItem]:
+        self,
+        request: ApiRequest,
+        build_id: BuildIdPath,
+        builds: NamedDependency[BuildRepository],
+    ) -> BuildItem:
         """Cancels a build that waits or runs; one that has ended is a conflict.
 
         The worker that runs it stops at its next heartbeat, and can publish no more.
         """
-        call = call_in(request)
-
-        async def act(claim: Claim | None, _sent: None) -> Build:
-            return await call.context.resources.builds.cancel(_checked(build_id), claim)
-
-        return response(await answer_once(call, nothing, act, partial(_cancelled, call)))
+        checked = _id(build_id)
+        return item(await once(request, partial(builds.cancel, checked)))
 
 
-async def _read(call: Call) -> BuildParameters:
-    body = _body.decode(call.data, msgpack=call.msgpack_in) if call.data else BuildBody()
-    body.matrix_k = whole(body.matrix_k, "matrix_k")
-    return msgspec.convert(body, BuildParameters, from_attributes=True)
-
-
-def _checked(build_id: str) -> str:
-    wanted = unescape(build_id)
-    if not 1 <= len(wanted) <= BUILD_ID_CHARACTERS_MAX:
+def _id(build_id: str) -> str:
+    """Raises: NotFound: no build has such an id."""
+    if not 1 <= len(build_id) <= BUILD_ID_CHARACTERS_MAX:
         raise NotFound("there is no such build")
-    return wanted
-
-
-def _accepted(call: Call, build: Build) -> Reply:
-    return call.reply(item(build), 202, ((b"location", f"/builds/{build.build_id}".encode()),))
-
-
-def _cancelled(call: Call, build: Build) -> Reply:
-    return call.reply(item(build), 202)
+    return build_id
 
 
 def item(build: Build) -> BuildItem:

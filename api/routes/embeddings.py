@@ -1,40 +1,38 @@
 """Embeddings: write, read, delete, page through."""
 
 from functools import partial
-from typing import Any, Final, cast
+from typing import Annotated
 
-from litestar import Controller, Request, Response, delete, get, post, put
-from litestar.params import FromPath
+from litestar import Controller, delete, get, post, put
+from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody, QueryParameter
 
-from api.auth.tokens import operators, readers
-from api.http.context import Call, call_in, response
-from api.http.guards import BODY
-from api.http.idempotency import answer_once, nothing
-from api.http.paging import Paging
-from api.http.paths import unescape
-from api.http.problems import Reply
-from api.http.queries import Query
-from api.routes.batches import Batch, read_batch, store_batch
-from api.wire.decoding import Shape
-from api.wire.schemas import (
+from api.context import AppContext
+from api.http.hooks import BODY, operators, readers
+from api.http.idempotency import once
+from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
+from api.http.parameters import WATERMARK, MetricQuery, ModelVersion, ProductIdPath
+from api.http.request import ApiRequest, ApiResponse
+from api.routes.batches import decode_entries, store_batch
+from api.wire.embeddings import (
+    BatchBody,
     BatchStored,
+    EmbeddingBody,
     EmbeddingItem,
     EmbeddingPage,
     EmbeddingStored,
-    VectorBody,
 )
 from api.wire.vectors import floats
 from core.errors import Unreadable
-from core.identifiers import validate_model_version, validate_product_id
-from core.models import Embedding, Metric, Watermark
+from core.identifiers import validate_product_id
+from core.limits import PRODUCT_ID_BYTES_MAX
+from core.models import Embedding, Watermark
 from core.repositories.embeddings import EmbeddingPosition
-from core.repositories.idempotency import Claim
-from core.results import DeletedEmbedding, StoredBatch, StoredEmbedding
-from core.vectors.arrays import Floats, as_vector, json_floats
+from core.usecases.embeddings import EmbeddingService
+from core.vectors.arrays import as_vector
 
-METRICS: Final[tuple[Metric, ...]] = ("cosine", "ip", "l2")
-
-_vector: Final = Shape(VectorBody)
+WithVectors = Annotated[bool, QueryParameter(description="With the vectors.")]
 
 
 class EmbeddingController(Controller):
@@ -48,30 +46,36 @@ class EmbeddingController(Controller):
         guards=[operators],
         opt={BODY: "vector"},
         summary="Store an embedding",
+        responses={201: ResponseSpec(EmbeddingStored, generate_examples=False)},
+        response_headers=[WATERMARK],
     )
     async def store(
         self,
-        request: Request[Any, Any, Any],
-        model_version: FromPath[str],
-        product_id: FromPath[str],
-    ) -> Response[EmbeddingStored]:
+        request: ApiRequest,
+        model_version: ModelVersion,
+        product_id: ProductIdPath,
+        data: JSONBody[EmbeddingBody],
+        embedding_service: NamedDependency[EmbeddingService],
+        metric: MetricQuery = None,
+    ) -> ApiResponse[EmbeddingStored]:
         """Stores one embedding, over the one before it.
 
         The first write of a model version fixes its dimension and metric.
         """
-        call = call_in(request)
-
-        async def act(claim: Claim | None, sent: tuple[Query, Floats]) -> StoredEmbedding:
-            query, vector = sent
-            return await call.context.resources.embedding_service.store_embedding(
-                unescape(model_version),
-                unescape(product_id),
-                vector,
-                query.choice("metric", METRICS),
-                claim,
-            )
-
-        return response(await answer_once(call, _read_vector, act, partial(_stored, call)))
+        vector = floats(data.vector, "vector", msgpack=request.context.msgpack_in)
+        stored = await once(
+            request,
+            partial(embedding_service.store_embedding, model_version, product_id, vector, metric),
+        )
+        return ApiResponse(
+            EmbeddingStored(
+                product_id=stored.product_id,
+                dimension=stored.dimension,
+                updated_at=stored.updated_at,
+            ),
+            status_code=201 if stored.created else 200,
+            headers=_header(request, stored.watermark),
+        )
 
     @post(
         "/embeddings:batch",
@@ -79,123 +83,100 @@ class EmbeddingController(Controller):
         opt={BODY: "batch"},
         status_code=200,
         summary="Store many embeddings",
+        response_headers=[WATERMARK],
     )
     async def store_many(
-        self, request: Request[Any, Any, Any], model_version: FromPath[str]
-    ) -> Response[BatchStored]:
-        """Stores many embeddings, each id once, or none of them when one does not hold."""
-        call = call_in(request)
-
-        async def act(claim: Claim | None, sent: tuple[Query, Batch]) -> StoredBatch:
-            query, batch = sent
-            metric = query.choice("metric", METRICS)
-            return await store_batch(call, unescape(model_version), batch, metric, claim)
-
-        return response(await answer_once(call, _read_batch, act, partial(_stored_batch, call)))
+        self,
+        request: ApiRequest,
+        model_version: ModelVersion,
+        data: JSONBody[BatchBody],
+        embedding_service: NamedDependency[EmbeddingService],
+        metric: MetricQuery = None,
+    ) -> ApiResponse[BatchStored]:
+        """Stores many embeddings, each id once, or none of them when one is not valid."""
+        context = request.context
+        batch = await context.decode(decode_entries(data, msgpack=context.msgpack_in))
+        stored = await once(
+            request,
+            partial(store_batch, embedding_service, model_version, batch, metric),
+        )
+        headers = _header(request, stored.watermark)
+        return ApiResponse(BatchStored(stored=stored.rows), headers=headers)
 
     @get("/embeddings/{product_id:str}", guards=[readers], summary="Get an embedding")
     async def get_one(
         self,
-        request: Request[Any, Any, Any],
-        model_version: FromPath[str],
-        product_id: FromPath[str],
-    ) -> Response[EmbeddingItem]:
+        model_version: ModelVersion,
+        product_id: ProductIdPath,
+        app: NamedDependency[AppContext],
+    ) -> EmbeddingItem:
         """One embedding, the vector as it was sent."""
-        call = call_in(request)
-        name, wanted = unescape(model_version), unescape(product_id)
-        validate_model_version(name)
-        validate_product_id(wanted, call.context.settings.limits.product_id_bytes_max)
-        resources = call.context.resources
-        model = await resources.models.known_model(name)
-        embedding = await resources.embeddings.get_embedding(name, wanted, model.generation)
-        return response(call.reply(_item(embedding, msgpack=call.msgpack_out)))
+        validate_product_id(product_id, PRODUCT_ID_BYTES_MAX)
+        model = await app.resources.models.known_model(model_version)
+        return _item(
+            await app.resources.embeddings.get_embedding(
+                model_version, product_id, model.generation
+            )
+        )
 
     @delete(
         "/embeddings/{product_id:str}",
         guards=[operators],
         status_code=204,
         summary="Delete an embedding",
+        response_headers=[WATERMARK],
     )
     async def delete(
         self,
-        request: Request[Any, Any, Any],
-        model_version: FromPath[str],
-        product_id: FromPath[str],
-    ) -> Response[None]:
+        request: ApiRequest,
+        model_version: ModelVersion,
+        product_id: ProductIdPath,
+        embedding_service: NamedDependency[EmbeddingService],
+    ) -> ApiResponse[None]:
         """Deletes one embedding; 404 when there is none, or no more."""
-        call = call_in(request)
+        deleted = await once(
+            request,
+            partial(embedding_service.delete_embedding, model_version, product_id),
+        )
+        headers = _header(request, deleted.watermark)
+        return ApiResponse(None, status_code=204, headers=headers)
 
-        async def act(claim: Claim | None, _sent: None) -> DeletedEmbedding:
-            name = unescape(model_version)
-            validate_model_version(name)
-            return await call.context.resources.embedding_service.delete_embedding(
-                name, unescape(product_id), claim
-            )
-
-        return response(await answer_once(call, nothing, act, partial(_deleted, call)))
-
-    @get("/embeddings", guards=[readers], summary="List embeddings")
+    @get(
+        "/embeddings",
+        guards=[readers],
+        summary="List embeddings",
+        opt={LIST: "embeddings/{vectors}/{model_version}"},
+    )
     async def get_page(
-        self, request: Request[Any, Any, Any], model_version: FromPath[str]
-    ) -> Response[EmbeddingPage]:
+        self,
+        model_version: ModelVersion,
+        app: NamedDependency[AppContext],
+        page: NamedDependency[PageCursor],
+        limit: PageLimit = LIMIT_DEFAULT,
+        vectors: WithVectors = True,  # noqa: FBT002 - a parameter of the query
+    ) -> EmbeddingPage:
         """A page of a model version's embeddings; `?vectors=false` leaves the vectors out."""
-        call = call_in(request)
-        name = unescape(model_version)
-        vectors = Query(call.query).flag("vectors", default=True)
-        paging = Paging(call, f"embeddings/{vectors}/{name}")
-        position = paging.position(EmbeddingPosition)
-        limit = paging.limit
-        validate_model_version(name)
-        resources = call.context.resources
-        model = await resources.models.known_model(name)
+        position = page.position(EmbeddingPosition)
+        model = await app.resources.models.known_model(model_version)
         if position is not None and position.generation != model.generation:
             raise Unreadable("the cursor is not valid; start again without it")
-        found, further = await resources.embeddings.list_embeddings(
+        found, further = await app.resources.embeddings.list_embeddings(
             model, limit=limit, position=position, vectors=vectors
         )
-        items = [_item(embedding, msgpack=call.msgpack_out) for embedding in found]
-        page = EmbeddingPage(items=items, next_cursor=paging.cursor(further))
-        return response(call.reply(page))
+        return EmbeddingPage(
+            items=[_item(embedding) for embedding in found], next_cursor=page.next(further)
+        )
 
 
-def _stored(call: Call, stored: StoredEmbedding) -> Reply:
-    answer = EmbeddingStored(
-        product_id=stored.product_id, dimension=stored.dimension, updated_at=stored.updated_at
-    )
-    return call.reply(answer, 201 if stored.created else 200, _watermark(call, stored.watermark))
-
-
-def _stored_batch(call: Call, stored: StoredBatch) -> Reply:
-    return call.reply(BatchStored(stored=stored.rows), headers=_watermark(call, stored.watermark))
-
-
-def _deleted(call: Call, deleted: DeletedEmbedding) -> Reply:
-    return Reply(204, b"", "text/plain", _watermark(call, deleted.watermark))
-
-
-async def _read_vector(call: Call) -> tuple[Query, Floats]:
-    query = Query(call.query)
-    msgpack = call.msgpack_in
-    body = _vector.decode(call.data, msgpack=msgpack)
-    return query, floats(body.vector, call.context.settings.limits, "vector", msgpack=msgpack)
-
-
-async def _read_batch(call: Call) -> tuple[Query, Batch]:
-    return Query(call.query), await read_batch(call)
-
-
-def _item(embedding: Embedding, *, msgpack: bool) -> EmbeddingItem:
-    vector: bytes | list[float] | None = embedding.vector
-    if embedding.vector is not None and not msgpack:
-        vector = json_floats(as_vector(embedding.vector))
+def _item(embedding: Embedding) -> EmbeddingItem:
+    vector = embedding.vector
     return EmbeddingItem(
         product_id=embedding.product_id,
         dimension=embedding.dimension,
         updated_at=embedding.updated_at,
-        vector=cast("list[float] | None", vector),  # bytes where msgpack is asked for
+        vector=None if vector is None else as_vector(vector),
     )
 
 
-def _watermark(call: Call, watermark: Watermark) -> tuple[tuple[bytes, bytes], ...]:
-    token = call.context.resources.watermarks.encode(watermark)
-    return ((b"x-watermark", token.encode()),)
+def _header(request: ApiRequest, watermark: Watermark) -> dict[str, str]:
+    return {"x-watermark": request.context.app.resources.watermarks.encode(watermark)}

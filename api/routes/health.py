@@ -1,12 +1,14 @@
 """Whether the process runs, and whether requests should be sent to it."""
 
-from typing import Any
-
-from litestar import Controller, Request, Response, get
+from litestar import Controller, get
+from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from msgspec import UNSET
 
-from api.http.context import call_in, response
-from api.wire.schemas import Alive, DependencyItem, Readiness
+from api.context import AppContext
+from api.http.hooks import OPEN
+from api.http.request import ApiRequest, ApiResponse
+from api.wire.health import Alive, DependencyItem, Readiness
 
 
 class HealthController(Controller):
@@ -14,21 +16,29 @@ class HealthController(Controller):
 
     path = "/health"
     tags = ("health",)
+    opt = {OPEN: True}  # noqa: RUF012 - Litestar has no other place for it
 
     @get("/live", summary="Liveness")
-    async def live(self, request: Request[Any, Any, Any]) -> Response[Alive]:
+    async def live(self) -> Alive:
         """The process runs."""
-        return response(call_in(request).reply(Alive()))
+        return Alive()
 
-    @get("/ready", summary="Readiness")
-    async def ready(self, request: Request[Any, Any, Any]) -> Response[Readiness]:
+    @get(
+        "/ready",
+        summary="Readiness",
+        responses={503: ResponseSpec(Readiness, generate_examples=False)},
+    )
+    async def ready(
+        self,
+        request: ApiRequest,
+        app: NamedDependency[AppContext],
+    ) -> ApiResponse[Readiness]:
         """200 once searches can be answered, from the cache too; else 503.
 
         A caller with a valid token also gets the model versions and what is wrong with them.
         """
-        call = call_in(request)
-        health, registry = call.context.health, call.context.registry
-        known = call.known_caller is not None
+        health, registry = app.health, app.registry
+        known = request.context.known_caller is not None
         readiness = Readiness(
             status="ready" if health.ready else "draining" if health.draining else "starting",
             dependencies={
@@ -43,4 +53,4 @@ class HealthController(Controller):
         if known:
             readiness.loaded = {name: i.build_id for name, i in registry.loaded.items()}
             readiness.troubles = dict(registry.troubles)
-        return response(call.reply(readiness, 200 if health.ready else 503))
+        return ApiResponse(readiness, status_code=200 if health.ready else 503)

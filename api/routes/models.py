@@ -1,22 +1,19 @@
 """Model versions: what is current, what an operator makes current, and the current matrix."""
 
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from litestar import Controller, Request, Response, delete, get, post
-from litestar.params import FromPath
+from litestar import Controller, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
 
-from api.auth.tokens import operators, readers
-from api.context import Context
-from api.http.context import Call, call_in, response
-from api.http.idempotency import answer_once, nothing
-from api.http.paging import Paging
-from api.http.paths import unescape
-from api.http.problems import Reply, invalid
-from api.routes.builds import BUILD_ID_CHARACTERS_MAX
-from api.wire.decoding import Shape
-from api.wire.schemas import (
+from api.context import AppContext
+from api.http.hooks import operators, readers
+from api.http.idempotency import once
+from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
+from api.http.parameters import ModelVersion
+from api.http.request import ApiRequest
+from api.wire.versions import (
     CurrentBuild,
     LoadedVersion,
     MatrixFile,
@@ -28,16 +25,14 @@ from api.wire.schemas import (
 )
 from core import results
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
-from core.identifiers import validate_model_version
 from core.index.files import NPZ, PARQUET
 from core.index.manifest import Manifest
 from core.models import Build, Model, now, timestamp
 from core.repositories.idempotency import Claim, completion
 from core.results import LoadedBuild, ModelSummary
-from core.versions import VersionRecord
+from core.versions import VersionRecord, VersionStore
 
 URL_EXPIRES_S: Final = 300
-_body: Final = Shape(PromoteBody)
 
 
 class After(msgspec.Struct, frozen=True):
@@ -52,29 +47,29 @@ class ModelController(Controller):
     path = "/models"
     tags = ("models",)
 
-    @get("/", summary="List model versions")
-    async def get_page(self, request: Request[Any, Any, Any]) -> Response[ModelPage]:
+    @get("/", summary="List model versions", opt={LIST: "models"})
+    async def get_page(
+        self,
+        app: NamedDependency[AppContext],
+        page: NamedDependency[PageCursor],
+        limit: PageLimit = LIMIT_DEFAULT,
+    ) -> ModelPage:
         """A page of model versions, by name."""
-        call = call_in(request)
-        paging = Paging(call, "models")
-        after = paging.position(After)
-        limit = paging.limit
-        models = await call.context.resources.models.list_models()
-        rest = [m for m in models if after is None or m.model_version > after.model_version]
-        items = [_item(await _summary(call.context, model)) for model in rest[:limit]]
+        after = page.position(After)
+        found = await app.resources.models.list_models()
+        rest = [m for m in found if after is None or m.model_version > after.model_version]
+        items = [_item(await _summary(app, model)) for model in rest[:limit]]
         further = After(items[-1].model_version) if len(rest) > limit else None
-        return response(call.reply(ModelPage(items=items, next_cursor=paging.cursor(further))))
+        return ModelPage(items=items, next_cursor=page.next(further))
 
     @get("/{model_version:str}", summary="Get a model version")
     async def get_one(
-        self, request: Request[Any, Any, Any], model_version: FromPath[str]
-    ) -> Response[ModelItem]:
+        self,
+        model_version: ModelVersion,
+        app: NamedDependency[AppContext],
+    ) -> ModelItem:
         """Dimension, metric, counts, the current build, and what this process has loaded."""
-        call = call_in(request)
-        name = unescape(model_version)
-        validate_model_version(name)
-        model = await call.context.resources.models.find_model(name)
-        return response(_shown(call, await _summary(call.context, model)))
+        return _item(await _summary(app, await app.resources.models.find_model(model_version)))
 
     @delete(
         "/{model_version:str}",
@@ -83,27 +78,27 @@ class ModelController(Controller):
         summary="Delete a model version",
     )
     async def delete(
-        self, request: Request[Any, Any, Any], model_version: FromPath[str]
-    ) -> Response[ModelItem]:
+        self,
+        request: ApiRequest,
+        model_version: ModelVersion,
+        app: NamedDependency[AppContext],
+    ) -> ModelItem:
         """Deletes a model version with its embeddings, builds and files.
 
         Until a worker has removed all of it, this route's GET gives `deleting_at`, and the other
         routes of the model version are conflicts. Then the name can be used again.
         """
-        call = call_in(request)
 
-        async def act(claim: Claim | None, _sent: None) -> ModelSummary:
-            name = unescape(model_version)
-            validate_model_version(name)
-            models = call.context.resources.models
-            model = await models.get_model(name)
+        async def mark(claim: Claim | None) -> ModelSummary:
+            models = app.resources.models
+            model = await models.get_model(model_version)
             marked = msgspec.structs.replace(model, deleting_at=timestamp(now()))
-            summary = await _summary(call.context, marked)
+            summary = await _summary(app, marked)
             await models.mark_model(marked, completion(claim, summary))
-            call.context.registry.mark(marked)
+            app.registry.mark(marked)
             return summary
 
-        return response(await answer_once(call, nothing, act, partial(_shown, call, status=202)))
+        return _item(await once(request, mark))
 
     @post(
         "/{model_version:str}/promote",
@@ -112,100 +107,77 @@ class ModelController(Controller):
         summary="Promote a build",
     )
     async def promote(
-        self, request: Request[Any, Any, Any], model_version: FromPath[str]
-    ) -> Response[ModelItem]:
+        self,
+        request: ApiRequest,
+        model_version: ModelVersion,
+        data: JSONBody[PromoteBody],
+        app: NamedDependency[AppContext],
+    ) -> ModelItem:
         """Makes an earlier published build current, and pins it.
 
         It brings back that build's index and parameters, never old rows: what changed since is
         applied on top. No automatic build replaces it until an operator builds or promotes.
         """
-        call = call_in(request)
 
-        async def act(claim: Claim | None, body: PromoteBody) -> ModelSummary:
-            name = unescape(model_version)
-            validate_model_version(name)
-            if not 1 <= len(body.build_id) <= BUILD_ID_CHARACTERS_MAX:
-                raise invalid("build_id", f"takes 1 to {BUILD_ID_CHARACTERS_MAX} characters")
-            promotions = call.context.resources.promotions
-            build, model = await promotions.promotable(name, body.build_id)
-            try:
-                await call.context.resources.versions.check(VersionRecord.of(build))
-            except NotFound:
-                raise NotPromotable(
-                    f"the files of build {build.build_id} are gone; build anew"
-                ) from None
-            except Corrupt as error:
-                raise NotPromotable(
-                    f"build {build.build_id} is damaged ({error}); build anew"
-                ) from None
+        async def promote(claim: Claim | None) -> ModelSummary:
+            promotions = app.resources.promotions
+            build, model = await promotions.promotable(model_version, data.build_id)
+            await _check_files(app.resources.versions, build)
             after = msgspec.structs.replace(
                 model,
                 current_build_id=build.build_id,
                 current_fence=build.fence,
                 pinned=True,
             )
-            summary = await _summary(call.context, after)
-            await promotions.promote(name, body.build_id, completion(claim, summary))
+            summary = await _summary(app, after)
+            await promotions.promote(model_version, data.build_id, completion(claim, summary))
             return summary
 
-        return response(await answer_once(call, _read, act, partial(_shown, call)))
+        return _item(await once(request, promote))
 
     @get("/{model_version:str}/matrix", guards=[readers], summary="Get the similarity matrix")
     async def get_matrix(
-        self, request: Request[Any, Any, Any], model_version: FromPath[str]
-    ) -> Response[MatrixSnapshot]:
+        self,
+        model_version: ModelVersion,
+        app: NamedDependency[AppContext],
+    ) -> MatrixSnapshot:
         """The manifest of the current build, and URLs of its matrix, good for five minutes.
 
         The matrix is a snapshot: changes since the build are not in it.
         """
-        call = call_in(request)
-        name = unescape(model_version)
-        validate_model_version(name)
-        model = await call.context.resources.models.get_model(name)
+        versions = app.resources.versions
+        model = await app.resources.models.get_model(model_version)
         if model.current_build_id is None:
-            raise NoIndex(f"{name} has no published build yet; POST one to its builds")
-        build = await call.context.resources.builds.get_build(model.current_build_id)
+            raise NoIndex(f"{model_version} has no published build yet; POST one to its builds")
+        build = await app.resources.builds.get_build(model.current_build_id)
         manifest = _published(build)
         if manifest is None:
             raise Corrupt(f"build {model.current_build_id} is current and has no manifest")
         record = VersionRecord.of(build)
         try:
             files = MatrixFiles(
-                parquet=await _file(call.context, record, manifest, PARQUET),
-                npz=await _file(call.context, record, manifest, NPZ),
+                parquet=await _file(versions, record, manifest, PARQUET),
+                npz=await _file(versions, record, manifest, NPZ),
             )
         except (Corrupt, NotFound) as error:
             raise Unavailable(
                 f"the matrix of build {record.build_id} is lost or damaged ({error}): "
-                f"`k9 rebuild {name}` makes it again"
+                f"`k9 rebuild {model_version}` makes it again"
             ) from error
-        snapshot = MatrixSnapshot(
-            model_version=name,
+        return MatrixSnapshot(
+            model_version=model_version,
             build_id=manifest.build_id,
             expires_in_s=URL_EXPIRES_S,
             files=files,
             manifest=msgspec.to_builtins(manifest),
         )
-        return response(call.reply(snapshot))
 
 
-async def _read(call: Call) -> PromoteBody:
-    return _body.decode(call.data, msgpack=call.msgpack_in)
-
-
-async def _file(
-    context: Context, record: VersionRecord, manifest: Manifest, name: str
-) -> MatrixFile:
-    info = manifest.files[name]
-    url = await context.resources.versions.presign(record, name, info, URL_EXPIRES_S)
-    return MatrixFile(url=url, bytes=info.bytes, sha256=info.sha256)
-
-
-async def _summary(context: Context, model: Model) -> ModelSummary:
-    loaded = context.registry.segment(model.model_version)
+async def _summary(app: AppContext, model: Model) -> ModelSummary:
+    loaded = app.registry.segment(model.model_version)
     if loaded is not None and loaded.data != model.data:
         loaded = None  # of an earlier model version of the name, or of before a restore
-    manifest = await _manifest(context, model)
+    manifest = await _manifest(app, model)
     return ModelSummary(
         model,
         None if manifest is None else _current(manifest),
@@ -213,17 +185,35 @@ async def _summary(context: Context, model: Model) -> ModelSummary:
     )
 
 
-async def _manifest(context: Context, model: Model) -> Manifest | None:
+async def _manifest(app: AppContext, model: Model) -> Manifest | None:
     """Of the current build: from memory where it is loaded, else from the builds table."""
     if model.current_build_id is None:
         return None
-    loaded = context.registry.segment(model.model_version)
+    loaded = app.registry.segment(model.model_version)
     if loaded is not None and loaded.build_id == model.current_build_id:
         return loaded.manifest
     try:
-        return _published(await context.resources.builds.get_build(model.current_build_id))
+        return _published(await app.resources.builds.get_build(model.current_build_id))
     except NotFound:
         return None
+
+
+async def _check_files(versions: VersionStore, build: Build) -> None:
+    """Raises: NotPromotable: files of the build are gone or damaged."""
+    try:
+        await versions.check(VersionRecord.of(build))
+    except NotFound:
+        raise NotPromotable(f"the files of build {build.build_id} are gone; build anew") from None
+    except Corrupt as error:
+        raise NotPromotable(f"build {build.build_id} is damaged ({error}); build anew") from None
+
+
+async def _file(
+    versions: VersionStore, record: VersionRecord, manifest: Manifest, name: str
+) -> MatrixFile:
+    info = manifest.files[name]
+    url = await versions.presign(record, name, info, URL_EXPIRES_S)
+    return MatrixFile(url=url, bytes=info.bytes, sha256=info.sha256)
 
 
 def _published(build: Build) -> Manifest | None:
@@ -243,10 +233,6 @@ def _current(manifest: Manifest) -> results.CurrentBuild:
         recall=manifest.recall.value,
         watermark=manifest.watermark,
     )
-
-
-def _shown(call: Call, summary: ModelSummary, status: int = 200) -> Reply:
-    return call.reply(_item(summary), status)
 
 
 def _item(summary: ModelSummary) -> ModelItem:

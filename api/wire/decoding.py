@@ -1,18 +1,19 @@
 """Bodies → wire Structs, from JSON and msgpack.
 
-What cannot be read is `Unreadable` (400); what reads and does not hold is `Invalid` (422), with the
+What cannot be read is `Unreadable` (400); what reads and is not valid is `Invalid` (422), with the
 path of the field. msgspec stops at the first thing that does not fit a type, before the rest is
 looked at, so that a body which fails is then skimmed once more: only if all of it reads is it 422.
 """
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from api.wire.schemas import Whole
+from api.admission.executor import Steps
 from core.errors import FieldError, Invalid, K9Error, Unreadable
 
 T = TypeVar("T")
@@ -21,13 +22,16 @@ _AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOT
 _UNKNOWN: Final = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
 _REQUIRED: Final = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
 _MESSAGE_CHARACTERS_MAX: Final = 200
+_COUNTED_BYTES: Final = 4 << 20
+LARGE_BYTES: Final = 256 * 1024
+"""Bodies over it are decoded in a thread, vector by vector, to let the event loop have its turn."""
 
 _skim_json: Final = msgspec.json.Decoder(Raw)
 _skim_msgpack: Final = msgspec.msgpack.Decoder(Raw)
 
 
-class Shape(Generic[T]):
-    """What a body should be: one Struct for JSON, and one for msgpack, where vectors are bytes."""
+class BodyDecoder(Generic[T]):
+    """Decodes one kind of body: one Struct from JSON, one from msgpack, with vectors as bytes."""
 
     def __init__(self, json: type[T], msgpack: type[T] | None = None) -> None:
         self._json: Callable[[Any], T] = msgspec.json.Decoder(json).decode
@@ -51,16 +55,29 @@ class Shape(Generic[T]):
             raise _translated(error, data, at, msgpack=msgpack) from None
 
 
-def whole(value: Whole, field: str) -> int:
-    """A whole number, however JSON has it: 10, 10.0 and 1e1 are the same (RFC 8259).
+@cache
+def body_decoder(kind: type[T]) -> BodyDecoder[T]:
+    """The decoder of a Struct that is the same in both formats."""
+    return BodyDecoder(kind)
+
+
+def count_parts(data: bytes, most: int) -> Steps[None]:
+    """Refuses a JSON body of far too many parts before any of them is made.
+
+    msgspec makes all entries of a list before it counts them, at 70 bytes each. Commas inside of
+    strings are counted too: `most` leaves room for them.
 
     Raises:
-        Invalid: it has a fraction.
+        Invalid: there are more parts than any good body has.
     """
-    if value % 1:  # nan for what is not finite
-        message = "must be a whole number"
-        raise Invalid(f"{field} {message}", (FieldError(field, message),))
-    return int(value)
+    parts = 1
+    for start in range(0, len(data), _COUNTED_BYTES):
+        if start:
+            yield 0
+        parts += data.count(b",", start, start + _COUNTED_BYTES)
+    if parts > most:
+        message = f"has {parts} parts, the most is {most}"
+        raise Invalid(f"the body {message}", (FieldError("body", message),))
 
 
 def _translated(error: Exception, data: bytes | Raw, at: str, *, msgpack: bool) -> K9Error:

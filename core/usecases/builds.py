@@ -1,15 +1,13 @@
 """Requesting a build: written to the table first, then enqueued."""
 
 from core.errors import BuildConflict, EmptyModel, FieldError, Invalid
+from core.limits import MATRIX_K_MAX, RECALL_MAX, RECALL_MIN
 from core.models import Build, BuildParameters
 from core.queue import JobQueue
 from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import Claim
 from core.repositories.models import ModelRepository
-
-_RECALL_MIN, _RECALL_MAX = 0.5, 1.0
-_MATRIX_K_MAX = 1000
 
 
 class BuildService:
@@ -85,10 +83,10 @@ def validate_parameters(parameters: BuildParameters) -> None:
         Invalid: with each parameter that is out of bounds.
     """
     errors = []
-    if not _RECALL_MIN <= parameters.target_recall <= _RECALL_MAX:
-        bounds = f"must be from {_RECALL_MIN} to {_RECALL_MAX}"
+    if not RECALL_MIN <= parameters.target_recall <= RECALL_MAX:
+        bounds = f"must be from {RECALL_MIN} to {RECALL_MAX}"
         errors.append(FieldError("target_recall", bounds))
-    if not 1 <= parameters.matrix_k <= _MATRIX_K_MAX:
-        errors.append(FieldError("matrix_k", f"must be from 1 to {_MATRIX_K_MAX}"))
+    if not 1 <= parameters.matrix_k <= MATRIX_K_MAX:
+        errors.append(FieldError("matrix_k", f"must be from 1 to {MATRIX_K_MAX}"))
     if errors:
         raise Invalid("the parameters of the build are not valid", tuple(errors))

@@ -25,6 +25,7 @@ from core.identifiers import (
     validate_model_version,
     validate_product_id,
 )
+from core.limits import BATCH_ROWS_MAX, DIMENSION_MAX, PRODUCT_ID_BYTES_MAX
 from core.models import Metric, Model, Watermark, now, timestamp
 from core.notifications import ChangeNotifier
 from core.repositories.embeddings import EmbeddingRepository
@@ -62,7 +63,6 @@ class EmbeddingService:
         self._models = models
         self._embeddings = embeddings
         self._notifier = notifier
-        self._limits = settings.limits
         self._shards = settings.ingest.shards
 
     async def store_embedding(
@@ -82,7 +82,7 @@ class EmbeddingService:
             Unavailable: DynamoDB did not take it in time.
         """
         validate_model_version(model_version)
-        validate_product_id(product_id, self._limits.product_id_bytes_max)
+        validate_product_id(product_id, PRODUCT_ID_BYTES_MAX)
 
         async def attempt() -> StoredEmbedding:
             model = await self._known(model_version)
@@ -90,7 +90,7 @@ class EmbeddingService:
                 vector,
                 _metric(model, metric),
                 model.dimension if model else None,
-                self._limits.dimension_max,
+                DIMENSION_MAX,
             )
             if problem:
                 raise Invalid.of(FieldError("vector", problem))
@@ -169,7 +169,7 @@ class EmbeddingService:
             NotFound: there is no such model version or embedding.
             ModelBeingDeleted: the model version is marked for deletion.
         """
-        validate_product_id(product_id, self._limits.product_id_bytes_max)
+        validate_product_id(product_id, PRODUCT_ID_BYTES_MAX)
         model = await self._models.known_model(model_version)
         with self._notifying(model_version, (product_id,)):
             deleted = await self._embeddings.delete_embedding(model, product_id, claim)
@@ -203,15 +203,15 @@ class EmbeddingService:
             dimension = model.dimension
         elif dimension is None:
             vectors = (vector for _, vector in rows)
-            dimension = common_dimension(vectors, kind, self._limits.dimension_max, "embeddings")
+            dimension = common_dimension(vectors, kind, DIMENSION_MAX, "embeddings")
         for row, (product_id, vector) in enumerate(rows):
-            problem = product_id_problem(product_id, self._limits.product_id_bytes_max)
+            problem = product_id_problem(product_id, PRODUCT_ID_BYTES_MAX)
             first = seen.setdefault(product_id, row)
             if first != row:
                 problem = f"{product_id!r} is in the batch already, as entry {first}"
             if problem:
                 found.append(Problem(row, "product_id", problem))
-            problem = check_vector(vector, kind, dimension, self._limits.dimension_max)
+            problem = check_vector(vector, kind, dimension, DIMENSION_MAX)
             if problem:
                 found.append(Problem(row, "vector", problem))
         return found
@@ -227,7 +227,7 @@ class EmbeddingService:
         self._notifier.publish(model_version, product_ids)
 
     def _check_size(self, rows: Sequence[Row]) -> None:
-        limit = self._limits.batch_rows_max
+        limit = BATCH_ROWS_MAX
         if not 1 <= len(rows) <= limit:
             problem = f"has {len(rows)} entries, and takes 1 to {limit}"
             raise Invalid.of(FieldError("embeddings", problem))

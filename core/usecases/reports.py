@@ -10,6 +10,12 @@ import msgspec
 
 from core.errors import FieldError, Invalid, Stale, Unavailable
 from core.identifiers import product_id_problem
+from core.limits import (
+    AUTHOR_CHARACTERS_MAX,
+    PRODUCT_ID_BYTES_MAX,
+    REFERENCE_CHARACTERS_MAX,
+    TITLE_CHARACTERS_MAX,
+)
 from core.models import Report, next_version, now, timestamp
 from core.repositories.idempotency import Claim, completion
 from core.repositories.reports import ReportRepository
@@ -18,9 +24,6 @@ from core.results import DeletedReport
 from core.settings import Settings
 from core.usecases.users import text_problem
 
-_TITLE_MAX: Final = 500
-_AUTHOR_MAX: Final = 500
-_REFERENCE_MAX: Final = 2000
 _FULL_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
@@ -30,7 +33,6 @@ class ReportService:
     def __init__(self, reports: ReportRepository, settings: Settings) -> None:
         self._reports = reports
         self._records = settings.records
-        self._product_id_bytes_max = settings.limits.product_id_bytes_max
 
     async def create(
         self,
@@ -164,7 +166,7 @@ class ReportService:
         errors = [
             FieldError(f"favorites[{position}]", problem)
             for product_id, position in first.items()
-            if (problem := product_id_problem(product_id, self._product_id_bytes_max))
+            if (problem := product_id_problem(product_id, PRODUCT_ID_BYTES_MAX))
         ]
         if not errors and sum(len(product_id.encode()) for product_id in unique) > bytes_limit:
             errors = [FieldError("favorites", f"has over {bytes_limit} bytes of ids")]
@@ -180,8 +182,8 @@ def _date_problem(text: str) -> str | None:
 
 
 _PROBLEMS: Final[dict[str, Callable[[str], str | None]]] = {
-    "title": lambda text: text_problem(text, _TITLE_MAX),
-    "author": lambda text: text_problem(text, _AUTHOR_MAX),
+    "title": lambda text: text_problem(text, TITLE_CHARACTERS_MAX),
+    "author": lambda text: text_problem(text, AUTHOR_CHARACTERS_MAX),
     "date": _date_problem,
-    "reference": lambda text: text_problem(text, _REFERENCE_MAX),
+    "reference": lambda text: text_problem(text, REFERENCE_CHARACTERS_MAX),
 }

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from core.errors import FieldError, Invalid, Stale, Unavailable
+from core.limits import EMAIL_CHARACTERS_MAX, NAME_CHARACTERS_MAX, URL_CHARACTERS_MAX
 from core.models import User, next_version, now, timestamp
 from core.repositories.idempotency import Claim, completion
 from core.repositories.transactions import CONFLICTS
@@ -16,9 +17,6 @@ from core.repositories.users import UserRepository
 from core.settings import Records
 from core.usecases import documents
 
-_NAME_MAX: Final = 200
-_EMAIL_MAX: Final = 254
-_URL_MAX: Final = 2048
 _MERGED_IN_THREAD_BYTES: Final = 32 * 1024
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 
@@ -195,11 +193,11 @@ def text_problem(text: str, characters_max: int) -> str | None:
 def _email_problem(text: str) -> str | None:
     if not _EMAIL.fullmatch(text):
         return "is not an email address"
-    return text_problem(text, _EMAIL_MAX)
+    return text_problem(text, EMAIL_CHARACTERS_MAX)
 
 
 def _url_problem(text: str) -> str | None:
-    problem = text_problem(text, _URL_MAX)
+    problem = text_problem(text, URL_CHARACTERS_MAX)
     if problem:
         return problem
     try:
@@ -211,7 +209,7 @@ def _url_problem(text: str) -> str | None:
 
 
 _PROBLEMS: Final[dict[str, Callable[[str], str | None]]] = {
-    "name": lambda text: text_problem(text, _NAME_MAX),
+    "name": lambda text: text_problem(text, NAME_CHARACTERS_MAX),
     "email": _email_problem,
     "avatar_url": _url_problem,
 }

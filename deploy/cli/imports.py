@@ -6,6 +6,7 @@ from time import monotonic
 
 import click
 
+from core.limits import BATCH_ROWS_MAX
 from core.models import Metric
 from deploy.cli import environment
 from deploy.errors import CommandError
@@ -71,7 +72,7 @@ async def command(
                     resources.embedding_service,
                     model,
                     reader,
-                    rows_max=settings.limits.batch_rows_max,
+                    rows_max=BATCH_ROWS_MAX,
                     metric=metric,
                     on_batch=on_batch,
                 )

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from core.dynamo import tables
 from core.errors import ModelBeingDeleted, NotFound
+from core.limits import BATCH_ROWS_MAX
 from core.models import Build, BuildParameters
 from core.settings import Settings
 from deploy.api_client import ProblemError, open_api, path_of
@@ -95,7 +96,7 @@ async def load(settings: Settings, console: Console) -> int:
                 resources.embedding_service,
                 MODEL,
                 reader,
-                rows_max=settings.limits.batch_rows_max,
+                rows_max=BATCH_ROWS_MAX,
                 on_batch=on_batch,
             )
     if result.bad:

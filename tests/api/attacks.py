@@ -53,8 +53,8 @@ def all_given_back(app: Application) -> None:
     """Checks that nothing is held once all requests are answered."""
     has = admission(app)
     for share in (has.reads, has.calls, has.arriving, has.buffered, has.searches, has.work):
-        assert share.held == 0, share.name
-    assert has.waits.held == has.streams.held == 0
+        assert share.in_use == 0, share.name
+    assert has.waits.in_use == has.streams.in_use == 0
 
 
 class Held:

@@ -48,7 +48,7 @@ async def test_bodies_that_arrive_slowly_hold_nothing_but_their_callers_share(
         for client in (first, second):
             for _ in range(2):
                 held.post(client)
-        await until(lambda: admission(app).arriving.held == 4)
+        await until(lambda: admission(app).arriving.in_use == 4)
         before = shed("bodies", "share")
         reply = await first.post(SEARCH, json=QUESTION)
         assert_problem(reply, 429, "over-share")
@@ -74,7 +74,7 @@ async def test_it_is_503_only_where_the_process_as_a_whole_is_full(service: Serv
         held = Held()
         held.post(first)
         held.post(second)
-        await until(lambda: admission(app).arriving.held == 2)
+        await until(lambda: admission(app).arriving.in_use == 2)
         assert_problem(await first.post(SEARCH, json=QUESTION), 429)
         reply = await third.post(SEARCH, json=QUESTION)
         assert_problem(reply, 503, "overloaded")
@@ -96,8 +96,8 @@ async def test_a_body_counts_as_it_arrives_and_not_as_it_is_announced(service: S
         batch = path_of(MODEL, "embeddings:batch")
         for _ in range(3):
             held.post(attacker, batch, rest=b"", content_length=str(96 * 1024 * 1024))
-        await until(lambda: admission(app).arriving.held == 3)
-        assert admission(app).buffered.held == 3
+        await until(lambda: admission(app).arriving.in_use == 3)
+        assert admission(app).buffered.in_use == 3
         entries = [
             {"product_id": f"by-{n}", "vector": vector(n).tolist() * 512} for n in range(200)
         ]
@@ -118,7 +118,7 @@ async def test_bytes_in_memory_are_shared(service: Service) -> None:
     ):
         held = Held()
         held.post(hoarder, first=b"{" + b" " * 49_000)
-        await until(lambda: admission(app).buffered.held > 49_000)
+        await until(lambda: admission(app).buffered.in_use > 49_000)
         large = msgspec.json.encode(QUESTION) + b" " * 20_000
         assert_problem(await hoarder.post(SEARCH, content=large), 429, "over-share")
         assert (await bystander.post(SEARCH, content=large)).status_code == 200
@@ -230,9 +230,9 @@ async def test_large_searches_take_turns_by_caller(
     ):
         asked = [EXACT | {"k": k} for k in (11, 12, 13, 14)]
         running = [asyncio.create_task(many.post(SEARCH, json=body)) for body in asked]
-        await until(lambda: admission(app).searches.held == 4)
+        await until(lambda: admission(app).searches.in_use == 4)
         late = asyncio.create_task(few.post(SEARCH, json=EXACT | {"k": 21}))
-        await until(lambda: admission(app).searches.held == 5)
+        await until(lambda: admission(app).searches.in_use == 5)
         for client in (many, few):
             assert (await client.post(SEARCH, json=QUESTION)).status_code == 200
         gate.open.set()
@@ -260,14 +260,14 @@ async def test_large_searches_are_shared_by_number_and_by_work(
             caller(service, app, "few") as few,
         ):
             running = [asyncio.create_task(many.post(SEARCH, json=EXACT)) for _ in range(2)]
-            await until(lambda: admission(app).searches.held == 2)
+            await until(lambda: admission(app).searches.in_use == 2)
             before = shed("large searches", "share")
             reply = await many.post(SEARCH, json=EXACT)
             assert_problem(reply, 429, "over-share")
             assert reply.headers["retry-after"]
             assert shed("large searches", "share") == before + 1
             running.append(asyncio.create_task(few.post(SEARCH, json=EXACT)))
-            await until(lambda: admission(app).searches.held == 3)
+            await until(lambda: admission(app).searches.in_use == 3)
             gate.open.set()
             replies = await asyncio.gather(*running)
             assert [reply.status_code for reply in replies] == [200] * 3
@@ -285,7 +285,7 @@ async def test_a_large_search_waits_for_its_turn_for_so_long(
         caller(service, app, "second") as second,
     ):
         running = asyncio.create_task(first.post(SEARCH, json=EXACT))
-        await until(lambda: admission(app).searches.held == 1)
+        await until(lambda: admission(app).searches.in_use == 1)
         before = shed("large searches", "deadline")
         assert_problem(await second.post(SEARCH, json=EXACT), 503, "overloaded")
         assert shed("large searches", "deadline") == before + 1
@@ -323,11 +323,11 @@ async def test_waits_for_a_watermark_are_shared(
         monkeypatch.setattr(Snapshot, "reflects", lambda *_: False)
         body = question | {"min_watermark": token}
         held = [asyncio.create_task(waiting.post(search, json=body)) for _ in range(2)]
-        await until(lambda: admission(app).waits.held == 2)
+        await until(lambda: admission(app).waits.in_use == 2)
         assert_problem(await waiting.post(search, json=body), 429, "over-share")
         assert (await waiting.post(search, json=question)).status_code == 200
         held.append(asyncio.create_task(bystander.post(search, json=body)))
-        await until(lambda: admission(app).waits.held == 3)
+        await until(lambda: admission(app).waits.in_use == 3)
         release.set()
         assert [reply.status_code for reply in await asyncio.gather(*held)] == [200] * 3
         all_given_back(app)
@@ -353,7 +353,7 @@ async def test_calls_to_dynamodb_leave_room_for_searches(
         caller(service, app, "bystander") as bystander,
     ):
         held = [asyncio.create_task(busy.get("/models")) for _ in range(2)]
-        await until(lambda: admission(app).calls.held == 2)
+        await until(lambda: admission(app).calls.in_use == 2)
         assert_problem(await busy.get("/models"), 429, "over-share")
         nowhere = path_of("m-made-up", "search")
         assert_problem(await busy.post(nowhere, json=QUESTION), 429, "over-share")

@@ -211,13 +211,13 @@ async def test_a_stranger_takes_no_slot(service: Service) -> None:
     async with started(app), client_of(app) as client:
         context = app.holder.context
         assert context is not None
-        context.admission.calls.take("someone else")
+        context.admission.calls.acquire("someone else")
         try:
             assert_problem(await client.get("/models"), 401, "unauthenticated")
             headers = {"authorization": f"Bearer {service.pool.token()}"}
             assert_problem(await client.get("/models", headers=headers), 503, "overloaded")
         finally:
-            context.admission.calls.give_back("someone else")
+            context.admission.calls.release("someone else")
 
 
 async def test_an_unknown_key_id_waits_for_nothing(service: Service, tmp_path: Path) -> None:

@@ -189,8 +189,8 @@ async def test_events_tell_each_change_and_end_with_the_build(service: Service) 
         late = Stream(app, build_id, token)
         assert [build["status"] async for build in late.events()] == ["cancelled"]
         await late.task
-        assert app.holder.context.watches.streams == 0
-        assert not app.holder.context.watches._watched  # noqa: SLF001
+        assert app.holder.context.build_events.streams == 0
+        assert not app.holder.context.build_events._watched  # noqa: SLF001
 
 
 async def test_a_stream_ends_with_its_token_and_with_its_client(service: Service) -> None:
@@ -198,7 +198,7 @@ async def test_a_stream_ends_with_its_token_and_with_its_client(service: Service
     build_id = await opened(service, "m-events-end")
     async with quick(service) as app:
         assert app.holder.context is not None
-        watches = app.holder.context.watches
+        watches = app.holder.context.build_events
         short = service.pool.token("readers", exp=int(time.time()) - 4)  # with 5 s of leeway
         stream = Stream(app, build_id, short)
         assert [build["status"] async for build in stream.events()] == ["queued"]
@@ -244,7 +244,7 @@ async def test_the_oldest_stream_of_a_caller_gives_way(service: Service) -> None
         token = service.pool.token("readers")
         first, stuck = Stream(app, build_id, token), Stream(app, build_id, token)
         assert app.holder.context is not None
-        watches = app.holder.context.watches
+        watches = app.holder.context.build_events
         for stream in (first, stuck):
             await stream.event()
         stuck.reading.clear()  # what it is sent next, it does not take
@@ -267,7 +267,7 @@ async def test_the_oldest_stream_of_a_caller_gives_way(service: Service) -> None
             assert [build["status"] async for build in stream.events()] == ["cancelled"]
             await stream.task
         assert watches.streams == 0
-        assert app.holder.context.admission.streams.held == 0
+        assert app.holder.context.admission.streams.in_use == 0
 
 
 class Looks:
@@ -344,7 +344,7 @@ async def test_looks_that_ended_begin_again_for_who_joins(service: Service) -> N
         assert app.holder.context is not None
         first = Stream(app, build_id, service.pool.token("readers"))
         await first.event()
-        (watched,) = app.holder.context.watches._watched.values()  # noqa: SLF001 - to break it
+        (watched,) = app.holder.context.build_events._watched.values()  # noqa: SLF001 - to break it
         assert watched.looking is not None
         watched.looking.cancel()
         async with asyncio.timeout(20):

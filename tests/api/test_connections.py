@@ -79,7 +79,7 @@ async def test_a_caller_who_leaves_in_mid_body_is_no_error(service: Service, pat
         assert lines == []
         context = listener.app.holder.context
         assert context is not None
-        assert context.admission.buffered.held == 0
+        assert context.admission.buffered.in_use == 0
 
 
 # --- what HTTP/1.1 has ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from api.routes.reports import matching
+from api.http.parameters import matching_versions
 from core.dynamo.items import number_text
 from core.errors import NumberOutOfRange
 from core.models import VERSION_MAX, Report, next_version
@@ -65,7 +65,7 @@ async def test_tags_of_other_makes_match_nothing(service: Service, tag: str) -> 
 def test_every_tag_that_matches_is_a_number_of_dynamodbs() -> None:
     """And every version that could be stored matches."""
     for version in VERSIONS:
-        assert matching(f'"{version}"'.encode()) == frozenset({version})
+        assert matching_versions(f'"{version}"') == frozenset({version})
         assert number_text(version)
     with pytest.raises(NumberOutOfRange):
         number_text(VERSION_MAX + 2)

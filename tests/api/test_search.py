@@ -132,9 +132,9 @@ async def test_options_narrow_a_search(client: httpx.AsyncClient) -> None:
     assert exact["index"]["recall"] == 1
 
 
-async def test_both_lanes_answer_byte_for_byte_the_same(service: Service) -> None:
-    """What the front answers by itself is what the router's handlers answer."""
-    slow = create_app(service.settings, service.resources, fast_lane=False)
+async def test_both_paths_answer_byte_for_byte_the_same(service: Service) -> None:
+    """The fast path answers what the router's handlers answer."""
+    slow = create_app(service.settings, service.resources, use_fast_path=False)
     token = service.pool.token()
     bodies: list[bytes] = [
         msgspec.json.encode({"vector": vector(3).tolist(), "k": 4}),

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from api.wire.schemas import IndexUsed
+from api.wire.search import IndexUsed
 from tests.benchmarks.asking import Given, Hits, Question
 from tests.benchmarks.published import unit
 from tests.benchmarks.stock import Catalogue

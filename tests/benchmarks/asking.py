@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import numpy as np
 
-from api.wire.schemas import Found, IndexUsed
+from api.wire.search import Found, IndexUsed
 from core.vectors.arrays import Floats
 from tests.benchmarks.stock import Catalogue
 

@@ -78,7 +78,7 @@ async def try_page(binary: str, target: Target, profile: Path) -> dict[str, str]
 async def read_rebound(binary: str, target: Target, path: str, profile: Path) -> str:
     """What a page sees of the embedded AWS once its own name resolves to this machine."""
     port = urlsplit(target.endpoint).port
-    process = await _start(
+    process = await start(
         binary,
         profile,
         "--host-resolver-rules=MAP evil.example 127.0.0.1",
@@ -103,7 +103,8 @@ def _filled(target: Target) -> str:
     return _PAGE.replace("<script>", f"<script>{constants}", 1)
 
 
-async def _start(binary: str, profile: Path, *arguments: str) -> asyncio.subprocess.Process:
+async def start(binary: str, profile: Path, *arguments: str) -> asyncio.subprocess.Process:
+    """A headless browser with a profile of its own."""
     return await asyncio.create_subprocess_exec(
         binary,
         "--headless",
@@ -120,7 +121,7 @@ async def _start(binary: str, profile: Path, *arguments: str) -> asyncio.subproc
 
 @asynccontextmanager
 async def _browser(binary: str, profile: Path, url: str) -> AsyncIterator[None]:
-    process = await _start(binary, profile, "--remote-debugging-port=0", url)
+    process = await start(binary, profile, "--remote-debugging-port=0", url)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from api.auth.keys import Jwk, _Kept
+from api.auth.keys import Jwk, _CachedKeys
 from core.dynamo.cursors import Cursors
 from core.dynamo.expressions import Update
 from core.dynamo.items import attribute_of
@@ -215,7 +215,9 @@ _BACKUP: Final = archive.Manifest(
     _ONE,
     {"users": archive.TableEntry("k9-users-golden", 1, [archive.FileEntry("f", 1, 9, "ab")])},
 ).sealed()
-_HELD: Final = _Kept("https://keys.test/jwks.json", 1.5, [Jwk("RSA", "key-1", n="AQAB", e="AQAB")])
+_HELD: Final = _CachedKeys(
+    "https://keys.test/jwks.json", 1.5, [Jwk("RSA", "key-1", n="AQAB", e="AQAB")]
+)
 
 
 _USER: Final = User("u", _NOON, _ONE, "N", "e@x.test", "https://x.test/a", '{"a":1.50}', 7, _ONE)
@@ -299,7 +301,7 @@ FORMATS: Final[tuple[Format[Any], ...]] = (
     Format("cached-models", "json", [_MODEL, _FIRST_MODEL],
            msgspec.json.encode, lambda data: msgspec.json.decode(data, type=list[Model])),
     Format("cached-keys", "json", _HELD,
-           msgspec.json.encode, lambda data: msgspec.json.decode(data, type=_Kept)),
+           msgspec.json.encode, lambda data: msgspec.json.decode(data, type=_CachedKeys)),
     Format("backup", "json", _BACKUP,
            msgspec.json.encode, lambda data: msgspec.json.decode(data, type=archive.Manifest)),
     Format("notification", "msgpack", ChangeNotification("m-1", ("p/1", "p2"), 1_795_780_800_000),

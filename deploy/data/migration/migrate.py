@@ -110,7 +110,7 @@ class _Run:
             resources.embedding_service,
         )
         self._parser = RowParser(table, resources.settings, resources.report_service)
-        self._new_models = NewModels(resources.embedding_service, resources.settings, metric)
+        self._new_models = NewModels(resources.embedding_service, metric)
         self._table = table
         self._metric = metric
         self._on_entry = on_entry

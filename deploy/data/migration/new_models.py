@@ -7,8 +7,8 @@ block of them, or the end of the file, determines its dimension.
 from typing import Final
 
 from core.errors import Invalid, K9Error, Unavailable
+from core.limits import DIMENSION_MAX
 from core.models import Metric
-from core.settings import Settings
 from core.usecases.dimensions import common_dimension
 from core.usecases.embeddings import EmbeddingService
 from deploy.data.bulk import retried
@@ -24,11 +24,8 @@ HELD_ROWS_MAX: Final = 10_000
 class NewModels:
     """Holds back rows of new model versions, and releases them once the dimension is known."""
 
-    def __init__(
-        self, embeddings: EmbeddingService, settings: Settings, metric: Metric | None
-    ) -> None:
+    def __init__(self, embeddings: EmbeddingService, metric: Metric | None) -> None:
         self._embeddings = embeddings
-        self._dimension_max = settings.limits.dimension_max
         self._metric = metric
         self._held: dict[str, list[LegacyRow]] = {}
         self._count = 0
@@ -83,9 +80,7 @@ class NewModels:
         self._count -= len(rows)
         vectors = [row.record.vector for row in rows if isinstance(row.record, LegacyEmbedding)]
         try:
-            dimension = common_dimension(
-                vectors, self._metric or "cosine", self._dimension_max, name
-            )
+            dimension = common_dimension(vectors, self._metric or "cosine", DIMENSION_MAX, name)
         except Invalid as error:
             self.rejected[name] = str(error)
         else:

@@ -1,7 +1,6 @@
 """Paths, queries and bodies: what is read, and what is refused."""
 
 import contextlib
-from collections.abc import Callable
 from urllib.parse import quote
 
 import msgspec
@@ -12,12 +11,12 @@ from hypothesis import strategies as st
 
 from api.admission.executor import finished
 from api.http.paths import routed_path, unescape
-from api.http.queries import Query
-from api.routes.batches import decode_batch
-from api.wire.decoding import Shape
-from api.wire.vectors import LARGE_BYTES, floats
+from api.http.request import check_query
+from api.routes.batches import Batch, decode_entries
+from api.wire.decoding import LARGE_BYTES, BodyDecoder
+from api.wire.embeddings import BatchBody
+from api.wire.vectors import floats
 from core.errors import Invalid, Unreadable
-from core.settings import Limits
 
 _TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 
@@ -27,7 +26,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     names: list[str] = []
 
 
-_shape = Shape(_Body)
+_decoder = BodyDecoder(_Body)
 
 
 @given(_TEXT, _TEXT)
@@ -53,33 +52,11 @@ def test_a_path_without_escapes_is_itself() -> None:
         routed_path(b"/" * 10_000)
 
 
-def test_queries_are_checked() -> None:
-    """Bounds, words, flags, and what is left out."""
-    query = Query(b"k=7&flag=false&metric=ip&blank=&u=%C3%BC&k2=-3")
-    assert query.integer("k", default=1, minimum=1, maximum=9) == 7
-    assert query.integer("none", default=4, minimum=1, maximum=9) == 4
-    assert query.flag("flag", default=True) is False
-    assert query.choice("metric", ("cosine", "ip")) == "ip"
-    assert query.choice("none", ("cosine",)) is None
-    assert (query.text("u"), query.text("blank"), query.text("none")) == ("ü", "", None)
-    assert query.integer("k2", default=0, minimum=-5, maximum=5) == -3
-    refused: dict[str, Callable[[str], object]] = {
-        "metric": lambda name: query.integer(name, default=1, minimum=1, maximum=9),
-        "blank": lambda name: query.integer(name, default=1, minimum=1, maximum=9),
-        "k": lambda name: query.flag(name, default=True),
-        "u": lambda name: query.choice(name, ("cosine",)),
-    }
-    for name, read in refused.items():
-        with pytest.raises(Invalid) as raised:
-            read(name)
-        assert raised.value.errors[0].field == name
-
-
 @pytest.mark.parametrize("raw", [b"a=%FF", b"&".join([b"a=1"] * 200)])
 def test_a_query_that_cannot_be_read_is_unreadable(raw: bytes) -> None:
     """Bytes that are no UTF-8, and parameters without end."""
     with pytest.raises(Unreadable):
-        Query(raw)
+        check_query(raw)
 
 
 @given(st.binary(max_size=200))
@@ -87,7 +64,7 @@ def test_no_body_does_worse_than_being_refused(data: bytes) -> None:
     """Any bytes, as JSON and as msgpack."""
     for msgpack in (False, True):
         with contextlib.suppress(Unreadable, Invalid):
-            _shape.decode(data, msgpack=msgpack)
+            _decoder.decode(data, msgpack=msgpack)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +80,14 @@ def test_no_body_does_worse_than_being_refused(data: bytes) -> None:
 def test_what_does_not_hold_is_named_by_its_path(body: bytes, field: str) -> None:
     """As in `names[1]`; a caller's own long text is cut."""
     with pytest.raises(Invalid) as raised:
-        _shape.decode(body, msgpack=False)
+        _decoder.decode(body, msgpack=False)
     assert [error.field for error in raised.value.errors] == [field]
 
 
 def test_what_fails_early_is_still_read_to_its_end() -> None:
     """A wrong type first and half a JSON behind it cannot be read at all."""
     with pytest.raises(Unreadable):
-        _shape.decode(b'{"k": "1", "names": [', msgpack=False)
+        _decoder.decode(b'{"k": "1", "names": [', msgpack=False)
 
 
 def test_a_vector_far_too_long_is_refused_before_its_numbers_are_made() -> None:
@@ -118,7 +95,7 @@ def test_a_vector_far_too_long_is_refused_before_its_numbers_are_made() -> None:
     raw = msgspec.Raw(b"[" + b"0.25, " * 99_999 + b"1]")
     assert len(raw) > LARGE_BYTES
     with pytest.raises(Invalid, match="has 100000 numbers, the most is 4096"):
-        floats(raw, Limits(), "vector", msgpack=False)
+        floats(raw, "vector", msgpack=False)
 
 
 def test_a_batch_of_the_largest_kind_is_read_exactly() -> None:
@@ -130,6 +107,7 @@ def test_a_batch_of_the_largest_kind_is_read_exactly() -> None:
         (msgspec.json.encode({"embeddings": plain}), False),
         (msgspec.msgpack.encode({"embeddings": packed}), True),
     ):
-        batch = finished(decode_batch(data, Limits(), msgpack=msgpack))
+        body = finished(BatchBody.decoding(data, msgpack=msgpack))
+        batch: Batch = finished(decode_entries(body, msgpack=msgpack))
         assert not batch.errors
         assert np.array_equal(np.stack([vector for _, vector in batch.rows]), rows)

@@ -1,0 +1,94 @@
+"""Typed parameters of paths, queries and headers, for handlers and for the OpenAPI document."""
+
+import re
+from typing import Annotated, Any, Final
+
+from litestar.datastructures import ResponseHeader
+from litestar.params import HeaderParameter, PathParameter, QueryParameter
+
+from api.wire.fields import PRODUCT_ID
+from api.wire.search import WATERMARK as WATERMARK_TEXT
+from core.identifiers import MODEL_VERSION, REPORT_ID
+from core.limits import BUILD_ID_CHARACTERS_MAX, K_MAX, PRODUCT_ID_BYTES_MAX
+from core.models import Metric
+
+ModelVersion = Annotated[
+    str,
+    PathParameter(
+        pattern=rf"^{MODEL_VERSION}\Z",
+        schema_extra={"pattern": f"^{MODEL_VERSION}$", "example": "minilm-l6-v2"},
+    ),
+]
+ProductIdPath = Annotated[
+    str,
+    PathParameter(
+        description=f"1 to {PRODUCT_ID_BYTES_MAX} bytes of UTF-8, not blank, not `.` or `..`, "
+        "without control characters; percent-encoded, a slash too (`%2F`).",
+        schema_extra={"type": "string", **PRODUCT_ID},
+    ),
+]
+BuildIdPath = Annotated[
+    str,
+    PathParameter(
+        schema_extra={"type": "string", "minLength": 1, "maxLength": BUILD_ID_CHARACTERS_MAX}
+    ),
+]
+ReportIdPath = Annotated[
+    str, PathParameter(schema_extra={"type": "string", "pattern": f"^{REPORT_ID}$"})
+]
+UserIdPath = Annotated[
+    str,
+    PathParameter(
+        description="The caller's own, or `me`.",
+        schema_extra={"type": "string", "minLength": 1, "example": "me"},
+    ),
+]
+KQuery = Annotated[int, QueryParameter(ge=1, le=K_MAX, description="How many neighbours.")]
+MetricQuery = Annotated[
+    Metric | None,
+    # No default: a generated client sends one with every write, a conflict where it differs.
+    QueryParameter(
+        description="Fixed by the first write of a model version; another one later is a conflict. "
+        "Absent it is the model version's own, and `cosine` for a new one."
+    ),
+]
+IfMatch = Annotated[
+    str | None,
+    HeaderParameter(
+        name="If-Match",
+        description="`ETag`s of which the report must have one, or `*`; else 412.",
+    ),
+]
+
+LOCATION: Final = ResponseHeader(
+    "Location", documentation_only=True, required=True, description="Where to find it."
+)
+ETAG: Final = ResponseHeader(
+    "ETag", documentation_only=True, required=True, description="The version, for `If-Match`."
+)
+WATERMARK: Final = ResponseHeader(
+    "X-Watermark",
+    documentation_only=True,
+    required=True,
+    description="Opaque; send it as `min_watermark` of a search that must reflect this write.",
+)
+HEADER_SCHEMAS: Final[dict[str, dict[str, Any]]] = {
+    "Location": {"type": "string", "pattern": "^/"},
+    "ETag": {"type": "string", "pattern": '^"[0-9]+"$'},
+    "X-Watermark": {"type": "string", **WATERMARK_TEXT},
+}
+
+_TAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+_VERSION: Final = re.compile(r'"([1-9][0-9]{0,37}0{0,88})"')
+"""Every whole number that DynamoDB holds: 38 digits, and zeros up to 1e126."""
+
+
+def matching_versions(if_match: str | None) -> frozenset[int] | None:
+    """The versions that an `If-Match` names; None where any will do.
+
+    Tags of other makes, weak ones among them, match no version (RFC 9110, 13.1.1).
+    """
+    if if_match is None or if_match.strip() == "*":
+        return None
+    versions = (_VERSION.fullmatch(tag) for tag in _TAG.findall(if_match))
+    return frozenset(int(version[1]) for version in versions if version)

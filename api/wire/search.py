@@ -1,0 +1,174 @@
+"""Searches and what they find."""
+
+from typing import Annotated, Any, ClassVar, Final, Generic, Self, TypeVar, cast
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from api.admission.executor import Steps
+from api.wire.decoding import LARGE_BYTES, BodyDecoder, count_parts
+from api.wire.fields import (
+    Answer,
+    Body,
+    EncodedVector,
+    Numbers,
+    ProductId,
+    Time,
+)
+from core.limits import (
+    DIMENSION_MAX,
+    EXCLUDE_MAX,
+    K_MAX,
+    PRODUCT_ID_BYTES_MAX,
+    VECTORS_MAX,
+    VECTORS_TIMES_K_MAX,
+)
+from core.watermarks import TOKEN_CHARACTERS_MAX
+
+V = TypeVar("V")
+
+WATERMARK: Any = {
+    "minLength": 1,
+    "maxLength": TOKEN_CHARACTERS_MAX,
+    "pattern": "^[A-Za-z0-9_-]*$",
+}
+"""JSON Schema of a watermark; `core.watermarks` checks it."""
+
+
+SearchK = Annotated[
+    float, Meta(extra_json_schema={"minimum": 1, "maximum": K_MAX, "multipleOf": 1})
+]
+"""A whole number; checked once the watermark has been read."""
+
+
+class SearchOptions(Body, frozen=True):
+    """What every search takes."""
+
+    k: SearchK = 10
+    exact: Annotated[bool, Meta(description="Score every row.")] = False
+    min_score: float | None = None
+    exclude: Annotated[list[str], Meta(max_length=EXCLUDE_MAX)] = []  # noqa: RUF012 - msgspec copies it
+    min_watermark: (
+        Annotated[
+            str,
+            Meta(
+                description="The `X-Watermark` of a write to reflect.",
+                extra_json_schema=WATERMARK,
+            ),
+        ]
+        | None
+    ) = None
+
+
+class SearchByVector(SearchOptions, frozen=True, kw_only=True):
+    """A search for the products nearest to a vector."""
+
+    vector: EncodedVector
+
+
+class SearchByProduct(SearchOptions, frozen=True, kw_only=True):
+    """A search for the products nearest to one of them, which is not among the results."""
+
+    product_id: ProductId
+
+
+class SearchByVectors(SearchOptions, frozen=True, kw_only=True):
+    """A search for the products nearest to each of several vectors."""
+
+    vectors: Annotated[
+        list[EncodedVector],
+        Meta(
+            min_length=1,
+            max_length=VECTORS_MAX,
+            description=f"Vectors times k is at most {VECTORS_TIMES_K_MAX}.",
+        ),
+    ]
+
+
+class SearchBody(SearchOptions, Generic[V], frozen=True, kw_only=True):
+    """A search as it is decoded: any of the three above. `V` is how its vector comes."""
+
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "description": "Exactly one of `vector`, `product_id` and `vectors`.",
+        # Each whole: of an object with a choice among its members, generators make no type.
+        "oneOf": [
+            {"$ref": f"#/components/schemas/{form.__name__}"}
+            for form in (SearchByVector, SearchByProduct, SearchByVectors)
+        ],
+        "example": {"product_id": "pandas", "k": 3, "exclude": ["numpy"]},
+    }
+    PARTS_MAX: ClassVar[int] = VECTORS_MAX * DIMENSION_MAX + EXCLUDE_MAX * PRODUCT_ID_BYTES_MAX
+
+    vector: V | UnsetType = UNSET
+    product_id: str | UnsetType = UNSET
+    vectors: Annotated[list[Raw], Meta(min_length=1, max_length=VECTORS_MAX)] | UnsetType = UNSET
+
+    @classmethod
+    def decoding(cls, data: bytes, *, msgpack: bool) -> Steps[Self]:
+        """The search that the bytes are; the numbers of a large one are counted first."""
+        large = len(data) > LARGE_BYTES
+        if large and not msgpack:
+            yield from count_parts(data, cls.PARTS_MAX)
+        decoder = _large if large else _small
+        return cast("Self", decoder.decode(data, msgpack=msgpack))
+
+
+AnySearch = SearchBody[bytes | list[float] | Raw]
+_small: Final[BodyDecoder[Any]] = BodyDecoder(SearchBody[Numbers], SearchBody[bytes | Numbers])
+_large: Final[BodyDecoder[Any]] = BodyDecoder(SearchBody[Raw], SearchBody[bytes | Numbers])
+
+
+class Neighbor(msgspec.Struct, gc=False):
+    """One result."""
+
+    product_id: str
+    score: float
+    """Larger is nearer: cosine, inner product, or the negated squared distance for `l2`."""
+
+
+class IndexUsed(msgspec.Struct, frozen=True):
+    """What answered."""
+
+    build_id: str
+    built_at: Time
+    recall: float
+    """Measured on held-out queries; 1 where every row was scored."""
+    exact: bool
+    """Whether this answer is exact, and not nearly so."""
+    watermark: str
+    """RFC 3339, UTC: every change made before it is in the index."""
+    fresh: int | None
+    """Rows changed since that were searched too, or null where not all of them are: they are too
+    many, or were not looked for yet, or not for a while. What was deleted stays hidden, as far as
+    it was read."""
+
+
+class Found(Answer):
+    """The nearest products, nearest first."""
+
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "example": {
+            "neighbors": [
+                {"product_id": "polars", "score": 0.8123},
+                {"product_id": "modin", "score": 0.7934},
+            ],
+            "index": {
+                "build_id": "01a206ce8d36b97501ea87038dac1d5a",
+                "built_at": "2026-01-01T00:00:00.000000Z",
+                "recall": 0.97,
+                "exact": False,
+                "watermark": "2025-12-31T23:59:00.000000Z",
+                "fresh": 2,
+            },
+        }
+    }
+
+    neighbors: list[Neighbor]
+    index: IndexUsed
+
+
+class FoundMany(Answer):
+    """The nearest products of each vector, in the order they were sent."""
+
+    results: list[list[Neighbor]]
+    index: IndexUsed

@@ -1,0 +1,22 @@
+"""The limits that the contract fixes. Those that an operator may set are in `core.settings`."""
+
+from typing import Final
+
+DIMENSION_MAX: Final = 4096
+PRODUCT_ID_BYTES_MAX: Final = 512
+BATCH_ROWS_MAX: Final = 1000
+K_MAX: Final = 1000
+VECTORS_MAX: Final = 256
+VECTORS_TIMES_K_MAX: Final = 10_000
+EXCLUDE_MAX: Final = 1000
+PAGE_ROWS_MAX: Final = 100
+BUILD_ID_CHARACTERS_MAX: Final = 64
+RECALL_MIN: Final = 0.5
+RECALL_MAX: Final = 1.0
+MATRIX_K_MAX: Final = 1000
+NAME_CHARACTERS_MAX: Final = 200
+EMAIL_CHARACTERS_MAX: Final = 254
+URL_CHARACTERS_MAX: Final = 2048
+TITLE_CHARACTERS_MAX: Final = 500
+AUTHOR_CHARACTERS_MAX: Final = 500
+REFERENCE_CHARACTERS_MAX: Final = 2000
