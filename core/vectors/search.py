@@ -48,14 +48,14 @@ class Exclusion:
         self._mask: NDArray[np.bool_] | None = None
         self._few: Ints | None = None
         """Further rows, each once: too few to copy the mask for them."""
+        self.count = 1
+        """How many rows are left out."""
         if rows.shape[0] == 1:
             self._few = rows
-            self.count = 1
         else:
             self._mask = np.zeros(total, dtype=np.bool_)
             self._mask[rows] = True
             self.count = int(np.count_nonzero(self._mask))
-            """How many rows are left out."""
 
     @classmethod
     def extended(cls, base: Self | None, total: int, rows: Sequence[int]) -> Self | None:

@@ -28,17 +28,21 @@ from hypothesis.stateful import (
     rule,
 )
 
+from api.serving.snapshot import Snapshot
 from core.errors import NotYetVisible, Unavailable
 from core.models import Embedding, Watermark
-from core.vectors.arrays import Floats, prepare_one
+from core.vectors.arrays import Floats, prepare_one, row_scores
 from tests.unit.api.serving.fakes import embedding
 from tests.unit.api.serving.rig import Rig, ago, until, vector
 from tests.unit.api.serving.versions import model_of
 from tests.virtual_time import VirtualTimeLoop
 
-PRODUCTS: Final = ("a", "b", "c", "d", "e")
+ANY: Final = prepare_one(vector(0), "cosine")
+"""What is searched for."""
+PRODUCTS: Final = ("a", "b", "c", "d")
 GSI_LAG_S: Final = 3.0
 """How long a write may take to be shown by the GSI."""
+LOOK_S: Final = 0.1
 WATERMARK_LAG_S: Final = 5.0
 """How much earlier than its pull a build's watermark is."""
 
@@ -69,6 +73,12 @@ class ServingMachine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, object]) -> None:
         """Runs a step."""
         self.runner.run(work)
+
+    def wait_for(self, seconds: float) -> None:
+        """Lets time go on, and looks at what answers all the while."""
+        for _ in range(round(seconds / LOOK_S)):
+            self.run(asyncio.sleep(LOOK_S))
+            self.nothing_goes_back()
 
     @initialize(hard=st.sampled_from([3, 1000]))
     def start(self, hard: int) -> None:
@@ -115,8 +125,8 @@ class ServingMachine(RuleBasedStateMachine):
 
         self.run(write())
 
-    @rule()
-    def build(self) -> None:
+    @rule(wait_s=st.sampled_from([0.0, 2.0]))
+    def build(self, wait_s: float) -> None:
         """A build of what the GSI shows becomes current, if that is anything."""
 
         async def build() -> None:
@@ -135,18 +145,20 @@ class ServingMachine(RuleBasedStateMachine):
             self.rig.models.models = [model_of(build_id)]
 
         self.run(build())
+        self.wait_for(wait_s)
 
     @precondition(lambda self: self.built)
-    @rule(data=st.data())
-    def promote(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), wait_s=st.sampled_from([0.0, 2.0]))
+    def promote(self, data: st.DataObject, wait_s: float) -> None:
         """An operator makes an earlier build current."""
         build_id = data.draw(st.sampled_from(self.built))
         self.rig.models.models = [model_of(build_id)]
+        self.wait_for(wait_s)
 
-    @rule(seconds=st.sampled_from([0.05, 1.2, 4.0, 15.0]))
+    @rule(seconds=st.sampled_from([0.1, 1.2, 7.0, 15.0]))
     def wait(self, seconds: float) -> None:
         """Time goes on."""
-        self.run(asyncio.sleep(seconds))
+        self.wait_for(seconds)
 
     @rule(away=st.booleans())
     def models_away(self, *, away: bool) -> None:
@@ -194,11 +206,11 @@ class ServingMachine(RuleBasedStateMachine):
             self.rig.rows.reads_fail = self.rig.rows.polls_fail = False
             current = self.rig.models.models[0].current_build_id
             await until(lambda: self.rig.build_id == current, 120)
-            await asyncio.sleep(30)
             assert self.rig.health.ready
             assert self.rig.registry.troubles == {}
 
         self.run(wait())
+        self.wait_for(30)
         if self.rig.build_id is None:
             return
         for name, writes in self.history.items():
@@ -261,10 +273,18 @@ class ServingMachine(RuleBasedStateMachine):
         ]
 
     @staticmethod
-    def vector_in(snapshot: Any, product_id: str) -> Floats | None:
-        """What answers has of a product."""
+    def vector_in(snapshot: Snapshot, product_id: str) -> Floats | None:
+        """The vector by which a product is found; None where no search finds it."""
         ref = snapshot.find(product_id)
-        return None if ref is None else snapshot.vector(ref)
+        present = None if ref is None else snapshot.vector(ref)
+        for exact in (False, True):
+            (hits,) = snapshot.search([ANY], 100, exact=exact)
+            scores = dict(zip(hits.product_ids, hits.scores, strict=True))
+            assert len(scores) == len(hits.product_ids)
+            assert (product_id in scores) == (present is not None)
+            if present is not None:
+                assert scores[product_id] == row_scores(ANY, present[None], "cosine")[0]
+        return present
 
 
 def same(present: Floats | None, written: Floats | None) -> bool:
