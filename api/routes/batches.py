@@ -8,10 +8,7 @@ from api.wire.decoding import body_decoder
 from api.wire.embeddings import BatchBody, BatchEntry
 from api.wire.vectors import DECODED_AT_ONCE, floats
 from core.errors import FieldError, Invalid
-from core.models import Metric
-from core.repositories.idempotency import Claim
-from core.results import StoredBatch
-from core.usecases.embeddings import EmbeddingService, Row
+from core.usecases.embeddings import Row
 from core.vectors.arrays import as_vector
 
 _NO_ROW: Final[Row] = ("", as_vector([]))
@@ -49,37 +46,3 @@ def decode_entries(body: BatchBody, *, msgpack: bool) -> Steps[Batch]:
             rows.append(_NO_ROW)
             errors[position] = error.errors
     return Batch(rows, errors)
-
-
-async def store_batch(
-    service: EmbeddingService,
-    model_version: str,
-    batch: Batch,
-    metric: Metric | None,
-    claim: Claim | None,
-) -> StoredBatch:
-    """Stores all of a batch, or nothing of it.
-
-    Raises:
-        Invalid: naming every entry that is not valid, for whatever reason.
-        MetricConflict: the model version has another metric.
-        PartlyStored: DynamoDB took only a part in time.
-    """
-    if not batch.errors:
-        return await service.store_batch(model_version, batch.rows, metric, claim)
-    # Nothing will be stored: the other entries are looked at only to name those too.
-    errors = dict(batch.errors)
-    general: tuple[FieldError, ...] = ()
-    try:
-        model = await service.find_model(model_version)
-        problems = service.find_problems(batch.rows, model, metric)
-    except Invalid as error:
-        problems, general = [], error.errors
-    for problem in problems:
-        if problem.row not in batch.errors:
-            found = FieldError(f"embeddings[{problem.row}].{problem.field}", problem.message)
-            errors[problem.row] = (*errors.get(problem.row, ()), found)
-    raise Invalid(
-        f"{len(errors)} of {len(batch.rows)} embeddings are not valid; none was stored",
-        (*general, *(error for position in sorted(errors) for error in errors[position])),
-    )

@@ -14,7 +14,7 @@ from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
 from api.http.parameters import WATERMARK, MetricQuery, ModelVersion, ProductIdPath
 from api.http.request import ApiRequest, ApiResponse
-from api.routes.batches import decode_entries, store_batch
+from api.routes.batches import decode_entries
 from api.wire.embeddings import (
     BatchBody,
     BatchStored,
@@ -98,7 +98,13 @@ class EmbeddingController(Controller):
         batch = await context.decode(decode_entries(data, msgpack=context.msgpack_in))
         stored = await once(
             request,
-            partial(store_batch, embedding_service, model_version, batch, metric),
+            partial(
+                embedding_service.store_batch,
+                model_version,
+                batch.rows,
+                metric,
+                malformed=batch.errors,
+            ),
         )
         headers = _header(request, stored.watermark)
         return ApiResponse(BatchStored(stored=stored.rows), headers=headers)

@@ -1,8 +1,9 @@
 """Writing embeddings: validated as a whole before anything is stored."""
 
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TypeVar
 
 import msgspec
@@ -39,6 +40,10 @@ from core.vectors.arrays import check_vector
 
 T = TypeVar("T")
 Row = tuple[str, NDArray[np.float32]]
+
+MalformedRows = Mapping[int, tuple[FieldError, ...]]
+"""Rows that could not be decoded, by position, and why."""
+_NONE_MALFORMED: MalformedRows = MappingProxyType({})
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -110,11 +115,14 @@ class EmbeddingService:
         rows: Sequence[Row],
         metric: Metric | None = None,
         claim: Claim | None = None,
+        *,
+        malformed: MalformedRows = _NONE_MALFORMED,
     ) -> StoredBatch:
         """Stores many embeddings, or none if one of them is not valid.
 
         Under a claim, each is stored once, however often the batch is sent. The claim itself is
-        not completed: a batch may need more than one transaction.
+        not completed: a batch may need more than one transaction. `malformed` are the rows that
+        could not be decoded, by position; in `rows` there is a placeholder for each.
 
         Raises:
             Invalid: with one of `errors` for each problem, such as `embeddings[3].vector`.
@@ -127,7 +135,7 @@ class EmbeddingService:
         return await self.in_one_generation(
             model_version,
             [product_id for product_id, _ in rows],
-            lambda: self._store_batch(model_version, rows, metric, claim),
+            lambda: self._store_batch(model_version, rows, metric, claim, malformed),
         )
 
     async def _store_batch(
@@ -136,15 +144,10 @@ class EmbeddingService:
         rows: Sequence[Row],
         metric: Metric | None,
         claim: Claim | None,
+        malformed: MalformedRows,
     ) -> StoredBatch:
         model = await self._known(model_version)
-        found = self.find_problems(rows, model, metric)
-        if found:
-            raise Invalid(
-                f"{len({p.row for p in found})} of {len(rows)} embeddings are not valid; "
-                "none was stored",
-                tuple(FieldError(f"embeddings[{p.row}].{p.field}", p.message) for p in found),
-            )
+        self._validate_batch(rows, model, metric, malformed)
         model = await self._model_for(model, model_version, len(rows[0][1]), metric)
         packed = [(product_id, vector.tobytes()) for product_id, vector in rows]
         with self._notifying(model_version, [product_id for product_id, _ in rows]):
@@ -215,6 +218,32 @@ class EmbeddingService:
             if problem:
                 found.append(Problem(row, "vector", problem))
         return found
+
+    def _validate_batch(
+        self,
+        rows: Sequence[Row],
+        model: Model | None,
+        metric: Metric | None,
+        malformed: MalformedRows,
+    ) -> None:
+        """Raises for all rows that are not valid at once, those that are malformed among them."""
+        errors = dict(malformed)
+        general: tuple[FieldError, ...] = ()
+        try:
+            problems = self.find_problems(rows, model, metric)
+        except Invalid as error:
+            if not malformed:
+                raise
+            problems, general = [], error.errors
+        for problem in problems:
+            if problem.row not in malformed:
+                found = FieldError(f"embeddings[{problem.row}].{problem.field}", problem.message)
+                errors[problem.row] = (*errors.get(problem.row, ()), found)
+        if errors:
+            raise Invalid(
+                f"{len(errors)} of {len(rows)} embeddings are not valid; none was stored",
+                (*general, *(each for row in sorted(errors) for each in errors[row])),
+            )
 
     @contextmanager
     def _notifying(self, model_version: str, product_ids: Sequence[str]) -> Iterator[None]:

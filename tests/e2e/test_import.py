@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from core.repositories.idempotency import Claim
 from core.resources import open_resources
 from core.results import StoredBatch
 from core.settings import Settings
-from core.usecases.embeddings import EmbeddingService, Row
+from core.usecases.embeddings import EmbeddingService, MalformedRows, Row
 from deploy.data.formats.readers import open_embeddings
 from deploy.data.formats.rows import BadRow
 from deploy.data.importing import import_file
@@ -77,11 +78,13 @@ class _Throttled(EmbeddingService):
         rows: Sequence[Row],
         metric: Metric | None = None,
         claim: Claim | None = None,
+        *,
+        malformed: MalformedRows = MappingProxyType({}),
     ) -> StoredBatch:
         if rows[0][0] not in self.refused:
             self.refused.add(rows[0][0])
             raise PartlyStored(1, tuple(product_id for product_id, _ in rows[1:]))
-        return await super().store_batch(model_version, rows, metric, claim)
+        return await super().store_batch(model_version, rows, metric, claim, malformed=malformed)
 
 
 async def test_a_batch_that_was_taken_in_part_is_sent_again(
