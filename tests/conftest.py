@@ -48,9 +48,14 @@ _LONGEST_FIRST = ("faults", "e2e", "worker", "api", "contracts", "unit")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that take longest, so that processes that share them end together."""
-    ranks = {name: rank for rank, name in enumerate(_LONGEST_FIRST)}
-    root = Path(__file__).parent
-    items.sort(key=lambda item: ranks.get(item.path.relative_to(root).parts[0], -1))
+    here = Path(__file__).parent
+    directories = [here / name for name in _LONGEST_FIRST]
+
+    def rank(item: pytest.Item) -> int:
+        found = (at for at, each in enumerate(directories) if item.path.is_relative_to(each))
+        return next(found, -1)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
