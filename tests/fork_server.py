@@ -10,6 +10,7 @@ import os
 import pkgutil
 import runpy
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -75,6 +76,8 @@ def _serve(listener: socket.socket) -> Order:
             for child in children:
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
+            # A parent that was killed could not remove the socket's directory.
+            shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)
             os._exit(0)
         if wake in ready:
             os.read(wake, 4096)
