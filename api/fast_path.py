@@ -1,10 +1,9 @@
-"""Searches and neighbours, past the router: its share of their cost is the larger one.
+"""Searches and neighbours, past the router, which costs four times what decoding and encoding do.
 
-Measured with Litestar 2.25 on the machine of the benchmarks, one request to an empty handler: 10 us
-to read the body, decode and encode; 50 us through an `@asgi` handler (the router, its exception
-middleware); 70 us through a handler with a typed body. A search of 100,000 products takes 100 to
-150 us in all. So the two hot routes are matched here; they are decoded, answered and encoded by the
-functions that the router's handlers call.
+Measured with Litestar 2.25 on one core, in process, with a body of 384 numbers and ten results: a
+handler that only decodes and encodes takes 10 us when it is called, 50 us as an `@asgi` handler
+(the router, its exception middleware), and 65 to 75 us as a handler with a typed body. So the two
+hot routes are matched here; the functions that answer them are those of the router's handlers.
 """
 
 from collections.abc import Awaitable, Callable
