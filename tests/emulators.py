@@ -1,6 +1,7 @@
 """Real servers for tests: two emulators of AWS, and Valkey, each on a free loopback port."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 from uuid import uuid4
@@ -31,6 +32,8 @@ SHARED: Final[dict[str, str]] = {
 
 _ROOT = Path(__file__).parent.parent
 _START_S = 60.0
+_PORTS: Final = 20_000, 32_000
+_RANDOM: Final = random.SystemRandom()  # Hypothesis seeds the other one alike in every process
 _STOP_S = 10.0
 
 CREDENTIALS = {
@@ -43,11 +46,16 @@ CURSOR_KEY = "c2VjcmV0LW9mLXRlc3RzLTdkMWYwYzJhOWI2NGU4NTM="
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nothing uses.
+
+    It is below the ports that systems give to connections on their way out: one of those would have
+    it again before a server does.
+    """
+    while True:
+        port = _RANDOM.randint(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
