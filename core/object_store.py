@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 
 from core import files, names
 from core.aws import client_config, new_session, open_client, unreachable
+from core.concurrency import gather
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.files import ObjectHead
 from core.request_count import count_request
@@ -110,13 +111,9 @@ class ObjectStore:
         partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
         handle = await asyncio.to_thread(files.create_file, partial)
         try:
-            try:
-                # An empty object has no range: it is read whole, by one request.
-                async with asyncio.TaskGroup() as group:
-                    for offset in range(0, max(size, 1), PART_BYTES):
-                        group.create_task(self._get_part(key, handle, offset, size))
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from None
+            # An empty object has no range: it is read whole, by one request.
+            offsets = range(0, max(size, 1), PART_BYTES)
+            await gather(*(self._get_part(key, handle, offset, size) for offset in offsets))
             await asyncio.to_thread(files.verify_and_rename, handle, partial, path, sha256_hex)
         finally:
             await asyncio.to_thread(files.discard, handle, partial)
@@ -225,26 +222,25 @@ class ObjectStore:
         )
         target = {"Key": key, "UploadId": upload["UploadId"]}
         try:
-            async with asyncio.TaskGroup() as group:
-                parts = [
-                    group.create_task(self._put_part(target, source, number, offset))
+            parts = await gather(
+                *(
+                    self._put_part(target, source, number, offset)
                     for number, offset in enumerate(range(0, size, PART_BYTES), 1)
-                ]
+                )
+            )
             await self._call(
                 "complete_multipart_upload",
                 key,
                 **target,
-                MultipartUpload={"Parts": [part.result() for part in parts]},
+                MultipartUpload={"Parts": parts},
                 **_condition(if_absent=if_absent),
             )
-        except BaseException as error:
+        except BaseException:
             # Parts of an upload that is never completed are paid for until it is aborted. The
             # bucket's lifecycle rule aborts what a killed process leaves.
             abort = asyncio.ensure_future(self._call("abort_multipart_upload", key, **target))
             with suppress(K9Error, ClientError):
                 await asyncio.shield(abort)
-            if isinstance(error, ExceptionGroup):
-                raise error.exceptions[0] from None
             raise
 
     async def _put_part(

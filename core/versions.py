@@ -18,6 +18,7 @@ from uuid import uuid4
 import msgspec
 
 from core import files, names, telemetry
+from core.concurrency import gather
 from core.errors import Corrupt, NotFound
 from core.index import cache
 from core.index.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest
@@ -277,12 +278,7 @@ class VersionStore:
                     key, directory / name, sha256_hex=info.sha256, size=info.bytes
                 )
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for name in file_names:
-                    group.create_task(get(name))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        await gather(*(get(name) for name in file_names))
 
     def _verified(self, directory: Path, record: VersionRecord) -> tuple[Path, Manifest] | None:
         if record.manifest is not None:

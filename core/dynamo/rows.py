@@ -1,8 +1,8 @@
 """Reading and writing single rows: consistent reads, and writes under a condition."""
 
-import asyncio
 from collections.abc import Iterable
 
+from core.concurrency import gather
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, expressions
 from core.dynamo.wire import Item, RequestItem
@@ -66,10 +66,5 @@ async def delete_rows(
         for key, condition in remaining:
             deleted += await delete_row(dynamo, table, key, condition)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(worker())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    await gather(*(worker() for _ in range(concurrency)))
     return deleted

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
 
+from core.concurrency import gather
 from core.dynamo.client import Dynamo
 from core.dynamo.wire import RequestItem
-from core.errors import Busy, K9Error, TableMissing, TransactionFailed, Unavailable
+from core.errors import Busy, TableMissing, TransactionFailed, Unavailable
 from core.models import Model
 from core.repositories import transactions
 from core.repositories.embedding_rows import other_generation, writable
@@ -52,12 +53,8 @@ class BatchWrite:
         requests = [{"PutRequest": {"Item": item}} for item in items]
         chunks = [requests[start : start + _ROWS] for start in range(0, len(requests), _ROWS)]
         gate = asyncio.Semaphore(concurrency)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._write(chunk, gate)) for chunk in chunks]
-        except* K9Error as failed:
-            raise failed.exceptions[0] from None
-        return [product_id for task in tasks for product_id in task.result()]
+        unstored = await gather(*(self._write(chunk, gate) for chunk in chunks))
+        return [product_id for chunk in unstored for product_id in chunk]
 
     async def _write(self, requests: list[dict[str, Any]], gate: asyncio.Semaphore) -> list[str]:
         """One call, retried with backoff for its unprocessed items; the ids still unprocessed."""

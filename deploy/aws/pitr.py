@@ -6,13 +6,13 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
+from core.concurrency import gather
 from core.dynamo import tables
 from core.models import timestamp
 from core.settings import Settings
 from deploy.aws.clients import code_of, open_client
 from deploy.aws.tables import NOT_FOUND, describe_table, has_recovery, recovery_of
 from deploy.callbacks import ProgressCallback, ignore
-from deploy.concurrency import gather
 from deploy.errors import CommandError
 
 _POLL_FIRST_S, _POLL_MAX_S = 0.1, 15.0

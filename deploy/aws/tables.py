@@ -8,11 +8,11 @@ from typing import Any, Final
 import msgspec
 from botocore.exceptions import ClientError
 
+from core.concurrency import gather
 from core.dynamo import tables
 from core.settings import Settings
 from deploy.aws.clients import code_of, open_client
 from deploy.callbacks import MessageCallback
-from deploy.concurrency import gather
 from deploy.errors import CommandError
 
 NOT_FOUND: Final = "ResourceNotFoundException"

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Final
 
 from core import __version__
+from core.concurrency import gather
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.models import now, timestamp
 from core.settings import Settings
 from deploy.callbacks import ProgressCallback, ignore
-from deploy.concurrency import gather
 from deploy.data.archive import FileEntry, Manifest, SegmentFile, TableEntry, finish, open_backup
 from deploy.data.bulk import SEGMENTS, scan_segment
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from core.concurrency import gather
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import expressions
@@ -18,7 +19,6 @@ from core.errors import TableMissing, Unavailable
 from core.retry import RetryPolicy
 from core.settings import Settings
 from deploy.callbacks import ProgressCallback
-from deploy.concurrency import gather
 
 T = TypeVar("T")
 

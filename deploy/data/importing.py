@@ -5,12 +5,12 @@ from typing import Final
 
 import msgspec
 
+from core.concurrency import BoundedTasks, in_thread
 from core.errors import PartlyStored, TableMissing, Unavailable
 from core.models import Metric
 from core.retry import RetryPolicy
 from core.usecases.embeddings import EmbeddingService
 from deploy.callbacks import ignore
-from deploy.concurrency import BoundedTasks, in_thread
 from deploy.data.bulk import retried
 from deploy.data.formats.rows import BadRow, Batch, EmbeddingReader, Row
 from deploy.errors import CommandError

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from core.concurrency import BoundedTasks, gather, in_thread
 from core.dynamo import tables
 from core.dynamo.wire import Item
 from core.models import now, timestamp
@@ -18,7 +19,6 @@ from core.resources import Resources
 from core.settings import Files
 from deploy.aws.tables import read_tag, remove_tag, write_tag
 from deploy.callbacks import MessageCallback, ProgressCallback, ignore
-from deploy.concurrency import BoundedTasks, gather, in_thread
 from deploy.data.archive import Manifest, TableEntry, read_items, read_manifest, verify
 from deploy.data.builds import BuildRequest, IndexProbes, request_builds
 from deploy.data.bulk import (

@@ -15,11 +15,11 @@ from time import monotonic
 import msgspec
 from rich.console import Console
 
+from core.concurrency import gather
 from core.errors import K9Error
 from core.files import write_atomically
 from core.retry import RetryPolicy
 from core.settings import Settings
-from deploy.concurrency import gather
 from deploy.errors import CommandError
 from deploy.local import services
 from deploy.local.files import OPERATOR, DataDir, RunningStack, Secrets

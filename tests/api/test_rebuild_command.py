@@ -39,7 +39,7 @@ async def test_builds_are_made_again(service: Service, tmp_path: Path) -> None:
         await client.delete(path_of("m-emptied", "embeddings", "p0"))
         status, out, error = await k9(environ, "rebuild", MODEL, "m-emptied")
         assert (status, error) == (0, "")
-        assert f"{MODEL}: all 7 files have the SHA-256 that they had" in out
+        assert f"{MODEL}: all 7 files have the same SHA-256 as before" in out
         assert f"in place of {first}, 40 rows" in out
         assert "m-emptied: it has no rows any more" in out
         second, pinned, matrix_k = await current(service)

@@ -6,11 +6,11 @@ from typing import Final, Literal
 
 import msgspec
 
+from core.concurrency import BoundedTasks, in_thread
 from core.errors import RowError, TableMissing, Unavailable
 from core.models import Metric, Report, User
 from core.resources import Resources
 from deploy.callbacks import ignore
-from deploy.concurrency import BoundedTasks, in_thread
 from deploy.data.formats.file_input import FileInput
 from deploy.data.formats.json_entries import entries
 from deploy.data.importing import WRITE_RETRY

@@ -13,7 +13,8 @@ async def gather(*calls: Coroutine[Any, Any, T]) -> list[T]:
     """The results of the calls, in their order.
 
     Unlike `asyncio.gather`, it leaves none running when one fails, so that a client which they use
-    can be closed.
+    can be closed. Unlike a failed `asyncio.TaskGroup` of Python 3.11, it does not leave the calling
+    task marked as cancelled: in 3.11.2 every later `asyncio.timeout` there raises CancelledError.
     """
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from core.concurrency import BoundedTasks, gather, in_thread
 from core.errors import Unavailable
-from deploy.concurrency import BoundedTasks, gather, in_thread
 
 
 async def test_no_more_tasks_run_than_the_limit() -> None:
@@ -76,6 +76,9 @@ async def test_gathered_calls_end_with_the_first_error() -> None:
     with pytest.raises(Unavailable):
         await gather(waits(), fails())
     assert cancelled.is_set()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
 
 
 async def test_an_iterator_is_read_to_its_end_or_its_error() -> None:
