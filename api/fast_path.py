@@ -6,6 +6,7 @@ handler that only decodes and encodes takes 10 us when it is called, 50 us as an
 hot routes are matched here; the functions that answer them are those of the router's handlers.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
@@ -28,6 +29,7 @@ NEIGHBORS: Final = "/models/{model_version}/products/{product_id}/neighbors"
 
 Handler = Callable[[RequestContext, list[str]], Awaitable[Reply]]
 
+_PLAIN_K: Final = re.compile(rb"k=([1-9][0-9]?)")
 _SEARCH_PARTS: Final = 4
 _NEIGHBORS_PARTS: Final = 6
 
@@ -66,6 +68,8 @@ async def _neighbors(context: RequestContext, parts: list[str]) -> Reply:
 
 
 def _k(query: bytes) -> int:
+    if plain := _PLAIN_K.fullmatch(query):  # spares 4 us of parsing
+        return int(plain[1])
     check_query(query)
     text = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("k")
     if text is None:
