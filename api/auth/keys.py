@@ -4,17 +4,17 @@ A flood of tokens with made-up key ids costs one fetch a minute, whoever sends t
 """
 
 import asyncio
-import base64
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt import PyJWK, PyJWTError
 
 from api.health import Health
 from core import names, telemetry
@@ -35,20 +35,11 @@ _FILE: Final = "auth-keys.json"
 _log = telemetry.logger(__name__)
 
 
-class Jwk(msgspec.Struct, frozen=True):
-    """One key of a JWKS, as far as it matters here; what is unknown is left alone."""
-
-    kty: str
-    kid: str | None = None
-    use: str | None = None
-    alg: str | None = None
-    n: str | None = None
-    e: str | None = None
+Jwk = dict[str, Any]
+"""One key of a JWKS."""
 
 
-class Jwks(msgspec.Struct, frozen=True):
-    """What the pool publishes."""
-
+class _Jwks(msgspec.Struct, frozen=True):
     keys: list[Jwk]
 
 
@@ -58,24 +49,26 @@ class _CachedKeys(msgspec.Struct, frozen=True):
     keys: list[Jwk]
 
 
-def public_keys(jwks: Jwks) -> dict[str, RSAPublicKey]:
+def public_keys(jwks: Sequence[Jwk]) -> dict[str, RSAPublicKey]:
     """The keys that may verify a token: RSA of 2,048 to 8,192 bits, for signatures, by RS256."""
     found: dict[str, RSAPublicKey] = {}
-    for key in jwks.keys[:KEYS_MAX]:
-        good = key.kty == "RSA" and key.use == "sig" and key.alg in {None, "RS256"}
-        if not good or not key.kid or not key.n or not key.e:
+    for each in jwks[:KEYS_MAX]:
+        kid = each.get("kid")
+        good = each.get("kty") == "RSA" and each.get("use") == "sig"
+        if (
+            not good
+            or each.get("alg") not in (None, "RS256")
+            or not kid
+            or not isinstance(kid, str)
+        ):
             continue
         try:
-            modulus, exponent = _integer(key.n), _integer(key.e)
-            if _RSA_BITS_MIN <= modulus.bit_length() <= _RSA_BITS_MAX:
-                found[key.kid] = RSAPublicNumbers(exponent, modulus).public_key()
-        except ValueError:
+            key = PyJWK(each, "RS256").key
+        except PyJWTError:
             continue
+        if isinstance(key, RSAPublicKey) and _RSA_BITS_MIN <= key.key_size <= _RSA_BITS_MAX:
+            found[kid] = key
     return found
-
-
-def _integer(text: str) -> int:
-    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
 
 
 class KeyStore:
@@ -108,7 +101,6 @@ class KeyStore:
         self._asked_at = float("-inf")
         self.generation = 0
         """Grows when a key is withdrawn: what was verified by it has to be verified again."""
-        self.fetches = 0
 
     def find(self, kid: str) -> RSAPublicKey | None:
         """The key of that id; None when the pool has none. Waits for nothing.
@@ -168,7 +160,7 @@ class KeyStore:
             return
         age_s = self._clock() - cached.fetched_at
         if cached.url == self._url and 0 <= age_s <= self._settings.auth_keys_keep_s:
-            self._take(Jwks(cached.keys), cached.fetched_at)
+            self._take(cached.keys, cached.fetched_at)
 
     def _current(self) -> dict[str, RSAPublicKey]:
         if self._clock() - self._fetched_at > self._settings.auth_keys_keep_s:
@@ -188,7 +180,6 @@ class KeyStore:
         self._fetching = None
 
     async def _fetch_once(self) -> bool:
-        self.fetches += 1
         try:
             jwks = await self._read()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
@@ -199,11 +190,11 @@ class KeyStore:
         self._away = False
         self._health.ok("cognito")
         self._take(jwks, self._clock())
-        cached = msgspec.json.encode(_CachedKeys(self._url, self._fetched_at, jwks.keys))
+        cached = msgspec.json.encode(_CachedKeys(self._url, self._fetched_at, jwks))
         await asyncio.to_thread(_write_cache, self._file, cached)
         return True
 
-    async def _read(self) -> Jwks:
+    async def _read(self) -> list[Jwk]:
         timeout = aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_S)
         async with self._session.get(self._url, timeout=timeout, allow_redirects=False) as reply:
             if reply.status != 200:  # noqa: PLR2004 - HTTP's own
@@ -213,12 +204,12 @@ class KeyStore:
                 body += chunk
                 if len(body) > JWKS_BYTES_MAX:
                     raise ValueError("too large")
-        jwks = msgspec.json.decode(body, type=Jwks)
+        jwks = msgspec.json.decode(body, type=_Jwks).keys
         if not public_keys(jwks):
             raise ValueError("no usable key")
         return jwks
 
-    def _take(self, jwks: Jwks, fetched_at: float) -> None:
+    def _take(self, jwks: Sequence[Jwk], fetched_at: float) -> None:
         keys = public_keys(jwks)
         if any(keys.get(kid) != key for kid, key in self._keys.items()):
             self.generation += 1

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from api.auth.keys import Jwk, _CachedKeys
+from api.auth.keys import _CachedKeys
 from core.dynamo.cursors import Cursors
 from core.dynamo.expressions import Update
 from core.dynamo.items import attribute_of
@@ -216,7 +216,9 @@ _BACKUP: Final = archive.Manifest(
     {"users": archive.TableEntry("k9-users-golden", 1, [archive.FileEntry("f", 1, 9, "ab")])},
 ).sealed()
 _HELD: Final = _CachedKeys(
-    "https://keys.test/jwks.json", 1.5, [Jwk("RSA", "key-1", n="AQAB", e="AQAB")]
+    "https://keys.test/jwks.json",
+    1.5,
+    [{"kty": "RSA", "kid": "key-1", "use": None, "alg": None, "n": "AQAB", "e": "AQAB"}],
 )
 
 
