@@ -15,6 +15,7 @@ import msgspec
 from litestar.types import Receive, Scope, Send
 
 from api.admission.quotas import Quota
+from api.serving.background import cancelled
 from api.wire.versions import BuildItem
 from core import telemetry
 from core.errors import NotFound, Unavailable
@@ -70,11 +71,6 @@ class BuildEvents:
         self._streams: dict[str, dict[EventStream, None]] = {}
         """By caller, the oldest first."""
 
-    @property
-    def streams(self) -> int:
-        """Streams that are open."""
-        return sum(map(len, self._streams.values()))
-
     async def open(self, build_id: str, caller: Caller, *, head: bool = False) -> "EventStream":
         """A stream of a build's events, to be run as an ASGI application.
 
@@ -94,7 +90,9 @@ class BuildEvents:
         if own and not self._quota.has_room(caller.user_id):
             next(iter(own)).give_way()
         self._quota.acquire(caller.user_id)
-        stream = EventStream(self, self._join(build), caller, head=head)
+        stream = EventStream(
+            self, self._join(build), caller, head=head, keepalive_s=self._http.event_keepalive_s
+        )
         self._streams.setdefault(caller.user_id, {})[stream] = None
         return stream
 
@@ -115,35 +113,6 @@ class BuildEvents:
             del self._watched[watched.build_id]
             if watched.looking is not None:
                 watched.looking.cancel()
-
-    async def serve(
-        self, watched: _Watched, stream: "EventStream", receive: Receive, send: Send
-    ) -> bool:
-        """Sends events until build, token or process end, or the stream is to give way.
-
-        False where the client went away.
-        """
-        gone = asyncio.create_task(_disconnected(receive))
-        sent = b""
-        try:
-            while True:
-                changed, over, text = watched.changed, watched.over, watched.text
-                if text != sent:
-                    sent = text
-                    if not await self._sent(send, text, stream.ended):
-                        return False
-                left_s = stream.caller.expires_at - time.time()
-                if over or left_s <= 0 or stream.ended.is_set():
-                    return True
-                wait_s = min(left_s, self._http.event_keepalive_s)
-                await self._wait(changed, stream.ended, gone, wait_s)
-                if gone.done():
-                    return False
-                news = changed.is_set() or stream.ended.is_set()
-                if not news and not await self._sent(send, _KEEP_ALIVE, stream.ended):
-                    return False
-        finally:
-            gone.cancel()
 
     def _join(self, build: Build) -> _Watched:
         watched = self._watched.get(build.build_id)
@@ -187,59 +156,30 @@ class BuildEvents:
             else:
                 broken = False
 
-    async def _wait(
-        self,
-        changed: asyncio.Event,
-        ended: asyncio.Event,
-        gone: "asyncio.Task[None]",
-        wait_s: float,
-    ) -> None:
-        news = {asyncio.create_task(event.wait()) for event in (changed, ended)}
-        try:
-            await asyncio.wait({*news, gone}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in news:
-                task.cancel()
-
-    async def _sent(self, send: Send, text: bytes, ended: asyncio.Event) -> bool:
-        """False where the client takes nothing any more, and has not said so."""
-
-        async def write() -> None:
-            await send({"type": "http.response.body", "body": text, "more_body": True})
-
-        writing = asyncio.create_task(write())
-        giving_way = asyncio.create_task(ended.wait())
-        try:
-            await asyncio.wait(
-                {writing, giving_way},
-                timeout=2 * self._http.event_keepalive_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if writing.done():
-                await writing
-            return writing.done()
-        finally:
-            writing.cancel()
-            giving_way.cancel()
-
 
 class EventStream:
     """The answer: an ASGI application that is run once."""
 
     def __init__(
-        self, events: BuildEvents, watched: _Watched, caller: Caller, *, head: bool
+        self,
+        events: BuildEvents,
+        watched: _Watched,
+        caller: Caller,
+        *,
+        head: bool,
+        keepalive_s: float,
     ) -> None:
         self._events = events
         self._watched = watched
         self.caller = caller
-        self.ended = asyncio.Event()
-        """Set where it is to end before its build."""
         self._head = head
+        self._keepalive_s = keepalive_s
+        self._given_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def give_way(self) -> None:
         """Ends it for a newer stream of the same caller, which takes its place at once."""
         self._events.forget(self)
-        self.ended.set()
+        self._given_way.set_result(None)
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Answers."""
@@ -254,12 +194,45 @@ class EventStream:
                     ],
                 }
             )
-            there = self._head or await self._events.serve(self._watched, self, receive, send)
-            if there:
+            if self._head or await self._run(receive, send):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._events.forget(self)
             self._events.leave(self._watched)
+
+    async def _run(self, receive: Receive, send: Send) -> bool:
+        """Sends events until build, token or process end, or the stream is to give way.
+
+        False where the client went away. One that takes nothing is ended by the server.
+        """
+        sending = asyncio.create_task(self._send_events(send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait(
+                {sending, gone, self._given_way},
+                timeout=self.caller.expires_at - time.time(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if sending.done():
+                sending.result()
+            return not gone.done()
+        finally:
+            await cancelled(sending, gone)
+
+    async def _send_events(self, send: Send) -> None:
+        watched, sent = self._watched, b""
+        while True:
+            changed, over, text = watched.changed, watched.over, watched.text
+            if text != sent:
+                await send({"type": "http.response.body", "body": text, "more_body": True})
+                sent = text
+            if over:
+                return
+            try:
+                async with asyncio.timeout(self._keepalive_s):
+                    await changed.wait()
+            except TimeoutError:
+                await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
 
 
 async def _disconnected(receive: Receive) -> None:
