@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 # One thread a search: OpenMP's and OpenBLAS's pools read this once, when they are loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,15 +15,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import uvloop
 
 from api.app import create_app
+from api.entrypoint import Entrypoint
 from api.server.connections import trusted_networks
 from api.server.listener import Server, bound_socket, operations
 from core import telemetry
 from core.errors import SettingsError
 from core.settings import Http, Settings
 from core.stalls import freeze_memory
-
-if TYPE_CHECKING:
-    from api.app import Application
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -45,7 +43,7 @@ def main() -> int:
         return uvloop.run(serve(app, settings.http, bound))
 
 
-async def serve(app: "Application", http: Http, bound: socket.socket) -> int:
+async def serve(app: Entrypoint, http: Http, bound: socket.socket) -> int:
     """Serves until a signal, then finishes what is in flight; the exit status."""
     started = asyncio.Event()
     stopping = asyncio.Event()
@@ -74,8 +72,8 @@ async def serve(app: "Application", http: Http, bound: socket.socket) -> int:
         return await _drained(serving, http, asked=stopping.is_set())
 
 
-def _not_started(app: "Application", serving: "asyncio.Task[None]") -> int:
-    failure = app.holder.failure or serving.exception() or "the server ended by itself"
+def _not_started(app: Entrypoint, serving: "asyncio.Task[None]") -> int:
+    failure = app.failure or serving.exception() or "the server ended by itself"
     sys.stderr.write(f"the API cannot start: {failure}\n")
     return 1
 

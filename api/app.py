@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Final, cast
 
 from litestar import Controller, Litestar
@@ -49,27 +48,6 @@ CONTROLLERS: Final[Sequence[type[Controller]]] = (
 )
 
 
-@dataclass(slots=True)
-class _Holder:
-    """The context of a process that has started."""
-
-    context: AppContext | None = None
-    health: Health | None = None
-    failure: BaseException | None = None
-    """Why the start failed."""
-
-
-class Application(Entrypoint):
-    """The ASGI application, and what its process needs to stop it well."""
-
-    holder: _Holder
-
-    def drain(self) -> None:
-        """Fails readiness from now on, so that no new requests are sent here."""
-        if self.holder.health is not None:
-            self.holder.health.draining = True
-
-
 def create_app(
     settings: Settings,
     resources: Resources | None = None,
@@ -77,7 +55,7 @@ def create_app(
     keys: KeyStore | None = None,
     use_fast_path: bool = True,
     started: Callable[[], None] = lambda: None,
-) -> Application:
+) -> Entrypoint:
     """The application.
 
     Args:
@@ -94,18 +72,16 @@ def create_app(
     jwks_url(settings)
     Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s)
     redis_settings(settings)
-    holder = _Holder()
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        holder.health = Health()
         try:
-            async with _open_context(settings, resources, keys, holder.health) as context:
-                holder.context = context
+            async with _open_context(settings, resources, keys, app.health) as context:
+                app.context = context
                 started()
                 yield
         except BaseException as error:
-            holder.failure = error
+            app.failure = error
             raise
 
     litestar = Litestar(
@@ -124,8 +100,7 @@ def create_app(
         debug=False,
         request_max_body_size=None,
     )
-    app = Application(litestar, settings, lambda: holder.context, use_fast_path=use_fast_path)
-    app.holder = holder
+    app = Entrypoint(litestar, settings, use_fast_path=use_fast_path)
     return app
 
 

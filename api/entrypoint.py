@@ -3,7 +3,6 @@
 Litestar runs its middleware behind the router, where a 404 does not pass; this stands before it.
 """
 
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, cast
 
@@ -12,31 +11,28 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from api import fast_path, metrics
 from api.context import AppContext
+from api.health import Health
 from api.http.context import CONTEXT, GONE, Disconnected, RequestContext, context_of
 from api.http.cors import Cors
 from api.http.idempotency import settle_key
 from api.http.paths import routed_path
-from api.http.problems import Reply, log_failure, problem_reply
+from api.http.problems import ALWAYS, Reply, log_failure, problem_reply
 from core.settings import Settings
 
-_ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _ERRORS_FROM: Final = 400
 
 
 class Entrypoint:
     """The ASGI application."""
 
-    def __init__(
-        self,
-        app: Litestar,
-        settings: Settings,
-        context: Callable[[], AppContext | None],
-        *,
-        use_fast_path: bool = True,
-    ) -> None:
+    def __init__(self, app: Litestar, settings: Settings, *, use_fast_path: bool = True) -> None:
         self.litestar = app
+        self.health = Health()
+        self.context: AppContext | None = None
+        """Of a process that has started."""
+        self.failure: BaseException | None = None
+        """Why the start failed."""
         self._app = cast("ASGIApp", app)
-        self._context = context
         self._cors = Cors(settings.http)
         self._meter = metrics.Meter()
         self._use_fast_path = use_fast_path
@@ -51,9 +47,13 @@ class Entrypoint:
         else:
             await self._app(scope, receive, send)
 
+    def drain(self) -> None:
+        """Fails readiness from now on, so that no new requests are sent here."""
+        self.health.draining = True
+
     async def _http(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        app = self._context()
+        app = self.context
         if app is None:
             raise RuntimeError("the server sent a request before the start was complete")
         context = context_of(scope, receive, app)
@@ -123,14 +123,7 @@ class ResponseSender:
             await self._give_up_body()
         self.started = True
         self.status = reply.status
-        headers = [
-            (b"content-type", reply.content_type.encode()),
-            (b"content-length", str(len(reply.body)).encode()),
-            (b"x-request-id", self._request_id),
-            *_ALWAYS,
-            *reply.headers,
-            *self._cors,
-        ]
+        headers = [*reply.head(self._request_id), *self._cors]
         await self._send(
             {"type": "http.response.start", "status": reply.status, "headers": headers}
         )
@@ -149,7 +142,7 @@ class ResponseSender:
             message["headers"] = [
                 *own,
                 (b"x-request-id", self._request_id),
-                *(pair for pair in _ALWAYS if pair[0] not in said),
+                *(pair for pair in ALWAYS if pair[0] not in said),
                 *self._cors,
             ]
         elif message["type"] == "http.response.body" and self._head:

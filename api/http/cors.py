@@ -3,15 +3,13 @@
 from typing import Final
 
 from api.http.context import RequestContext
-from api.http.problems import Reply
+from api.http.problems import Headers, Reply
 from core.settings import Http
 
 _METHODS: Final = b"GET, POST, PUT, PATCH, DELETE"
 _HEADERS: Final = b"Authorization, Content-Type, Idempotency-Key, If-Match, X-Request-Id"
 _EXPOSED: Final = b"ETag, Location, Retry-After, X-Request-Id, X-Watermark"
 _MAX_AGE_S: Final = b"600"
-
-Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Cors:

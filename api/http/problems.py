@@ -5,10 +5,15 @@ from typing import Any, Final, cast
 
 import msgspec
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import Send
 
 from core import errors, telemetry
 from core.errors import FieldError, Invalid, K9Error, Overloaded, Unavailable
 
+Headers = tuple[tuple[bytes, bytes], ...]
+
+ALWAYS: Final[Headers] = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+"""Header fields of every answer, unless it has its own."""
 PROBLEM_JSON: Final = "application/problem+json"
 UNKNOWN_TYPE: Final = "about:blank"
 """RFC 9457: the problem is no more than its status says."""
@@ -99,8 +104,24 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     body: bytes
     content_type: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Headers = ()
     """Further headers, names in lower case."""
+
+    def head(self, request_id: bytes) -> list[tuple[bytes, bytes]]:
+        """All header fields."""
+        return [
+            (b"content-type", self.content_type.encode()),
+            (b"content-length", str(len(self.body)).encode()),
+            (b"x-request-id", request_id),
+            *ALWAYS,
+            *self.headers,
+        ]
+
+    async def send(self, send: Send, request_id: bytes) -> None:
+        """Sends it in place of the application."""
+        headers = self.head(request_id)
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
 
 
 def kind_of(error: K9Error) -> Kind:
@@ -153,7 +174,7 @@ def _of_ours(error: K9Error) -> Reply:
     if kind.slug == "internal":
         detail = _INTERNAL
     problem = Problem(type=kind.slug, title=kind.title, status=kind.status, detail=detail)
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Headers = ()
     match error:
         case errors.Invalid():
             problem.errors = list(error.errors[:ERRORS_MAX])
@@ -195,7 +216,7 @@ def _phrase(status: int) -> str:
         return "Error"
 
 
-def _reply(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+def _reply(problem: Problem, headers: Headers = ()) -> Reply:
     return Reply(problem.status, msgspec.json.encode(problem), PROBLEM_JSON, headers)
 
 

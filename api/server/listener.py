@@ -21,6 +21,7 @@ from prometheus_client import make_asgi_app
 from uvicorn.server import ServerState
 
 from api import metrics
+from api.http.context import request_id_of
 from api.http.problems import problem_reply
 from api.server.connections import ConnectionTable
 from api.server.protocol import HttpProtocol
@@ -157,12 +158,6 @@ def _operations_app(app: ASGIApp) -> ASGIApp:
         elif path == "/metrics":
             await metrics_app(scope, receive, send)
         else:
-            reply = problem_reply(HTTPException(status_code=404))
-            headers = [
-                (b"content-type", reply.content_type.encode()),
-                (b"content-length", str(len(reply.body)).encode()),
-            ]
-            await send({"type": "http.response.start", "status": 404, "headers": headers})
-            await send({"type": "http.response.body", "body": reply.body, "more_body": False})
+            await problem_reply(HTTPException(status_code=404)).send(send, request_id_of(b""))
 
     return answer

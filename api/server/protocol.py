@@ -218,16 +218,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _write(self, reply: Reply) -> None:
         """Writes a reply that no request of the application has."""
         given = next((v for name, v in self.headers or () if name == b"x-request-id"), b"")
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", reply.content_type.encode()),
-            (b"content-length", str(len(reply.body)).encode()),
-            (b"x-request-id", request_id_of(given)),
-            (b"cache-control", b"no-store"),
-            (b"connection", b"close"),
-            *reply.headers,
-        ]
-        lines = [b"%b: %b\r\n" % pair for pair in headers]
+        headers = [*self.server_state.default_headers, *reply.head(request_id_of(given))]
+        lines = [b"%b: %b\r\n" % pair for pair in (*headers, (b"connection", b"close"))]
         self.transport.write(b"".join([STATUS_LINE[reply.status], *lines, b"\r\n", reply.body]))
 
     # --- what the parser finds --------------------------------------------------------------------
@@ -272,12 +264,8 @@ class HttpProtocol(HttpToolsProtocol):
             scope["client"] = (self._table.client_of(self.client[0], self._forwarded), 0)
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
         previous = self._newest
-        cycle = Cycle(
-            self,
-            scope,
-            keep_alive=keep_alive and not self._table.draining,
-            expects_continue=self.expect_100_continue,
-        )
+        keep_alive = keep_alive and not self._table.draining
+        cycle = Cycle(self, scope, keep_alive, self.expect_100_continue)
         self.cycle = cast("Any", cycle)
         self._in_header = False
         self._framing_bytes = self._body_bytes = 0

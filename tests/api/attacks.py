@@ -9,7 +9,8 @@ import httpx
 import msgspec
 
 from api.admission.quotas import Admission
-from api.app import Application, create_app
+from api.app import create_app
+from api.entrypoint import Entrypoint
 from core.settings import Http
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import client_of, eventually, path_of, started
@@ -21,7 +22,7 @@ QUESTION = {"product_id": "plain"}
 @asynccontextmanager
 async def limited(
     service: Service, serving: dict[str, Any] | None = None, **http: Any
-) -> AsyncIterator[Application]:
+) -> AsyncIterator[Entrypoint]:
     """A second process with limits of its own, on the same tables."""
     settings = msgspec.structs.replace(
         service.settings,
@@ -36,20 +37,20 @@ async def limited(
 
 @asynccontextmanager
 async def caller(
-    service: Service, app: Application, sub: str, *groups: str
+    service: Service, app: Entrypoint, sub: str, *groups: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     """One of several callers."""
     async with client_of(app, service.pool.token(*groups, sub=sub)) as client:
         yield client
 
 
-def admission(app: Application) -> Admission:
+def admission(app: Entrypoint) -> Admission:
     """What the process has taken on."""
-    assert app.holder.context is not None
-    return app.holder.context.admission
+    assert app.context is not None
+    return app.context.admission
 
 
-def all_given_back(app: Application) -> None:
+def all_given_back(app: Entrypoint) -> None:
     """Checks that nothing is held once all requests are answered."""
     has = admission(app)
     for share in (has.reads, has.calls, has.arriving, has.buffered, has.searches, has.work):

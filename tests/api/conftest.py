@@ -8,7 +8,8 @@ import httpx
 import msgspec
 import pytest
 
-from api.app import Application, create_app
+from api.app import create_app
+from api.entrypoint import Entrypoint
 from core.resources import Resources, open_resources
 from core.settings import Auth, Http, Serving, Settings
 from tests.api.pool import CLIENT_ID, Pool, running_pool
@@ -27,7 +28,7 @@ ROWS = 60
 class Service:
     """A running application, and what tests need of it."""
 
-    app: Application
+    app: Entrypoint
     settings: Settings
     resources: Resources
     pool: Pool

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from api.app import Application
+from api.entrypoint import Entrypoint
 from core.queue import BuildJob
 from core.resources import Resources
 from core.vectors.arrays import Floats
@@ -43,7 +43,7 @@ def path_of(model_version: str, *segments: str) -> str:
 
 
 @asynccontextmanager
-async def started(app: Application) -> AsyncIterator[Application]:
+async def started(app: Entrypoint) -> AsyncIterator[Entrypoint]:
     """The application between its start and its stop, as a server drives it."""
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     outbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -62,7 +62,7 @@ async def started(app: Application) -> AsyncIterator[Application]:
 
 
 @asynccontextmanager
-async def client_of(app: Application, token: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(app: Entrypoint, token: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a started application, with a token on each request."""
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
     plain: Any = app  # ASGI, as httpx types it and as Litestar does, are the same by other names

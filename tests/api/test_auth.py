@@ -209,7 +209,7 @@ async def test_a_stranger_takes_no_slot(service: Service) -> None:
     http = msgspec.structs.replace(service.settings.http, concurrent_requests_max=1)
     app = create_app(msgspec.structs.replace(service.settings, http=http), service.resources)
     async with started(app), client_of(app) as client:
-        context = app.holder.context
+        context = app.context
         assert context is not None
         context.admission.calls.acquire("someone else")
         try:

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from api.app import Application, create_app
+from api.app import create_app
+from api.entrypoint import Entrypoint
 from core.errors import Corrupt, Unavailable
 from core.models import Build, Progress
 from core.names import versions_prefix
@@ -32,7 +33,7 @@ async def opened(service: Service, model: str) -> str:
 class Stream:
     """One request for events, as a server drives the application."""
 
-    def __init__(self, app: Application, build_id: str, token: str) -> None:
+    def __init__(self, app: Entrypoint, build_id: str, token: str) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self._left = asyncio.Event()
@@ -94,7 +95,7 @@ class Stream:
 
 
 @asynccontextmanager
-async def quick(service: Service, **limits: Any) -> AsyncIterator[Application]:
+async def quick(service: Service, **limits: Any) -> AsyncIterator[Entrypoint]:
     """A second process, in a hurry, on the same tables."""
     http = Http(metrics_port=0, event_poll_s=0.05, event_keepalive_s=0.1)
     http = msgspec.structs.replace(http, **limits)
@@ -172,8 +173,8 @@ async def test_events_tell_each_change_and_end_with_the_build(service: Service) 
             assert (await stream.event())["status"] == "queued"
         assert (streams[0].status, streams[0].headers["content-type"]) == (200, "text/event-stream")
         assert streams[0].headers["x-accel-buffering"] == "no"  # no proxy gathers them
-        assert app.holder.context is not None
-        assert app.holder.context.admission.requests == 0
+        assert app.context is not None
+        assert app.context.admission.requests == 0
         while await streams[0].chunk() != b": the build goes on\n\n":
             pass
         claimed = await builds.claim(build_id, 0)
@@ -189,27 +190,27 @@ async def test_events_tell_each_change_and_end_with_the_build(service: Service) 
         late = Stream(app, build_id, token)
         assert [build["status"] async for build in late.events()] == ["cancelled"]
         await late.task
-        assert app.holder.context.build_events.streams == 0
-        assert not app.holder.context.build_events._watched  # noqa: SLF001
+        assert app.context.admission.streams.in_use == 0
+        assert not app.context.build_events._watched  # noqa: SLF001
 
 
 async def test_a_stream_ends_with_its_token_and_with_its_client(service: Service) -> None:
     """Neither an old token nor a client that left keeps one open."""
     build_id = await opened(service, "m-events-end")
     async with quick(service) as app:
-        assert app.holder.context is not None
-        watches = app.holder.context.build_events
+        assert app.context is not None
+        open_streams = app.context.admission.streams
         short = service.pool.token("readers", exp=int(time.time()) - 4)  # with 5 s of leeway
         stream = Stream(app, build_id, short)
         assert [build["status"] async for build in stream.events()] == ["queued"]
         await stream.task
         leaving = Stream(app, build_id, service.pool.token("readers"))
         await leaving.event()
-        assert watches.streams == 1
+        assert open_streams.in_use == 1
         leaving.leave()
         async with asyncio.timeout(20):
             await leaving.task
-        assert watches.streams == 0
+        assert open_streams.in_use == 0
 
 
 async def test_streams_are_bounded_and_end_with_the_process(service: Service) -> None:
@@ -243,8 +244,8 @@ async def test_the_oldest_stream_of_a_caller_gives_way(service: Service) -> None
     async with quick(service, event_streams_max=4) as app:
         token = service.pool.token("readers")
         first, stuck = Stream(app, build_id, token), Stream(app, build_id, token)
-        assert app.holder.context is not None
-        watches = app.holder.context.build_events
+        assert app.context is not None
+        open_streams = app.context.admission.streams
         for stream in (first, stuck):
             await stream.event()
         stuck.reading.clear()  # what it is sent next, it does not take
@@ -255,7 +256,7 @@ async def test_the_oldest_stream_of_a_caller_gives_way(service: Service) -> None
         fourth = Stream(app, build_id, token)
         await fourth.event()
         async with asyncio.timeout(10):
-            while watches.streams != 2:  # noqa: ASYNC110 - no event
+            while open_streams.in_use != 2:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.01)
         other = Stream(app, build_id, service.pool.token("readers", sub="another"))
         assert (await other.event())["status"] == "queued"
@@ -266,8 +267,8 @@ async def test_the_oldest_stream_of_a_caller_gives_way(service: Service) -> None
         for stream in (third, fourth, other):
             assert [build["status"] async for build in stream.events()] == ["cancelled"]
             await stream.task
-        assert watches.streams == 0
-        assert app.holder.context.admission.streams.in_use == 0
+        assert open_streams.in_use == 0
+        assert app.context.admission.streams.in_use == 0
 
 
 class Looks:
@@ -341,10 +342,10 @@ async def test_looks_that_ended_begin_again_for_who_joins(service: Service) -> N
     """A task that was lost, however that came, is replaced."""
     build_id = await opened(service, "m-events-again")
     async with quick(service) as app:
-        assert app.holder.context is not None
+        assert app.context is not None
         first = Stream(app, build_id, service.pool.token("readers"))
         await first.event()
-        (watched,) = app.holder.context.build_events._watched.values()  # noqa: SLF001 - to break it
+        (watched,) = app.context.build_events._watched.values()  # noqa: SLF001 - to break it
         assert watched.looking is not None
         watched.looking.cancel()
         async with asyncio.timeout(20):

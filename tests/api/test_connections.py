@@ -77,7 +77,7 @@ async def test_a_caller_who_leaves_in_mid_body_is_no_error(service: Service, pat
                 await closed(writer)
             await until_counted("k9_http_requests_total", before + 20, **labels)
         assert lines == []
-        context = listener.app.holder.context
+        context = listener.app.context
         assert context is not None
         assert context.admission.buffered.in_use == 0
 
@@ -236,7 +236,7 @@ async def test_replies_that_are_never_read_end_the_connection(service: Service) 
             for made in held:
                 made.close()
             await listener.until_open(0)
-            context = listener.app.holder.context
+            context = listener.app.context
             assert context is not None
             async with asyncio.timeout(ALL_S):
                 while context.admission.requests:  # noqa: ASYNC110
@@ -309,7 +309,7 @@ async def test_operations_have_a_port_that_clients_cannot_take(service: Service)
         refused = await at_end(await listener.connect())
         assert statuses(refused) == [503]
         assert b'"overloaded"' in refused
-        context = listener.app.holder.context
+        context = listener.app.context
         assert context is not None
         limits: Any = context.settings.http
         async with (

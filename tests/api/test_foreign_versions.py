@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from api.app import create_app
-from api.serving import foreign_versions
+from api.serving import probes
 from core.names import environment_prefix
 from core.settings import Settings
 from core.versions import VersionRecord
@@ -26,7 +26,7 @@ async def pair(
     api_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Pair]:
     """A source with a published build, and an environment with copies of all its rows."""
-    monkeypatch.setattr(foreign_versions, "_WATCH_S", 0.1)
+    monkeypatch.setattr(probes, "_INTERVAL_S", 0.1)
     serving = msgspec.structs.replace(api_settings.serving, cache_dir=tmp_path / "cache")
     building = msgspec.structs.replace(api_settings.building, work_dir=tmp_path / "work")
     settings = msgspec.structs.replace(api_settings, serving=serving, building=building)

@@ -71,7 +71,7 @@ async def test_an_error_nobody_expected_shows_nothing(
 
 
 def _registry(service: Service) -> Any:
-    context = service.app.holder.context
+    context = service.app.context
     assert context is not None
     return type(context.registry)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from api.app import Application, create_app
+from api.app import create_app
+from api.entrypoint import Entrypoint
 from api.server.listener import Server, bound_socket
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import client_of, eventually
@@ -21,7 +22,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Listener:
     """An application behind a server, and its port."""
 
-    def __init__(self, app: Application, server: Server, port: int) -> None:
+    def __init__(self, app: Entrypoint, server: Server, port: int) -> None:
         self.app = app
         self.server = server
         self.port = port
