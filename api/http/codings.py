@@ -5,7 +5,8 @@ decoding ends with the first one that is over the limit of the route.
 """
 
 import zlib
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
 from backports import zstd
 
@@ -22,44 +23,21 @@ _WINDOW_LOG_MAX: Final = 23
 """RFC 9659: a window of 8 MiB at the most, which is the memory that decoding takes."""
 
 
-class _Member(Protocol):
-    """One gzip member or zstd frame."""
-
-    eof: bool
-    unused_data: bytes
-    """What follows it in the data that it was last given."""
-
-    def step(self, data: bytes) -> bytes:
-        """The next bytes, at most `STEP_BYTES`, from `data` and what is left of what came before.
-
-        No bytes: it needs more data, or is over.
-        """
+_Decoder = tuple[Any, Callable[[bytes], bytes]]
+"""Of one gzip member or zstd frame: with `eof` and `unused_data`, and its next step, which makes at
+most `STEP_BYTES` of what it is given and what is left of before. No bytes: it needs more, or ends.
+"""
 
 
-class _Gzip:
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(_GZIP)
-        self.eof = False
-        self.unused_data = b""
-
-    def step(self, data: bytes) -> bytes:
-        made = self._inner.decompress(self._inner.unconsumed_tail + data, STEP_BYTES)
-        self.eof, self.unused_data = self._inner.eof, self._inner.unused_data
-        return made
+def _gzip() -> _Decoder:
+    member = zlib.decompressobj(_GZIP)
+    return member, lambda data: member.decompress(member.unconsumed_tail + data, STEP_BYTES)
 
 
-class _Zstd:
-    def __init__(self) -> None:
-        options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX}
-        self._inner = zstd.ZstdDecompressor(options=options)
-        self.eof = False
-        self.unused_data = b""
-
-    def step(self, data: bytes) -> bytes:
-        made = self._inner.decompress(data, STEP_BYTES)
-        self.eof = self._inner.eof
-        self.unused_data = self._inner.unused_data if self.eof else b""
-        return made
+def _zstd() -> _Decoder:
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX}
+    member = zstd.ZstdDecompressor(options=options)
+    return member, lambda data: member.decompress(data, STEP_BYTES)
 
 
 def decoded(data: bytes, coding: Coding, bytes_max: int) -> Steps[bytes]:
@@ -74,10 +52,10 @@ def decoded(data: bytes, coding: Coding, bytes_max: int) -> Steps[bytes]:
     rest = b""
     place = 0
     for _ in range(_MEMBERS_MAX):
-        member: _Member = _Gzip() if coding == "gzip" else _Zstd()
+        member, step = _gzip() if coding == "gzip" else _zstd()
         while True:
             try:
-                made = member.step(rest)
+                made = step(rest)
             except (zlib.error, zstd.ZstdError):
                 raise Unreadable(f"the body cannot be read as {coding}") from None
             rest = b""
