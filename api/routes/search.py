@@ -19,8 +19,7 @@ from api.http.parameters import KQuery, ModelVersion, ProductIdPath
 from api.http.problems import invalid
 from api.http.request import ApiRequest
 from api.serving.cost import INLINE_US_MAX
-from api.serving.hits import Hits
-from api.serving.segment import Provenance
+from api.serving.segment import Hits, Provenance
 from api.serving.snapshot import RowRef, Snapshot
 from api.wire.search import AnySearch, Found, FoundMany, IndexUsed, Neighbor, SearchBody
 from api.wire.vectors import DECODED_AT_ONCE, Wire, check_all, floats

@@ -5,14 +5,14 @@ A `DeltaBuffer` is filled by the one task that reads changed rows. After each ch
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from api.serving.hits import Hits
-from api.serving.segment import Segment
+from api.serving.segment import Hits, Segment
 from core.models import Embedding
 from core.vectors.arrays import (
     Floats,
@@ -47,32 +47,25 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """Its row in the delta, or `UNCHANGED`, `MASKED`, `ABSENT`."""
 
 
+@dataclass(frozen=True, slots=True)
 class DeltaSnapshot:
     """A delta at one moment, to be searched together with its segment."""
 
-    __slots__ = ("_ids", "_searcher", "changed", "entries", "masked", "rows", "superseded")
+    entries: Mapping[str, Entry]
+    """Every row that was read since the build, by product id."""
+    changed: int
+    """Products whose vector in the segment is not the present one."""
+    masked: Exclusion | None
+    """Rows of the segment that must not be found; None where there are none."""
+    _searcher: Searcher | None
+    _ids: Sequence[str]
+    superseded: Exclusion | None
+    """Rows of the delta that were overwritten or deleted since; None where there are none."""
 
-    def __init__(
-        self,
-        entries: Mapping[str, Entry],
-        changed: int,
-        masked: Exclusion | None,
-        searcher: Searcher | None,
-        ids: Sequence[str],
-        superseded: Exclusion | None,
-    ) -> None:
-        self.entries = entries
-        """Every row that was read since the build, by product id."""
-        self.changed = changed
-        """Products whose vector in the segment is not the present one."""
-        self.masked = masked
-        """Rows of the segment that must not be found; None where there are none."""
-        self.superseded = superseded
-        """Rows of the delta that were overwritten or deleted since; None where there are none."""
-        self._searcher = searcher
-        self._ids = ids
-        self.rows = searcher.n if searcher else 0
+    @property
+    def rows(self) -> int:
         """Rows that a search scores, the superseded ones among them."""
+        return self._searcher.n if self._searcher else 0
 
     @property
     def has_effect(self) -> bool:
@@ -164,6 +157,10 @@ class DeltaBuffer:
         """Replaced at each change, never changed in place."""
         self.changed = 0
         """Products whose vector in the segment is not the present one."""
+        self.polled_at = ""
+        """When the last complete poll of the shards began; empty before the first one."""
+        self.complete_until = 0.0
+        """By the event loop's clock: from then on that poll is too old to tell what changed."""
         self.overflowed = False
         """Too much changed: only deletions of the segment's rows are applied."""
         self._masked = np.zeros(segment.rows, dtype=np.bool_)

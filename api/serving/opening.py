@@ -9,8 +9,7 @@ from typing import Final
 from api import metrics
 from api.health import Health
 from api.serving.background import running
-from api.serving.dependency_probe import DependencyProbe
-from api.serving.foreign_versions import ForeignVersionWatch
+from api.serving.probes import Probes
 from api.serving.registry import IndexRegistry
 from api.serving.updater import IndexUpdater
 from core.notifications import ChangeNotifier
@@ -25,16 +24,14 @@ async def open_registry(resources: Resources, health: Health) -> AsyncIterator[I
     """The registry, kept current until the end of the block."""
     registry = IndexRegistry(resources)
     updater = IndexUpdater(resources, registry, health)
+    probes = Probes(resources, registry, health, updater.records)
 
     async def listening() -> None:
         await listen(resources.notifier, registry)
 
     try:
         async with running(
-            updater.run,
-            listening,
-            DependencyProbe(resources, health, updater.records).run,
-            ForeignVersionWatch(resources, registry, updater.records).run,
+            updater.run, listening, probes.ask_dependencies, probes.replace_foreign_versions
         ):
             yield registry
     finally:

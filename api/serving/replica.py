@@ -11,7 +11,7 @@ from typing import Final
 from api import metrics
 from api.serving.automatic_builds import AutomaticBuilds
 from api.serving.background import cancelled, supervised
-from api.serving.followed import POLL_GAP_S, FollowedSegment, earlier
+from api.serving.delta import DeltaBuffer
 from api.serving.row_fetcher import FoundRows, RowFetcher
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
@@ -25,6 +25,10 @@ from core.retry import RetryPolicy
 VISIBLE_WAIT_S: Final = 1.0
 """How long a search waits for the write that its `min_watermark` names."""
 _CARRY_IDS: Final = 500
+_POLL_GAP_S: Final = 0.5
+"""Between two polls of the shards, however many are asked for."""
+_STALE_POLLS: Final = 3
+"""After so many intervals without a complete poll it is unknown what changed."""
 _RETRY: Final = RetryPolicy(first_s=0.5, max_s=10.0, jitter=0.5)
 _CLOCK_AHEAD_S: Final = 60.0
 """Watermarks from further ahead are rejected: no clock is off by so much."""
@@ -53,8 +57,8 @@ class ModelReplica:
         self._builds = builds
         self._bytes_left = bytes_left
         self._settings = settings
-        self._current: FollowedSegment | None = None
-        self._next: FollowedSegment | None = None
+        self._current: DeltaBuffer | None = None
+        self._next: DeltaBuffer | None = None
         """A version that is being caught up, and gets all changes already."""
         self._fetcher = RowFetcher(
             lambda ids: self._rows.read_rows(self.name, ids, model.generation),
@@ -77,7 +81,8 @@ class ModelReplica:
     @property
     def resident_bytes(self) -> int:
         """Memory that it takes, about."""
-        return 0 if self._current is None else self._current.resident_bytes
+        current = self._current
+        return 0 if current is None else current.segment.resident_bytes + current.resident_bytes
 
     async def activate(self, segment: Segment) -> None:
         """Puts a segment to use, once all that changed since its build is known.
@@ -88,17 +93,17 @@ class ModelReplica:
         Raises:
             Unavailable: it does not fit the memory budget, or the replica was closed meanwhile.
         """
-        coming = self._next = FollowedSegment(segment, self._settings)
+        coming = self._next = DeltaBuffer(segment)
         try:
             before = self._current
             if before is not None:
-                ids = list(before.delta.entries)
+                ids = list(before.entries)
                 for start in range(0, len(ids), _CARRY_IDS):
-                    coming.delta.carry_over(before.delta, ids[start : start + _CARRY_IDS])
+                    coming.carry_over(before, ids[start : start + _CARRY_IDS])
                     await asyncio.sleep(0)
                 # An older build may have rows that a later one knew to be deleted.
-                older = coming.delta.watermark < before.delta.watermark
-                if before.polled_at or before.delta.overflowed or older:
+                older = coming.watermark < before.watermark
+                if before.polled_at or before.overflowed or older:
                     await self._poll_once(coming)
             self._check_open()
             self._check_memory(segment)
@@ -114,10 +119,10 @@ class ModelReplica:
 
     def notify(self, change: ChangeNotification) -> None:
         """Takes a notification that rows changed."""
-        followed = [each for each in (self._current, self._next) if each is not None]
+        deltas = [each for each in (self._current, self._next) if each is not None]
         ids: Sequence[str] = change.product_ids
-        if all(each.delta.overflowed for each in followed):  # new products are of no use
-            row_of = [each.segment.row_of for each in followed]
+        if all(each.overflowed for each in deltas):  # new products are of no use
+            row_of = [each.segment.row_of for each in deltas]
             ids = [name for name in ids if any(find(name) is not None for find in row_of)]
         if not ids:
             return
@@ -168,7 +173,7 @@ class ModelReplica:
         """
         current = self._current
         ahead = timestamp(now() + timedelta(seconds=_CLOCK_AHEAD_S))
-        if current is None or current.delta.overflowed or after.moment > ahead:
+        if current is None or current.overflowed or after.moment > ahead:
             return False
         if after.generation not in {None, self.model.generation}:
             return False
@@ -182,7 +187,7 @@ class ModelReplica:
             self._awaiting_poll.append(polled)
             self.poll_soon()
             await polled
-        return self._current is not None and not self._current.delta.overflowed
+        return self._current is not None and not self._current.overflowed
 
     def close(self) -> None:
         """Ends following at once: nothing answers any more, and no segment is activated."""
@@ -232,26 +237,26 @@ class ModelReplica:
     # --- applying and publishing ----------------------------------------------------------------
 
     def _apply(self, found: FoundRows) -> None:
-        for followed in (self._current, self._next):
-            if followed is not None:
-                followed.delta.apply(found)
-                self._check_limits(followed)
+        for delta in (self._current, self._next):
+            if delta is not None:
+                delta.apply(found)
+                self._check_limits(delta)
         if self._notified_ms:
             metrics.FRESH_LAG.labels(self.name).set(max(0.0, time() - self._notified_ms / 1000))
             self._notified_ms = 0
         if self._current is not None:
             self._publish(self._current)
 
-    def _check_limits(self, followed: FollowedSegment, coming: int = 0) -> None:
+    def _check_limits(self, delta: DeltaBuffer, coming: int = 0) -> None:
         """Lets a delta overflow that is, or with `coming` more rows would be, over a limit."""
-        delta, rows_max = followed.delta, self._settings.delta_rows_hard
+        rows_max, resident = self._settings.delta_rows_hard, delta.segment.resident_bytes
         if delta.overflowed:
             return
         if len(delta.entries) - delta.changed > rows_max:
             delta.forget()  # entries without effect are kept only because the GSI lags
         if delta.changed + coming > rows_max:
             reason = "rows"
-        elif followed.resident_bytes > self._bytes_left(self.name):
+        elif resident + delta.resident_bytes > self._bytes_left(self.name):
             reason = "memory"
         else:
             return
@@ -259,56 +264,68 @@ class ModelReplica:
         _log.warning(
             "too much changed: until the next build only deletions are applied",
             model_version=self.name,
-            build_id=followed.segment.build_id,
+            build_id=delta.segment.build_id,
             limit=reason,
         )
 
-    def _publish(self, followed: FollowedSegment) -> None:
+    def _publish(self, delta: DeltaBuffer) -> None:
         """Answers from what is known now, where this is what answers."""
-        if self._closed or followed is not self._current:
+        if self._closed or delta is not self._current:
             return
-        delta, loop = followed.delta, asyncio.get_running_loop()
-        self.snapshot = followed.snapshot()
+        loop = asyncio.get_running_loop()
+        complete = not delta.overflowed and loop.time() < delta.complete_until
+        # The clocks of writers may be behind by as much as a poll reaches back.
+        polled_at = "" if delta.overflowed else self._overlapping(delta.polled_at)
+        self.snapshot = Snapshot(
+            delta.segment, delta.snapshot(), complete=complete, polled_at=polled_at
+        )
         metrics.FRESH_ROWS.labels(self.name).set(delta.changed)
         metrics.FRESH_BYTES.labels(self.name).set(delta.resident_bytes)
         if delta.overflowed or delta.changed > self._settings.delta_rows_soft:
             self._builds.request(self.model, "much has changed")
         if self._ageing is not None:
             self._ageing.cancel()
-        if loop.time() < followed.complete_until:
-            self._ageing = loop.call_at(followed.complete_until, self._publish, followed)
+        if loop.time() < delta.complete_until:
+            self._ageing = loop.call_at(delta.complete_until, self._publish, delta)
 
     # --- polling the shards ---------------------------------------------------------------------
 
-    async def _poll(self, followed: FollowedSegment) -> None:
+    async def _poll(self, delta: DeltaBuffer) -> None:
         """Reads what the shards show as changed since the last poll, or since the build.
 
         Raises:
             K9Error: it could not be read to its end.
         """
         began, began_s = timestamp(now()), asyncio.get_running_loop().time()
-        delta = followed.delta
-        since = delta.watermark
-        if followed.polled_at:
-            since = max(since, earlier(followed.polled_at, self._settings.poll_overlap_s))
+        since = max(delta.watermark, self._overlapping(delta.polled_at))
         unread: dict[str, None] = {}
         overflowed = delta.overflowed
         async with aclosing(self._rows.changed_since(self.model, since)) as pages:
             async for page in pages:
                 unread.update(dict.fromkeys(await asyncio.to_thread(delta.differing, page)))
                 # Some may have been read meanwhile, for a notification.
-                self._check_limits(followed, sum(name not in delta.entries for name in unread))
+                self._check_limits(delta, sum(name not in delta.entries for name in unread))
                 if delta.overflowed != overflowed:
                     break
         if delta.overflowed != overflowed:  # from now on other rows of each page matter
-            await self._poll(followed)
+            await self._poll(delta)
             return
         await self._fetcher.fetch(unread)
-        followed.polled(began, began_s)
+        delta.polled_at = began
+        interval_s = max(_POLL_GAP_S, self._settings.poll_s)
+        delta.complete_until = began_s + _STALE_POLLS * interval_s
         delta.forget(since)
         metrics.FRESH_POLLED.labels(self.name).set(parse_timestamp(began).timestamp())
 
-    async def _poll_once(self, coming: FollowedSegment) -> None:
+    def _overlapping(self, polled_at: str) -> str:
+        """When a poll after one that began then reads from; no moment stays none."""
+        if not polled_at:
+            return ""
+        return timestamp(
+            parse_timestamp(polled_at) - timedelta(seconds=self._settings.poll_overlap_s)
+        )
+
+    async def _poll_once(self, coming: DeltaBuffer) -> None:
         """Polls until all is read since the version's watermark, however long it takes.
 
         Raises:
@@ -318,7 +335,7 @@ class ModelReplica:
             "reading what changed before a version is activated",
             model_version=self.name,
             build_id=coming.segment.build_id,
-            since=coming.delta.watermark,
+            since=coming.watermark,
         )
         async for _ in _RETRY.attempts():
             self._check_open()
@@ -336,12 +353,12 @@ class ModelReplica:
         while True:
             awaiting, self._awaiting_poll = self._awaiting_poll, []
             self._poll_requested.clear()
-            earliest = loop.time() + POLL_GAP_S
+            earliest = loop.time() + _POLL_GAP_S
             wait_s = self._settings.poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-            followed = self._current
+            delta = self._current
             try:
-                if followed is not None:
-                    await self._poll(followed)
+                if delta is not None:
+                    await self._poll(delta)
             except K9Error as error:
                 _log.warning("polling failed", model_version=self.name, detail=str(error))
                 self._awaiting_poll = awaiting + self._awaiting_poll
@@ -352,8 +369,8 @@ class ModelReplica:
                 for polled in awaiting:
                     if not polled.done():
                         polled.set_result(None)
-            if followed is not None:
-                self._publish(followed)
+            if delta is not None:
+                self._publish(delta)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._poll_requested.wait()

@@ -1,7 +1,7 @@
 """One version of an index in memory: immutable, so any number of requests may search it at once."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.serving.cost import SearchCost
-from api.serving.hits import Hits
 from core.errors import Corrupt
 from core.index.cache import leased
 from core.index.manifest import Manifest
@@ -19,6 +18,30 @@ from core.index.version import MappedVersion
 from core.models import Metric, Model, now, timestamp
 from core.vectors.arrays import Floats
 from core.vectors.search import Exclusion
+
+
+class Hits(msgspec.Struct, frozen=True, gc=False):
+    """The nearest products of one vector, by (-score, product id)."""
+
+    product_ids: list[str]
+    scores: list[float]
+
+    @classmethod
+    def ranked(cls, pairs: Iterable[tuple[float, str]], k: int) -> Self:
+        """The best k of negated scores with their product ids, in any order.
+
+        Text compares by code point, which is the order of its UTF-8, and so that of index rows.
+        """
+        best = sorted(pairs)[:k]
+        return cls([product_id for _, product_id in best], [0.0 - score for score, _ in best])
+
+    def merged(self, other: "Hits", k: int) -> "Hits":
+        """The best k of both: those that one index of all rows would find."""
+        if not other.product_ids:
+            return self
+        scores = [-score for score in (*self.scores, *other.scores)]
+        ids = (*self.product_ids, *other.product_ids)
+        return Hits.ranked(zip(scores, ids, strict=True), k)
 
 
 class Provenance(msgspec.Struct, frozen=True):

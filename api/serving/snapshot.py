@@ -7,8 +7,7 @@ import msgspec
 
 from api.serving.cost import scan_us
 from api.serving.delta import UNCHANGED, DeltaSnapshot
-from api.serving.hits import Hits
-from api.serving.segment import Segment
+from api.serving.segment import Hits, Segment
 from core.models import Watermark
 from core.vectors.arrays import Floats
 from core.vectors.search import Exclusion
@@ -27,22 +26,6 @@ class RowRef(msgspec.Struct, frozen=True, gc=False):
 
 class Snapshot:
     """Immutable: a request answers from the one that it began with."""
-
-    __slots__ = (
-        "_delta",
-        "_entries",
-        "_extra_numbers",
-        "_masked",
-        "_polled_at",
-        "dimension",
-        "exact_provenance",
-        "matrix_provenance",
-        "matrix_us",
-        "metric",
-        "model_version",
-        "provenance",
-        "segment",
-    )
 
     def __init__(
         self,

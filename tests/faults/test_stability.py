@@ -58,7 +58,7 @@ async def test_every_part_that_is_gone_is_missed(
     site: ProxiedApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readiness tells of each though nothing is asked of it, and that it is back."""
-    monkeypatch.setattr("api.serving.dependency_probe._WATCH_S", 0.2)
+    monkeypatch.setattr("api.serving.probes._INTERVAL_S", 0.2)
     auth = msgspec.structs.replace(site.settings.auth, auth_keys_refresh_s=0.2)
     site.settings = msgspec.structs.replace(site.settings, auth=auth)
     async with site.api() as client:

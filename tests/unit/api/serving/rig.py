@@ -12,10 +12,9 @@ import pytest
 
 from api.health import Health
 from api.serving.background import cancelled, running
-from api.serving.hits import Hits
 from api.serving.opening import listen
 from api.serving.registry import IndexRegistry
-from api.serving.segment import Segment
+from api.serving.segment import Hits, Segment
 from api.serving.snapshot import Snapshot
 from api.serving.updater import IndexUpdater
 from core.models import timestamp

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.serving.delta import ABSENT, MASKED, UNCHANGED, DeltaBuffer
-from api.serving.hits import Hits
-from api.serving.segment import Segment
+from api.serving.segment import Hits, Segment
 from api.serving.snapshot import Snapshot
 from core.models import Embedding, Metric
 from core.vectors.arrays import Floats, prepare, row_scores
