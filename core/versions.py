@@ -91,11 +91,7 @@ class VersionStore:
     """Uploads versions to S3, and keeps verified copies in the cache directory."""
 
     def __init__(
-        self,
-        objects: ObjectStore,
-        environment: str,
-        cache_dir: Path,
-        fallbacks: int = 1,
+        self, objects: ObjectStore, environment: str, cache_dir: Path, fallbacks: int = 1
     ) -> None:
         """A store that caches the current version of each model version, and earlier ones.
 

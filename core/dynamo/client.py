@@ -193,7 +193,5 @@ async def open_dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
         # into a client. A test compares its requests with those of the stock serializer.
         client._serializer = WireSerializer(client._serializer)  # noqa: SLF001
         yield Dynamo(
-            client,
-            deadline_s=aws.deadline_s,
-            waits_out_throttling=aws.waits_out_throttling,
+            client, deadline_s=aws.deadline_s, waits_out_throttling=aws.waits_out_throttling
         )

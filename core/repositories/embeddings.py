@@ -10,13 +10,7 @@ import msgspec
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import (
-    above,
-    equals,
-    exists,
-    expressions,
-    missing,
-)
+from core.dynamo.expressions import above, equals, exists, expressions, missing
 from core.dynamo.pagination import paginate
 from core.dynamo.rows import delete_rows, get_row
 from core.dynamo.wire import Item, RequestItem

@@ -14,13 +14,7 @@ from core.dynamo.items import Codec, int_of
 from core.dynamo.pagination import paginate
 from core.dynamo.rows import get_row
 from core.dynamo.wire import AttributeValue, RequestItem
-from core.errors import (
-    ConditionFailed,
-    Corrupt,
-    ModelBeingDeleted,
-    NotFound,
-    TransactionFailed,
-)
+from core.errors import ConditionFailed, Corrupt, ModelBeingDeleted, NotFound, TransactionFailed
 from core.models import Metric, Model, now, timestamp
 from core.repositories import transactions
 from core.repositories.transactions import Part, found

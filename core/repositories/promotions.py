@@ -12,24 +12,9 @@ import msgspec
 from core import names
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import (
-    Condition,
-    Update,
-    differs,
-    equals,
-    exists,
-    key,
-    missing,
-)
+from core.dynamo.expressions import Condition, Update, differs, equals, exists, key, missing
 from core.dynamo.rows import update_row
-from core.errors import (
-    LeaseLost,
-    NotFound,
-    NotPromotable,
-    Pinned,
-    TransactionFailed,
-    Unavailable,
-)
+from core.errors import LeaseLost, NotFound, NotPromotable, Pinned, TransactionFailed, Unavailable
 from core.models import Build, Model, Progress, now, timestamp
 from core.repositories import transactions
 from core.repositories.build_rows import ours
@@ -76,11 +61,7 @@ class PromotionRepository:
             remove=(tables.OPEN, "error"),
         )
         moved = Update(
-            set={
-                "current_build_id": build.build_id,
-                "current_fence": build.fence,
-                "pinned": False,
-            },
+            set={"current_build_id": build.build_id, "current_fence": build.fence, "pinned": False},
             remove=(_OPEN,),
         )
         async for _ in CONFLICTS.attempts():

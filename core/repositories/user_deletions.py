@@ -81,10 +81,7 @@ class UserDeletionRepository:
             await transactions.transact(
                 self._dynamo,
                 transactions.update(
-                    self._users,
-                    key(user_id=user_id),
-                    lease.renewed(self._lease_s),
-                    lease.available,
+                    self._users, key(user_id=user_id), lease.renewed(self._lease_s), lease.available
                 ),
                 pending(self._pending, user_id, lease.marked_at),
                 transactions.delete(self._pending, key(caller=_EARLY_PENDING, key=user_id)),

@@ -21,11 +21,7 @@ from core.errors import (
     PartlyStored,
     Unavailable,
 )
-from core.identifiers import (
-    product_id_problem,
-    validate_model_version,
-    validate_product_id,
-)
+from core.identifiers import product_id_problem, validate_model_version, validate_product_id
 from core.limits import BATCH_ROWS_MAX, DIMENSION_MAX, PRODUCT_ID_BYTES_MAX
 from core.models import Metric, Model, Watermark, now, timestamp
 from core.notifications import ChangeNotifier
@@ -92,10 +88,7 @@ class EmbeddingService:
         async def attempt() -> StoredEmbedding:
             model = await self._known(model_version)
             problem = check_vector(
-                vector,
-                _metric(model, metric),
-                model.dimension if model else None,
-                DIMENSION_MAX,
+                vector, _metric(model, metric), model.dimension if model else None, DIMENSION_MAX
             )
             if problem:
                 raise Invalid.of(FieldError("vector", problem))
@@ -161,10 +154,7 @@ class EmbeddingService:
         return StoredBatch(len(rows), Watermark(timestamp(now()), None, model.generation))
 
     async def delete_embedding(
-        self,
-        model_version: str,
-        product_id: str,
-        claim: Claim | None = None,
+        self, model_version: str, product_id: str, claim: Claim | None = None
     ) -> DeletedEmbedding:
         """Replaces the embedding with a tombstone.
 

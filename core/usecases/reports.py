@@ -35,10 +35,7 @@ class ReportService:
         self._records = settings.records
 
     async def create(
-        self,
-        user_id: str,
-        fields: Mapping[str, Any],
-        claim: Claim | None = None,
+        self, user_id: str, fields: Mapping[str, Any], claim: Claim | None = None
     ) -> Report:
         """Creates a report of the caller's.
 
@@ -93,10 +90,7 @@ class ReportService:
             if versions is not None and before.version not in versions:
                 raise Stale("the report has changed since the version that was named")
             after = msgspec.structs.replace(
-                before,
-                **valid,
-                updated_at=timestamp(now()),
-                version=next_version(before.version),
+                before, **valid, updated_at=timestamp(now()), version=next_version(before.version)
             )
             try:
                 await self._reports.update_report(after, before.version, completion(claim, after))

@@ -241,12 +241,7 @@ class Searcher:
         distances = np.empty((m, count), dtype=np.float32)
         # The wrapper round this call checks shapes that are right by construction.
         self._index.search_c(
-            m,
-            swig_ptr(queries),
-            count,
-            swig_ptr(distances),
-            swig_ptr(positions),
-            plan.parameters,
+            m, swig_ptr(queries), count, swig_ptr(distances), swig_ptr(positions), plan.parameters
         )
         return positions
 
