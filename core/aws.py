@@ -34,18 +34,15 @@ _OPEN_DEADLINE_S: Final = 20.0
 def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
     """What an error of botocore's own means for the caller; None for a mistake of ours."""
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return Unavailable(_NO_CREDENTIALS, public=public_message(service))
-    if isinstance(error, CredentialRetrievalError):
-        return Unavailable(
-            f"AWS credentials could not be obtained: {error}", public=public_message(service)
-        )
-    if isinstance(error, ConnectionFailed | HTTPClientError):
+        detail = _NO_CREDENTIALS
+    elif isinstance(error, CredentialRetrievalError):
+        detail = f"AWS credentials could not be obtained: {error}"
+    elif isinstance(error, ConnectionFailed | HTTPClientError):
         # The message of the error has the endpoint's address, which callers must not see.
-        return Unavailable(
-            f"{service} could not be reached: {type(error).__name__}",
-            public=public_message(service),
-        )
-    return None
+        detail = f"{service} could not be reached: {type(error).__name__}"
+    else:
+        return None
+    return Unavailable(detail, public=public_message(service))
 
 
 def public_message(service: str) -> str:

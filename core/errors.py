@@ -5,7 +5,7 @@ secret, no key of another row and no internal address. Of an `Unavailable` a cal
 `public`: its own text may name tables, buckets and settings, for the log and for commands.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -182,7 +182,7 @@ class PartlyStored(Unavailable):
 class ConditionFailed(K9Error):
     """The condition of a write was not met. Repositories translate it; it never leaves them."""
 
-    def __init__(self, item: object = None) -> None:
+    def __init__(self, item: Any = None) -> None:
         super().__init__("the condition of a write was not met")
         self.item = item
         """The existing row, where the call requested it (ALL_OLD); else None."""
@@ -191,7 +191,7 @@ class ConditionFailed(K9Error):
 class TransactionFailed(K9Error):
     """A transaction was cancelled. Repositories translate it; it never leaves them."""
 
-    def __init__(self, reasons: tuple[str, ...], items: tuple[object, ...] = ()) -> None:
+    def __init__(self, reasons: tuple[str, ...], items: tuple[Any, ...] = ()) -> None:
         super().__init__(f"a transaction was cancelled: {', '.join(reasons)}")
         self.reasons = reasons
         """One code per operation, in order: `None`, `ConditionalCheckFailed`, and so on."""

@@ -46,7 +46,7 @@ class _Aliases:
 
 
 class Condition:
-    """A condition. Combine with `&` and `|`, negate with `~`."""
+    """A condition. Combine with `&` and `|`."""
 
     def __init__(self, render: Callable[[_Aliases], str]) -> None:
         self._render = render
@@ -60,9 +60,6 @@ class Condition:
 
     def __or__(self, other: "Condition") -> "Condition":
         return Condition(lambda to: f"({self.render(to)} OR {other.render(to)})")
-
-    def __invert__(self) -> "Condition":
-        return Condition(lambda to: f"(NOT {self.render(to)})")
 
 
 def _compare(attribute: str, operator: str, value: Plain) -> Condition:
@@ -92,11 +89,6 @@ def differs(attribute: str, value: Plain) -> Condition:
 def below(attribute: str, value: Plain) -> Condition:
     """The attribute is less than the value."""
     return _compare(attribute, "<", value)
-
-
-def at_most(attribute: str, value: Plain) -> Condition:
-    """The attribute is less than the value or equal to it."""
-    return _compare(attribute, "<=", value)
 
 
 def above(attribute: str, value: Plain) -> Condition:

@@ -1,9 +1,9 @@
 """Struct ↔ item: how a domain Struct is stored in DynamoDB, and exact whole numbers."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
@@ -106,8 +106,7 @@ def float32_bytes(value: AttributeValue) -> bytes:
         return numbers.astype("<f4").tobytes()
 
 
-_Encode = Callable[[Any], RequestValue]
-_Decode = Callable[[AttributeValue], Any]
+_DIRECT = frozenset({str, int, bool, bytes, list[str], tuple[str, ...]})
 
 
 class Codec(Generic[T]):
@@ -120,16 +119,18 @@ class Codec(Generic[T]):
 
     def __init__(self, kind: type[T]) -> None:
         self._kind = kind
-        self._encoders: list[tuple[str, _Encode]] = []
-        self._decoders: list[tuple[str, _Decode, bool]] = []
-        self._fill: dict[str, None] = {}
+        self._decoders: dict[str, msgspec.json.Decoder[Any] | None] = {}
+        """Field → decoder of its JSON text; None where the attribute is the value itself."""
+        self._none: dict[str, None] = {}
         """The required fields that may be None."""
         for field in msgspec.structs.fields(kind):
-            encode, decode, optional = _converters(field.type)
-            self._encoders.append((field.name, encode))
-            self._decoders.append((field.name, decode, optional or not field.required))
-            if field.required and optional:
-                self._fill[field.name] = None
+            kinds = get_args(field.type) if _is_union(field.type) else (field.type,)
+            direct = all(
+                each in _DIRECT or each is NoneType or get_origin(each) is Literal for each in kinds
+            )
+            self._decoders[field.name] = None if direct else msgspec.json.Decoder(field.type)
+            if field.required and NoneType in kinds:
+                self._none[field.name] = None
 
     def encode(self, struct: T) -> RequestItem:
         """The item of a Struct, in the request's form.
@@ -137,12 +138,11 @@ class Codec(Generic[T]):
         Raises:
             NumberOutOfRange: DynamoDB cannot store one of its numbers.
         """
-        item: RequestItem = {}
-        for name, encode in self._encoders:
-            value = getattr(struct, name)
-            if value is not None:
-                item[name] = encode(value)
-        return item
+        return {
+            name: attribute_of(msgspec.json.encode(value).decode() if decoder else value)
+            for name, decoder in self._decoders.items()
+            if (value := getattr(struct, name)) is not None
+        }
 
     def decode(self, item: Mapping[str, AttributeValue]) -> T:
         """The Struct of an item. Unknown attributes are ignored.
@@ -150,79 +150,29 @@ class Codec(Generic[T]):
         Raises:
             Corrupt: an attribute is missing, of another type, or cannot be read.
         """
-        values: dict[str, Any] = dict(self._fill)
-        for name, decode, optional in self._decoders:
+        values: dict[str, Any] = dict(self._none)
+        for name, decoder in self._decoders.items():
             value = item.get(name)
-            if value is not None and not value.NULL:
-                try:
-                    values[name] = decode(value)
-                except (Corrupt, ValueError) as error:
-                    raise Corrupt(f"attribute {name} of a row: {error}") from None
-            elif not optional:
-                raise Corrupt(f"attribute {name} of a row is missing")
-        return self._kind(**values)
+            if value is None or value.NULL:
+                continue
+            try:
+                values[name] = decoder.decode(value.S or "") if decoder else _plain(value)
+            except (Corrupt, ValueError) as error:
+                raise Corrupt(f"attribute {name} of a row: {error}") from None
+        try:
+            return msgspec.convert(values, self._kind, builtin_types=(bytes,))
+        except msgspec.ValidationError as error:
+            raise Corrupt(f"a row cannot be read: {error}") from None
 
 
-def _converters(annotation: Any) -> tuple[_Encode, _Decode, bool]:
-    """How a field of this type is written and read, and whether it may be None."""
-    kind, optional = _without_none(annotation)
-    origin = get_origin(kind)
-    if origin is Literal:
-        return attribute_of, _literal(get_args(kind)), optional
-    if kind in _SCALARS:
-        return attribute_of, _SCALARS[kind], optional
-    if (origin is list and get_args(kind) == (str,)) or kind == tuple[str, ...]:
-        return attribute_of, _texts(origin), optional
-    return _json_text, _from_json(kind), optional
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in {Union, UnionType}
 
 
-def _without_none(annotation: Any) -> tuple[Any, bool]:
-    if get_origin(annotation) not in {Union, UnionType}:
-        return annotation, annotation is Any
-    members = tuple(part for part in get_args(annotation) if part is not type(None))
-    optional = len(members) < len(get_args(annotation))
-    return Union[members], optional  # noqa: UP007 - made at run time
-
-
-def _member(name: str, value: Any) -> Any:
-    if value is None:
-        raise Corrupt(f"should be of type {name}")
-    return value
-
-
-_SCALARS: dict[Any, _Decode] = {
-    str: lambda value: _member("S", value.S),
-    bool: lambda value: _member("BOOL", value.BOOL),
-    int: lambda value: int_of(_member("N", value.N)),
-    bytes: lambda value: _member("B", value.B),
-}
-
-
-def _literal(allowed: tuple[Any, ...]) -> _Decode:
-    def decode(value: AttributeValue) -> Any:
-        if value.S not in allowed:
-            raise Corrupt(f"should be one of {', '.join(allowed)}")
-        return value.S
-
-    return decode
-
-
-def _texts(collection: Any) -> _Decode:
-    def decode(value: AttributeValue) -> Any:
-        parts: list[AttributeValue] = _member("L", value.L)
-        return collection(_member("S", part.S) for part in parts)
-
-    return decode
-
-
-def _json_text(value: Any) -> RequestValue:
-    return {"S": msgspec.json.encode(value).decode()}
-
-
-def _from_json(kind: Any) -> _Decode:
-    decoder = msgspec.json.Decoder(kind)
-
-    def decode(value: AttributeValue) -> Any:
-        return decoder.decode(_member("S", value.S))
-
-    return decode
+def _plain(value: AttributeValue) -> Any:
+    """The value of an attribute, of whichever type it is."""
+    if value.N is not None:
+        return int_of(value.N)
+    if value.L is not None:
+        return [_plain(part) for part in value.L]
+    return next((part for part in (value.S, value.B, value.BOOL) if part is not None), value)

@@ -377,7 +377,7 @@ class BuildRepository:
                 **expressions(update=update, condition=condition),
             )
         except ConditionFailed as failed:
-            there = decode(failed.item) if isinstance(failed.item, dict) else None
+            there = decode(failed.item) if failed.item else None
             if there is not None and holder is not None and there.holder == holder:
                 return there
             raise LeaseLost(f"another worker has build {build_id}, or it has ended") from None

@@ -23,7 +23,6 @@ from core.dynamo.expressions import (
     Condition,
     Update,
     above,
-    at_most,
     below,
     equals,
     expressions,
@@ -174,7 +173,7 @@ class IdempotencyRepository:
             try:
                 item = await self._claim(caller, idempotency_key, fingerprint, token, media)
             except ConditionFailed as failed:
-                existing = failed.item if isinstance(failed.item, dict) else None
+                existing = failed.item
                 if existing is not None and existing["token"].S == token:
                     item = existing  # claimed by this call, whose first answer was lost
                 else:
@@ -210,8 +209,7 @@ class IdempotencyRepository:
                 **expressions(update=_completed(encoded), condition=claim.is_held),
             )
         except ConditionFailed as failed:
-            existing = failed.item
-            if not isinstance(existing, dict) or existing["token"].S != claim.token:
+            if failed.item is None or failed.item["token"].S != claim.token:
                 raise claim_lost() from None
             # Stored by this call, whose first answer was lost.
 
@@ -284,7 +282,7 @@ class IdempotencyRepository:
         record = _CODEC.decode(existing)
         if record.expires_at <= time.time():
             record_key = key(caller=record.caller, key=record.key)
-            unchanged = at_most("expires_at", record.expires_at)
+            unchanged = equals("expires_at", record.expires_at)
             await delete_row(self._dynamo, self._table, record_key, unchanged)
             return None
         if record.fingerprint != fingerprint:

@@ -17,7 +17,7 @@ from core.dynamo.wire import AttributeValue, RequestItem
 from core.errors import ConditionFailed, Corrupt, ModelBeingDeleted, NotFound, TransactionFailed
 from core.models import Metric, Model, now, timestamp
 from core.repositories import transactions
-from core.repositories.transactions import Part, found
+from core.repositories.transactions import Part
 from core.settings import Settings
 
 MODEL_CODEC = Codec(Model)
@@ -209,7 +209,7 @@ class ModelRepository:
         try:
             await transactions.transact(self._dynamo, mark, also=also)
         except TransactionFailed as failed:
-            item = found(failed, 0)
+            item = failed.items[0]
             existing = None if item is None else decode_model(item)
             if existing is not None and existing.generation == marked.generation:
                 if existing.deleting_at == marked.deleting_at:

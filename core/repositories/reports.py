@@ -15,7 +15,7 @@ from core.dynamo.wire import Item
 from core.errors import AlreadyExists, NotFound, Stale, TransactionFailed
 from core.models import Report
 from core.repositories import transactions
-from core.repositories.transactions import Part, found, refused
+from core.repositories.transactions import Part, refused
 from core.repositories.user_deletions import REMOVALS_MAX
 from core.repositories.users import UserRepository, being_deleted
 from core.settings import Settings
@@ -155,7 +155,7 @@ class ReportRepository:
                 raise being_deleted() from None
             if create:
                 raise AlreadyExists("there is a report of that id already") from None
-            item = found(failed, 0)
+            item = failed.items[0]
             if item is None or item["user_id"].S != user_id:
                 raise unknown_report() from None
             raise Stale("the report has changed since the version that was named") from None

@@ -1,11 +1,11 @@
 """Parts of a transaction, and what made one fail."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, expressions
-from core.dynamo.wire import Item, RequestItem
+from core.dynamo.wire import RequestItem
 from core.errors import InFlight, TransactionFailed, Unavailable
 from core.retry import RetryPolicy
 
@@ -22,11 +22,6 @@ CONFLICTS = RetryPolicy(first_s=0.02, max_s=0.2, attempts_max=10)
 def refused(failed: TransactionFailed, position: int) -> bool:
     """Whether the condition of the part at this position was not met."""
     return position < len(failed.reasons) and failed.reasons[position] == REFUSED
-
-
-def found(failed: TransactionFailed, position: int) -> Item | None:
-    """The existing row of a refused part; None where there is none."""
-    return cast("Item | None", failed.items[position]) if position < len(failed.items) else None
 
 
 def put(table: str, item: RequestItem, condition: Condition | None = None) -> Part:

@@ -11,7 +11,7 @@ from core.errors import AlreadyExists, BeingDeleted, NotFound, Stale, Transactio
 from core.models import User
 from core.repositories import transactions
 from core.repositories.deletion_leases import MARK
-from core.repositories.transactions import Part, found
+from core.repositories.transactions import Part
 from core.repositories.user_deletions import pending
 from core.settings import Settings
 
@@ -89,7 +89,7 @@ class UserRepository:
         try:
             await transactions.transact(self._dynamo, part, also=also)
         except TransactionFailed as failed:
-            item = found(failed, 0)
+            item = failed.items[0]
             if item is None:
                 raise unknown_user() from None
             if "deleting_at" in item:

@@ -13,7 +13,6 @@ from core.dynamo.client import Dynamo
 from core.dynamo.expressions import (
     Update,
     above,
-    at_most,
     below,
     equals,
     expressions,
@@ -145,7 +144,7 @@ class EarlierIdempotency:
                 "delete_item",
                 TableName=self._table,
                 Key=key(caller=record.caller, key=record.key),
-                **expressions(condition=at_most("expires_at", record.expires_at)),
+                **expressions(condition=below("expires_at", record.expires_at + 1)),
             )
             return None
         if record.fingerprint != fingerprint:

@@ -266,13 +266,13 @@ async def test_a_transaction_tells_which_part_was_refused(
             ),
         )
     assert [refused(failed.value, place) for place in range(3)] == [False, True, False]
-    assert transactions.found(failed.value, 1) is None
+    assert failed.value.items[1] is None
     await transactions.transact(dynamo, transactions.put(table, key(user_id=user_id)))
     with pytest.raises(TransactionFailed) as failed:
         await transactions.transact(
             dynamo, transactions.put(table, key(user_id=user_id), missing("user_id"))
         )
-    there = transactions.found(failed.value, 0)
+    there = failed.value.items[0]
     assert there is not None
     assert there["user_id"].S == user_id
     with pytest.raises(ConditionFailed):

@@ -224,7 +224,7 @@ class LegacyStore:
                     **expressions(condition=_unchanged(key, existing)),
                 )
             except ConditionFailed as failed:
-                existing = failed.item if isinstance(failed.item, dict) else None
+                existing = failed.item
             else:
                 return True
             if existing is not None and not rule.replaces(existing):
