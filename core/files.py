@@ -7,14 +7,11 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 from uuid import uuid4
 
 import msgspec
 
 from core.errors import Corrupt
-
-_BLOCK_BYTES: Final = 1024 * 1024
 
 
 class ObjectHead(msgspec.Struct, frozen=True):
@@ -79,12 +76,7 @@ def verify_and_rename(handle: int, partial: Path, path: Path, sha256_hex: str) -
     Raises:
         Corrupt: it does not have this digest.
     """
-    digest = hashlib.sha256()
-    offset = 0
-    while block := os.pread(handle, _BLOCK_BYTES, offset):
-        digest.update(block)
-        offset += len(block)
-    if digest.hexdigest() != sha256_hex:
+    if size_and_digest(partial)[1] != sha256_hex:
         raise Corrupt(f"{path.name} does not have the expected SHA-256")
     os.fsync(handle)
     partial.rename(path)

@@ -2,13 +2,15 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import aiohttp
+import msgspec
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
@@ -17,7 +19,6 @@ from core.aws import client_config, new_session, open_client, unreachable
 from core.concurrency import gather
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.files import ObjectHead
-from core.request_count import count_request
 from core.retry import RetryPolicy
 from core.settings import Settings
 
@@ -43,6 +44,31 @@ class _Truncated(Exception):
     """The body of a reply ended too early."""
 
 
+class RequestCount(msgspec.Struct):
+    """Requests to S3, which bills them by number, without botocore's retries."""
+
+    requests: int = 0
+
+
+_COUNT: Final[ContextVar[RequestCount | None]] = ContextVar("request_count", default=None)
+
+
+@contextmanager
+def count_requests() -> Iterator[RequestCount]:
+    """Counts the requests of this task in the block, and of the tasks that it starts there."""
+    count = RequestCount()
+    token = _COUNT.set(count)
+    try:
+        yield count
+    finally:
+        _COUNT.reset(token)
+
+
+def _count() -> None:
+    if (count := _COUNT.get()) is not None:
+        count.requests += 1
+
+
 class ObjectStore:
     """The bucket, opened by `open_object_store`."""
 
@@ -56,30 +82,18 @@ class ObjectStore:
         self._retry = RetryPolicy(first_s=0.05, max_s=1.0, attempts_max=attempts)
         """For a body that ends too early: botocore retries only until the reply has begun."""
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE)
-        self.requests = 0
-        """Requests made so far, without botocore's retries: they are billed by number."""
 
-    async def put(
-        self,
-        key: str,
-        source: Path | bytes,
-        sha256_hex: str | None = None,
-        *,
-        if_absent: bool = True,
-    ) -> None:
-        """Puts a file or bytes, whole or not at all.
-
-        With `if_absent`, an existing object with the same bytes counts as put.
+    async def put(self, key: str, source: Path | bytes, sha256_hex: str | None = None) -> None:
+        """Puts a file or bytes, whole or not at all. The same bytes that are there count as put.
 
         Args:
             key: Where to.
             source: A file that does not change meanwhile, or the bytes.
             sha256_hex: The expected digest of the source; None: not checked.
-            if_absent: False replaces an existing object.
 
         Raises:
             Corrupt: the source has another digest, or arrived as other bytes.
-            AlreadyExists: with `if_absent`, other bytes are there.
+            AlreadyExists: other bytes are there.
             Unavailable: S3 did not take it in time.
         """
         size, digest = await asyncio.to_thread(files.size_and_digest, source)
@@ -87,9 +101,9 @@ class ObjectStore:
             raise Corrupt(f"the source of {key} does not have the expected SHA-256")
         try:
             if size <= PART_BYTES:
-                await self._put_whole(key, source, digest, if_absent=if_absent)
-            elif not (if_absent and await self._holds(key, size, digest)):
-                await self._put_parts(key, source, size, digest, if_absent=if_absent)
+                await self._put_whole(key, source, digest)
+            elif not await self._holds(key, size, digest):
+                await self._put_parts(key, source, size, digest)
         except AlreadyExists:
             if not await self._holds(key, size, digest):
                 raise
@@ -127,11 +141,8 @@ class ObjectStore:
             Unavailable: S3 did not answer in time.
         """
         data, reply = await self._get(key, max_bytes=max_bytes)
-        digest = reply.get("Metadata", {}).get(_SHA256)
-        if (
-            digest is not None
-            and (await asyncio.to_thread(files.size_and_digest, data))[1] != digest
-        ):
+        _, digest = await asyncio.to_thread(files.size_and_digest, data)
+        if reply.get("Metadata", {}).get(_SHA256) not in {None, digest}:
             raise Corrupt(f"object {key} is not what was put")
         return data
 
@@ -193,9 +204,7 @@ class ObjectStore:
             return False
         return (found.size_bytes, found.sha256_hex) == (size, digest)
 
-    async def _put_whole(
-        self, key: str, source: Path | bytes, digest: str, *, if_absent: bool
-    ) -> None:
+    async def _put_whole(self, key: str, source: Path | bytes, digest: str) -> None:
         async with self._parts:
             body = (
                 source if isinstance(source, bytes) else await asyncio.to_thread(source.read_bytes)
@@ -207,12 +216,10 @@ class ObjectStore:
                 Body=body,
                 ChecksumSHA256=b64encode(bytes.fromhex(digest)).decode(),
                 Metadata={_SHA256: digest},
-                **_condition(if_absent=if_absent),
+                IfNoneMatch="*",
             )
 
-    async def _put_parts(
-        self, key: str, source: Path | bytes, size: int, digest: str, *, if_absent: bool
-    ) -> None:
+    async def _put_parts(self, key: str, source: Path | bytes, size: int, digest: str) -> None:
         upload = await self._call(
             "create_multipart_upload",
             key,
@@ -233,7 +240,7 @@ class ObjectStore:
                 key,
                 **target,
                 MultipartUpload={"Parts": parts},
-                **_condition(if_absent=if_absent),
+                IfNoneMatch="*",
             )
         except BaseException:
             # Parts of an upload that is never completed are paid for until it is aborted. The
@@ -289,7 +296,7 @@ class ObjectStore:
                     raise _Truncated from error
 
         async def attempt() -> tuple[bytes, dict[str, Any]]:
-            self._count()
+            _count()
             return await self._within(key, read)
 
         try:
@@ -297,12 +304,8 @@ class ObjectStore:
         except _Truncated as error:
             raise Unavailable("S3 ended the body of an object too early") from error
 
-    def _count(self) -> None:
-        self.requests += 1
-        count_request()
-
     async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
-        self._count()
+        _count()
         method = getattr(self._client, operation)
         reply: dict[str, Any] = await self._within(
             subject, lambda bucket: method(Bucket=bucket, **parameters)
@@ -348,10 +351,6 @@ def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
         (status >= 500, Unavailable, f"S3 failed: {code}"),  # noqa: PLR2004 - HTTP's own
     )
     return next((kind(message) for matches, kind, message in known if matches), None)
-
-
-def _condition(*, if_absent: bool) -> dict[str, str]:
-    return {"IfNoneMatch": "*"} if if_absent else {}
 
 
 @asynccontextmanager

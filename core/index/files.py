@@ -121,18 +121,9 @@ def write_npz(path: Path, ids: list[bytes], matrix: Matrix) -> None:
         for name, values in members.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_TIME)
             with archive.open(entry, "w", force_zip64=True) as member:
-                _write_npy(member, values)
-
-
-def _write_npy(member: Any, values: NDArray[Any]) -> None:
-    np.lib.format.write_array(member, values, allow_pickle=False)
+                np.save(member, values, allow_pickle=False)
 
 
 def write_index(path: Path, index: Any) -> None:
     """A FAISS index."""
     faiss.write_index(index, str(path))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """A whole file."""
-    path.write_bytes(data)

@@ -5,8 +5,7 @@ Memory use is constant: vectors, ids and one fixed-size record per row go to thr
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -23,16 +22,6 @@ _RECORD: Final = np.dtype([("id_bytes", "<u4"), ("slot", "<i8")])
 _TOMBSTONE: Final = -1
 _WRONG_DIMENSION: Final = -2
 _BUFFER_BYTES: Final = 1 << 20
-
-
-class RowCounts(msgspec.Struct, frozen=True):
-    """What was written, before later rows replaced earlier ones."""
-
-    rows: int = 0
-    """All of them: vectors, tombstones and rows of a wrong dimension."""
-    vectors: int = 0
-    tombstones: int = 0
-    wrong_dimension: int = 0
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -56,11 +45,11 @@ class RowWriter:
     def __init__(self, directory: Path, dimension: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._bytes = dimension * 4
-        self._dimension = dimension
-        self._vectors = (directory / VECTORS).open("wb", buffering=_BUFFER_BYTES)
-        self._ids = (directory / _IDS).open("wb", buffering=_BUFFER_BYTES)
-        self._records = (directory / _RECORDS).open("wb", buffering=_BUFFER_BYTES)
-        self._rows = self._slots = self._tombstones = self._wrong = 0
+        self._vectors, self._ids, self._records = (
+            (directory / name).open("wb", buffering=_BUFFER_BYTES)
+            for name in (VECTORS, _IDS, _RECORDS)
+        )
+        self._slots = 0
 
     def append(self, embeddings: Sequence[Embedding]) -> None:
         """Adds one page. A later row of a product replaces its earlier one."""
@@ -74,38 +63,20 @@ class RowWriter:
         self._vectors.write(b"".join(vectors))
         self._ids.write(b"".join(ids))
         self._records.write(records.tobytes())
-        self._rows += len(embeddings)
 
     def _slot(self, row: Embedding, vectors: list[bytes]) -> int:
         if row.deleted_at is not None:
-            self._tombstones += 1
             return _TOMBSTONE
         if row.vector is None or len(row.vector) != self._bytes:
-            self._wrong += 1
             return _WRONG_DIMENSION
         vectors.append(row.vector)
         self._slots += 1
         return self._slots - 1
 
-    def close(self) -> RowCounts:
-        """Flushes and closes the files, and counts what is in them."""
-        self._close()
-        return RowCounts(self._rows, self._slots, self._tombstones, self._wrong)
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Flushes and closes the files."""
         for file in (self._vectors, self._ids, self._records):
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()
 
 
 def read_rows(directory: Path, dimension: int) -> Rows:

@@ -28,7 +28,7 @@ from tests.api.serving import (
     vector,
 )
 from tests.api.shop import until
-from tests.worker.forgery import forge, forged, mend
+from tests.worker.forgery import forge, forged, mend, replace_object
 from tests.worker.work import ensure
 
 
@@ -131,7 +131,7 @@ async def test_no_address_is_given_of_a_forged_matrix(service: Service) -> None:
     whole = await resources.objects.get_bytes(key, 1 << 24)
     assert (await client.get(matrix)).status_code == 200
     before = refused("s3")
-    await resources.objects.put(key, whole[::-1], if_absent=False)
+    await replace_object(resources.objects, key, whole[::-1])
     problem = assert_problem(await client.get(matrix), 503)
     assert f"k9 rebuild {MODEL}" in problem["detail"]
     assert refused("s3") == before + 1

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,12 @@ async def pull(settings: Settings, directory: Path) -> int:
     """K9's reader and writer; the rows."""
     async with open_dynamo(settings) as dynamo:
         repository = EmbeddingRepository(dynamo, settings)
-        with RowWriter(directory, DIMENSION) as writer:
+        pulled = 0
+        with closing(RowWriter(directory, DIMENSION)) as writer:
             async for rows in repository.get_embeddings_by_model(MODEL):
                 writer.append(rows)
-            return writer.close().rows
+                pulled += len(rows)
+        return pulled
 
 
 async def pull_stock(settings: Settings, directory: Path) -> int:

@@ -19,6 +19,7 @@ from tests.api.test_process import client_at
 from tests.emulators import CREDENTIALS, free_port
 from tests.faults.questions import Questions
 from tests.faults.site import Site, open_site
+from tests.worker.forgery import replace_object
 
 
 class Machine:
@@ -67,10 +68,10 @@ class Machine:
         build = await self.resources.builds.get_build(model.current_build_id or "")
         key = VersionRecord.of(build).prefix + name
         whole = await objects.get_bytes(key, 1 << 30)
-        await objects.put(key, how(whole), if_absent=False)
+        await replace_object(objects, key, how(whole))
 
         async def mend() -> None:
-            await objects.put(key, whole, if_absent=False)
+            await replace_object(objects, key, whole)
 
         return mend
 

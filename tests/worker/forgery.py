@@ -35,11 +35,17 @@ async def forge(objects: ObjectStore, prefix: str) -> dict[str, bytes]:
         (directory / VECTORS).write_bytes(true[prefix + VECTORS])
         forged(directory, decode_manifest(true[prefix + MANIFEST]))
         for key in true:
-            await objects.put(key, directory / key.removeprefix(prefix), if_absent=False)
+            await replace_object(objects, key, directory / key.removeprefix(prefix))
     return true
 
 
 async def mend(objects: ObjectStore, true: dict[str, bytes]) -> None:
     """Puts back what was there."""
     for key, data in true.items():
-        await objects.put(key, data, if_absent=False)
+        await replace_object(objects, key, data)
+
+
+async def replace_object(objects: ObjectStore, key: str, source: Path | bytes) -> None:
+    """Puts other bytes under a key, which K9 itself never does."""
+    await objects.delete([key])
+    await objects.put(key, source)

@@ -19,6 +19,7 @@ from core.settings import Settings
 from core.versions import VersionRecord, VersionStore
 from tests.faults.damage import DAMAGE
 from tests.unit.api.serving.versions import DIMENSION, make, model_of, record_of
+from tests.worker.forgery import replace_object
 from tests.worker.work import ensure
 
 ENVIRONMENT = "e"
@@ -88,7 +89,7 @@ async def test_each_damaged_object_is_refused(published: Published, damage: str)
     for name in (*MAPPED, MANIFEST):
         key = published.record.prefix + name
         whole = await published.objects.get_bytes(key, 1 << 20)
-        await published.objects.put(key, DAMAGE[damage](whole), if_absent=False)
+        await replace_object(published.objects, key, DAMAGE[damage](whole))
         before = refused("s3")
         with capture_logs() as lines, pytest.raises(Corrupt):
             await ensure(store, record)
@@ -98,7 +99,7 @@ async def test_each_damaged_object_is_refused(published: Published, damage: str)
         assert told == ("m", record.build_id, name, "s3")
         assert line["reason"]
         assert list(store.directory(record).parent.iterdir()) == []
-        await published.objects.put(key, whole, if_absent=False)
+        await replace_object(published.objects, key, whole)
     directory, manifest = await ensure(store, record)
     assert MappedVersion.open(directory, manifest).searcher.n == ROWS
 

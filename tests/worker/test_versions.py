@@ -13,6 +13,7 @@ from core.errors import NotFound
 from core.index.cache import leased
 from core.index.version import MappedVersion
 from core.models import BuildParameters, Model
+from core.object_store import count_requests
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import VersionStore
@@ -52,9 +53,9 @@ async def test_a_version_is_downloaded_once(resources: Resources, model: Model) 
     record = await current(resources, model)
     directory, manifest = await ensure(resources.versions, record)
     assert MappedVersion.open(directory, manifest).searcher.n == 20
-    before = resources.objects.requests
-    assert await ensure(resources.versions, record) == (directory, manifest)
-    assert resources.objects.requests == before
+    with count_requests() as count:
+        assert await ensure(resources.versions, record) == (directory, manifest)
+    assert count.requests == 0
 
 
 async def test_a_version_that_is_gone_is_not_found(resources: Resources, model: Model) -> None:

@@ -25,9 +25,9 @@ from core.errors import (
 )
 from core.index.cache import leased
 from core.models import Build, Model, Progress
+from core.object_store import count_requests
 from core.queue import BuildJob
 from core.repositories.tombstones import Tombstone
-from core.request_count import count_requests
 from core.resources import Resources
 from core.retry import RetryPolicy
 from core.vectors.changes import Changes

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -89,7 +90,7 @@ class VersionBuilder:
             else PullDigest(earlier.watermark, earlier.pulled_at or earlier.watermark)
         )
         self._report(Progress("pull"))
-        with RowWriter(directory, self._model.dimension) as writer:
+        with closing(RowWriter(directory, self._model.dimension)) as writer:
             async for page in self._resources.embeddings.get_embeddings_by_model(self._model):
                 await asyncio.to_thread(writer.append, page)
                 self._costs.count_page(page)
@@ -98,7 +99,6 @@ class VersionBuilder:
                     if row.deleted_at is not None and len(tombstones) < _TOMBSTONES_MAX:
                         tombstones.append(Tombstone(row.product_id, row.deleted_at))
                 self._report(Progress("pull", self._costs.rows))
-            writer.close()
         return PullResult(
             directory=directory,
             watermark=watermark,

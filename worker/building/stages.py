@@ -188,14 +188,14 @@ def _write_files(
     directory: Path, valid: _ValidRows, built: BuiltIndex, matrix: Matrix, report: ProgressCallback
 ) -> dict[str, FileInfo]:
     """Writes all files but the manifest. Checksums are of what is on disk."""
-    steps: dict[str, Callable[[Path], None]] = {
+    steps: dict[str, Callable[[Path], object]] = {
         files.IDS: lambda path: files.write_ids(path, valid.ids),
         files.NEIGHBORS: lambda path: files.write_array(path, matrix.neighbors),
         files.SCORES: lambda path: files.write_array(path, matrix.scores),
         files.PARQUET: lambda path: files.write_parquet(path, valid.ids, matrix),
         files.NPZ: lambda path: files.write_npz(path, valid.ids, matrix),
-        files.REPORT: lambda path: files.write_bytes(
-            path, msgspec.json.encode(BuildReport(valid.quarantined, built.trials))
+        files.REPORT: lambda path: path.write_bytes(
+            msgspec.json.encode(BuildReport(valid.quarantined, built.trials))
         ),
     }
     if built.index is not None and built.order is not None:

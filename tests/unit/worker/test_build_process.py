@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def random_rows(count: int, dimension: int = 8) -> list[Embedding]:
 
 def spec_of(directory: Path, rows: list[Embedding], **changes: Any) -> BuildSpec:
     """What to build from these rows, which are written to disk."""
-    with RowWriter(directory / "rows", 8) as writer:
+    with closing(RowWriter(directory / "rows", 8)) as writer:
         writer.append(rows)
     made = BuildSpec(
         rows_dir=str(directory / "rows"),

@@ -1,4 +1,5 @@
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import faiss
@@ -40,7 +41,7 @@ def write_version(
     vectors[ROWS - copies :] = vectors[0]
     random = np.random.default_rng(0)
     vectors[ROWS - copies :] += noise * random.standard_normal((copies, 384)).astype(np.float32)
-    with RowWriter(directory / "rows", 384) as writer:
+    with closing(RowWriter(directory / "rows", 384)) as writer:
         writer.append(
             [
                 Embedding(product_id, "m", vector.tobytes(), 384, "2025-01-01T00:00:00Z")
