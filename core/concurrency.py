@@ -1,11 +1,10 @@
 """Concurrent coroutines of which the first to fail cancels the others; iteration in a thread."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing
+from typing import Any, TypeVar
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -31,38 +30,19 @@ async def in_thread(iterator: Iterator[T]) -> AsyncIterator[T]:
         yield item
 
 
-class BoundedTasks:
-    """A task group that runs up to `limit` tasks at once, and raises the first error as it is."""
+async def for_each(
+    items: AsyncGenerator[T, None], function: Callable[[T], Awaitable[object]], limit: int
+) -> None:
+    """Calls the function with every item, up to `limit` at once. The first error ends all of it."""
+    reading = asyncio.Lock()
 
-    def __init__(self, limit: int) -> None:
-        self._slots = asyncio.Semaphore(limit)
-        self._group = asyncio.TaskGroup()
+    async def work() -> None:
+        while True:
+            async with reading:
+                item = await anext(items, None)
+            if item is None:
+                return
+            await function(item)
 
-    async def start(
-        self, function: Callable[P, Awaitable[object]], *args: P.args, **kwargs: P.kwargs
-    ) -> None:
-        """Starts a task, once fewer than `limit` are running."""
-
-        async def run() -> None:
-            try:
-                await function(*args, **kwargs)
-            finally:
-                self._slots.release()
-
-        await self._slots.acquire()
-        self._group.create_task(run())
-
-    async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            await self._group.__aexit__(kind, error, trace)
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+    async with aclosing(items):
+        await gather(*(work() for _ in range(limit)))

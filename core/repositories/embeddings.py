@@ -1,7 +1,7 @@
 """Embeddings: rows of the embeddings table, and the parallel reader of a model version."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from time import monotonic
 from typing import Any
@@ -264,6 +264,21 @@ class EmbeddingRepository:
         return await delete_rows(
             self._dynamo, self._table, conditional, self._ingest.batch_concurrency
         )
+
+    async def remove_tombstones(self, model_version: str, tombstones: Mapping[str, str]) -> int:
+        """Removes those that are still the same, and returns their number.
+
+        They are product ids with the time of their deletion. A product that was written again, or
+        deleted a second time, stays.
+
+        Raises:
+            Unavailable: DynamoDB did not take it in time; the remaining rows stay.
+        """
+        rows = (
+            (row_key(model_version, product_id), equals("deleted_at", deleted_at))
+            for product_id, deleted_at in tombstones.items()
+        )
+        return await delete_rows(self._dynamo, self._table, rows, self._ingest.batch_concurrency)
 
     def changed_since(self, model: Model, since: str) -> AsyncGenerator[list[Embedding], None]:
         """Pages of the rows changed after a time, as far as the index shows them."""

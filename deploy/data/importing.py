@@ -1,11 +1,11 @@
 """Imports a file of embeddings into a model version, several batches at a time."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 import msgspec
 
-from core.concurrency import BoundedTasks, in_thread
+from core.concurrency import for_each, in_thread
 from core.errors import PartlyStored, TableMissing, Unavailable
 from core.models import Metric
 from core.retry import RetryPolicy
@@ -77,16 +77,19 @@ async def import_file(
         bad += len(result.bad)
         on_batch(result)
 
-    async with BoundedTasks(BATCHES_IN_FLIGHT) as tasks:
+    async def batches() -> AsyncGenerator[Batch, None]:
+        nonlocal damage
         try:
             async for batch in in_thread(reader.batches(rows_max)):
                 unique = _without_repeats(batch, seen)
                 if stored:
-                    await tasks.start(store, unique)
+                    yield unique
                 else:
                     await store(unique)
         except CommandError as error:
             damage = error  # raised once the batches before it are stored
+
+    await for_each(batches(), store, BATCHES_IN_FLIGHT)
     if damage is not None:
         raise damage
     return Imported(stored, bad)

@@ -5,13 +5,13 @@ has begun: the same restore may continue after an interruption, and no other may
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from core.concurrency import BoundedTasks, gather, in_thread
+from core.concurrency import for_each, gather, in_thread
 from core.dynamo import tables
 from core.dynamo.wire import Item
 from core.models import now, timestamp
@@ -222,11 +222,13 @@ class _Run:
             done += len(batch)
             self._progress(f"writing {table.name}", done, entry.items)
 
-        async with BoundedTasks(_BATCHES_IN_FLIGHT) as tasks:
+        async def batches() -> AsyncGenerator[list[Item], None]:
             async for block in self._blocks(entry):
                 items = [restored(table, item) for item in block]
                 for start in range(0, len(items), BATCH_ROWS):
-                    await tasks.start(write, items[start : start + BATCH_ROWS])
+                    yield items[start : start + BATCH_ROWS]
+
+        await for_each(batches(), write, _BATCHES_IN_FLIGHT)
 
     def _blocks(self, entry: TableEntry) -> AsyncIterator[list[Item]]:
         return in_thread(read_items(self._directory, entry, _BLOCK_ITEMS, self._settings.files))

@@ -6,7 +6,7 @@ a worker that outlives its lease, or whose build was cancelled, changes nothing.
 
 import asyncio
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Self
 
@@ -27,7 +27,6 @@ from core.index.cache import leased
 from core.models import Build, Model, Progress
 from core.object_store import count_requests
 from core.queue import BuildJob
-from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from core.retry import RetryPolicy
 from core.vectors.changes import Changes
@@ -42,8 +41,8 @@ _RELEASE_TIMEOUT_S = 10.0
 
 _log = telemetry.logger(__name__)
 
-Published = Callable[[str, tuple[Tombstone, ...]], None]
-"""Called with the model version of a published build, and the tombstones it met."""
+Published = Callable[[str, Mapping[str, str]], None]
+"""Called with the model version of a published build, and `PullResult.tombstones`."""
 
 
 class BuildAttempt:
@@ -62,7 +61,7 @@ class BuildAttempt:
         self._stage_changed = asyncio.Event()
         work_dir = names.directory_of(self._settings.work_dir, resources.settings.environment)
         self._directory = work_dir / f"{build.build_id}.{build.fence}"
-        self._tombstones: tuple[Tombstone, ...] = ()
+        self._tombstones: Mapping[str, str] = {}
         self._log = _log.bind(
             build_id=build.build_id, model_version=build.model_version, fence=build.fence
         )

@@ -17,7 +17,6 @@ from core.index.manifest import FORMAT, FORMAT_NEAR_COPIES, FileInfo, Manifest, 
 from core.index.rows import RowWriter
 from core.index.version import MAPPED
 from core.models import Build, Model, Progress, ProgressCallback, now, timestamp
-from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from core.vectors.parameters import IndexLimits
 from core.versions import VersionRecord
@@ -40,8 +39,8 @@ class PullResult(msgspec.Struct, frozen=True):
     pulled_at: str
     seconds: float
     recent: RecentRows
-    tombstones: tuple[Tombstone, ...] = ()
-    """The first of them."""
+    tombstones: Mapping[str, str] = {}
+    """Product id → when it was deleted, of the first of them."""
     rows_changed: int = 0
     """Rows changed since the pull began, or since the version to compare with was pulled."""
 
@@ -83,7 +82,7 @@ class VersionBuilder:
         pulled_at = now()
         watermark = timestamp(pulled_at - timedelta(seconds=self._settings.watermark_lag_s))
         directory = self._directory / "rows"
-        tombstones: list[Tombstone] = []
+        tombstones: dict[str, str] = {}
         digest = (
             PullDigest(watermark, timestamp(pulled_at))
             if earlier is None
@@ -97,7 +96,7 @@ class VersionBuilder:
                 digest.append(page)
                 for row in page:
                     if row.deleted_at is not None and len(tombstones) < _TOMBSTONES_MAX:
-                        tombstones.append(Tombstone(row.product_id, row.deleted_at))
+                        tombstones[row.product_id] = row.deleted_at
                 self._report(Progress("pull", self._costs.rows))
         return PullResult(
             directory=directory,
@@ -105,7 +104,7 @@ class VersionBuilder:
             pulled_at=timestamp(pulled_at),
             seconds=time.perf_counter() - began,
             recent=digest.recent_rows(),
-            tombstones=tuple(tombstones),
+            tombstones=tombstones,
             rows_changed=digest.changed,
         )
 

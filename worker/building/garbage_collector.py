@@ -1,11 +1,10 @@
 """Removes versions that are no longer kept, and tombstones that no version needs any more."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from core import telemetry
 from core.errors import K9Error, Unavailable
-from core.repositories.tombstones import Tombstone
 from core.resources import Resources
 from worker.background import Background
 from worker.retention import apply_retention
@@ -25,12 +24,13 @@ class GarbageCollector:
         self._resources = resources
         self._background = background
         self._pause_s = max(resources.settings.building.version_grace_s, _PAUSE_MIN_S)
-        self._requested: dict[str, tuple[Tombstone, ...]] = {}
+        self._requested: dict[str, Mapping[str, str]] = {}
 
-    def request(self, model_version: str, tombstones: tuple[Tombstone, ...] = ()) -> None:
+    def request(self, model_version: str, tombstones: Mapping[str, str]) -> None:
         """Collects now, and again after each grace time until no version waits for its end.
 
-        Only the tombstones of the last request are remembered: they include the earlier ones.
+        Tombstones are product ids with the time of their deletion. Only those of the last request
+        are remembered: they include the earlier ones.
         """
         self._requested[model_version] = tombstones
         if not self._background.start(_name(model_version), lambda: self._rounds(model_version)):
@@ -43,7 +43,7 @@ class GarbageCollector:
 
     async def _rounds(self, model_version: str) -> None:
         while True:
-            tombstones = self._requested.pop(model_version, ())
+            tombstones = self._requested.pop(model_version, {})
             if await collect(self._resources, model_version, tombstones):
                 self._schedule(model_version)
             if model_version not in self._requested:
@@ -54,9 +54,7 @@ def _name(model_version: str) -> str:
     return f"collect-garbage/{model_version}"
 
 
-async def collect(
-    resources: Resources, model_version: str, tombstones: Iterable[Tombstone] = ()
-) -> bool:
+async def collect(resources: Resources, model_version: str, tombstones: Mapping[str, str]) -> bool:
     """Removes what can be removed now; True when another round is needed.
 
     Errors are logged, not raised: the next round continues from there.
@@ -68,8 +66,8 @@ async def collect(
             result = await apply_retention(resources, model_version)
             again = result.retired
             watermark = result.watermark or ""
-            old = [tombstone for tombstone in tombstones if tombstone.deleted_at < watermark]
-            removed = await resources.tombstones.remove(model_version, old)
+            old = {product_id: at for product_id, at in tombstones.items() if at < watermark}
+            removed = await resources.embeddings.remove_tombstones(model_version, old)
     except (K9Error, TimeoutError) as error:
         again = again or isinstance(error, Unavailable | TimeoutError)
         log.warning("garbage not collected", reason=str(error) or type(error).__name__)

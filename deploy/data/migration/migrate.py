@@ -1,12 +1,12 @@
 """Migrates a file of older data into one table, many rows at a time; safe to run twice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from itertools import islice
 from typing import Final, Literal
 
 import msgspec
 
-from core.concurrency import BoundedTasks, in_thread
+from core.concurrency import for_each, in_thread
 from core.errors import RowError, TableMissing, Unavailable
 from core.models import Metric, Report, User
 from core.resources import Resources
@@ -78,17 +78,21 @@ async def migrate_file(
     """
     run = _Run(resources, table, metric, on_entry)
     damage: CommandError | None = None
-    async with BoundedTasks(ROWS_IN_FLIGHT) as tasks:
+
+    async def rows() -> AsyncGenerator[LegacyRow, None]:
+        nonlocal damage
         try:
             async for block in in_thread(run.blocks(file)):
                 for entry in block:
                     for row in await run.accept(entry):
-                        await tasks.start(run.store, row)
+                        yield row
                 on_position(block[-1].entry.end)
         except CommandError as error:
             damage = error  # raised once the rows before it are stored
         for row in run.held_back():
-            await tasks.start(run.store, row)
+            yield row
+
+    await for_each(rows(), run.store, ROWS_IN_FLIGHT)
     if damage is not None:
         raise CommandError(f"{damage} (before that: {run.result()})") from damage
     return run.result()

@@ -1,63 +1,72 @@
 """Concurrent work of the commands: bounded, and ended by its first error."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 
-from core.concurrency import BoundedTasks, gather, in_thread
+from core.concurrency import for_each, gather, in_thread
 from core.errors import Unavailable
 
 
-async def test_no_more_tasks_run_than_the_limit() -> None:
-    """The third waits until one of the first two has ended; all have ended after the block."""
-    running = most = ended = 0
+async def numbers(count: int, error: Exception | None = None) -> AsyncGenerator[int, None]:
+    """The first numbers, and then the error."""
+    for number in range(count):
+        yield number
+    if error is not None:
+        raise error
+
+
+async def test_no_more_calls_run_than_the_limit() -> None:
+    """The third waits until one of the first two has ended; all have ended in the end."""
+    running = most = 0
+    ended: list[int] = []
     release = asyncio.Event()
 
-    async def task() -> None:
-        nonlocal running, most, ended
+    async def call(number: int) -> None:
+        nonlocal running, most
         running += 1
         most = max(most, running)
         if running == 2:
             release.set()
         await release.wait()
         running -= 1
-        ended += 1
+        ended.append(number)
 
-    async with BoundedTasks(2) as tasks:
-        for _ in range(6):
-            await tasks.start(task)
-    assert (most, ended) == (2, 6)
+    await for_each(numbers(6), call, 2)
+    assert (most, sorted(ended)) == (2, [0, 1, 2, 3, 4, 5])
 
 
 async def test_the_first_error_is_raised_as_it_is_and_cancels_the_others() -> None:
     """Callers catch an error of the tables, not a group of errors."""
+    begun: list[int] = []
     cancelled = asyncio.Event()
 
-    async def waits() -> None:
+    async def call(number: int) -> None:
+        begun.append(number)
+        if number == 1:
+            raise Unavailable("gone")
         try:
             await asyncio.Event().wait()
         finally:
             cancelled.set()
 
-    async def fails() -> None:
-        raise Unavailable("gone")
-
-    async def run() -> None:
-        async with BoundedTasks(2) as tasks:
-            await tasks.start(waits)
-            await tasks.start(fails)
-            await tasks.start(waits)  # not before one has ended
-
     with pytest.raises(Unavailable, match="gone"):
-        await run()
+        await for_each(numbers(6), call, 2)
     assert cancelled.is_set()
+    assert begun == [0, 1]
 
 
-async def test_an_error_of_the_block_is_raised_as_it_is() -> None:
+async def test_an_error_of_the_items_is_raised_as_it_is() -> None:
     """Such as that of a file which cannot be read any further."""
+    seen: list[int] = []
+
+    async def call(number: int) -> None:
+        seen.append(number)
+
     with pytest.raises(ValueError, match="damaged"):
-        async with BoundedTasks(1):
-            raise ValueError("damaged")
+        await for_each(numbers(2, ValueError("damaged")), call, 1)
+    assert seen == [0, 1]
 
 
 async def test_gathered_calls_end_with_the_first_error() -> None:

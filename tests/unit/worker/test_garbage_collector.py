@@ -1,13 +1,14 @@
 """When garbage is collected: after a publish, and until nothing waits any more."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping
+from copy import copy
 
 import pytest
+from typing_extensions import override
 
 from core.errors import Unavailable
-from core.repositories.tombstones import Tombstone, TombstoneRepository
+from core.repositories.embeddings import EmbeddingRepository
 from core.resources import Resources, open_resources
 from core.settings import Aws, Building, Settings
 from worker.background import Background
@@ -34,7 +35,7 @@ class Versions:
 
     async def apply(self, resources: Resources, model_version: str) -> RetentionResult:
         """One round."""
-        assert isinstance(resources.tombstones, Tombstones)
+        assert isinstance(resources.embeddings, Embeddings)
         assert model_version == "m"
         self.rounds += 1
         await self.free.wait()
@@ -45,19 +46,19 @@ class Versions:
         return RetentionResult("2025", self.waiting >= 0, 0)
 
 
-class Tombstones(TombstoneRepository):
+class Embeddings(EmbeddingRepository):
     """Records which tombstones are removed."""
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources.dynamo, resources.settings)
-        self.removed: list[Tombstone] = []
+        self.removed: dict[str, str] = {}
 
-    async def remove(self, model_version: str, tombstones: Iterable[Tombstone]) -> int:
+    @override
+    async def remove_tombstones(self, model_version: str, tombstones: Mapping[str, str]) -> int:
         """Removes them all."""
         assert model_version == "m"
-        before = len(self.removed)
-        self.removed += tombstones
-        return len(self.removed) - before
+        self.removed |= tombstones
+        return len(tombstones)
 
 
 class Rig:
@@ -66,11 +67,12 @@ class Rig:
     def __init__(self, opened: Resources, patch: pytest.MonkeyPatch) -> None:
         self.background = Background()
         self.versions = Versions()
-        self.tombstones = Tombstones(opened)
+        self.embeddings = Embeddings(opened)
         apply = apply_retention
         apply = self.versions.apply  # of the same type, as mypy sees to
         patch.setattr(garbage_collector, "apply_retention", apply)
-        resources = replace(opened, tombstones=self.tombstones)
+        resources = copy(opened)
+        resources.embeddings = self.embeddings
         self.collector = GarbageCollector(resources, self.background)
 
     async def until(self, rounds: int) -> None:
@@ -108,37 +110,36 @@ def rig(opened: Resources, monkeypatch: pytest.MonkeyPatch) -> Rig:
 async def test_rounds_go_on_while_something_waits(rig: Rig) -> None:
     """Each that leaves something is followed by another; the one that leaves nothing by none."""
     rig.versions.waiting = 3
-    rig.collector.request("m")
+    rig.collector.request("m", {})
     await rig.until(4)
 
 
 async def test_a_round_that_failed_is_made_again(rig: Rig) -> None:
     """Removing waits for S3 to be back, not for the next build."""
     rig.versions.errors = [Unavailable("S3 is away")]
-    rig.collector.request("m")
+    rig.collector.request("m", {})
     await rig.until(2)
 
 
 async def test_what_is_published_during_a_round_has_one_of_its_own(rig: Rig) -> None:
     """With its tombstones; the one under way may have looked before it was there."""
     rig.versions.free.clear()
-    old, late = Tombstone("a", "2024"), Tombstone("b", "2024")
-    rig.collector.request("m", (old,))
+    rig.collector.request("m", {"a": "2024"})
     await asyncio.sleep(0)
-    rig.collector.request("m", (late,))
+    rig.collector.request("m", {"b": "2024"})
     rig.versions.free.set()
     await rig.background.drain()
     assert rig.versions.rounds == 2
-    assert rig.tombstones.removed == [old, late]
+    assert rig.embeddings.removed == {"a": "2024", "b": "2024"}
     await rig.background.close()
 
 
 async def test_what_is_published_while_others_wait_is_collected_at_once(rig: Rig) -> None:
     """And the end of its grace time is waited for as well."""
     rig.versions.waiting = 2
-    rig.collector.request("m")
+    rig.collector.request("m", {})
     await rig.background.drain()
-    rig.collector.request("m")
+    rig.collector.request("m", {})
     await rig.background.drain()
     assert rig.versions.rounds == 2
     await rig.until(3)
@@ -146,8 +147,7 @@ async def test_what_is_published_while_others_wait_is_collected_at_once(rig: Rig
 
 async def test_tombstones_that_a_kept_version_needs_stay(rig: Rig) -> None:
     """Those of after the oldest kept version's rows were read."""
-    gone, needed = Tombstone("a", "2024"), Tombstone("b", "2026")
-    rig.collector.request("m", (gone, needed))
+    rig.collector.request("m", {"a": "2024", "b": "2026"})
     await rig.background.drain()
-    assert rig.tombstones.removed == [gone]
+    assert rig.embeddings.removed == {"a": "2024"}
     await rig.background.close()
