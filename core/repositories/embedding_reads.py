@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
+from core.concurrency import gather
 from core.dynamo.client import Dynamo
 from core.errors import Unavailable
 from core.models import Embedding
@@ -30,26 +31,15 @@ async def read_rows(
     Raises:
         Unavailable: DynamoDB did not give all of them in time.
     """
-    chunks = [
-        product_ids[start : start + _IDS_MAX] for start in range(0, len(product_ids), _IDS_MAX)
-    ]
-    if len(chunks) == 1:
-        rows = await _read(dynamo, table, model_version, chunks[0])
-        return [row for row in rows if generation in {None, row.generation}]
     gate = asyncio.Semaphore(_CONCURRENT_READS)
 
     async def read(chunk: Sequence[str]) -> list[Embedding]:
         async with gate:
             return await _read(dynamo, table, model_version, chunk)
 
-    tasks = [asyncio.create_task(read(chunk)) for chunk in chunks]
-    try:
-        read_chunks = await asyncio.gather(*tasks)
-        return [row for rows in read_chunks for row in rows if generation in {None, row.generation}]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    starts = range(0, len(product_ids), _IDS_MAX)
+    chunks = await gather(*(read(product_ids[start : start + _IDS_MAX]) for start in starts))
+    return [row for rows in chunks for row in rows if generation in {None, row.generation}]
 
 
 async def _read(

@@ -5,6 +5,7 @@ machine. Recall is measured on rows held out of the index, which are added last.
 """
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from core.vectors.arrays import Floats, Ints, squared_norms
 from core.vectors.copies import Members
 from core.vectors.families import ADD_ROWS, Plan, create_index, plan_index, set_threads, train
 from core.vectors.near_copies import RADIUS_SHARES
-from core.vectors.parameters import Effort, IndexInfo, IndexLimits, Recall, Trial, ZeroRecall
+from core.vectors.parameters import IndexInfo, IndexLimits, Recall, Trial, ZeroRecall
 from core.vectors.recall import RECALL_AT, ZERO_RECALL_MAX, recall_lower_bound
 from core.vectors.sampling import QuerySample
 from core.vectors.tuning import Tuner
@@ -109,7 +110,8 @@ def build_index(
         limits=limits,
         forced=forced,
     )
-    attempts = _Attempts(rows, metric, target_recall, limits, progress, deterministic, threads)
+    add_threads = 1 if deterministic else threads
+    attempts = _Attempts(rows, metric, target_recall, limits, progress, threads, add_threads)
     for planned in plans:
         if planned.family == "exact":
             return _exact(planned, target_recall, norm_max, attempts.trials)
@@ -160,116 +162,86 @@ def _advice(plans: list[Plan], tuners: list[Tuner], target: float, limits: Index
     )
 
 
+@dataclass
 class _Attempts:
     """Builds one index after the other, until one reaches the target."""
 
-    def __init__(
-        self,
-        rows: Floats,
-        metric: Metric,
-        target: float,
-        limits: IndexLimits,
-        progress: ProgressCallback,
-        deterministic: bool,  # noqa: FBT001 - as `build_index` has it
-        threads: int,
-    ) -> None:
-        self._rows = rows
-        self._metric: Metric = metric
-        self._target = target
-        self._limits = limits
-        self._progress = progress
-        self._threads = threads
-        self._add_threads = 1 if deterministic else threads
-        self._shares = list(RADIUS_SHARES)
-        self._sample: QuerySample | None = None
-        self.tuners: list[Tuner] = []
-        self.trials: list[Trial] = []
+    rows: Floats
+    metric: Metric
+    target: float
+    limits: IndexLimits
+    progress: ProgressCallback
+    threads: int
+    add_threads: int
+    """1 where the same rows have to give the same bytes."""
+    shares: list[float] = field(default_factory=lambda: list(RADIUS_SHARES))
+    sample: QuerySample | None = None
+    tuners: list[Tuner] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
 
-    def build(self, planned: Plan, norm_max: float) -> BuiltIndex | None:
+    def build(self, plan: Plan, norm_max: float) -> BuiltIndex | None:
         """The index with all rows in it; None where it does not reach the target."""
-        set_threads(self._threads)
-        sample = self._sample = self._sample or self._next_sample()
-        builder = _Builder(self._rows, planned, sample, self._progress)
-        self._add(builder, sample.indexed)
-        tuner = Tuner(builder.index, planned, self._rows, sample, self._limits)
+        set_threads(self.threads)
+        sample = self.sample = self.sample or self._next_sample()
+        index = create_index(plan)
+        self.progress(Progress("index", 0, self.rows.shape[0]))
+        train(index, plan, self.rows, sample.indexed)
+        self._add(index, plan, sample.indexed)
+        tuner = Tuner(index, plan, self.rows, sample, self.limits)
         self.tuners.append(tuner)
-        self._progress(Progress("recall", 0, sample.queries.shape[0]))
-        promised = tuner.tune(self._target)
-        wide = None if promised is None else tuner.tune_wide(self._target)
+        queries = sample.queries.shape[0]
+        self.progress(Progress("recall", 0, queries))
+        promised = tuner.tune(self.target)
+        wide = None if promised is None else tuner.tune_wide(self.target)
         self.trials += tuner.trials
         if promised is None:
             return None
         effort, measured = promised
-        self._progress(Progress("recall", sample.queries.shape[0], sample.queries.shape[0]))
-        self._add(builder, sample.held_out)
-        info = builder.info((effort,) if wide is None else (effort, wide), norm_max)
+        self.progress(Progress("recall", queries, queries))
+        self._add(index, plan, sample.held_out)
+        info = IndexInfo(
+            family=plan.family,
+            why=plan.why,
+            layout=plan.layout,
+            bytes=plan.bytes,
+            build=plan.parameters(),
+            positions=int(index.ntotal),
+            efforts=(effort,) if wide is None else (effort, wide),
+            norm_max=norm_max,
+            near_copies=sample.near_copies,
+            near_copies_max=sample.near_copies_max,
+        )
         recall = Recall(
             value=float(measured.mean()),
             at=RECALL_AT,
-            target=self._target,
+            target=self.target,
             queries=measured.shape[0],
             method=sample.method,
             lower=recall_lower_bound(measured),
             zero=tuner.zero,
         )
-        return BuiltIndex(
-            info, recall, tuple(self.trials), builder.index, sample.order, sample.members
-        )
+        return BuiltIndex(info, recall, tuple(self.trials), index, sample.order, sample.members)
 
     def widen_groups(self) -> bool:
         """Whether more rows are near copies by the next radius, which may help the last index.
 
         Only where its recall was high enough, and too many queries had a recall of 0.
         """
-        if self.tuners[-1].zero is None or self._sample is None or not self._shares:
+        if self.tuners[-1].zero is None or self.sample is None or not self.shares:
             return False
         wider = self._next_sample()
-        if wider.near_copies == self._sample.near_copies:
+        if wider.near_copies == self.sample.near_copies:
             return False
-        self._sample = wider
+        self.sample = wider
         return True
 
     def _next_sample(self) -> QuerySample:
-        return QuerySample(self._rows, self._metric, self._limits, self._shares.pop(0))
+        return QuerySample(self.rows, self.metric, self.limits, self.shares.pop(0))
 
-    def _add(self, builder: "_Builder", numbers: Ints) -> None:
-        set_threads(self._add_threads)
-        builder.add(numbers)
-        set_threads(self._threads)
-
-
-class _Builder:
-    """One index under construction."""
-
-    def __init__(
-        self, rows: Floats, planned: Plan, sample: QuerySample, progress: ProgressCallback
-    ) -> None:
-        self.rows = rows
-        self.plan = planned
-        self.sample = sample
-        self.index = create_index(planned)
-        self._progress = progress
-        progress(Progress("index", 0, rows.shape[0]))
-        train(self.index, planned, rows, sample.indexed)
-
-    def add(self, numbers: Ints) -> None:
-        """Adds rows, in the order of `order`."""
+    def _add(self, index: Any, plan: Plan, numbers: Ints) -> None:
+        """Adds rows, in the order of `BuiltIndex.order`."""
+        set_threads(self.add_threads)
         for start in range(0, numbers.shape[0], ADD_ROWS):
-            block = numbers[start : start + ADD_ROWS]
-            self.index.add(self.plan.layout.rows(self.rows[block]))
-            self._progress(Progress("index", int(self.index.ntotal), self.rows.shape[0]))
-
-    def info(self, efforts: tuple[Effort, ...], norm_max: float) -> IndexInfo:
-        """Its entry in the manifest."""
-        return IndexInfo(
-            family=self.plan.family,
-            why=self.plan.why,
-            layout=self.plan.layout,
-            bytes=self.plan.bytes,
-            build=self.plan.parameters(),
-            positions=int(self.index.ntotal),
-            efforts=efforts,
-            norm_max=norm_max,
-            near_copies=self.sample.near_copies,
-            near_copies_max=self.sample.near_copies_max,
-        )
+            index.add(plan.layout.rows(self.rows[numbers[start : start + ADD_ROWS]]))
+            self.progress(Progress("index", int(index.ntotal), self.rows.shape[0]))
+        set_threads(self.threads)
