@@ -70,7 +70,7 @@ def create_app(
     """
     check_settings(settings)
     jwks_url(settings)
-    Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s)
+    Cursors(settings.cursor_keys, settings.cursor_ttl_s)
     redis_settings(settings)
 
     @asynccontextmanager

@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 from core.errors import FieldError, Invalid
+from core.limits import PRODUCT_ID_BYTES_MAX
 
 REPORT_ID = r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,127}"
 """The pattern of report ids. New ones are 32 hex digits; those of migrated reports stay as they
@@ -16,7 +17,7 @@ _REPORT_ID = re.compile(REPORT_ID, re.ASCII)
 _MODEL_VERSION = re.compile(MODEL_VERSION, re.ASCII)
 
 
-def product_id_problem(product_id: str, bytes_max: int) -> str | None:
+def product_id_problem(product_id: str) -> str | None:
     """Why this is not a valid product id; None where it is."""
     try:
         size = len(product_id.encode())
@@ -24,8 +25,8 @@ def product_id_problem(product_id: str, bytes_max: int) -> str | None:
         return "is not valid Unicode"
     if not size or not product_id.strip():
         return "is blank"
-    if size > bytes_max:
-        return f"has {size} bytes, over the limit of {bytes_max}"
+    if size > PRODUCT_ID_BYTES_MAX:
+        return f"has {size} bytes, over the limit of {PRODUCT_ID_BYTES_MAX}"
     if product_id in {".", ".."}:
         return "cannot be '.' or '..', which URLs drop"
     if not product_id.isprintable() and any(unicodedata.category(c) == "Cc" for c in product_id):
@@ -33,15 +34,15 @@ def product_id_problem(product_id: str, bytes_max: int) -> str | None:
     return None
 
 
-def validate_product_id(product_id: str, bytes_max: int, field: str = "product_id") -> None:
+def validate_product_id(product_id: str) -> None:
     """Checks one product id.
 
     Raises:
         Invalid: saying what is wrong with it.
     """
-    problem = product_id_problem(product_id, bytes_max)
+    problem = product_id_problem(product_id)
     if problem:
-        raise Invalid.of(FieldError(field, problem))
+        raise Invalid.of(FieldError("product_id", problem))
 
 
 def is_report_id(text: str) -> bool:

@@ -52,13 +52,10 @@ _FAILURES: Final = (RedisError, OSError, TimeoutError)
 class ChangeNotifier:
     """Publishes change notifications, and subscribes to those of the whole environment."""
 
-    def __init__(
-        self, redis: Redis, channel: str, *, timeout_s: float, product_id_bytes_max: int
-    ) -> None:
+    def __init__(self, redis: Redis, channel: str, *, timeout_s: float) -> None:
         self._redis = redis
         self._channel = channel
         self._timeout_s = timeout_s
-        self._bytes_max = product_id_bytes_max
         self._waiting: dict[str, dict[str, None]] = {}
         self._count = 0
         self._sending: asyncio.Task[None] | None = None
@@ -93,7 +90,7 @@ class ChangeNotifier:
                 _raise_cancellation()
                 async for notification in _listen(pubsub):
                     failures = 0
-                    yield notification and self._valid(notification)
+                    yield notification and _valid(notification)
             except _FAILURES as error:
                 failures += 1
                 wait_s = _RECONNECT.delay_s(failures)
@@ -105,18 +102,6 @@ class ChangeNotifier:
             finally:
                 await _closed(pubsub)
             await asyncio.sleep(wait_s)
-
-    def _valid(self, notification: ChangeNotification) -> ChangeNotification:
-        """The same with valid ids only: DynamoDB rejects a read of any other."""
-        ids = tuple(
-            product_id
-            for product_id in notification.product_ids[:IDS_MAX]
-            if 0 < len(product_id.encode()) <= self._bytes_max
-        )
-        dropped = len(notification.product_ids) - len(ids)
-        if dropped:
-            telemetry.NOTIFICATIONS_LOST.labels("not understood").inc(dropped)
-        return ChangeNotification(notification.model_version, ids, notification.sent_ms)
 
     async def aclose(self) -> None:
         """Sends what still waits, for a second at most."""
@@ -165,6 +150,19 @@ async def _listen(pubsub: Any) -> AsyncIterator[ChangeNotification | None]:
                 yield notification
 
 
+def _valid(notification: ChangeNotification) -> ChangeNotification:
+    """The same with valid ids only: DynamoDB rejects a read of any other."""
+    ids = tuple(
+        product_id
+        for product_id in notification.product_ids[:IDS_MAX]
+        if 0 < len(product_id.encode()) <= PRODUCT_ID_BYTES_MAX
+    )
+    dropped = len(notification.product_ids) - len(ids)
+    if dropped:
+        telemetry.NOTIFICATIONS_LOST.labels("not understood").inc(dropped)
+    return msgspec.structs.replace(notification, product_ids=ids)
+
+
 def _raise_cancellation() -> None:
     """Raises a cancellation that redis-py swallowed: its timeouts of 0 s take it for their own."""
     task = asyncio.current_task()
@@ -190,12 +188,8 @@ async def open_notifier(settings: Settings) -> AsyncIterator[ChangeNotifier]:
         retry=Retry(NoBackoff(), 0),
         **tls,
     )
-    notifier = ChangeNotifier(
-        redis,
-        names.channel_name(settings.environment),
-        timeout_s=settings.hint_timeout_s,
-        product_id_bytes_max=PRODUCT_ID_BYTES_MAX,
-    )
+    channel = names.channel_name(settings.environment)
+    notifier = ChangeNotifier(redis, channel, timeout_s=settings.hint_timeout_s)
     try:
         yield notifier
     finally:

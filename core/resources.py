@@ -54,7 +54,7 @@ class Resources:
         self.reports = ReportRepository(dynamo, self.users, settings)
         self.idempotency = IdempotencyRepository(dynamo, settings)
         self.versions = VersionStore(objects, settings.environment, settings.serving.cache_dir)
-        self.cursors = Cursors(settings.cursor_keys, settings.limits.cursor_ttl_s)
+        self.cursors = Cursors(settings.cursor_keys, settings.cursor_ttl_s)
         self.watermarks = Watermarks(settings.cursor_keys)
         self.embedding_service = EmbeddingService(self.models, self.embeddings, notifier, settings)
         self.build_service = BuildService(self.models, self.embeddings, self.builds, queue)

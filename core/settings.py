@@ -1,4 +1,6 @@
-"""All settings and limits, read once from the environment, which nothing else reads.
+"""All settings, read once from the environment, which nothing else reads.
+
+The limits that the contract fixes are in `core.limits`, those that an operator may set are here.
 
 A field `rows_max` of any group is the variable `K9_ROWS_MAX`; the few with a customary
 name (of AWS, Redis, the tables) are in `_VARIABLES`. Credentials are not here: they stay in AWS's
@@ -155,12 +157,6 @@ class Http(msgspec.Struct, frozen=True):
     """How often an idle stream sends a comment, so that no proxy closes it."""
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """What an operator may set of the limits on requests; the contract's are in `core.limits`."""
-
-    cursor_ttl_s: _Positive = 86400
-
-
 class Records(msgspec.Struct, frozen=True):
     """Users, reports and idempotency keys."""
 
@@ -272,7 +268,6 @@ class Settings(msgspec.Struct, frozen=True):
     tables: Tables = Tables()
     auth: Auth = Auth()
     http: Http = Http()
-    limits: Limits = Limits()
     records: Records = Records()
     ingest: Ingest = Ingest()
     building: Building = Building()
@@ -284,6 +279,7 @@ class Settings(msgspec.Struct, frozen=True):
     """For publishing one change notification, for which no write waits, or enqueueing one job."""
     cursor_keys: tuple[str, ...] = ()
     """AES-256 keys in base64 that seal cursors: the first seals, all of them open."""
+    cursor_ttl_s: _Positive = 86400
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
     log_json: bool = True
     loop_probe_s: _Seconds = 0.05

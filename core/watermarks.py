@@ -73,7 +73,7 @@ class Watermarks:
         token.code = _code(self._keys[0], token)
         return urlsafe_b64encode(msgspec.msgpack.encode(token)).rstrip(b"=").decode()
 
-    def decode(self, text: str, product_id_bytes_max: int) -> Presented:
+    def decode(self, text: str) -> Presented:
         """The inverse of `encode`.
 
         Raises:
@@ -88,7 +88,7 @@ class Watermarks:
         except (Base64Error, ValueError, OverflowError, RecursionError):  # msgspec's: ValueErrors
             raise Unreadable(_REFUSED) from None
         product_id = token.product_id
-        if product_id is not None and product_id_problem(product_id, product_id_bytes_max):
+        if product_id is not None and product_id_problem(product_id):
             raise Unreadable(_REFUSED)
         authentic = any(hmac.compare_digest(token.code, _code(key, token)) for key in self._keys)
         return Presented(Watermark(token.moment, product_id, token.generation), authentic)

@@ -26,7 +26,6 @@ from api.wire.embeddings import (
 from api.wire.vectors import floats
 from core.errors import Unreadable
 from core.identifiers import validate_product_id
-from core.limits import PRODUCT_ID_BYTES_MAX
 from core.models import Embedding, Watermark
 from core.repositories.embeddings import EmbeddingPosition
 from core.usecases.embeddings import EmbeddingService
@@ -117,7 +116,7 @@ class EmbeddingController(Controller):
         app: NamedDependency[AppContext],
     ) -> EmbeddingItem:
         """One embedding, the vector as it was sent."""
-        validate_product_id(product_id, PRODUCT_ID_BYTES_MAX)
+        validate_product_id(product_id)
         model = await app.resources.models.known_model(model_version)
         return _item(
             await app.resources.embeddings.get_embedding(

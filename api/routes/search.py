@@ -25,7 +25,7 @@ from api.wire.search import AnySearch, Found, FoundMany, IndexUsed, Neighbor, Se
 from api.wire.vectors import DECODED_AT_ONCE, Wire, check_all, floats
 from core.errors import Invalid, ModelBeingDeleted, NoIndex, NotFound, NotYetVisible
 from core.identifiers import validate_product_id
-from core.limits import K_MAX, PRODUCT_ID_BYTES_MAX, VECTORS_TIMES_K_MAX
+from core.limits import K_MAX, VECTORS_TIMES_K_MAX
 from core.vectors.arrays import Floats
 from core.watermarks import Presented
 
@@ -57,7 +57,7 @@ async def search(context: RequestContext, model_version: str, body: AnySearch) -
     except (NotFound, NoIndex, ModelBeingDeleted) as absent:
         # What the body itself lacks is said first, as the contract has it.
         if isinstance(body.product_id, str):
-            validate_product_id(body.product_id, PRODUCT_ID_BYTES_MAX)
+            validate_product_id(body.product_id)
         if isinstance(absent, NoIndex):
             model = await context.app.resources.models.known_model(model_version)
             check_all(vectors, names, model.metric, model.dimension)
@@ -96,7 +96,7 @@ async def neighbors(context: RequestContext, model_version: str, product_id: str
     try:
         snapshot = await _snapshot(context, model_version)
     except (NotFound, NoIndex, ModelBeingDeleted):
-        validate_product_id(product_id, PRODUCT_ID_BYTES_MAX)
+        validate_product_id(product_id)
         raise
     ref = _find(snapshot, product_id)
     provenance = snapshot.matrix_provenance
@@ -166,7 +166,7 @@ def _find(snapshot: Snapshot, product_id: str) -> RowRef:
     """
     ref = snapshot.find(product_id)
     if ref is None:
-        validate_product_id(product_id, PRODUCT_ID_BYTES_MAX)
+        validate_product_id(product_id)
         raise NotFound(f"the index of {snapshot.model_version} has no product {product_id!r}")
     return ref
 
@@ -178,7 +178,7 @@ def _question(
     after = None
     if body.min_watermark is not None:  # what cannot be read goes before what is not valid
         watermarks = context.app.resources.watermarks
-        after = watermarks.decode(body.min_watermark, PRODUCT_ID_BYTES_MAX)
+        after = watermarks.decode(body.min_watermark)
     given = [
         name for name in ("vector", "product_id", "vectors") if getattr(body, name) is not UNSET
     ]

@@ -22,7 +22,7 @@ from core.errors import (
     Unavailable,
 )
 from core.identifiers import product_id_problem, validate_model_version, validate_product_id
-from core.limits import BATCH_ROWS_MAX, DIMENSION_MAX, PRODUCT_ID_BYTES_MAX
+from core.limits import BATCH_ROWS_MAX, DIMENSION_MAX
 from core.models import Metric, Model, Watermark, now, timestamp
 from core.notifications import ChangeNotifier
 from core.repositories.embeddings import EmbeddingRepository
@@ -83,7 +83,7 @@ class EmbeddingService:
             Unavailable: DynamoDB did not take it in time.
         """
         validate_model_version(model_version)
-        validate_product_id(product_id, PRODUCT_ID_BYTES_MAX)
+        validate_product_id(product_id)
 
         async def attempt() -> StoredEmbedding:
             model = await self._known(model_version)
@@ -162,7 +162,7 @@ class EmbeddingService:
             NotFound: there is no such model version or embedding.
             ModelBeingDeleted: the model version is marked for deletion.
         """
-        validate_product_id(product_id, PRODUCT_ID_BYTES_MAX)
+        validate_product_id(product_id)
         model = await self._models.known_model(model_version)
         with self._notifying(model_version, (product_id,)):
             deleted = await self._embeddings.delete_embedding(model, product_id, claim)
@@ -198,7 +198,7 @@ class EmbeddingService:
             vectors = (vector for _, vector in rows)
             dimension = common_dimension(vectors, kind, DIMENSION_MAX, "embeddings")
         for row, (product_id, vector) in enumerate(rows):
-            problem = product_id_problem(product_id, PRODUCT_ID_BYTES_MAX)
+            problem = product_id_problem(product_id)
             first = seen.setdefault(product_id, row)
             if first != row:
                 problem = f"{product_id!r} is in the batch already, as entry {first}"

@@ -12,7 +12,6 @@ from core.errors import FieldError, Invalid, Stale, Unavailable
 from core.identifiers import product_id_problem
 from core.limits import (
     AUTHOR_CHARACTERS_MAX,
-    PRODUCT_ID_BYTES_MAX,
     REFERENCE_CHARACTERS_MAX,
     TITLE_CHARACTERS_MAX,
 )
@@ -160,7 +159,7 @@ class ReportService:
         errors = [
             FieldError(f"favorites[{position}]", problem)
             for product_id, position in first.items()
-            if (problem := product_id_problem(product_id, PRODUCT_ID_BYTES_MAX))
+            if (problem := product_id_problem(product_id))
         ]
         if not errors and sum(len(product_id.encode()) for product_id in unique) > bytes_limit:
             errors = [FieldError("favorites", f"has over {bytes_limit} bytes of ids")]

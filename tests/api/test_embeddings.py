@@ -27,7 +27,7 @@ async def test_an_id_of_any_characters_makes_the_round_trip(
         "dimension": 8,
         "updated_at": reply.json()["updated_at"],
     }
-    presented = service.resources.watermarks.decode(reply.headers["x-watermark"], 512)
+    presented = service.resources.watermarks.decode(reply.headers["x-watermark"])
     assert presented.watermark.product_id == product_id
     assert (await client.put(path, json={"vector": sent})).status_code == 200
     got = (await client.get(path)).json()

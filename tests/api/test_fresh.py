@@ -151,7 +151,7 @@ async def test_only_a_watermark_that_a_write_answered_is_waited_for(shop: Opened
     async with shop(deaf=True, poll_s=60) as here:
         here.rows.blind = True
         token = await here.put("new", vector(800))
-        moment = here.resources.watermarks.decode(token, 512).watermark.moment
+        moment = here.resources.watermarks.decode(token).watermark.moment
         earlier = urlsafe_b64encode(msgspec.msgpack.encode([moment, "new"])).rstrip(b"=").decode()
         other_key = Watermarks(()).encode(Watermark(moment, "new"))
         for unsigned in (earlier, other_key):

@@ -257,7 +257,7 @@ def _cursors() -> Cursors:
 
 
 def _watermark(data: bytes) -> Watermark:
-    return Watermarks([_KEY]).decode(data.decode(), 512).watermark
+    return Watermarks([_KEY]).decode(data.decode()).watermark
 
 
 _RECORD: Final = _Record(
