@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from core.dynamo.client import Dynamo, open_dynamo
 from core.dynamo.cursors import Cursors
@@ -27,39 +28,32 @@ from core.versions import VersionStore
 from core.watermarks import Watermarks
 
 
+@dataclass(frozen=True, slots=True)
 class Resources:
     """All that a process of K9 works with; opened once, closed once."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        dynamo: Dynamo,
-        objects: ObjectStore,
-        queue: JobQueue,
-        notifier: ChangeNotifier,
-    ) -> None:
-        self.settings = settings
-        self.dynamo = dynamo
-        self.objects = objects
-        self.queue = queue
-        self.notifier = notifier
-        self.models = ModelRepository(dynamo, settings)
-        self.embeddings = EmbeddingRepository(dynamo, settings)
-        self.builds = BuildRepository(dynamo, settings)
-        self.promotions = PromotionRepository(dynamo, self.builds, self.models, settings)
-        self.verifications = VerificationRepository(dynamo, settings)
-        self.users = UserRepository(dynamo, settings)
-        self.user_deletions = UserDeletionRepository(dynamo, settings)
-        self.model_deletions = ModelDeletionRepository(dynamo, settings)
-        self.reports = ReportRepository(dynamo, self.users, settings)
-        self.idempotency = IdempotencyRepository(dynamo, settings)
-        self.versions = VersionStore(objects, settings.environment, settings.serving.cache_dir)
-        self.cursors = Cursors(settings.cursor_keys, settings.cursor_ttl_s)
-        self.watermarks = Watermarks(settings.cursor_keys)
-        self.embedding_service = EmbeddingService(self.models, self.embeddings, notifier, settings)
-        self.build_service = BuildService(self.models, self.embeddings, self.builds, queue)
-        self.user_service = UserService(self.users, settings.records)
-        self.report_service = ReportService(self.reports, settings)
+    settings: Settings
+    dynamo: Dynamo
+    objects: ObjectStore
+    queue: JobQueue
+    notifier: ChangeNotifier
+    models: ModelRepository
+    embeddings: EmbeddingRepository
+    builds: BuildRepository
+    promotions: PromotionRepository
+    verifications: VerificationRepository
+    users: UserRepository
+    user_deletions: UserDeletionRepository
+    model_deletions: ModelDeletionRepository
+    reports: ReportRepository
+    idempotency: IdempotencyRepository
+    versions: VersionStore
+    cursors: Cursors
+    watermarks: Watermarks
+    embedding_service: EmbeddingService
+    build_service: BuildService
+    user_service: UserService
+    report_service: ReportService
 
 
 @asynccontextmanager
@@ -71,4 +65,33 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         open_queue(settings) as queue,
         open_notifier(settings) as notifier,
     ):
-        yield Resources(settings, dynamo, objects, queue, notifier)
+        models = ModelRepository(dynamo, settings)
+        embeddings = EmbeddingRepository(dynamo, settings)
+        builds = BuildRepository(dynamo, settings)
+        promotions = PromotionRepository(dynamo, builds, models, settings)
+        users = UserRepository(dynamo, settings)
+        reports = ReportRepository(dynamo, users, settings)
+        yield Resources(
+            settings=settings,
+            dynamo=dynamo,
+            objects=objects,
+            queue=queue,
+            notifier=notifier,
+            models=models,
+            embeddings=embeddings,
+            builds=builds,
+            promotions=promotions,
+            verifications=VerificationRepository(dynamo, settings),
+            users=users,
+            user_deletions=UserDeletionRepository(dynamo, settings),
+            model_deletions=ModelDeletionRepository(dynamo, settings),
+            reports=reports,
+            idempotency=IdempotencyRepository(dynamo, settings),
+            versions=VersionStore(objects, settings.environment, settings.serving.cache_dir),
+            cursors=Cursors(settings.cursor_keys, settings.cursor_ttl_s),
+            watermarks=Watermarks(settings.cursor_keys),
+            embedding_service=EmbeddingService(models, embeddings, notifier, settings),
+            build_service=BuildService(models, embeddings, builds, queue),
+            user_service=UserService(users, settings.records),
+            report_service=ReportService(reports, settings),
+        )

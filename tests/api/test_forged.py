@@ -1,6 +1,6 @@
 """Files in S3 or in the cache that fit together and are not those that were published."""
 
-from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,7 @@ async def local(resources: Resources, api_settings: Settings, tmp_path: Path) ->
     serving = msgspec.structs.replace(api_settings.serving, cache_dir=tmp_path / "cache")
     settings = msgspec.structs.replace(api_settings, serving=serving)
     versions = VersionStore(resources.objects, settings.environment, serving.cache_dir)
-    local = copy(resources)
-    local.settings, local.versions = settings, versions
-    return local
+    return replace(resources, settings=settings, versions=versions)
 
 
 async def test_a_forged_version_is_refused_and_the_one_before_answers(

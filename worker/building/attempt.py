@@ -30,7 +30,7 @@ from core.queue import BuildJob
 from core.resources import Resources
 from core.retry import RetryPolicy
 from core.vectors.changes import Changes
-from worker.building.builder import VersionBuilder
+from worker.building.builder import VersionBuilder, assemble_manifest
 from worker.building.costs import BuildCosts
 from worker.building.verification import verify
 
@@ -152,7 +152,7 @@ class BuildAttempt:
                 return
             pulled = await builder.pull()
             self._tombstones = pulled.tombstones
-            built = await builder.build_and_compare(pulled)
+            built = await builder.build(pulled, await builder.fetch_current())
             self._check_overlap(built.output.changes)
             self.report(Progress("upload"))
             versions, build = self._resources.versions, self._build
@@ -163,8 +163,10 @@ class BuildAttempt:
                 build.fence,
             )
             files = await versions.upload(prefix, built.directory, built.output.files, self.report)
-            # One more request puts the manifest.
-            manifest = builder.manifest(pulled, built, files, requests.requests + 1)
+            manifest = assemble_manifest(build, model, pulled, built, files)
+            size, s3_requests = len(msgspec.json.encode(manifest)), requests.requests + 1
+            cost = self._costs.total(built.output.usage, s3_requests, size)
+            manifest = msgspec.structs.replace(manifest, cost=cost)
             await versions.put_manifest(prefix, manifest)
             self.report(Progress("publish"))
             await self._resources.promotions.publish(build, model, msgspec.to_builtins(manifest))

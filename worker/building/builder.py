@@ -137,29 +137,7 @@ class VersionBuilder:
         output = await run_build_process(spec, self._directory / "spec.json", self._report)
         return BuildResult(Path(spec.out_dir), built_at, output)
 
-    async def build_and_compare(self, pulled: PullResult) -> BuildResult:
-        """Builds the files, and compares them with those of the current version.
-
-        Raises:
-            BuildFailed: the build cannot succeed as requested.
-            BuildProcessCrashed: the process ended without a result.
-        """
-        return await self.build(pulled, await self._fetch_current())
-
-    def manifest(
-        self,
-        pulled: PullResult,
-        built: BuildResult,
-        files: Mapping[str, FileInfo],
-        s3_requests: int,
-    ) -> Manifest:
-        """The manifest to publish; `files` have S3's checksums."""
-        manifest = assemble_manifest(self._build, self._model, pulled, built, files)
-        size = len(msgspec.json.encode(manifest))
-        cost = self._costs.total(built.output.usage, s3_requests, size)
-        return msgspec.structs.replace(manifest, cost=cost)
-
-    async def _fetch_current(self) -> PreviousVersion | None:
+    async def fetch_current(self) -> PreviousVersion | None:
         """Downloads the current version to compare with; None if there is none."""
         build_id = self._model.current_build_id
         if build_id is None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -105,11 +105,12 @@ class Rig:
     """An attempt at a build, and the tables it writes to."""
 
     def __init__(self, opened: Resources, building: Building, build: Build = BUILD) -> None:
-        resources = copy(opened)
-        resources.settings = Settings(building=building)
-        resources.builds = self.builds = Builds(resources)
-        resources.models = self.models = Models(resources)
-        self.attempt = BuildAttempt(resources, build)
+        resources = replace(opened, settings=Settings(building=building))
+        self.builds = Builds(resources)
+        self.models = Models(resources)
+        self.attempt = BuildAttempt(
+            replace(resources, builds=self.builds, models=self.models), build
+        )
 
 
 def _left(directory: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from copy import copy
+from dataclasses import replace
 
 import pytest
 from typing_extensions import override
@@ -71,8 +71,7 @@ class Rig:
         apply = apply_retention
         apply = self.versions.apply  # of the same type, as mypy sees to
         patch.setattr(garbage_collector, "apply_retention", apply)
-        resources = copy(opened)
-        resources.embeddings = self.embeddings
+        resources = replace(opened, embeddings=self.embeddings)
         self.collector = GarbageCollector(resources, self.background)
 
     async def until(self, rounds: int) -> None:
