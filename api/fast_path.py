@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import Meta
 
+from api.admission.executor import Steps
 from api.http.context import RequestContext
 from api.http.encoding import encoded
 from api.http.paths import unescape
@@ -54,7 +55,7 @@ async def _search(context: RequestContext, parts: list[str]) -> Reply:
     context.known_caller = context.app.authenticator.caller(context.authorization)
     await context.begin_search(model_version)
     check_query(context.query)
-    steps = SearchBody[Any].decoding(context.data, msgpack=context.msgpack_in)
+    steps: Steps[SearchBody[Any]] = SearchBody.decoding(context.data, msgpack=context.msgpack_in)
     body: SearchBody[Any] = await context.decode(steps)
     return encoded(context, await search(context, model_version, body))
 

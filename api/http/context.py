@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Final, TypeVar, cast
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 CONTEXT: Final = "k9.context"
 """Where the scope keeps the `RequestContext`."""
+WHOLE_BODY: Final = "k9.whole_body"
+"""Where the scope of K9's own server has a function that returns the body if all of it has come."""
 
 _HEADERS: Final = {
     b"authorization": "authorization",
@@ -70,6 +72,8 @@ class RequestContext:
     path: str
     """As it is routed: see `api.http.paths`."""
     query: bytes
+    whole_body: Callable[[], bytes | None]
+    """Returns the body if all of it has come."""
     request_id: bytes = b""
     content_length: bytes | None = None
     content_type: bytes = b""
@@ -200,12 +204,19 @@ class RequestContext:
 
     async def _read(self, body_bytes_max: int) -> None:
         caller = self.caller.user_id
-        arriving = self.app.admission.arriving
-        arriving.acquire(caller)
-        try:
-            data = await self._arrived(body_bytes_max)
-        finally:
-            arriving.release(caller)
+        data = self.whole_body()
+        if data is not None:
+            self.read = True
+            if len(data) > body_bytes_max:
+                raise _too_large(body_bytes_max)
+            self._buffer(len(data))
+        else:
+            arriving = self.app.admission.arriving
+            arriving.acquire(caller)
+            try:
+                data = await self._arrived(body_bytes_max)
+            finally:
+                arriving.release(caller)
         if self.content_encoding:
             coding, _ = coding_of(self.content_encoding)
             if coding is not None:
@@ -280,9 +291,16 @@ def _too_large(bytes_max: int) -> TooLarge:
     return TooLarge(f"the body is over the limit of {bytes_max} bytes for this route")
 
 
+def _unknown() -> None:
+    """Of servers that do not tell whether all of a body has come."""
+
+
 def context_of(scope: HTTPScope, receive: Receive, app: AppContext) -> RequestContext:
     """Reads the headers once."""
-    context = RequestContext(app, receive, scope["method"], scope["path"], scope["query_string"])
+    whole_body: Callable[[], bytes | None] = scope.get(WHOLE_BODY, _unknown)  # type: ignore[assignment] # ours
+    context = RequestContext(
+        app, receive, scope["method"], scope["path"], scope["query_string"], whole_body
+    )
     for name, value in scope["headers"]:
         field = _HEADERS.get(name)
         if field is not None:

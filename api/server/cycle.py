@@ -7,7 +7,7 @@ from typing import Any, Final
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api.http.context import request_id_of
+from api.http.context import WHOLE_BODY, request_id_of
 from api.http.problems import problem_reply
 from api.server.connections import ConnectionTable
 from core import telemetry
@@ -48,6 +48,10 @@ class Cycle:
     _chunked: bool = False
     _length_left: int = 0
 
+    def __post_init__(self) -> None:
+        """Lets the application have a body that has come whole at once."""
+        self.scope[WHOLE_BODY] = self.whole_body
+
     async def run_asgi(self, app: Any) -> None:
         """Runs the application; a response that it leaves incomplete ends the connection."""
         try:
@@ -57,6 +61,13 @@ class Cycle:
         finally:
             if not self.response_complete and not self.disconnected:
                 self._connection.transport.close()
+
+    def whole_body(self) -> bytes | None:
+        """The body, where all of it has come; else None. Spares what waiting for it costs."""
+        if self.more_body or self.broken or self.disconnected or self.response_complete:
+            return None
+        body, self.body = bytes(self.body), bytearray()
+        return body
 
     async def receive(self) -> ASGIReceiveEvent:
         """The next part of the body.

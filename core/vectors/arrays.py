@@ -71,15 +71,15 @@ def check_vector(
         return f"has {size} numbers, the model version has {dimension}"
     if size > dimension_max:
         return f"has {size} numbers, the most is {dimension_max}"
-    finite = np.isfinite(vector)
-    if not finite.all():
-        return f"is not finite as float32 at position {int(np.argmin(finite))}"
-    return _bad_norm(vector, metric)
+    return _bad_numbers(vector, metric)
 
 
-def _bad_norm(vector: Floats, metric: Metric) -> str | None:
+def _bad_numbers(vector: Floats, metric: Metric) -> str | None:
     exact = vector.astype(np.float64)
-    norm = float(np.sqrt(exact @ exact))
+    norm = math.sqrt(exact.dot(exact))
+    # float64 holds the square of every float32: a norm that is not finite has such a number.
+    if not math.isfinite(norm):
+        return f"is not finite as float32 at position {int(np.argmin(np.isfinite(vector)))}"
     if metric == "cosine":
         return "has norm 0, which has no direction under cosine" if norm == 0 else None
     if norm > NORM_MAX:
