@@ -58,8 +58,8 @@ GONE: Final = 499
 """The status of a request whose client left, as nginx counts it."""
 
 
-class Disconnected(Exception):
-    """The client went away."""
+class Disconnected(BaseException):
+    """The client went away: nothing on the way out may take it for an error that it answers."""
 
 
 @dataclass(slots=True, eq=False)

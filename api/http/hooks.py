@@ -13,7 +13,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Scope
 
-from api.http.context import ANY, CONTEXT, GONE, RECORD, Disconnected, RequestContext
+from api.http.context import ANY, CONTEXT, RECORD, RequestContext
 from api.http.idempotency import claim_key, settle_key
 from api.http.problems import as_k9_error, log_failure, problem_reply
 from api.http.request import JSON_ONLY, ApiRequest, check_query
@@ -104,8 +104,6 @@ async def settle(error: Exception, scope: Scope) -> None:
 
 def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """The answer to any error, as a problem detail."""
-    if isinstance(error, Disconnected):
-        return Response(None, status_code=GONE)  # for the metrics: the client is gone
     context = _context(request.scope)
     log_failure(error, context.request_id, context.method)
     reply = problem_reply(error)
