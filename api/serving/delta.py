@@ -35,6 +35,8 @@ ABSENT: Final = -3
 _CHUNK_ROWS: Final = 256
 _FEW_ROWS: Final = 64
 """Up to here each row is scored as it is: a scan by float32 products saves nothing."""
+_LOWEST: Final = float(np.finfo(np.float32).min)
+"""No score is less; a row that is left out has -inf."""
 _ENTRY_BYTES: Final = 400
 """Of one id with its time and its entry in a dict, about."""
 
@@ -83,68 +85,78 @@ class DeltaSnapshot:
         found: Floats = self._searcher.rows[row]
         return found
 
-    def search(
+    def merged(
         self,
         vectors: Sequence[Floats],
+        hits: Sequence[Hits],
         k: int,
         *,
         excluded: Exclusion | None = None,
         min_score: float | None = None,
     ) -> list[Hits]:
-        """The nearest rows of the delta to each vector, all exact.
+        """The best k of each vector's hits and of the rows of the delta, scored exactly.
 
         Args:
             vectors: float32 (d,) each, checked.
+            hits: what the segment has found for each.
             k: results for each; fewer where there are fewer rows.
             excluded: rows left out, the superseded ones among them.
             min_score: the least score of a result.
         """
         searcher = self._searcher
         if searcher is None:
-            return [Hits([], []) for _ in vectors]
+            return list(hits)
+        least = _LOWEST if min_score is None else max(min_score, _LOWEST)
+        # A row below the last of k hits cannot become a result.
+        floors = [max(least, each.scores[-1]) if len(each.scores) == k else least for each in hits]
         if len(vectors) == 1:
-            found = self._search_one(searcher, vectors[0], k, excluded)
-            return [self._hits(*found, k, min_score)]
+            return [self._with_rows(searcher, vectors[0], hits[0], k, floors[0], excluded)]
         # One more than asked for tells whether rows of equal score are cut apart at k.
-        lines = zip(
-            vectors, *searcher.search(np.stack(vectors), k + 1, excluded=excluded), strict=True
-        )
+        found = searcher.search(np.stack(vectors), k + 1, excluded=excluded)
         result = []
-        for vector, rows, top in lines:
-            count = int(np.count_nonzero(rows >= 0))
-            if count > k and top[k] == top[k - 1]:
-                found = self._search_one(searcher, vector, k, excluded)
+        for vector, old, floor, rows, top in zip(vectors, hits, floors, *found, strict=True):
+            if rows[k] >= 0 and top[k] == top[k - 1]:
+                result.append(self._with_rows(searcher, vector, old, k, floor, excluded))
             else:
-                found = rows[:count], top[:count]
-            result.append(self._hits(*found, k, min_score))
+                count = int(np.count_nonzero(top >= np.float64(floor)))
+                result.append(self._ranked(old, rows[:count], top[:count], k))
         return result
 
-    @staticmethod
-    def _search_one(
-        searcher: Searcher, vector: Floats, k: int, excluded: Exclusion | None
-    ) -> tuple[Ints, Floats]:
-        """At least the best k rows, and all that tie with the last of them, by score."""
+    def _with_rows(
+        self,
+        searcher: Searcher,
+        vector: Floats,
+        hits: Hits,
+        k: int,
+        floor: float,
+        excluded: Exclusion | None,
+    ) -> Hits:
         if searcher.n <= _FEW_ROWS:
             query = prepare_one(vector, searcher.metric)
             top = row_scores(query, searcher.rows, searcher.metric)
             if excluded is not None:
                 excluded.mask(top)
-            rows = np.flatnonzero(top != -np.inf)
-            rows = rows[np.argsort(-top[rows])]
-            return rows, top[rows]
+            rows = np.flatnonzero(top >= np.float64(floor))
+            return self._ranked(hits, rows, top[rows], k)
         count = k + 1
-        while True:
+        while True:  # until no row that ties with the last one is left out
             rows, top = searcher.search_one(vector, count, excluded=excluded)
             if rows.shape[0] < count or top[-1] != top[k - 1]:
-                return rows, top
+                reached = int(np.count_nonzero(top >= np.float64(floor)))
+                return self._ranked(hits, rows[:reached], top[:reached], k)
             count *= 2
 
-    def _hits(self, rows: Ints, top: Floats, k: int, min_score: float | None) -> Hits:
-        """Of rows by descending score; ties by product id."""
-        if min_score is not None:
-            rows = rows[: np.count_nonzero(top >= np.float64(min_score))]
-        pairs = zip((-top).tolist(), (self._ids[row] for row in rows.tolist()), strict=False)
-        return Hits.ranked(pairs, k)
+    def _ranked(self, hits: Hits, rows: Ints, top: Floats, k: int) -> Hits:
+        """The best k of hits and rows, by (-score, product id).
+
+        Text compares by code point, which is the order of its UTF-8, and so that of index rows.
+        """
+        if not rows.shape[0]:
+            return hits
+        ids = (*hits.product_ids, *(self._ids[row] for row in rows.tolist()))
+        scores = (*(-score for score in hits.scores), *(-top).tolist())
+        best = sorted(zip(scores, ids, strict=True))[:k]
+        return Hits([product_id for _, product_id in best], [0.0 - score for score, _ in best])
 
 
 class DeltaBuffer:

@@ -1,7 +1,7 @@
 """One version of an index in memory: immutable, so any number of requests may search it at once."""
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -25,23 +25,6 @@ class Hits(msgspec.Struct, frozen=True, gc=False):
 
     product_ids: list[str]
     scores: list[float]
-
-    @classmethod
-    def ranked(cls, pairs: Iterable[tuple[float, str]], k: int) -> Self:
-        """The best k of negated scores with their product ids, in any order.
-
-        Text compares by code point, which is the order of its UTF-8, and so that of index rows.
-        """
-        best = sorted(pairs)[:k]
-        return cls([product_id for _, product_id in best], [0.0 - score for score, _ in best])
-
-    def merged(self, other: "Hits", k: int) -> "Hits":
-        """The best k of both: those that one index of all rows would find."""
-        if not other.product_ids:
-            return self
-        scores = [-score for score in (*self.scores, *other.scores)]
-        ids = (*self.product_ids, *other.product_ids)
-        return Hits.ranked(zip(scores, ids, strict=True), k)
 
 
 class Provenance(msgspec.Struct, frozen=True):

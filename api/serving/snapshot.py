@@ -119,8 +119,7 @@ class Snapshot:
             return hits
         rows = [ref.row for ref in exclude if ref.in_delta]
         excluded = Exclusion.extended(delta.superseded, delta.rows, rows)
-        fresh = delta.search(vectors, k, excluded=excluded, min_score=min_score)
-        return [old.merged(new, k) for old, new in zip(hits, fresh, strict=True)]
+        return delta.merged(vectors, hits, k, excluded=excluded, min_score=min_score)
 
     def search_near(self, ref: RowRef, k: int) -> Hits:
         """The neighbours of a product by a search."""
@@ -140,7 +139,7 @@ class Snapshot:
         if hits is None:
             return None
         vector = self.segment.vector(ref.row)
-        return hits.merged(delta.search([vector], k, excluded=delta.superseded)[0], k)
+        return delta.merged([vector], [hits], k, excluded=delta.superseded)[0]
 
     def search_us(self, vectors: int, k: int, *, exact: bool = False, excluded: int = 0) -> float:
         """Microseconds that a search may take, as `SearchCost.search_us` estimates it."""
