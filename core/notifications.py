@@ -100,7 +100,8 @@ class ChangeNotifier:
                     retry_in_s=wait_s,
                 )
             finally:
-                await _closed(pubsub)
+                with suppress(*_FAILURES):
+                    await pubsub.aclose()
             await asyncio.sleep(wait_s)
 
     async def aclose(self) -> None:
@@ -168,11 +169,6 @@ def _raise_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-async def _closed(pubsub: Any) -> None:
-    with suppress(*_FAILURES):
-        await pubsub.aclose()
 
 
 @asynccontextmanager

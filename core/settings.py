@@ -2,9 +2,9 @@
 
 The limits that the contract fixes are in `core.limits`, those that an operator may set are here.
 
-A field `rows_max` of any group is the variable `K9_ROWS_MAX`; the few with a customary
-name (of AWS, Redis, the tables) are in `_VARIABLES`. Credentials are not here: they stay in AWS's
-own chain.
+A field `rows_max` of any group is the variable `K9_ROWS_MAX`; AWS, Redis and the tables have
+customary names, such as AWS_ENDPOINT_URL_S3, REDIS_URL and DYNAMODB_USERS_TABLE. Credentials are
+not here: they stay in AWS's own chain.
 """
 
 from collections.abc import Mapping
@@ -22,19 +22,6 @@ _NotNegative = Annotated[int, Meta(ge=0)]
 _Seconds = Annotated[float, Meta(gt=0)]
 _NotNegativeSeconds = Annotated[float, Meta(ge=0)]
 _Port = Annotated[int, Meta(ge=0, le=65535)]
-
-_VARIABLES = {
-    "endpoint_url": "AWS_ENDPOINT_URL",
-    "endpoint_url_dynamodb": "AWS_ENDPOINT_URL_DYNAMODB",
-    "endpoint_url_s3": "AWS_ENDPOINT_URL_S3",
-    "redis_url": "REDIS_URL",
-    "users_table": "DYNAMODB_USERS_TABLE",
-    "reports_table": "DYNAMODB_REPORTS_TABLE",
-    "embeddings_table": "DYNAMODB_EMBEDDINGS_TABLE",
-    "models_table": "DYNAMODB_MODELS_TABLE",
-    "builds_table": "DYNAMODB_BUILDS_TABLE",
-    "idempotency_table": "DYNAMODB_IDEMPOTENCY_TABLE",
-}
 
 _SECRET = frozenset({"REDIS_URL", "K9_CURSOR_KEYS"})
 """Variables whose values never appear in an error."""
@@ -334,9 +321,11 @@ def _read(group: type[Any], environ: Mapping[str, str], extra: Mapping[str, str]
 
 
 def _variable(field: str) -> str:
-    if field == "region":
-        return "AWS_REGION"
-    return _VARIABLES.get(field, f"K9_{field.upper()}")
+    if field == "region" or field.startswith("endpoint_url"):
+        return f"AWS_{field.upper()}"
+    if field.endswith("_table"):
+        return f"DYNAMODB_{field.upper()}"
+    return "REDIS_URL" if field == "redis_url" else f"K9_{field.upper()}"
 
 
 def _split(kind: Any, text: str) -> Any:

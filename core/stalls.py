@@ -17,6 +17,7 @@ WINDOW_S: Final = 15.0
 """The gauge shows the longest delay of this window and the one before it: a scrape at least every
 15 s sees every peak."""
 _LOG_EVERY_S: Final = 10.0
+"""The shortest time between two log lines; each counts the stalls since the last one."""
 
 _log = telemetry.logger(__name__)
 
@@ -24,18 +25,15 @@ _log = telemetry.logger(__name__)
 class LoopProbe:
     """Wakes up at a fixed interval, and measures how late the event loop ran it."""
 
-    def __init__(self, every_s: float, limit_s: float, log_every_s: float = _LOG_EVERY_S) -> None:
+    def __init__(self, every_s: float, limit_s: float) -> None:
         """Nothing is measured before `start`.
 
         Args:
             every_s: The interval. A stall shows as its length less up to this much.
             limit_s: A longer delay is logged as a stall.
-            log_every_s: The shortest time between two log lines; each counts the stalls since the
-                last one.
         """
         self._every_s = every_s
         self._limit_s = limit_s
-        self._log_every_s = log_every_s
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -84,7 +82,7 @@ class LoopProbe:
             self._stalls += 1
             self._worst = max(self._worst, (delay_s, busy_s))
         if self._stalls and time_s >= self._logs_from:
-            self._logs_from = time_s + self._log_every_s
+            self._logs_from = time_s + _LOG_EVERY_S
             _log.warning(
                 "event loop stalled",
                 longest_s=round(self._worst[0], 3),

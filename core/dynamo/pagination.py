@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from core.dynamo.wire import Item, request_item
+from core.dynamo.wire import Item
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
 """`Dynamo.call`, or a function that retries it."""
@@ -32,4 +32,4 @@ async def paginate(
         yield reply["Items"]
         if "LastEvaluatedKey" not in reply:
             return
-        parameters["ExclusiveStartKey"] = request_item(reply["LastEvaluatedKey"])
+        parameters["ExclusiveStartKey"] = reply["LastEvaluatedKey"]

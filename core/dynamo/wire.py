@@ -51,11 +51,6 @@ def request_value(value: AttributeValue) -> RequestValue:
     return converted
 
 
-def request_item(item: Mapping[str, AttributeValue]) -> RequestItem:
-    """An item or key as it came (a `LastEvaluatedKey` too), in the form that a request takes."""
-    return {name: request_value(value) for name, value in item.items()}
-
-
 def item_of(stock: Mapping[str, Any]) -> Item:
     """An item in botocore's own form, as in error replies, in the form of all others."""
     return msgspec.convert(stock, Item)

@@ -1,7 +1,7 @@
 """The files of two versions of one model version, compared by checksum."""
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -31,7 +31,6 @@ class Comparison(msgspec.Struct, frozen=True):
 
     files: tuple[FileComparison, ...]
     """All of both versions, by name."""
-    verdict: Literal["same", "explained", "unexplained"]
     reason: str
     """For people; empty when no file differs, or there is no explanation."""
 
@@ -49,10 +48,7 @@ def compare(before: Manifest, after: Manifest) -> Comparison:
         for name in names
     )
     differing = {file.name for file in files if not file.same}
-    if not differing:
-        return Comparison(files, "same", "")
-    reason = _reason(before, after, differing)
-    return Comparison(files, "explained" if reason else "unexplained", reason)
+    return Comparison(files, _reason(before, after, differing) if differing else "")
 
 
 def comparable(before: Manifest, after: Mapping[str, FileInfo]) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Requesting a build: written to the table first, then enqueued."""
 
+from dataclasses import dataclass
+
 from core.errors import BuildConflict, EmptyModel, FieldError, Invalid
 from core.limits import MATRIX_K_MAX, RECALL_MAX, RECALL_MIN
 from core.models import Build, BuildParameters
@@ -10,20 +12,14 @@ from core.repositories.idempotency import Claim
 from core.repositories.models import ModelRepository
 
 
+@dataclass
 class BuildService:
     """Opens builds, at most one per model version at a time."""
 
-    def __init__(
-        self,
-        models: ModelRepository,
-        embeddings: EmbeddingRepository,
-        builds: BuildRepository,
-        queue: JobQueue,
-    ) -> None:
-        self._models = models
-        self._embeddings = embeddings
-        self._builds = builds
-        self._queue = queue
+    models: ModelRepository
+    embeddings: EmbeddingRepository
+    builds: BuildRepository
+    queue: JobQueue
 
     async def request(
         self,
@@ -47,16 +43,16 @@ class BuildService:
             Pinned: it is automatic, and the current build is pinned.
         """
         validate_parameters(parameters)
-        model = await self._models.get_model(model_version)
-        if model.open_build_id is None and not await self._embeddings.has_rows(model):
+        model = await self.models.get_model(model_version)
+        if model.open_build_id is None and not await self.embeddings.has_rows(model):
             raise EmptyModel(f"{model_version} has no embeddings; store some, then build")
-        build = await self._builds.open_build(model, parameters, claim, automatic=automatic)
+        build = await self.builds.open_build(model, parameters, claim, automatic=automatic)
         if build.parameters != parameters:
             raise BuildConflict(
                 f"build {build.build_id} is open with other parameters; "
                 "wait until it ends, or cancel it"
             )
-        await self._queue.enqueue(build.build_id, build.fence)
+        await self.queue.enqueue(build.build_id, build.fence)
         return build
 
     async def request_automatic(self, model_version: str) -> Build:
@@ -69,10 +65,10 @@ class BuildService:
             BuildConflict: a build with other parameters is open.
             Pinned: the current build is pinned.
         """
-        model = await self._models.get_model(model_version)
+        model = await self.models.get_model(model_version)
         parameters = BuildParameters()
         if model.current_build_id is not None:
-            parameters = (await self._builds.get_build(model.current_build_id)).parameters.again()
+            parameters = (await self.builds.get_build(model.current_build_id)).parameters.again()
         return await self.request(model_version, parameters, automatic=True)
 
 

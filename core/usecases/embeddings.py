@@ -1,12 +1,13 @@
 """Writing embeddings: validated as a whole before anything is stored."""
 
 from asyncio import CancelledError
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,29 +43,14 @@ MalformedRows = Mapping[int, tuple[FieldError, ...]]
 _NONE_MALFORMED: MalformedRows = MappingProxyType({})
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """What is wrong with one row of a batch."""
-
-    row: int
-    field: str
-    """`product_id` or `vector`."""
-    message: str
-
-
+@dataclass
 class EmbeddingService:
     """Stores and deletes embeddings. The first write to a model version creates it."""
 
-    def __init__(
-        self,
-        models: ModelRepository,
-        embeddings: EmbeddingRepository,
-        notifier: ChangeNotifier,
-        settings: Settings,
-    ) -> None:
-        self._models = models
-        self._embeddings = embeddings
-        self._notifier = notifier
-        self._shards = settings.ingest.shards
+    models: ModelRepository
+    embeddings: EmbeddingRepository
+    notifier: ChangeNotifier
+    settings: Settings
 
     async def store_embedding(
         self,
@@ -94,7 +80,7 @@ class EmbeddingService:
                 raise Invalid.of(FieldError("vector", problem))
             model = await self._model_for(model, model_version, len(vector), metric)
             with self._notifying(model_version, (product_id,)):
-                stored = await self._embeddings.store_embedding(
+                stored = await self.embeddings.store_embedding(
                     model, product_id, vector.tobytes(), claim
                 )
             telemetry.ROWS_WRITTEN.inc()
@@ -124,7 +110,9 @@ class EmbeddingService:
             PartlyStored: DynamoDB took only a part in time.
         """
         validate_model_version(model_version)
-        self._check_size(rows)
+        if not 1 <= len(rows) <= BATCH_ROWS_MAX:
+            problem = f"has {len(rows)} entries, and takes 1 to {BATCH_ROWS_MAX}"
+            raise Invalid.of(FieldError("embeddings", problem))
         return await self.in_one_generation(
             model_version,
             [product_id for product_id, _ in rows],
@@ -144,8 +132,8 @@ class EmbeddingService:
         model = await self._model_for(model, model_version, len(rows[0][1]), metric)
         packed = [(product_id, vector.tobytes()) for product_id, vector in rows]
         with self._notifying(model_version, [product_id for product_id, _ in rows]):
-            until = self._models.batch_until(model)
-            unprocessed = await self._embeddings.store_batch(model, packed, until, claim)
+            until = self.models.batch_until(model)
+            unprocessed = await self.embeddings.store_batch(model, packed, until, claim)
         telemetry.ROWS_WRITTEN.inc(len(rows) - len(unprocessed))
         if unprocessed:
             telemetry.ROWS_UNPROCESSED.inc(len(unprocessed))
@@ -163,9 +151,9 @@ class EmbeddingService:
             ModelBeingDeleted: the model version is marked for deletion.
         """
         validate_product_id(product_id)
-        model = await self._models.known_model(model_version)
+        model = await self.models.known_model(model_version)
         with self._notifying(model_version, (product_id,)):
-            deleted = await self._embeddings.delete_embedding(model, product_id, claim)
+            deleted = await self.embeddings.delete_embedding(model, product_id, claim)
         telemetry.ROWS_WRITTEN.inc()
         return deleted
 
@@ -180,8 +168,8 @@ class EmbeddingService:
         model: Model | None,
         metric: Metric | None,
         dimension: int | None = None,
-    ) -> list[Problem]:
-        """Every problem of the rows of a batch; empty if it may be stored.
+    ) -> dict[int, list[FieldError]]:
+        """The problems of each row of a batch that has any, of `product_id` and `vector`.
 
         If there is no model version yet, `dimension` is the one that it will have; None means the
         dimension of most rows.
@@ -189,7 +177,7 @@ class EmbeddingService:
         Raises:
             Invalid: no dimension is that of most rows.
         """
-        found = []
+        found: dict[int, list[FieldError]] = defaultdict(list)
         seen: dict[str, int] = {}
         kind = _metric(model, metric)
         if model is not None:
@@ -203,10 +191,10 @@ class EmbeddingService:
             if first != row:
                 problem = f"{product_id!r} is in the batch already, as entry {first}"
             if problem:
-                found.append(Problem(row, "product_id", problem))
+                found[row].append(FieldError("product_id", problem))
             problem = check_vector(vector, kind, dimension, DIMENSION_MAX)
             if problem:
-                found.append(Problem(row, "vector", problem))
+                found[row].append(FieldError("vector", problem))
         return found
 
     def _validate_batch(
@@ -224,11 +212,12 @@ class EmbeddingService:
         except Invalid as error:
             if not malformed:
                 raise
-            problems, general = [], error.errors
-        for problem in problems:
-            if problem.row not in malformed:
-                found = FieldError(f"embeddings[{problem.row}].{problem.field}", problem.message)
-                errors[problem.row] = (*errors.get(problem.row, ()), found)
+            problems, general = {}, error.errors
+        for row in problems.keys() - malformed.keys():
+            errors[row] = tuple(
+                FieldError(f"embeddings[{row}].{problem.field}", problem.message)
+                for problem in problems[row]
+            )
         if errors:
             raise Invalid(
                 f"{len(errors)} of {len(rows)} embeddings are not valid; none was stored",
@@ -241,24 +230,18 @@ class EmbeddingService:
         try:
             yield
         except (Unavailable, CancelledError):
-            self._notifier.publish(model_version, product_ids)
+            self.notifier.publish(model_version, product_ids)
             raise
-        self._notifier.publish(model_version, product_ids)
-
-    def _check_size(self, rows: Sequence[Row]) -> None:
-        limit = BATCH_ROWS_MAX
-        if not 1 <= len(rows) <= limit:
-            problem = f"has {len(rows)} entries, and takes 1 to {limit}"
-            raise Invalid.of(FieldError("embeddings", problem))
+        self.notifier.publish(model_version, product_ids)
 
     async def _known(self, model_version: str) -> Model | None:
         """The model version, even if marked for deletion, or None before its first write."""
         try:
-            return await self._models.known_model(model_version)
+            return await self.models.known_model(model_version)
         except NotFound:
             return None
         except ModelBeingDeleted:  # an invalid request is refused as invalid first
-            return await self._models.find_model(model_version)
+            return await self.models.find_model(model_version)
 
     async def in_one_generation(
         self, model_version: str, product_ids: Sequence[str], attempt: Callable[[], Awaitable[T]]
@@ -273,11 +256,11 @@ class EmbeddingService:
             try:
                 return await attempt()
             except OtherGeneration:
-                rows = await self._embeddings.read_rows(model_version, product_ids)
-                self._models.forget(model_version)
+                rows = await self.embeddings.read_rows(model_version, product_ids)
+                self.models.forget(model_version)
                 model = await self._known(model_version)
                 generation = None if model is None else model.generation
-                await self._embeddings.remove_rows(
+                await self.embeddings.remove_rows(
                     [row for row in rows if row.generation != generation]
                 )
         raise Unavailable(f"{model_version} is being created again; try again")
@@ -289,8 +272,8 @@ class EmbeddingService:
         if model is not None and model.deleting_at is not None:
             raise ModelBeingDeleted(model_version)
         if model is None:
-            model = await self._models.create_model(
-                model_version, dimension, metric or "cosine", self._shards
+            model = await self.models.create_model(
+                model_version, dimension, metric or "cosine", self.settings.ingest.shards
             )
             if model.dimension != dimension:
                 problem = f"has {dimension} numbers, the model version has {model.dimension}"

@@ -141,12 +141,6 @@ def set_threads(threads: int) -> None:
     faiss.omp_set_num_threads(threads)
 
 
-def threads() -> int:
-    """FAISS's OpenMP threads in this process."""
-    count: int = faiss.omp_get_max_threads()
-    return count
-
-
 def software() -> dict[str, str]:
     """Versions of FAISS and numpy, and the SIMD level that FAISS dispatches to."""
     return {

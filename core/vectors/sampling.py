@@ -1,5 +1,6 @@
 """The queries that an index is measured with, and their ground truth."""
 
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -70,7 +71,6 @@ class QuerySample:
         """float32 (m, 10): the best scores of each query."""
         self._sparse = self._in_sparse_regions()
         self._new_queries: tuple[Floats, Floats] | None = None
-        self._copy_queries: tuple[Floats, Floats, Ints] | None = None
 
     def _truth(self, queries: Floats, k: int) -> Floats:
         """The best scores over the rows that can be found while the index is measured."""
@@ -114,22 +114,21 @@ class QuerySample:
             self._new_queries = np.concatenate((queries, more)), truth
         return self._new_queries
 
+    @cached_property
     def copy_queries(self) -> tuple[Floats, Floats, Ints]:
         """A row of each of the largest groups, equal or near, its best scores, and their sizes.
 
         One position stands for all rows of a group: if it is not found, none is.
         """
-        if self._copy_queries is None:
-            queries, sizes = self._rows[:0], np.empty(0, dtype=np.int64)
-            if self.members is not None:
-                starts = self.members.starts[: self.indexed.shape[0] + 1]
-                sizes = np.diff(starts)
-                largest = np.argsort(-sizes, kind="stable")[:_GROUPS_MAX]
-                largest = largest[sizes[largest] >= MEMBERS_MIN]
-                sizes = sizes[largest]
-                queries = self._rows[self.members.rows[starts[largest + 1] - 1]]
-            self._copy_queries = queries, self._truth(queries, RECALL_AT), sizes
-        return self._copy_queries
+        queries, sizes = self._rows[:0], np.empty(0, dtype=np.int64)
+        if self.members is not None:
+            starts = self.members.starts[: self.indexed.shape[0] + 1]
+            sizes = np.diff(starts)
+            largest = np.argsort(-sizes, kind="stable")[:_GROUPS_MAX]
+            largest = largest[sizes[largest] >= MEMBERS_MIN]
+            sizes = sizes[largest]
+            queries = self._rows[self.members.rows[starts[largest + 1] - 1]]
+        return queries, self._truth(queries, RECALL_AT), sizes
 
     def _with_noise(self, count: int, start: int) -> Floats:
         """float32 (count, d), prepared: held-out rows with noise shaped like the queries."""

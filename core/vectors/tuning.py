@@ -1,6 +1,7 @@
 """Tuning search parameters: the cheapest that reach the target recall."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -36,22 +37,20 @@ _FACTORS: Final[dict[Family, tuple[int, ...]]] = {
 _ZERO_METHOD: Final = "held-out rows in no crowd of rows, and such rows with noise"
 
 
+@dataclass
 class Tuner:
     """Measures one index that has all rows but those held out."""
 
-    def __init__(
-        self, index: Any, plan: Plan, rows: Floats, sample: QuerySample, limits: IndexLimits
-    ) -> None:
-        self._index = index
-        self._plan = plan
-        self._rows = rows
-        self._sample = sample
-        self._limits = limits
-        self.trials: list[Trial] = []
-        self.best = 0.0
-        """The highest recall@10 that could be promised."""
-        self.zero: ZeroRecall | None = None
-        """The measurement of queries with a recall of 0, where the recall was high enough."""
+    index: Any
+    plan: Plan
+    rows: Floats
+    sample: QuerySample
+    limits: IndexLimits
+    trials: list[Trial] = field(default_factory=list)
+    best: float = 0.0
+    """The highest recall@10 that could be promised."""
+    zero: ZeroRecall | None = None
+    """The measurement of queries with a recall of 0, where the recall was high enough."""
 
     def tune(self, target: float) -> tuple[Effort, Doubles] | None:
         """The cheapest effort that reaches the target recall@10, with the recalls behind it.
@@ -74,7 +73,7 @@ class Tuner:
 
     def tune_wide(self, target: float) -> Effort | None:
         """The effort at the second k; None where the index has no more rows than that."""
-        if self._sample.indexed.shape[0] <= WIDE_AT:
+        if self.sample.indexed.shape[0] <= WIDE_AT:
             return None
         tuned = self._tune(WIDE_AT, target)
         return None if tuned is None else tuned[0]
@@ -104,11 +103,11 @@ class Tuner:
 
     def _measure(self, k: int, breadth: int) -> list[tuple[Effort, Doubles]]:
         """Each number of candidates at one breadth."""
-        family = self._plan.family
-        queries, truth = self._sample.queries, self._sample.truth
+        family = self.plan.family
+        queries, truth = self.sample.queries, self.sample.truth
         if k == WIDE_AT:
-            queries, truth = queries[:WIDE_QUERIES], self._sample.wide_truth
-        widest = min(k * self._factors()[-1], self._index.ntotal)
+            queries, truth = queries[:WIDE_QUERIES], self.sample.wide_truth
+        widest = min(k * self._factors()[-1], self.index.ntotal)
         if family != "ivf_pq":
             # A graph search is at least as broad as its number of candidates.
             widest = max(k, min(widest, breadth))
@@ -116,7 +115,7 @@ class Tuner:
         measurements = []
         for count in sorted({min(k * factor, widest) for factor in self._factors()}):
             found = self._result_scores(queries, positions[:, :count], scores[:, :count], k)
-            measured = self._sample.promised(recalls(found, truth))
+            measured = self.sample.promised(recalls(found, truth))
             measurements.append((Effort(k, breadth, count), measured))
             self.trials.append(Trial(family, k, breadth, count, float(measured.mean())))
             if k == RECALL_AT:
@@ -136,7 +135,7 @@ class Tuner:
             count = int(np.count_nonzero(measured == 0))
         asked = measured.shape[0]
         trial = Trial(
-            family=self._plan.family,
+            family=self.plan.family,
             k=effort.k,
             breadth=effort.breadth,
             candidates=effort.candidates,
@@ -150,7 +149,7 @@ class Tuner:
 
     def _lost_copies(self, effort: Effort) -> float:
         """The share of copies, by rows, that have a recall of 0."""
-        queries, truth, sizes = self._sample.copy_queries()
+        queries, truth, sizes = self.sample.copy_queries
         if not sizes.size:
             return 0.0
         positions, scores = self._candidates(queries, effort.breadth, effort.candidates)
@@ -159,32 +158,32 @@ class Tuner:
 
     def _recalls(self, effort: Effort, count: int, known: Doubles) -> Doubles:
         """The recall@10 of at least `count` queries, the first of which are known."""
-        queries, truth = (part[known.shape[0] :] for part in self._sample.new_queries(count))
+        queries, truth = (part[known.shape[0] :] for part in self.sample.new_queries(count))
         positions, scores = self._candidates(queries, effort.breadth, effort.candidates)
         found = self._result_scores(queries, positions, scores, RECALL_AT)
         return np.concatenate((known, recalls(found, truth)))
 
     def _factors(self) -> tuple[int, ...]:
-        members = self._sample.members
+        members = self.sample.members
         has_near_copies = members is not None and members.radii is not None
-        factors = _FACTORS[self._plan.family]
+        factors = _FACTORS[self.plan.family]
         # The representative of near copies may be further away than the true neighbour.
         return (1, 2) if has_near_copies and factors == (1,) else factors
 
     def _bounds(self, k: int) -> tuple[int, int]:
         """The smallest and the largest breadth to try."""
-        if self._plan.family == "ivf_pq":
-            share = int(self._plan.lists * self._limits.probe_share_max)
-            return 1, self._plan.lists if self._plan.lists <= _FEW_LISTS else share
-        return k, max(k, self._limits.ef_search_max)
+        if self.plan.family == "ivf_pq":
+            share = int(self.plan.lists * self.limits.probe_share_max)
+            return 1, self.plan.lists if self.plan.lists <= _FEW_LISTS else share
+        return k, max(k, self.limits.ef_search_max)
 
     def _cost(self, effort: Effort) -> float:
         """An estimate of the bytes that a search reads, to compare two efforts on one index."""
-        row = 4.0 * int(self._rows.shape[1])
-        if self._plan.family == "ivf_pq":
-            scanned = int(self._index.ntotal) / self._plan.lists * self._plan.code_bytes
+        row = 4.0 * int(self.rows.shape[1])
+        if self.plan.family == "ivf_pq":
+            scanned = int(self.index.ntotal) / self.plan.lists * self.plan.code_bytes
             return effort.breadth * scanned + effort.candidates * row
-        width = self._plan.layout.dimension * (4.0 if self._plan.family == "hnsw_flat" else 1.0)
+        width = self.plan.layout.dimension * (4.0 if self.plan.family == "hnsw_flat" else 1.0)
         return effort.breadth * 30 * width + effort.candidates * row
 
     def _candidates(self, queries: Floats, breadth: int, count: int) -> tuple[Ints, Floats]:
@@ -192,15 +191,15 @@ class Tuner:
 
         -1 and -inf where there are fewer.
         """
-        parameters = search_parameters(self._plan.family, breadth)
-        asked = self._plan.layout.query(queries)
-        _, positions = self._index.search(asked, count, params=parameters)
-        rows = np.where(positions < 0, -1, self._sample.order[positions]).astype(np.int64)
-        return positions, rescore(queries, self._rows, rows, self._sample.metric)
+        parameters = search_parameters(self.plan.family, breadth)
+        asked = self.plan.layout.query(queries)
+        _, positions = self.index.search(asked, count, params=parameters)
+        rows = np.where(positions < 0, -1, self.sample.order[positions]).astype(np.int64)
+        return positions, rescore(queries, self.rows, rows, self.sample.metric)
 
     def _result_scores(self, queries: Floats, positions: Ints, scores: Floats, k: int) -> Floats:
         """The scores that a search would return, in any order: float32 (m, any)."""
-        members = self._sample.members
+        members = self.sample.members
         if members is None or members.radii is None:
             return scores
         result = np.full((queries.shape[0], k), -np.inf, dtype=np.float32)
@@ -211,8 +210,8 @@ class Tuner:
                 positions[line, there],
                 scores[line, there],
                 k,
-                self._rows,
-                self._sample.metric,
+                self.rows,
+                self.sample.metric,
             )
             top = -np.sort(-found)[:k]
             result[line, : top.shape[0]] = top

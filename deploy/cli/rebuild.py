@@ -177,6 +177,6 @@ class _Rebuild:
             click.echo(f"{self.name}: all {total} files have the same SHA-256 as before")
             return
         names = ", ".join(found.differing)
-        if found.verdict == "unexplained":
+        if not found.reason:
             raise CommandError(f"{names} differ, although no row has changed since then")
         click.echo(f"{self.name}: {differing} of {total} files differ ({names}): {found.reason}")

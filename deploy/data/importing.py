@@ -118,12 +118,11 @@ async def _store(
     model = await retried(lambda: embeddings.find_model(model_version))
     rows = [(row.product_id, row.vector) for row in batch.rows]
     bad = list(batch.bad)
-    problems: dict[int, list[str]] = {}
-    for problem in embeddings.find_problems(rows, model, metric):
-        problems.setdefault(problem.row, []).append(f"{problem.field} {problem.message}")
-    for index, reasons in problems.items():
+    problems = embeddings.find_problems(rows, model, metric)
+    for index, errors in problems.items():
         row = batch.rows[index]
-        bad.append(BadRow(row.number, row.product_id, "; ".join(reasons)))
+        reasons = "; ".join(f"{error.field} {error.message}" for error in errors)
+        bad.append(BadRow(row.number, row.product_id, reasons))
     valid = [row for index, row in enumerate(rows) if index not in problems]
     if valid:
         await WRITE_RETRY.call(

@@ -10,7 +10,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from core.dynamo.wire import AttributeValue, Item, request_item
+from core.dynamo.wire import AttributeValue, Item
 from tests.api.conftest import Service
 from tests.api.people import Person, person, same
 from tests.api.serving import assert_problem, path_of, vector
@@ -240,9 +240,7 @@ async def test_what_23e14f8_answered_is_answered_again(service: Service) -> None
         for each in answered:
             item = {**each.item, "expires_at": AttributeValue(N=str(int(time.time()) + 60))}
             table = service.settings.table("idempotency")
-            await service.resources.dynamo.call(
-                "put_item", TableName=table, Item=request_item(item)
-            )
+            await service.resources.dynamo.call("put_item", TableName=table, Item=item)
             headers = {**each.request.headers, "idempotency-key": each.item["key"].S or ""}
             reply = await caller.client.request(
                 each.request.method, each.request.path, content=each.request.body, headers=headers

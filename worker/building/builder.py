@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -53,25 +54,16 @@ class BuildResult(msgspec.Struct, frozen=True):
     output: BuildOutput
 
 
+@dataclass(frozen=True)
 class VersionBuilder:
     """Builds the files of one version, in a directory of its own."""
 
-    def __init__(
-        self,
-        resources: Resources,
-        build: Build,
-        model: Model,
-        directory: Path,
-        costs: BuildCosts,
-        report: ProgressCallback,
-    ) -> None:
-        self._resources = resources
-        self._settings = resources.settings.building
-        self._build = build
-        self._model = model
-        self._directory = directory
-        self._costs = costs
-        self._report = report
+    resources: Resources
+    requested: Build
+    model: Model
+    directory: Path
+    costs: BuildCosts
+    report: ProgressCallback
 
     async def pull(self, earlier: Manifest | None = None) -> PullResult:
         """Streams every row to disk.
@@ -80,24 +72,26 @@ class VersionBuilder:
         """
         began = time.perf_counter()
         pulled_at = now()
-        watermark = timestamp(pulled_at - timedelta(seconds=self._settings.watermark_lag_s))
-        directory = self._directory / "rows"
+        watermark = timestamp(
+            pulled_at - timedelta(seconds=self.resources.settings.building.watermark_lag_s)
+        )
+        directory = self.directory / "rows"
         tombstones: dict[str, str] = {}
         digest = (
             PullDigest(watermark, timestamp(pulled_at))
             if earlier is None
             else PullDigest(earlier.watermark, earlier.pulled_at or earlier.watermark)
         )
-        self._report(Progress("pull"))
-        with closing(RowWriter(directory, self._model.dimension)) as writer:
-            async for page in self._resources.embeddings.get_embeddings_by_model(self._model):
+        self.report(Progress("pull"))
+        with closing(RowWriter(directory, self.model.dimension)) as writer:
+            async for page in self.resources.embeddings.get_embeddings_by_model(self.model):
                 await asyncio.to_thread(writer.append, page)
-                self._costs.count_page(page)
+                self.costs.count_page(page)
                 digest.append(page)
                 for row in page:
                     if row.deleted_at is not None and len(tombstones) < _TOMBSTONES_MAX:
                         tombstones[row.product_id] = row.deleted_at
-                self._report(Progress("pull", self._costs.rows))
+                self.report(Progress("pull", self.costs.rows))
         return PullResult(
             directory=directory,
             watermark=watermark,
@@ -120,38 +114,38 @@ class VersionBuilder:
             BuildFailed: the build cannot succeed as requested.
             BuildProcessCrashed: the process ended without a result.
         """
-        settings = self._settings
+        settings = self.resources.settings.building
         spec = BuildSpec(
             rows_dir=str(pulled.directory),
-            out_dir=str(self._directory / "version"),
-            model_version=self._model.model_version,
-            dimension=self._model.dimension,
-            metric=self._model.metric,
+            out_dir=str(self.directory / "version"),
+            model_version=self.model.model_version,
+            dimension=self.model.dimension,
+            metric=self.model.metric,
             threads=thread_count(threads or settings.index_threads),
-            parameters=self._build.parameters,
+            parameters=self.requested.parameters,
             index_limits=IndexLimits(index_bytes_max=settings.index_bytes_max),
             matrix_exact_rows_max=settings.matrix_exact_rows_max,
             previous=previous,
         )
         built_at = timestamp(now())
-        output = await run_build_process(spec, self._directory / "spec.json", self._report)
+        output = await run_build_process(spec, self.directory / "spec.json", self.report)
         return BuildResult(Path(spec.out_dir), built_at, output)
 
     async def fetch_current(self) -> PreviousVersion | None:
         """Downloads the current version to compare with; None if there is none."""
-        build_id = self._model.current_build_id
+        build_id = self.model.current_build_id
         if build_id is None:
             return None
-        directory = self._directory / "previous"
+        directory = self.directory / "previous"
         try:
-            record = VersionRecord.of(await self._resources.builds.get_build(build_id))
+            record = VersionRecord.of(await self.resources.builds.get_build(build_id))
             files = (IDS, NEIGHBORS)
-            manifest = await self._resources.versions.fetch(record, directory, files)
+            manifest = await self.resources.versions.fetch(record, directory, files)
         except (NotFound, Corrupt) as error:
             # Its files can be built again, perhaps by this build; there is nothing to compare now.
             _log.warning("current version not available", build_id=build_id, reason=str(error))
             return None
-        same_data = manifest.data == self._model.data
+        same_data = manifest.data == self.model.data
         return PreviousVersion(str(directory), build_id) if same_data else None
 
 

@@ -201,7 +201,7 @@ class LegacyStore:
             [(legacy.product_id, legacy.vector)], model, metric, dimension
         )
         if problems:
-            raise Invalid("; ".join(f"{problem.field} {problem.message}" for problem in problems))
+            raise Invalid("; ".join(f"{each.field} {each.message}" for each in problems[0]))
         if model is not None and metric not in {None, model.metric}:
             raise MetricConflict(
                 f"{model.model_version} was created with metric {model.metric}, which stays"

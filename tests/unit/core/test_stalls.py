@@ -96,9 +96,10 @@ async def test_a_stall_shows_while_it_lasts() -> None:
     assert longest() == 0
 
 
-async def test_many_stalls_are_few_lines() -> None:
+async def test_many_stalls_are_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first is told at once, the others together, with their number and the longest."""
-    probe = LoopProbe(EVERY_S, limit_s=0.03, log_every_s=1.0)
+    monkeypatch.setattr(stalls, "_LOG_EVERY_S", 1.0)
+    probe = LoopProbe(EVERY_S, limit_s=0.03)
     with capture_logs() as lines:
         probe.start()
         for seconds in (0.08, 0.08, STALL_S, 0.08):

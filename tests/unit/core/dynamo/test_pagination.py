@@ -39,8 +39,8 @@ async def test_every_page_is_read() -> None:
     same = {"operation": "query", "TableName": "t", "Limit": 1}
     assert table.requests == [
         same,
-        same | {"ExclusiveStartKey": {"id": {"S": "1"}}},
-        same | {"ExclusiveStartKey": {"id": {"S": "2"}}},
+        same | {"ExclusiveStartKey": ONE},
+        same | {"ExclusiveStartKey": TWO},
     ]
 
 

@@ -17,7 +17,6 @@ from core.dynamo.wire import (
     WireParserFactory,
     WireSerializer,
     item_of,
-    request_item,
     request_value,
 )
 
@@ -200,7 +199,7 @@ async def test_the_fields_of_an_error_take_botocores_way(service: Any) -> None:
     arrived = response(json.dumps({"message": "no", "Item": ITEM}).encode(), 400)
     fields = await WireParser().parse(arrived, shape)
     assert fields == await AioJSONParser().parse(arrived, shape)
-    assert request_item(item_of(fields["Item"])) == fields["Item"]
+    assert stocked(item_of(fields["Item"])) == fields["Item"]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_a_large_group_is_never_held_out() -> None:
             np.roll(rows, start, axis=0), "cosine", IndexLimits(), RADIUS_SHARES[0]
         )
         assert 30 <= sample.held_out.size <= 36
-        assert sample.copy_queries()[2].tolist() == [301, 40]
+        assert sample.copy_queries[2].tolist() == [301, 40]
 
 
 def test_the_same_rows_give_the_same_groups() -> None:
