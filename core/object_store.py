@@ -20,7 +20,7 @@ from core.concurrency import gather
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.files import ObjectHead
 from core.retry import RetryPolicy
-from core.settings import Settings
+from core.settings import Aws, Settings
 
 R = TypeVar("R")
 
@@ -72,14 +72,12 @@ def _count() -> None:
 class ObjectStore:
     """The bucket, opened by `open_object_store`."""
 
-    def __init__(
-        self, client: Any, bucket: Callable[[], Awaitable[str]], *, deadline_s: float, attempts: int
-    ) -> None:
+    def __init__(self, client: Any, bucket: Callable[[], Awaitable[str]], aws: Aws) -> None:
         self._client = client
         self._bucket_of = bucket
         self._bucket: str | None = None
-        self._deadline_s = deadline_s
-        self._retry = RetryPolicy(first_s=0.05, max_s=1.0, attempts_max=attempts)
+        self._deadline_s = aws.object_deadline_s
+        self._retry = RetryPolicy(first_s=0.05, max_s=1.0, attempts_max=aws.attempts_max)
         """For a body that ends too early: botocore retries only until the reply has begun."""
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE)
 
@@ -388,6 +386,4 @@ async def open_object_store(settings: Settings) -> AsyncIterator[ObjectStore]:
         return names.default_bucket(settings.environment, account)
 
     async with open_client(session, "s3", config, endpoint_url) as client:
-        yield ObjectStore(
-            client, bucket, deadline_s=aws.object_deadline_s, attempts=aws.attempts_max
-        )
+        yield ObjectStore(client, bucket, aws)

@@ -70,14 +70,10 @@ def redis_settings(settings: Settings) -> RedisSettings:
 class JobQueue:
     """Enqueues jobs for the workers."""
 
-    def __init__(
-        self, redis: ArqRedis, environment: str, *, enqueue_timeout_s: float, ping_timeout_s: float
-    ) -> None:
+    def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self.redis = redis
-        self.name = names.queue_name(environment)
-        self._environment = environment
-        self._enqueue_timeout_s = enqueue_timeout_s
-        self._ping_timeout_s = ping_timeout_s
+        self.name = names.queue_name(settings.environment)
+        self._settings = settings
 
     async def enqueue(self, build_id: str, fence: int) -> bool:
         """Enqueues a build. False when Redis did not take it: the reconciler enqueues it later.
@@ -92,9 +88,9 @@ class JobQueue:
         return await self._enqueue(DELETION_JOB, DeletionJob(user_id), "delete", user_id, 0)
 
     async def _enqueue(self, job: str, payload: msgspec.Struct, *parts: object) -> bool:
-        job_id = names.job_id(self._environment, *parts)
+        job_id = names.job_id(self._settings.environment, *parts)
         try:
-            async with asyncio.timeout(self._enqueue_timeout_s):
+            async with asyncio.timeout(self._settings.hint_timeout_s):
                 await self.redis.enqueue_job(job, payload, _job_id=job_id, _queue_name=self.name)
         except (RedisError, OSError, TimeoutError) as error:
             telemetry.ENQUEUE_FAILED.inc()
@@ -105,7 +101,7 @@ class JobQueue:
     async def ping(self) -> bool:
         """Whether Redis answers in time."""
         try:
-            async with asyncio.timeout(self._ping_timeout_s):
+            async with asyncio.timeout(self._settings.redis_timeout_s):
                 return bool(await self.redis.ping())
         except (RedisError, OSError, TimeoutError):
             return False
@@ -132,11 +128,6 @@ async def open_queue(settings: Settings) -> AsyncIterator[JobQueue]:
         default_queue_name=names.queue_name(settings.environment),
     )
     try:
-        yield JobQueue(
-            redis,
-            settings.environment,
-            enqueue_timeout_s=settings.hint_timeout_s,
-            ping_timeout_s=settings.redis_timeout_s,
-        )
+        yield JobQueue(redis, settings)
     finally:
         await redis.aclose()

@@ -32,7 +32,11 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
     So is starting a deletion twice, as only one worker gets its lease.
     """
     every_s = resources.settings.building.reconcile_s
-    waiting = [build for build in await resources.builds.list_open() if _is_waiting(build)]
+    waiting = [
+        build
+        for build in await resources.builds.list_open()
+        if build.status == "queued" or _waiting_s(build) > 0
+    ]
     enqueued = True
     for build in waiting:
         try:
@@ -84,12 +88,7 @@ def start_user_deletion(resources: Resources, background: Background, user_id: s
 
 
 def _waiting_s(build: Build) -> float:
-    """For how many seconds nobody has worked on it."""
+    """For how many seconds nobody has worked on it; negative while its lease holds."""
     if build.status == "queued":
         return (now() - parse_timestamp(build.requested_at)).total_seconds()
     return time.time() - build.lease_until_ms / 1000
-
-
-def _is_waiting(build: Build) -> bool:
-    """Whether an open build is queued, or its lease has expired."""
-    return build.status == "queued" or build.lease_until_ms < time.time_ns() // 1_000_000

@@ -1,8 +1,8 @@
 """Struct ↔ item: how a domain Struct is stored in DynamoDB, and exact whole numbers."""
 
-import re
 from collections.abc import Mapping
-from decimal import Decimal
+from contextlib import suppress
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from types import NoneType, UnionType
 from typing import Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin
 
@@ -14,13 +14,10 @@ from core.errors import Corrupt, NumberOutOfRange
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-DIGITS_MAX: Final = 38
-"""Significant digits of a number in DynamoDB."""
-EXPONENT_MAX: Final = 125
+_EXPONENT_MAX: Final = 125
 """Exponent of the first digit of the largest number, 9.99…e125."""
-_INT_BITS_MAX: Final = 420
-"""No integer of more bits is in range; longer ones are refused before they become text."""
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
+_NUMBERS: Final = Context(prec=38, Emax=_EXPONENT_MAX, traps=[Inexact, Overflow])
+"""The numbers that DynamoDB stores."""
 
 
 def number_text(number: int) -> str:
@@ -29,18 +26,13 @@ def number_text(number: int) -> str:
     Raises:
         NumberOutOfRange: over 9.99…e125, or of more than 38 significant digits.
     """
-    if number.bit_length() > _INT_BITS_MAX:
-        raise NumberOutOfRange("a number is over 9.99e125, the largest that DynamoDB stores")
-    text = str(number)
-    digits = text.lstrip("-")
-    if len(digits) > EXPONENT_MAX + 1:
-        raise NumberOutOfRange("a number is over 9.99e125, the largest that DynamoDB stores")
-    significant = len(digits.rstrip("0"))
-    if significant > DIGITS_MAX:
+    try:
+        _NUMBERS.create_decimal(number)
+    except (Inexact, Overflow):
         raise NumberOutOfRange(
-            f"a number has {significant} significant digits; DynamoDB stores {DIGITS_MAX}"
-        )
-    return text
+            "DynamoDB stores numbers to 9.99e125, of up to 38 significant digits"
+        ) from None
+    return str(number)
 
 
 def int_of(text: str) -> int:
@@ -52,13 +44,11 @@ def int_of(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        if not _NUMBER.fullmatch(text):
-            raise Corrupt("a stored number cannot be read") from None
-    number = Decimal(text)
-    whole = number.to_integral_value() if number.adjusted() <= EXPONENT_MAX else None
-    if whole is None or whole != number:
-        raise Corrupt("a stored number should be whole and is not")
-    return int(whole)
+        with suppress(InvalidOperation, OverflowError):  # of what is no number, and of infinity
+            number = Decimal(text)
+            if number.adjusted() <= _EXPONENT_MAX and number == number.to_integral_value():
+                return int(number)
+    raise Corrupt("a stored number cannot be read, or should be whole and is not")
 
 
 def attribute_of(value: Any) -> RequestValue:

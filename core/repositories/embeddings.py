@@ -156,12 +156,9 @@ class EmbeddingRepository:
             NotFound: there is none, or it was deleted.
         """
         item = await get_row(self._dynamo, self._table, row_key(model_version, product_id))
-        if item is None or "deleted_at" in item:
+        if item is None or "deleted_at" in item or generation not in {None, generation_of(item)}:
             raise unknown(model_version, product_id)
-        embedding = decode(item)
-        if generation not in {None, embedding.generation}:
-            raise unknown(model_version, product_id)
-        return embedding
+        return decode(item)
 
     async def delete_embedding(
         self, model: Model, product_id: str, claim: Claim | None = None
@@ -219,9 +216,7 @@ class EmbeddingRepository:
             )
             for item in reply["Items"]:
                 found.append(decode_any(item))
-                at = EmbeddingPosition(
-                    at.shard, found[-1].updated_at, found[-1].product_id, model.generation
-                )
+                at = _after(model, at.shard, item)
                 if len(found) == limit:
                     return found, at
             last = reply.get("LastEvaluatedKey")

@@ -3,6 +3,7 @@
 Fast float32 products find the candidates, float64 scores rank them.
 """
 
+import math
 from typing import Any, Final
 
 import faiss
@@ -40,22 +41,17 @@ class CandidateSpace:
             mean: Doubles = np.mean(rows, axis=0, dtype=np.float64)
             self._shift = mean.astype(np.float32)
         if metric != "cosine":
-            largest = self._largest_norm(rows)
+            largest = 0.0
+            for block in row_blocks(*rows.shape):
+                moved = rows[block] if self._shift is None else rows[block] - self._shift
+                largest = max(largest, float(squared_norms(moved).max(initial=0.0)))
+            largest = math.sqrt(largest)
             if largest and not 1e-6 < largest < 1e6:  # noqa: PLR2004 - squares within 1e±12
                 self._scale = 2.0 ** -round(float(np.log2(largest)))
-        self.uncertainty = self._rounding(rows.shape[1], largest * self._scale)
-        """The largest error of the difference of two float32 scores."""
-
-    def _largest_norm(self, rows: Floats) -> float:
-        largest = 0.0
-        for block in row_blocks(*rows.shape):
-            moved = rows[block] if self._shift is None else rows[block] - self._shift
-            largest = max(largest, float(squared_norms(moved).max(initial=0.0)))
-        return float(np.sqrt(largest))
-
-    def _rounding(self, dimension: int, largest: float) -> float:
         # Eight partial sums at the least (AVX2): each gathers the rounding of d / 8 additions.
-        return 2 * _FLOAT32_STEP * (dimension / 8 + 8) * (2 * largest) ** 2
+        rounding = 2 * _FLOAT32_STEP * (rows.shape[1] / 8 + 8)
+        self.uncertainty = rounding * (2 * largest * self._scale) ** 2
+        """The largest error of the difference of two float32 scores."""
 
     def transform(self, rows: Floats) -> Floats:
         """float32 (n, d), C-contiguous; not copied where nothing has to change."""

@@ -1,11 +1,7 @@
 """Finding near copies: rows that are almost equal, as of a product embedded again with noise.
 
-In a graph they link only to each other: a search that reaches one of them never leaves them, and
-others do not find the rows behind them. So an index has one row for all of them, their
-representative.
-
-Each member is within the radius of its representative. A chain a ~ b ~ c is no group unless a and c
-are near copies too.
+`copies` says what they are for. Each member is within the radius of its representative. A chain
+a ~ b ~ c is no group unless a and c are near copies too.
 """
 
 from typing import Final
