@@ -84,10 +84,7 @@ class ObjectStore:
     async def put(self, key: str, source: Path | bytes, sha256_hex: str | None = None) -> None:
         """Puts a file or bytes, whole or not at all. The same bytes that are there count as put.
 
-        Args:
-            key: Where to.
-            source: A file that does not change meanwhile, or the bytes.
-            sha256_hex: The expected digest of the source; None: not checked.
+        A file must not change meanwhile. Without an expected digest the source is not checked.
 
         Raises:
             Corrupt: the source has another digest, or arrived as other bytes.
@@ -107,13 +104,7 @@ class ObjectStore:
                 raise
 
     async def get_to_file(self, key: str, path: Path, *, sha256_hex: str, size: int) -> None:
-        """Downloads to a temporary name beside `path`, verifies, and renames.
-
-        Args:
-            key: Which object.
-            path: Where to; its directory exists.
-            sha256_hex: The digest that the bytes must have.
-            size: Bytes that it must be.
+        """Downloads to a temporary name beside `path`, verifies digest and size, and renames.
 
         Raises:
             Corrupt: it has another size or digest; nothing is left on disk.

@@ -32,11 +32,8 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
     So is starting a deletion twice, as only one worker gets its lease.
     """
     every_s = resources.settings.building.reconcile_s
-    waiting = [
-        build
-        for build in await resources.builds.list_open()
-        if build.status == "queued" or _waiting_s(build) > 0
-    ]
+    open_builds = await resources.builds.list_open()
+    waiting = [each for each in open_builds if each.status == "queued" or _waiting_s(each) > 0]
     enqueued = True
     for build in waiting:
         try:

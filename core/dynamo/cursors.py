@@ -42,13 +42,9 @@ class Cursors:
     def __init__(
         self, keys: Sequence[str], ttl_s: int, *, now: Callable[[], float] = time.time
     ) -> None:
-        """Takes the keys of `settings.cursor_keys`.
+        """Takes AES-256 keys in base64, and how long a cursor is valid, in seconds.
 
-        Args:
-            keys: AES-256 keys in base64. None given: one is made, and cursors of another process
-                or of an earlier run do not open.
-            ttl_s: How long a cursor is valid, in seconds.
-            now: The time in seconds since 1970.
+        Without a key one is made, and cursors of another process or of an earlier run do not open.
 
         Raises:
             SettingsError: a key is not 32 bytes of base64.
@@ -63,10 +59,7 @@ class Cursors:
     def seal(self, position: Mapping[str, str | int], *, caller: str, query: str) -> str:
         """A cursor for this position, in characters that need no escaping in a query string.
 
-        Args:
-            position: Where the next page begins.
-            caller: The token's `sub`.
-            query: All that defines the list: its route, model version, filters.
+        `query` is all that defines the list: its route, model version, filters.
         """
         nonce = token_bytes(_NONCE_BYTES)
         sealed = _Sealed(int(self._now()) + self._ttl_s, dict(position))

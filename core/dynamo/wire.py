@@ -170,12 +170,7 @@ class WireSerializer:
     def serialize_to_request(
         self, parameters: dict[str, Any], operation_model: Any
     ) -> dict[str, Any]:
-        """The request as botocore's own serializer makes it.
-
-        Args:
-            parameters: The call's parameters.
-            operation_model: botocore's model of the operation.
-        """
+        """The request as botocore's own serializer makes it, by its model of the operation."""
         if operation_model.name not in _ITEM_OPERATIONS:
             stock: dict[str, Any] = self._stock.serialize_to_request(parameters, operation_model)
             return stock

@@ -13,34 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import Corrupt
-from core.index.files import (
-    IDS,
-    IDS_MAGIC,
-    INDEX,
-    MEMBER_RADII,
-    MEMBER_ROWS,
-    MEMBER_STARTS,
-    NEIGHBORS,
-    ORDER,
-    SCORES,
-    VECTORS,
-    file_info,
-)
+from core.index import files
 from core.index.manifest import Manifest
 from core.vectors.arrays import Floats
 from core.vectors.copies import Members
 from core.vectors.search import Searcher
 
 MAPPED: Final = (
-    IDS,
-    VECTORS,
-    ORDER,
-    MEMBER_STARTS,
-    MEMBER_ROWS,
-    MEMBER_RADII,
-    INDEX,
-    NEIGHBORS,
-    SCORES,
+    files.IDS,
+    files.VECTORS,
+    files.ORDER,
+    files.MEMBER_STARTS,
+    files.MEMBER_ROWS,
+    files.MEMBER_RADII,
+    files.INDEX,
+    files.NEIGHBORS,
+    files.SCORES,
 )
 """Files that serving maps; the others are for people and programs."""
 _LIMIT_FLOOR: Final = 1 << 20
@@ -60,10 +48,10 @@ class IdTable(Sequence[bytes]):
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         view = memoryview(self._map)
-        head = len(IDS_MAGIC) + 8
+        head = len(files.IDS_MAGIC) + 8
         self._n = int.from_bytes(view[head - 8 : head], "little") if len(view) >= head else 0
         start = head + 8 * (self._n + 1)
-        if bytes(view[: len(IDS_MAGIC)]) != IDS_MAGIC or len(view) < start:
+        if bytes(view[: len(files.IDS_MAGIC)]) != files.IDS_MAGIC or len(view) < start:
             raise Corrupt(f"{path.name} is no table of ids")
         self._offsets = view[head:start].cast("Q")
         self._start = start
@@ -113,22 +101,24 @@ class MappedVersion(msgspec.Struct, frozen=True):
         for name in mapped_files(manifest):
             _check_size(directory, name, manifest)
         n, d = manifest.counts.rows, manifest.dimension
-        vectors = _map_array(directory / VECTORS, (n, d), np.dtype(np.float32))
+        vectors = _map_array(directory / files.VECTORS, (n, d), np.dtype(np.float32))
         index = order = members = None
         if manifest.index.family != "exact":
             positions = manifest.index.positions
-            order = _map_array(directory / ORDER, (positions,), np.dtype(np.int32))
-            index = _read_index(directory / INDEX)
+            order = _map_array(directory / files.ORDER, (positions,), np.dtype(np.int32))
+            index = _read_index(directory / files.INDEX)
             if index.ntotal != positions or index.d != manifest.index.layout.dimension:
-                raise Corrupt(f"{INDEX} has {index.ntotal} rows, the manifest has {positions}")
+                raise Corrupt(
+                    f"{files.INDEX} has {index.ntotal} rows, the manifest has {positions}"
+                )
             if positions < n:
                 members = _map_members(directory, manifest)
         shape = (n, manifest.matrix.k)
-        neighbors = _map_array(directory / NEIGHBORS, shape, np.dtype(np.int32))
-        scores = _map_array(directory / SCORES, shape, np.dtype(np.float32))
-        ids = IdTable(directory / IDS)
+        neighbors = _map_array(directory / files.NEIGHBORS, shape, np.dtype(np.int32))
+        scores = _map_array(directory / files.SCORES, shape, np.dtype(np.float32))
+        ids = IdTable(directory / files.IDS)
         if len(ids) != n:
-            raise Corrupt(f"{IDS} has {len(ids)} ids, the manifest has {n}")
+            raise Corrupt(f"{files.IDS} has {len(ids)} ids, the manifest has {n}")
         searcher = Searcher(vectors, manifest.metric, manifest.index, index, order, members)
         return cls(manifest, ids, searcher, neighbors, scores)
 
@@ -146,7 +136,7 @@ def verify_files(directory: Path, manifest: Manifest, names: Iterable[str] | Non
     """
     for name in manifest.files if names is None else names:
         _check_size(directory, name, manifest)
-        if file_info(directory / name).sha256 != manifest.files[name].sha256:
+        if files.file_info(directory / name).sha256 != manifest.files[name].sha256:
             raise Corrupt(f"{name} does not have the checksum that the manifest has", name)
 
 
@@ -164,11 +154,11 @@ def _check_size(directory: Path, name: str, manifest: Manifest) -> None:
 
 def _map_members(directory: Path, manifest: Manifest) -> Members:
     positions, n = manifest.index.positions, manifest.counts.rows
-    starts = _map_array(directory / MEMBER_STARTS, (positions + 1,), np.dtype(np.int64))
-    rows = _map_array(directory / MEMBER_ROWS, (n,), np.dtype(np.int32))
+    starts = _map_array(directory / files.MEMBER_STARTS, (positions + 1,), np.dtype(np.int64))
+    rows = _map_array(directory / files.MEMBER_ROWS, (n,), np.dtype(np.int32))
     if not manifest.index.near_copies:
         return Members(starts, rows)
-    radii = _map_array(directory / MEMBER_RADII, (positions,), np.dtype(np.float32))
+    radii = _map_array(directory / files.MEMBER_RADII, (positions,), np.dtype(np.float32))
     return Members(starts, rows, radii)
 
 

@@ -156,13 +156,10 @@ class IdempotencyRepository:
     async def begin(
         self, caller: str, idempotency_key: str, fingerprint: str, media: str = "json"
     ) -> Claim | StoredResult | StoredReply:
-        """Claims a key, or returns what is stored under it.
+        """Claims a key of a caller, or returns what is stored under it.
 
-        Args:
-            caller: Whose key it is; every caller has keys of their own.
-            idempotency_key: As the caller sent it.
-            fingerprint: A digest of method, path, query and body.
-            media: The media type of the answer, for this request and its retries.
+        `fingerprint` is a digest of method, path, query and body; `media` is the media type of the
+        answer, for this request and its retries.
 
         Raises:
             KeyReused: the key was used for another request and has not expired.

@@ -36,26 +36,19 @@ class ReportService:
     async def create(
         self, user_id: str, fields: Mapping[str, Any], claim: Claim | None = None
     ) -> Report:
-        """Creates a report of the caller's.
+        """Creates a report of the caller's; completes the claim with it.
 
-        Args:
-            user_id: The caller.
-            fields: `title` (required), `author`, `date`, `reference`, `favorites`; None is unset.
-            claim: On the idempotency key of the request; completed with the report.
+        Its fields are `title` (required), `author`, `date`, `reference` and `favorites`; None is
+        unset.
 
         Raises:
             Invalid: with each field that is not valid.
             BeingDeleted: the caller's user is being deleted.
         """
-        created_at = timestamp(now())
+        moment = timestamp(now())
         valid = self.validate({"title": None, **fields})
-        report = Report(
-            id=secrets.token_hex(16),
-            user_id=user_id,
-            created_at=created_at,
-            updated_at=created_at,
-            **valid,
-        )
+        new_id = secrets.token_hex(16)
+        report = Report(new_id, user_id, created_at=moment, updated_at=moment, **valid)
         await self._reports.create_report(report, completion(claim, report))
         return report
 
@@ -67,14 +60,9 @@ class ReportService:
         versions: frozenset[int] | None = None,
         claim: Claim | None = None,
     ) -> Report:
-        """Applies a merge patch: fields that are None are removed.
+        """Applies a merge patch: fields that are None are removed. Completes the claim.
 
-        Args:
-            report_id: Which report.
-            user_id: The caller.
-            fields: As for `create`.
-            versions: The expected versions, of which it must have one; None: any.
-            claim: On the idempotency key of the request; completed with the report.
+        The report must have one of the expected `versions`; None: any.
 
         Raises:
             Invalid: with each field that is not valid.

@@ -37,13 +37,10 @@ class UserService:
         preferences: bytes | None,
         claim: Claim | None = None,
     ) -> User:
-        """Creates the caller's profile.
+        """Creates the caller's profile; completes the claim with it.
 
-        Args:
-            user_id: The caller.
-            fields: `name`, `email`, `avatar_url`; one that is missing or None is not set.
-            preferences: valid JSON; None for `{}`.
-            claim: On the idempotency key of the request; completed with the profile.
+        The fields are `name`, `email`, `avatar_url`; one that is missing or None is not set.
+        `preferences` are valid JSON; None for `{}`.
 
         Raises:
             Invalid: with each field that is not valid.
