@@ -66,7 +66,7 @@ def check_all(
     Raises:
         Invalid: naming each vector that is not valid.
     """
-    problems = [check_vector(v, metric, dimension, DIMENSION_MAX) for v in vectors]
+    problems = [check_vector(v, metric, dimension) for v in vectors]
     found = [
         FieldError(name, problem) for name, problem in zip(names, problems, strict=True) if problem
     ]

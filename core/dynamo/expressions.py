@@ -143,12 +143,8 @@ def expressions(
 ) -> dict[str, Any]:
     """The parameters of one call (or of one part of a transaction) for all its expressions.
 
-    Args:
-        key: `KeyConditionExpression` of a query.
-        condition: `ConditionExpression` of a write.
-        filtered: `FilterExpression`; DynamoDB counts the page before it.
-        update: `UpdateExpression`.
-        projection: `ProjectionExpression`: the attributes to return.
+    A query has a `key`, a write a `condition`. DynamoDB counts a page before it is `filtered`.
+    `projection` are the attributes to return.
     """
     aliases = _Aliases()
     parameters: dict[str, Any] = {}

@@ -19,11 +19,7 @@ async def paginate(
 ) -> AsyncGenerator[list[Item], None]:
     """The items of each page, until DynamoDB has no further one. A page may be empty.
 
-    Args:
-        call: Makes one request.
-        operation: `query` or `scan`.
-        gate: Entered for each request, such as a semaphore that limits concurrent ones.
-        parameters: Of the operation.
+    The gate, such as a semaphore, is entered for each request.
     """
     gate = gate or nullcontext()
     while True:

@@ -107,9 +107,8 @@ class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
         A body that does not decode, or does not match the checksum that came
         with it, becomes an error of code `UNREADABLE`.
 
-        Args:
-            response: `body` (bytes), `headers`, `status_code`.
-            shape: botocore's output shape of the operation, or of an error.
+        A response has `body` (bytes), `headers` and `status_code`; the shape is botocore's, of the
+        operation's output or of an error.
         """
         known = shape is not None and shape.name in _OUTPUT_SHAPES
         if not known or response["status_code"] >= 300:  # noqa: PLR2004 - HTTP's own

@@ -48,7 +48,6 @@ from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
 
 _PAGE = 20
-_BUILD = 0  # position of its row in the transactions that open and end a build
 
 
 class BuildPosition(msgspec.Struct, frozen=True):
@@ -336,7 +335,7 @@ class BuildRepository:
             try:
                 await transactions.transact(self._dynamo, *parts, also=also)
             except TransactionFailed as failed:
-                if refused(failed, _BUILD):
+                if refused(failed, 0):
                     raise ConditionFailed from None
             else:
                 return

@@ -24,8 +24,6 @@ from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
 
 _OPEN = "open_build_id"
-_BUILD = 0
-"""Position of its row in the transactions."""
 
 
 class PromotionRepository:
@@ -115,7 +113,7 @@ class PromotionRepository:
                     also=also,
                 )
             except TransactionFailed as failed:
-                if refused(failed, _BUILD):
+                if refused(failed, 0):
                     raise NotPromotable(
                         f"build {build_id} cannot be made current: it was removed just now"
                     ) from None

@@ -11,24 +11,16 @@ _SHOWN = 3
 """Dimensions named in an error, the most frequent first."""
 
 
-def common_dimension(
-    vectors: Iterable[Floats], metric: Metric, dimension_max: int, field: str
-) -> int | None:
+def common_dimension(vectors: Iterable[Floats], metric: Metric, field: str) -> int | None:
     """The dimension of more than half of the valid vectors; None where none is valid.
 
-    Args:
-        vectors: float32 (d,) each, of any d.
-        metric: What they are checked for.
-        dimension_max: The largest d that is valid.
-        field: What an error is about.
+    Vectors are float32 (d,), of any d each. An error is about `field`.
 
     Raises:
         Invalid: no dimension is that of more than half.
     """
     counts = Counter(
-        len(vector)
-        for vector in vectors
-        if check_vector(vector, metric, None, dimension_max) is None
+        len(vector) for vector in vectors if check_vector(vector, metric, None) is None
     )
     if not counts:
         return None

@@ -53,11 +53,8 @@ def check_text(text: bytes) -> None:
 def merge_patch(target: bytes, patch: bytes) -> bytes:
     """Applies a JSON merge patch (RFC 7396): members are replaced, and removed if null.
 
-    Takes time in proportion to both texts and to the depth of the patch.
-
-    Args:
-        target: A valid JSON value.
-        patch: A valid JSON value; if not an object, it replaces the target.
+    Both are valid JSON; a patch that is no object replaces the target. Takes time in proportion to
+    both texts and to the depth of the patch.
     """
     if not is_object(patch):
         return patch.strip(_SPACE)

@@ -23,7 +23,7 @@ from core.errors import (
     Unavailable,
 )
 from core.identifiers import product_id_problem, validate_model_version, validate_product_id
-from core.limits import BATCH_ROWS_MAX, DIMENSION_MAX
+from core.limits import BATCH_ROWS_MAX
 from core.models import Metric, Model, Watermark, now, timestamp
 from core.notifications import ChangeNotifier
 from core.repositories.embeddings import EmbeddingRepository
@@ -73,9 +73,8 @@ class EmbeddingService:
 
         async def attempt() -> StoredEmbedding:
             model = await self._known(model_version)
-            problem = check_vector(
-                vector, _metric(model, metric), model.dimension if model else None, DIMENSION_MAX
-            )
+            dimension = model.dimension if model else None
+            problem = check_vector(vector, _metric(model, metric), dimension)
             if problem:
                 raise Invalid.of(FieldError("vector", problem))
             model = await self._model_for(model, model_version, len(vector), metric)
@@ -184,7 +183,7 @@ class EmbeddingService:
             dimension = model.dimension
         elif dimension is None:
             vectors = (vector for _, vector in rows)
-            dimension = common_dimension(vectors, kind, DIMENSION_MAX, "embeddings")
+            dimension = common_dimension(vectors, kind, "embeddings")
         for row, (product_id, vector) in enumerate(rows):
             problem = product_id_problem(product_id)
             first = seen.setdefault(product_id, row)
@@ -192,7 +191,7 @@ class EmbeddingService:
                 problem = f"{product_id!r} is in the batch already, as entry {first}"
             if problem:
                 found[row].append(FieldError("product_id", problem))
-            problem = check_vector(vector, kind, dimension, DIMENSION_MAX)
+            problem = check_vector(vector, kind, dimension)
             if problem:
                 found[row].append(FieldError("vector", problem))
         return found

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import Invalid
+from core.limits import DIMENSION_MAX
 from core.models import Metric
 
 Floats = NDArray[np.float32]
@@ -60,17 +61,15 @@ def as_vector(values: Sequence[float] | bytes) -> Floats:
     return vector
 
 
-def check_vector(
-    vector: Floats, metric: Metric, dimension: int | None, dimension_max: int
-) -> str | None:
+def check_vector(vector: Floats, metric: Metric, dimension: int | None) -> str | None:
     """Why a vector (d,) is not valid, for an error message; None where it is."""
     size = vector.shape[0]
     if size == 0:
         return "is empty"
     if dimension is not None and size != dimension:
         return f"has {size} numbers, the model version has {dimension}"
-    if size > dimension_max:
-        return f"has {size} numbers, the most is {dimension_max}"
+    if size > DIMENSION_MAX:
+        return f"has {size} numbers, the most is {DIMENSION_MAX}"
     return _bad_numbers(vector, metric)
 
 

@@ -7,7 +7,6 @@ block of them, or the end of the file, determines its dimension.
 from typing import Final
 
 from core.errors import Invalid, K9Error, Unavailable
-from core.limits import DIMENSION_MAX
 from core.models import Metric
 from core.usecases.dimensions import common_dimension
 from core.usecases.embeddings import EmbeddingService
@@ -80,7 +79,7 @@ class NewModels:
         self._count -= len(rows)
         vectors = [row.record.vector for row in rows if isinstance(row.record, LegacyEmbedding)]
         try:
-            dimension = common_dimension(vectors, self._metric or "cosine", DIMENSION_MAX, name)
+            dimension = common_dimension(vectors, self._metric or "cosine", name)
         except Invalid as error:
             self.rejected[name] = str(error)
         else:

@@ -64,21 +64,21 @@ def test_what_is_no_list_of_numbers_is_invalid(values: list[float]) -> None:
 )
 def test_a_bad_vector_is_told_why(values: list[float], metric: Metric, reason: str) -> None:
     """Each reason names what the sender can look for."""
-    told = check_vector(as_vector(values), metric, 3, 4096)
+    told = check_vector(as_vector(values), metric, 3)
     assert told is not None
     assert reason in told
 
 
 def test_a_vector_over_the_most_is_told_both_numbers() -> None:
     """The first vector of a model version is held against the limit."""
-    told = check_vector(np.ones(5, np.float32), "cosine", None, 4)
-    assert told == "has 5 numbers, the most is 4"
+    told = check_vector(np.ones(4097, np.float32), "cosine", None)
+    assert told == "has 4097 numbers, the most is 4096"
 
 
 def test_good_vectors_are_told_nothing() -> None:
     """Zero under l2 and the largest float32 under cosine are fine."""
-    assert check_vector(np.zeros(3, np.float32), "l2", 3, 4096) is None
-    assert check_vector(np.full(3, 3e38, np.float32), "cosine", 3, 4096) is None
+    assert check_vector(np.zeros(3, np.float32), "l2", 3) is None
+    assert check_vector(np.full(3, 3e38, np.float32), "cosine", 3) is None
 
 
 def test_rows_are_checked_with_reasons() -> None:
@@ -99,7 +99,7 @@ def test_rows_and_vectors_are_checked_alike(rows: Floats) -> None:
     """A row is quarantined where its write would have been refused."""
     for metric in ("cosine", "ip", "l2"):
         codes = check_rows(rows, metric)
-        alone = [check_vector(row, metric, None, 100) is not None for row in rows]
+        alone = [check_vector(row, metric, None) is not None for row in rows]
         assert (codes != 0).tolist() == alone
 
 
