@@ -82,7 +82,7 @@ class ChangeNotifier:
         """
         failures = 0
         while True:
-            pubsub = self._redis.pubsub()
+            pubsub: Any = self._redis.pubsub()
             wait_s = 0.0
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -106,11 +106,9 @@ class ChangeNotifier:
 
     async def aclose(self) -> None:
         """Sends what still waits, for a second at most."""
-        if self._sending is not None and not self._sending.done():
-            _, late = await asyncio.wait({self._sending}, timeout=_CLOSE_S)
-            for task in late:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if self._sending is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._sending, _CLOSE_S)
 
     async def _send(self) -> None:
         while self._waiting:

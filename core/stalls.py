@@ -26,12 +26,7 @@ class LoopProbe:
     """Wakes up at a fixed interval, and measures how late the event loop ran it."""
 
     def __init__(self, every_s: float, limit_s: float) -> None:
-        """Nothing is measured before `start`.
-
-        Args:
-            every_s: The interval. A stall shows as its length less up to this much.
-            limit_s: A longer delay is logged as a stall.
-        """
+        """A stall shows as its length less up to `every_s`; one over `limit_s` is logged."""
         self._every_s = every_s
         self._limit_s = limit_s
         self._loop = asyncio.get_running_loop()

@@ -7,7 +7,7 @@ longer than `LINE_CHARACTERS_MAX`.
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import structlog
@@ -133,21 +133,15 @@ def metrics_server(host: str, port: int) -> Iterator[None]:
 
     A port in use is a warning: work does not depend on metrics.
     """
-    if port == 0:
+    with ExitStack() as stack:
+        try:
+            if port:
+                server, thread = start_http_server(port, host)
+                for end in (thread.join, server.server_close, server.shutdown):  # the last first
+                    stack.callback(end)
+        except OSError as error:
+            logger(__name__).warning("metrics port not opened", port=port, error=str(error))
         yield
-        return
-    try:
-        server, thread = start_http_server(port, host)
-    except OSError as error:
-        logger(__name__).warning("metrics port not opened", port=port, error=str(error))
-        yield
-        return
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 BUILDS_ENDED = Counter("k9_builds_ended_total", "Builds that ended, by how.", ["status"])

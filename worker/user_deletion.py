@@ -71,7 +71,6 @@ async def _remove(resources: Resources, deletion: UserDeletion) -> int:
 async def _remove_rows(
     resources: Resources, deletion: UserDeletion, removals: AsyncIterator[list[Part]]
 ) -> int:
-    """Removes rows in transactions; returns the number of rows."""
     removed = 0
     async for parts in removals:
         await resources.user_deletions.remove(deletion, parts)

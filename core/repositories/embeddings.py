@@ -339,7 +339,6 @@ class EmbeddingRepository:
         vectors: bool = True,
         since: str | None = None,
     ) -> dict[str, Any]:
-        """Of the query of one shard."""
         partition = tables.model_shard(model.model_version, shard, model.generation)
         within = equals(tables.MODEL_SHARD, partition)
         return {

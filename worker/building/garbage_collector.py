@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
 from core import telemetry
 from core.errors import K9Error, Unavailable
@@ -33,13 +34,12 @@ class GarbageCollector:
         are remembered: they include the earlier ones.
         """
         self._requested[model_version] = tombstones
-        if not self._background.start(_name(model_version), lambda: self._rounds(model_version)):
+        if not self._background.start(_name(model_version), partial(self._rounds, model_version)):
             self._schedule(model_version)  # in case the running round ends without seeing this
 
     def _schedule(self, model_version: str) -> None:
-        self._background.later(
-            _name(model_version), self._pause_s, lambda: self._rounds(model_version)
-        )
+        work = partial(self._rounds, model_version)
+        self._background.later(_name(model_version), self._pause_s, work)
 
     async def _rounds(self, model_version: str) -> None:
         while True:
