@@ -281,8 +281,8 @@ class Settings(msgspec.Struct, frozen=True):
         Raises:
             SettingsError: naming the variable and what is wrong with it.
         """
-        region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
-        settings: Self = _read(cls, environ, {"AWS_REGION": region} if region else {})
+        region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION", "")
+        settings: Self = _read(cls, {**environ, "AWS_REGION": region})
         return settings
 
     def patient(self) -> Self:
@@ -302,14 +302,14 @@ class Settings(msgspec.Struct, frozen=True):
         return override or f"k9-{name}-{self.environment}"
 
 
-def _read(group: type[Any], environ: Mapping[str, str], extra: Mapping[str, str]) -> Any:
+def _read(group: type[Any], environ: Mapping[str, str]) -> Any:
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(group):
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            values[field.name] = _read(field.type, environ, extra)
+            values[field.name] = _read(field.type, environ)
             continue
         variable = _variable(field.name)
-        text = extra.get(variable) or environ.get(variable)
+        text = environ.get(variable)
         if not text:
             continue
         try:

@@ -160,16 +160,15 @@ class Groups:
     def expand(self, found: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
         """The best k rows of each line of groups (m, c): every group has the score of its rows."""
         sizes = np.minimum(self.sizes[found], k)
+        widths = sizes.sum(axis=1)
         m = found.shape[0]
         flat = np.repeat(found.ravel(), sizes.ravel())
-        line = np.repeat(np.arange(m), sizes.sum(axis=1))
+        line = np.repeat(np.arange(m), widths)
         ends = np.cumsum(sizes.ravel())
         nth = np.arange(flat.shape[0]) - np.repeat(ends - sizes.ravel(), sizes.ravel())
-        rows = np.full((m, int(sizes.sum(axis=1).max())), -1, dtype=np.int64)
+        rows = np.full((m, int(widths.max())), -1, dtype=np.int64)
         wide = np.full(rows.shape, -np.inf, dtype=np.float32)
-        column = np.arange(flat.shape[0]) - np.repeat(
-            np.cumsum(sizes.sum(axis=1)) - sizes.sum(axis=1), sizes.sum(axis=1)
-        )
+        column = np.arange(flat.shape[0]) - np.repeat(np.cumsum(widths) - widths, widths)
         rows[line, column] = self._members[self._starts[flat] + nth]
         wide[line, column] = np.repeat(scores.ravel(), sizes.ravel())
         return top_k_per_query(rows, wide, k)
