@@ -27,6 +27,8 @@ from core.models import Build, Model, Progress, ProgressCallback
 from core.object_store import PART_BYTES, ObjectStore
 
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
+_FALLBACKS: Final = 1
+"""Earlier versions of a model version that stay in the cache."""
 RECORD: Final = "record.json"
 """Beside the files of a cached version: its `VersionRecord`."""
 
@@ -88,20 +90,16 @@ class VersionRecord(msgspec.Struct, frozen=True):
 
 
 class VersionStore:
-    """Uploads versions to S3, and keeps verified copies in the cache directory."""
+    """Uploads versions to S3, and keeps verified copies in the cache directory.
 
-    def __init__(
-        self, objects: ObjectStore, environment: str, cache_dir: Path, fallbacks: int = 1
-    ) -> None:
-        """A store that caches the current version of each model version, and earlier ones.
+    Environments may share the cache directory.
+    """
 
-        `fallbacks` is the number of earlier ones; environments may share `cache_dir`.
-        """
+    def __init__(self, objects: ObjectStore, environment: str, cache_dir: Path) -> None:
         self._objects = objects
         self._cache_dir = names.directory_of(cache_dir, environment) / "versions"
         self._early_dir = cache_dir / "versions"
         """The cache of releases up to 23e14f8, for all environments."""
-        self._fallbacks = fallbacks
 
     async def upload(
         self,
@@ -252,7 +250,7 @@ class VersionStore:
     async def prune(self, current: VersionRecord) -> None:
         """Removes cached versions but the current one, the fallbacks, and leased ones."""
         directory = self.directory(current)
-        await asyncio.to_thread(cache.prune, directory, self._fallbacks)
+        await asyncio.to_thread(cache.prune, directory, _FALLBACKS)
         early = self._early_dir / current.model_version / directory.name
         await asyncio.to_thread(cache.prune, early, 0)
 

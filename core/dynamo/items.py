@@ -114,7 +114,8 @@ class Codec(Generic[T]):
         self._none: dict[str, None] = {}
         """The required fields that may be None."""
         for field in msgspec.structs.fields(kind):
-            kinds = get_args(field.type) if _is_union(field.type) else (field.type,)
+            union = get_origin(field.type) in {Union, UnionType}
+            kinds = get_args(field.type) if union else (field.type,)
             direct = all(
                 each in _DIRECT or each is NoneType or get_origin(each) is Literal for each in kinds
             )
@@ -153,10 +154,6 @@ class Codec(Generic[T]):
             return msgspec.convert(values, self._kind, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
             raise Corrupt(f"a row cannot be read: {error}") from None
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in {Union, UnionType}
 
 
 def _plain(value: AttributeValue) -> Any:

@@ -1,6 +1,6 @@
 """Reading and writing single rows: consistent reads, and writes under a condition."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from core.concurrency import gather
 from core.dynamo.client import Dynamo
@@ -25,24 +25,19 @@ async def update_row(
     dynamo: Dynamo, table: str, key: RequestItem, update: Update, condition: Condition
 ) -> bool:
     """Updates a row; False where the condition is not met."""
-    try:
-        await dynamo.call(
-            "update_item",
-            TableName=table,
-            Key=key,
-            **expressions(update=update, condition=condition),
-        )
-    except ConditionFailed:
-        return False
-    return True
+    changed = expressions(update=update, condition=condition)
+    return await _is_met(dynamo.call("update_item", TableName=table, Key=key, **changed))
 
 
 async def delete_row(dynamo: Dynamo, table: str, key: RequestItem, condition: Condition) -> bool:
     """Deletes a row; False where the condition is not met."""
+    held = expressions(condition=condition)
+    return await _is_met(dynamo.call("delete_item", TableName=table, Key=key, **held))
+
+
+async def _is_met(write: Awaitable[object]) -> bool:
     try:
-        await dynamo.call(
-            "delete_item", TableName=table, Key=key, **expressions(condition=condition)
-        )
+        await write
     except ConditionFailed:
         return False
     return True

@@ -126,7 +126,6 @@ class UserService:
         return b"{}" if documents.is_null(merged) else merged
 
     def _check(self, fields: Mapping[str, str | None], preferences: str | None) -> None:
-        """Raises for the fields, and for the problem of the preferences, if any."""
         errors = profile_problems(fields)
         if preferences:
             errors.append(FieldError("preferences", preferences))

@@ -123,10 +123,14 @@ async def test_each_damaged_file_is_fetched_again(published: Published, damage: 
 
 
 async def test_a_spare_version_is_one_that_holds(
-    objects: ObjectStore, version: tuple[Path, Manifest], tmp_path: Path
+    objects: ObjectStore,
+    version: tuple[Path, Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The latest but the current one, and of the same data; a damaged one is passed over."""
-    store = VersionStore(objects, ENVIRONMENT, tmp_path / "cache", fallbacks=2)
+    monkeypatch.setattr("core.versions._FALLBACKS", 2)
+    store = VersionStore(objects, ENVIRONMENT, tmp_path / "cache")
     records = []
     for epoch in (0, 0, 0, 1):
         build_id = uuid4().hex

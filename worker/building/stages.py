@@ -61,8 +61,6 @@ class _StageTimer:
 
 
 class _ValidRows(msgspec.Struct, frozen=True):
-    """The rows of the version."""
-
     ids: list[bytes]
     vectors: Floats
     """float32 (n, d), prepared, sorted by id, mapped from the version's file."""
