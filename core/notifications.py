@@ -107,8 +107,9 @@ class ChangeNotifier:
     async def aclose(self) -> None:
         """Sends what still waits, for a second at most."""
         if self._sending is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._sending, _CLOSE_S)
+            await asyncio.wait({self._sending}, timeout=_CLOSE_S)
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
 
     async def _send(self) -> None:
         while self._waiting:
