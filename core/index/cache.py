@@ -71,8 +71,7 @@ def prune(current: Path, fallbacks: int) -> None:
     for directory in others(current):
         if fallbacks > 0 and _data(directory) == data:
             fallbacks -= 1
-            continue
-        with suppress(FileNotFoundError):
+        else:
             _remove_unless_leased(directory)
 
 
@@ -80,8 +79,7 @@ def clear(directory: Path) -> bool:
     """Removes the unleased versions of a model version; True if none is left."""
     _remove_abandoned(directory)
     for version in others(directory / "none"):
-        with suppress(FileNotFoundError):
-            _remove_unless_leased(version)
+        _remove_unless_leased(version)
     with suppress(OSError):  # another process may be putting one there
         directory.rmdir()
     return not directory.exists()
@@ -111,5 +109,6 @@ def _modified_at(directory: Path) -> float:
 
 
 def _remove_unless_leased(directory: Path) -> None:
-    with suppress(BlockingIOError), file_lock(directory / LEASE):  # unless a process has it mapped
+    # A process may have it mapped, or have removed it.
+    with suppress(BlockingIOError, FileNotFoundError), file_lock(directory / LEASE):
         remove(directory)
