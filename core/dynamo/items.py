@@ -158,8 +158,12 @@ class Codec(Generic[T]):
 
 def _plain(value: AttributeValue) -> Any:
     """The value of an attribute, of whichever type it is."""
+    if value.S is not None:
+        return value.S
     if value.N is not None:
         return int_of(value.N)
     if value.L is not None:
         return [_plain(part) for part in value.L]
-    return next((part for part in (value.S, value.B, value.BOOL) if part is not None), value)
+    if value.BOOL is not None:
+        return value.BOOL
+    return value if value.B is None else value.B

@@ -170,14 +170,13 @@ class IdempotencyRepository:
             try:
                 item = await self._claim(caller, idempotency_key, fingerprint, token, media)
             except ConditionFailed as failed:
-                existing = failed.item
-                if existing is not None and existing["token"].S == token:
-                    item = existing  # claimed by this call, whose first answer was lost
-                else:
-                    stored = await self._stored(existing, fingerprint)
+                item = failed.item
+                if item is None or item["token"].S != token:
+                    stored = await self._stored(item, fingerprint)
                     if stored is not None:
                         return stored
                     continue  # it had expired, and was removed
+                # Else it was claimed by this call, whose first answer was lost.
             bytes_max = self._records.idempotency_body_bytes_max
             return Claim(self._table, caller, idempotency_key, token, bytes_max, _checkpoints(item))
         raise InFlight("another request with this idempotency key is being answered")
