@@ -1,8 +1,7 @@
 """Which answers lead where: OpenAPI links, so that programs go on with ids that exist."""
 
+import re
 from typing import Final
-
-import msgspec
 
 from api.openapi.schemas import Schema
 
@@ -10,112 +9,89 @@ Route = tuple[str, str]
 """Path and method, the latter in lower case."""
 
 _MODEL: Final = "/models/{model_version}"
-_BUILD: Final = ("/builds/{build_id}", "get")
-_NEIGHBORS: Final = (f"{_MODEL}/products/{{product_id}}/neighbors", "get")
+_EMBEDDING: Final = f"{_MODEL}/embeddings/{{product_id}}"
+_NEIGHBORS: Final = f"{_MODEL}/products/{{product_id}}/neighbors"
 _REPORT: Final = "/reports/{report_id}"
 _USER: Final = "/users/{user_id}"
-_EMBEDDING: Final = f"{_MODEL}/embeddings/{{product_id}}"
 
-_SAME_MODEL: Final = {"path.model_version": "$request.path.model_version"}
-_SAME_PRODUCT: Final = _SAME_MODEL | {"path.product_id": "$request.path.product_id"}
-_FIRST_PRODUCT: Final = _SAME_MODEL | {"path.product_id": "$response.body#/items/0/product_id"}
-_FIRST_MODEL: Final = {"path.model_version": "$response.body#/items/0/model_version"}
-_NEW_REPORT: Final = {"path.report_id": "$response.body#/id"}
-_SAME_REPORT: Final = {"path.report_id": "$request.path.report_id"}
-_FIRST_REPORT: Final = {"path.report_id": "$response.body#/items/0/id"}
-_THIS_VERSION: Final = {"header.If-Match": "$response.header.ETag"}
-_THIS_USER: Final = {"path.user_id": "$response.body#/user_id"}
-
-
-class Link(msgspec.Struct, frozen=True):
-    """From a success to a request that it makes possible."""
-
-    target: Route
-    parameters: dict[str, str]
-
-
-LINKS: Final[dict[Route, dict[str, Link]]] = {
-    ("/models", "get"): {
-        "model": Link((_MODEL, "get"), _FIRST_MODEL),
-        "embeddings": Link((f"{_MODEL}/embeddings", "get"), _FIRST_MODEL),
-        "builds": Link((f"{_MODEL}/builds", "get"), _FIRST_MODEL),
-        "matrix": Link((f"{_MODEL}/matrix", "get"), _FIRST_MODEL),
-    },
-    (_MODEL, "get"): {
-        "embeddings": Link((f"{_MODEL}/embeddings", "get"), _SAME_MODEL),
-        "builds": Link((f"{_MODEL}/builds", "get"), _SAME_MODEL),
-        "build": Link(_BUILD, {"path.build_id": "$response.body#/current_build/build_id"}),
-    },
-    (f"{_MODEL}/search", "post"): {
-        "neighbors": Link(
-            _NEIGHBORS,
-            _SAME_MODEL | {"path.product_id": "$response.body#/neighbors/0/product_id"},
-        ),
-        "build": Link(_BUILD, {"path.build_id": "$response.body#/index/build_id"}),
-    },
-    _NEIGHBORS: {
-        "neighbors": Link(
-            _NEIGHBORS,
-            _SAME_MODEL | {"path.product_id": "$response.body#/neighbors/0/product_id"},
-        ),
-        "embedding": Link((_EMBEDDING, "get"), _SAME_PRODUCT),
-    },
-    (_EMBEDDING, "put"): {
-        "embedding": Link((_EMBEDDING, "get"), _SAME_PRODUCT),
-        "delete": Link((_EMBEDDING, "delete"), _SAME_PRODUCT),
-        "build": Link((f"{_MODEL}/builds", "post"), _SAME_MODEL),
-    },
-    (f"{_MODEL}/embeddings:batch", "post"): {
-        "embeddings": Link((f"{_MODEL}/embeddings", "get"), _SAME_MODEL),
-        "build": Link((f"{_MODEL}/builds", "post"), _SAME_MODEL),
-    },
-    (f"{_MODEL}/embeddings", "get"): {
-        "embedding": Link((_EMBEDDING, "get"), _FIRST_PRODUCT),
-        "neighbors": Link(_NEIGHBORS, _FIRST_PRODUCT),
-    },
-    (f"{_MODEL}/builds", "post"): {
-        "build": Link(_BUILD, {"path.build_id": "$response.body#/build_id"}),
-        "builds": Link((f"{_MODEL}/builds", "get"), _SAME_MODEL),
-    },
-    (f"{_MODEL}/builds", "get"): {
-        "build": Link(_BUILD, {"path.build_id": "$response.body#/items/0/build_id"}),
-    },
-    _BUILD: {
-        "model": Link((_MODEL, "get"), {"path.model_version": "$response.body#/model_version"}),
-    },
-    ("/users", "post"): {
-        "user": Link((_USER, "get"), _THIS_USER),
-        "change": Link((_USER, "patch"), _THIS_USER),
-        "delete": Link((_USER, "delete"), _THIS_USER),
-    },
-    ("/reports", "post"): {
-        "report": Link((_REPORT, "get"), _NEW_REPORT),
-        "change": Link((_REPORT, "patch"), _NEW_REPORT | _THIS_VERSION),
-        "delete": Link((_REPORT, "delete"), _NEW_REPORT | _THIS_VERSION),
-    },
-    ("/reports", "get"): {
-        "report": Link((_REPORT, "get"), _FIRST_REPORT),
-        "change": Link((_REPORT, "patch"), _FIRST_REPORT),
-        "delete": Link((_REPORT, "delete"), _FIRST_REPORT),
-    },
-    (_REPORT, "get"): {
-        "change": Link((_REPORT, "patch"), _SAME_REPORT | _THIS_VERSION),
-        "delete": Link((_REPORT, "delete"), _SAME_REPORT | _THIS_VERSION),
-    },
-    (_REPORT, "patch"): {
-        "report": Link((_REPORT, "get"), _SAME_REPORT),
-        "change": Link((_REPORT, "patch"), _SAME_REPORT | _THIS_VERSION),
-        "delete": Link((_REPORT, "delete"), _SAME_REPORT | _THIS_VERSION),
-    },
+_TARGETS: Final[dict[str, Route]] = {
+    "model": (_MODEL, "get"),
+    "embeddings": (f"{_MODEL}/embeddings", "get"),
+    "embedding": (_EMBEDDING, "get"),
+    "delete_embedding": (_EMBEDDING, "delete"),
+    "neighbors": (_NEIGHBORS, "get"),
+    "builds": (f"{_MODEL}/builds", "get"),
+    "request_build": (f"{_MODEL}/builds", "post"),
+    "build": ("/builds/{build_id}", "get"),
+    "matrix": (f"{_MODEL}/matrix", "get"),
+    "user": (_USER, "get"),
+    "change_user": (_USER, "patch"),
+    "delete_user": (_USER, "delete"),
+    "report": (_REPORT, "get"),
+    "change_report": (_REPORT, "patch"),
+    "delete_report": (_REPORT, "delete"),
 }
+"""Routes by the names of the links to them."""
+
+_NEIGHBOR: Final = {"path.product_id": "$response.body#/neighbors/0/product_id"}
+_VERSION: Final = {"header.If-Match": "$response.header.ETag"}
+_ANY_REPORT: Final = "report change_report delete_report"
+
+LINKS: Final[dict[Route, tuple[str, dict[str, str]]]] = {
+    ("/models", "get"): (
+        "model embeddings builds matrix",
+        {"path.model_version": "$response.body#/items/0/model_version"},
+    ),
+    (_MODEL, "get"): (
+        "embeddings builds build",
+        {"path.build_id": "$response.body#/current_build/build_id"},
+    ),
+    (f"{_MODEL}/search", "post"): (
+        "neighbors build",
+        _NEIGHBOR | {"path.build_id": "$response.body#/index/build_id"},
+    ),
+    (_NEIGHBORS, "get"): ("neighbors embedding", _NEIGHBOR),
+    (_EMBEDDING, "put"): ("embedding delete_embedding request_build", {}),
+    (f"{_MODEL}/embeddings:batch", "post"): ("embeddings request_build", {}),
+    (f"{_MODEL}/embeddings", "get"): (
+        "embedding neighbors",
+        {"path.product_id": "$response.body#/items/0/product_id"},
+    ),
+    (f"{_MODEL}/builds", "post"): ("build builds", {"path.build_id": "$response.body#/build_id"}),
+    (f"{_MODEL}/builds", "get"): ("build", {"path.build_id": "$response.body#/items/0/build_id"}),
+    ("/builds/{build_id}", "get"): (
+        "model",
+        {"path.model_version": "$response.body#/model_version"},
+    ),
+    ("/users", "post"): (
+        "user change_user delete_user",
+        {"path.user_id": "$response.body#/user_id"},
+    ),
+    ("/reports", "post"): (_ANY_REPORT, _VERSION | {"path.report_id": "$response.body#/id"}),
+    ("/reports", "get"): (_ANY_REPORT, {"path.report_id": "$response.body#/items/0/id"}),
+    (_REPORT, "get"): ("change_report delete_report", _VERSION),
+    (_REPORT, "patch"): (_ANY_REPORT, _VERSION),
+}
+"""The names of the links of a route's success, and where their parameters come from: what is not
+named is the request's own."""
 
 
 def links(route: Route, paths: Schema) -> Schema:
     """The links of a route's success, as the document has them."""
-    return {name: _link(link, paths) for name, link in LINKS.get(route, {}).items()}
+    names, given = LINKS.get(route, ("", {}))
+    own = {f"path.{name}": f"$request.path.{name}" for name in _parameters(route[0])}
+    found = {}
+    for name in names.split():
+        path, method = _TARGETS[name]
+        takes = {f"path.{each}" for each in _parameters(path)}
+        if method != "get":
+            takes.add("header.If-Match")
+        found[name] = {
+            "operationId": paths[path][method]["operationId"],
+            "parameters": {k: v for k, v in (own | given).items() if k in takes},
+        }
+    return found
 
 
-def _link(link: Link, paths: Schema) -> Schema:
-    path, method = link.target
-    operation_id = paths[path][method]["operationId"]
-    return {"operationId": operation_id, "parameters": link.parameters}
+def _parameters(path: str) -> list[str]:
+    return re.findall(r"{(\w+)}", path)

@@ -6,7 +6,7 @@ from typing import Any
 from openapi_spec_validator import validate
 
 from api.admission.quotas import BodyLimits
-from api.openapi.page import ASSETS
+from api.openapi.routes import ASSETS
 from tests.api.conftest import Service
 from tests.api.serving import assert_problem, client_of
 
