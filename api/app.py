@@ -29,7 +29,10 @@ from api.routes.models import ModelController
 from api.routes.reports import ReportController
 from api.routes.search import SearchController
 from api.routes.users import UserController
-from api.serving.opening import open_registry
+from api.serving.background import running
+from api.serving.probes import Probes
+from api.serving.registry import IndexRegistry
+from api.serving.updater import IndexUpdater
 from core.dynamo.cursors import Cursors
 from core.queue import redis_settings
 from core.resources import Resources, open_resources
@@ -120,7 +123,18 @@ async def _open_context(
         serving = settings.serving
         searching = _turns("large searches", serving.search_threads, serving.search_queue_s, stack)
         decoding = _turns("bodies", 1, settings.http.body_timeout_s, stack)
-        registry = await stack.enter_async_context(open_registry(resources, health))
+        registry = IndexRegistry(resources)
+        stack.push_async_callback(registry.aclose)
+        updater = IndexUpdater(resources, registry, health)
+        probes = Probes(resources, registry, health, updater.records)
+        await stack.enter_async_context(
+            running(
+                updater.run,
+                registry.listen,
+                probes.ask_dependencies,
+                probes.replace_foreign_versions,
+            )
+        )
         metrics.IN_FLIGHT.set_function(lambda: admission.requests)
         yield AppContext(
             settings=settings,

@@ -96,12 +96,8 @@ class DeltaSnapshot:
     ) -> list[Hits]:
         """The best k of each vector's hits and of the rows of the delta, scored exactly.
 
-        Args:
-            vectors: float32 (d,) each, checked.
-            hits: what the segment has found for each.
-            k: results for each; fewer where there are fewer rows.
-            excluded: rows left out, the superseded ones among them.
-            min_score: the least score of a result.
+        `hits` is what the segment has found for each; `excluded` has the superseded rows too. The
+        rest is as in `Snapshot.search`.
         """
         searcher = self._searcher
         if searcher is None:

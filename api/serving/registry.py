@@ -1,8 +1,11 @@
 """What this process serves: a replica of each model version with a loaded index."""
 
 import asyncio
+import random
 from collections.abc import Iterable
+from typing import Final
 
+from api import metrics
 from api.serving.automatic_builds import AutomaticBuilds
 from api.serving.replica import ModelReplica
 from api.serving.segment import Segment
@@ -11,6 +14,9 @@ from core.errors import K9Error, NoIndex, Unavailable
 from core.identifiers import validate_model_version
 from core.models import Model, Watermark
 from core.resources import Resources
+
+_SPREAD_S: Final = 1.0
+"""All processes hear again at the same moment, and poll the shards within this time."""
 
 
 class IndexRegistry:
@@ -114,6 +120,17 @@ class IndexRegistry:
         self._marked[marked.model_version] = marked
         self.known = {**self.known, marked.model_version: marked}
         self.drop(marked.model_version)
+
+    async def listen(self) -> None:
+        """Passes change notifications on to the replicas, until cancelled."""
+        async for change in self._resources.notifier.subscribe():
+            if change is None:  # some may have been missed
+                metrics.NOTIFICATIONS_BEGUN.inc()
+                loop = asyncio.get_running_loop()
+                for replica in self.replicas.values():
+                    loop.call_later(random.uniform(0, _SPREAD_S), replica.poll_soon)  # noqa: S311 - spread
+            elif change.model_version in self.replicas:
+                self.replicas[change.model_version].notify(change)
 
     async def aclose(self) -> None:
         """Unloads everything."""

@@ -291,11 +291,7 @@ class ModelReplica:
     # --- polling the shards ---------------------------------------------------------------------
 
     async def _poll(self, delta: DeltaBuffer) -> None:
-        """Reads what the shards show as changed since the last poll, or since the build.
-
-        Raises:
-            K9Error: it could not be read to its end.
-        """
+        """Reads to its end what the shards show as changed since the last poll, or the build."""
         began, began_s = timestamp(now()), asyncio.get_running_loop().time()
         since = max(delta.watermark, self._overlapping(delta.polled_at))
         unread: dict[str, None] = {}
@@ -326,11 +322,7 @@ class ModelReplica:
         )
 
     async def _poll_once(self, coming: DeltaBuffer) -> None:
-        """Polls until all is read since the version's watermark, however long it takes.
-
-        Raises:
-            Unavailable: the replica was closed meanwhile.
-        """
+        """Polls until all is read since the version's watermark, or the replica is closed."""
         _log.info(
             "reading what changed before a version is activated",
             model_version=self.name,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from core import telemetry
@@ -20,15 +21,13 @@ FoundRows = Mapping[str, Embedding | None]
 """Rows by product id; None for one that is not in the table."""
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
     """Someone who waits until some rows were all read."""
 
-    __slots__ = ("done", "left", "urgent")
-
-    def __init__(self, left: int, *, urgent: bool) -> None:
-        self.left = left
-        self.urgent = urgent
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    left: int
+    urgent: bool
+    done: "asyncio.Future[None]"
 
     def row_read(self) -> None:
         self.left -= 1
@@ -103,7 +102,7 @@ class RowFetcher:
             raise Unavailable("changed rows are not read any more")
         if not ids:
             return
-        waiter = _Waiter(len(ids), urgent=urgent)
+        waiter = _Waiter(len(ids), urgent, asyncio.get_running_loop().create_future())
         queue = self._urgent if urgent else self._queued
         for product_id in ids:
             queue.setdefault(product_id, []).append(waiter)

@@ -110,15 +110,7 @@ class Segment:
         excluded: Exclusion | None = None,
         min_score: float | None = None,
     ) -> list[Hits]:
-        """The nearest products of each vector, nearest first.
-
-        Args:
-            vectors: float32 (d,) each, checked.
-            k: results for each; fewer where there are fewer rows.
-            exact: whether to score every row.
-            excluded: rows left out.
-            min_score: the least score of a result.
-        """
+        """As `Snapshot.search`; `excluded` are rows left out."""
         if len(vectors) == 1:
             rows, scores = self._searcher.search_one(vectors[0], k, exact=exact, excluded=excluded)
             return [self._hits(rows, scores, min_score)]

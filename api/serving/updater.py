@@ -14,11 +14,11 @@ import msgspec
 from api import metrics
 from api.health import Health
 from api.serving.background import cancelled
-from api.serving.model_list_cache import ModelListCache
 from api.serving.registry import IndexRegistry
 from api.serving.segment import Segment
-from core import telemetry
+from core import names, telemetry
 from core.errors import Corrupt, NotFound, Unavailable
+from core.files import write_atomically
 from core.index.manifest import Manifest
 from core.models import Build, Model
 from core.resources import Resources
@@ -56,8 +56,11 @@ class IndexUpdater:
         self._versions = resources.versions
         self._registry = registry
         self._health = health
-        self._refresh_s = resources.settings.serving.refresh_s
-        self._list_cache = ModelListCache(resources.settings)
+        self._serving, environment = resources.settings.serving, resources.settings.environment
+        self._list_file = names.directory_of(self._serving.cache_dir, environment) / "current.json"
+        """The models as last listed: for a start without DynamoDB."""
+        self._listed = b""
+        """What was written to it."""
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._downloading: set[str] = set()
         """Of those, the ones for which S3 is waited for."""
@@ -78,7 +81,7 @@ class IndexUpdater:
                 await self._restore()
             await listing
             while True:
-                await asyncio.sleep(self._refresh_s)
+                await asyncio.sleep(self._serving.refresh_s)
                 await self._update()
         finally:
             await cancelled(listing, *self._loading.values())
@@ -94,9 +97,20 @@ class IndexUpdater:
             return False
         self._health.ok("dynamodb")
         self._apply(models)
-        await self._list_cache.write(models)
+        await self._write_list(models)
         await self._clear_deleted()
         return True
+
+    async def _write_list(self, models: list[Model]) -> None:
+        data = msgspec.json.encode(models)
+        if data == self._listed:
+            return
+        try:
+            await asyncio.to_thread(write_atomically, self._list_file, data)
+        except OSError as error:
+            _log.warning("current builds not kept", error=str(error))
+        else:
+            self._listed = data
 
     async def _clear_deleted(self) -> None:
         """Removes local copies of deleted model versions, once no request reads them any more."""
@@ -171,9 +185,6 @@ class IndexUpdater:
         """What is known of the current version before any of its files is read.
 
         Without the builds table that is what this disk has of it, which may be its name alone.
-
-        Raises:
-            Corrupt: the builds table does not have it.
         """
         build: Build | None = None
         try:
@@ -322,7 +333,11 @@ class IndexUpdater:
 
     async def _restore(self) -> None:
         """Loads what an earlier process had, as far as it is still on this disk."""
-        models = await self._list_cache.read()
+        try:
+            data = await asyncio.to_thread(self._list_file.read_bytes)
+            models = msgspec.json.decode(data, type=list[Model])
+        except (OSError, ValueError, RecursionError):
+            return
         if self._registry.known:  # DynamoDB was faster after all
             return
         here = [model for model in models if self._is_here(model)]

@@ -12,7 +12,6 @@ import pytest
 
 from api.health import Health
 from api.serving.background import cancelled, running
-from api.serving.opening import listen
 from api.serving.registry import IndexRegistry
 from api.serving.segment import Hits, Segment
 from api.serving.snapshot import Snapshot
@@ -73,14 +72,10 @@ class Rig:
     @asynccontextmanager
     async def updating(self) -> AsyncIterator[None]:
         """With the updater at work, and notifications heard."""
-
-        async def listening() -> None:
-            await listen(self.notifier, self.registry)
-
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("api.serving.replica.now", virtual_now)
             try:
-                async with running(self.updater.run, listening):
+                async with running(self.updater.run, self.registry.listen):
                     yield
             finally:
                 await self.registry.aclose()
@@ -90,7 +85,7 @@ class Rig:
         """With the first build, `b-1`, in use, no updater, and notifications heard."""
         self.models.models = [model_of("b-1")]
         self.registry.learn(self.models.models)
-        listening = asyncio.create_task(listen(self.notifier, self.registry))
+        listening = asyncio.create_task(self.registry.listen())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("api.serving.replica.now", virtual_now)
             try:
