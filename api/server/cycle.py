@@ -9,7 +9,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.http.context import WHOLE_BODY, request_id_of
 from api.http.problems import problem_reply
-from api.server.connections import ConnectionTable
 from core import telemetry
 from core.errors import OverShare, Unreadable
 
@@ -160,15 +159,3 @@ async def too_many(scope: Any, _receive: Any, send: Any) -> None:
     """Answers a request of an address that has its quota in progress."""
     given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
     await problem_reply(ADDRESS_FULL).send(send, request_id_of(given))
-
-
-def counted(app: Any, table: ConnectionTable, client: str) -> Any:
-    """The application, which gives back the client's quota when it is done."""
-
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await app(scope, receive, send)
-        finally:
-            table.end_request(client)
-
-    return answer

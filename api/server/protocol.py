@@ -5,8 +5,7 @@ time in which it must be read, and requests that are sent ahead wait until earli
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
@@ -18,7 +17,7 @@ from api import metrics
 from api.http.context import request_id_of
 from api.http.problems import Reply, problem_reply
 from api.server.connections import Cause, ConnectionTable, Group
-from api.server.cycle import ADDRESS_FULL, TOO_MANY, Cycle, counted, too_many
+from api.server.cycle import ADDRESS_FULL, TOO_MANY, Cycle, too_many
 from core.errors import Overloaded, Unreadable
 
 HEADER_BYTES_MAX: Final = 32 * 1024
@@ -28,6 +27,7 @@ HEADERS_MAX: Final = 128
 _FRAMING_BYTES_MAX: Final = 64 * 1024
 _FRAMING_PER_BYTE_MAX: Final = 16
 """Chunk sizes, their extensions and trailers may take as much for each byte of a body."""
+_NOTED: Final = (b"host", b"transfer-encoding", b"x-forwarded-for", b"expect")
 _AHEAD_MAX: Final = 64
 """Requests that may be sent before earlier ones are answered."""
 _TOO_LARGE: Final = 431
@@ -42,6 +42,8 @@ class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     group: Group
+    cycle: Any
+    """The `Cycle` whose header came last; None before the first."""
 
     def __init__(self, table: ConnectionTable, **given: Any) -> None:
         super().__init__(**given)
@@ -51,9 +53,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._proxied = False
         self._active: Cycle | None = None
         self._in_header = False
-        self._hosts: list[bytes] = []
-        self._codings: list[bytes] = []
-        self._forwarded: list[bytes] = []
+        self._noted: dict[bytes, list[bytes]] = {}
+        """Values of the fields that are of interest here, by name."""
         self._header_bytes = 0
         self._framing_bytes = 0
         self._body_bytes = 0
@@ -62,11 +63,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._last: Reply | None = None
         """Sent when what is in progress is answered."""
         self._status = 400
-
-    @property
-    def _newest(self) -> Cycle | None:
-        """The request whose header came last."""
-        return cast("Cycle | None", self.cycle)
 
     # --- opening and closing ----------------------------------------------------------------------
 
@@ -113,7 +109,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Closes the connection once what has been begun on it is answered."""
-        newest = self._newest
+        newest = self.cycle
         if newest is not None and not newest.response_complete:
             newest.keep_alive = False
         elif not self._in_header:
@@ -130,7 +126,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.connections.discard(self)  # a stop of the server need not wait for it
         if self._counted:
             self._table.close(self)
-        newest = self._newest
+        newest = self.cycle
         if newest is not None and newest.more_body and self.transport.can_write_eof():
             self.transport.write_eof()
             self.flow.resume_reading()
@@ -155,7 +151,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses what has come."""
-        newest = self._newest
+        newest = self.cycle
         if len(data) <= _FEED_BYTES or (newest is not None and newest.more_body):
             self._feed(data)
             return
@@ -165,7 +161,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         if self._deaf:
             return
-        in_header, before = self._in_header, self._newest
+        in_header, before = self._in_header, self.cycle
         in_body = not in_header and before is not None and before.more_body
         try:
             self.parser.feed_data(data)
@@ -192,7 +188,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Answers what cannot be parsed, after what came before it."""
         self._deaf = True
         metrics.CONNECTIONS_MALFORMED.inc()
-        cycle = self._newest
+        cycle = self.cycle
         if cycle is not None and cycle.more_body and not self._in_header:
             cycle.keep_alive = False
             if cycle.response_complete:
@@ -229,7 +225,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_header = True
         self._header_bytes = 0
-        self._hosts, self._codings, self._forwarded = [], [], []
+        self._noted = {name: [] for name in _NOTED}
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the header; those of a trailer are dropped, as HTTP allows."""
@@ -239,14 +235,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._status = _TOO_LARGE
             raise _Refused("too many fields")
         name = name.lower()
-        noted = _NOTED.get(name)
+        noted = self._noted.get(name)
         if noted is not None:
-            noted(self, value)
+            noted.append(value)
         self.headers.append((name, value))
-
-    def _on_expect(self, value: bytes) -> None:
-        if value.lower() == b"100-continue":
-            self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         """A whole header has come: its request begins, unless earlier ones are not answered."""
@@ -261,12 +253,15 @@ class HttpProtocol(HttpToolsProtocol):
         scope["raw_path"] = url.path
         scope["query_string"] = url.query or b""
         if self._proxied and self.client is not None:
-            scope["client"] = (self._table.client_of(self.client[0], self._forwarded), 0)
+            scope["client"] = (
+                self._table.client_of(self.client[0], self._noted[b"x-forwarded-for"]),
+                0,
+            )
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
-        previous = self._newest
+        previous = self.cycle
         keep_alive = keep_alive and not self._table.draining
-        cycle = Cycle(self, scope, keep_alive, self.expect_100_continue)
-        self.cycle = cast("Any", cycle)
+        expects_continue = any(v.lower() == b"100-continue" for v in self._noted[b"expect"])
+        self.cycle = cycle = Cycle(self, scope, keep_alive, expects_continue)
         self._in_header = False
         self._framing_bytes = self._body_bytes = 0
         self._table.begin(self)
@@ -277,18 +272,13 @@ class HttpProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
 
     def _check_header(self, version: str) -> None:
-        """Checks what the parser does not.
-
-        Raises:
-            _Refused: the request is not valid, or sent too far ahead. The parser ends with it.
-        """
+        """Checks what the parser does not, and ends it with `_Refused`."""
         if version not in {"1.1", "1.0"}:
             raise _Refused("another version")
-        if len(self._hosts) > 1 or (version == "1.1" and not self._hosts):
+        hosts, codings = self._noted[b"host"], self._noted[b"transfer-encoding"]
+        if len(hosts) > 1 or (version == "1.1" and not hosts):
             raise _Refused("RFC 9112: one Host")
-        if self._codings and (
-            version == "1.0" or len(self._codings) > 1 or self._codings[0].lower() != b"chunked"
-        ):
+        if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
             raise _Refused("no transfer coding but chunked, and none in HTTP/1.0")
         if len(self.pipeline) >= _AHEAD_MAX:
             self._status = TOO_MANY
@@ -315,20 +305,27 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start(self, cycle: Cycle) -> None:
         self._active = cycle
-        app: Any = self.app
         client = cycle.scope["client"]
         if self._proxied and client is not None:
-            if self._table.begin_request(client[0]):
-                app = counted(app, self._table, client[0])
-            else:
-                app = too_many
-        task = self.loop.create_task(cycle.run_asgi(app))
+            running = self._answer_counted(cycle, client[0])
+        else:
+            running = cycle.run_asgi(self.app)
+        task = self.loop.create_task(running)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    async def _answer_counted(self, cycle: Cycle, client: str) -> None:
+        if not self._table.begin_request(client):
+            await cycle.run_asgi(too_many)
+            return
+        try:
+            await cycle.run_asgi(self.app)
+        finally:
+            self._table.end_request(client)
+
     def _start_next(self) -> None:
-        cycle, _ = self.pipeline.pop()
-        self._start(cast("Any", cycle))
+        cycle: Any = self.pipeline.pop()[0]
+        self._start(cycle)
 
     def on_response_complete(self) -> None:
         """A reply has been written: the next request, the end, or a rest."""
@@ -349,11 +346,3 @@ class HttpProtocol(HttpToolsProtocol):
             self._table.rest(self)
             if self._in_header:
                 self._table.reads_header(self)
-
-
-_NOTED: Final[dict[bytes, Callable[[HttpProtocol, bytes], None]]] = {
-    b"host": lambda protocol, value: protocol._hosts.append(value),  # noqa: SLF001
-    b"transfer-encoding": lambda protocol, value: protocol._codings.append(value),  # noqa: SLF001
-    b"x-forwarded-for": lambda protocol, value: protocol._forwarded.append(value),  # noqa: SLF001
-    b"expect": HttpProtocol._on_expect,  # noqa: SLF001
-}
