@@ -182,6 +182,11 @@ class Build(msgspec.Struct, frozen=True, tag="build"):
         """Whether it has yet to end."""
         return self.status in {"queued", "running"}
 
+    @property
+    def attempt(self) -> int:
+        """How often a worker has claimed it: a cancellation raises the fence as well."""
+        return self.fence - (self.status == "cancelled")
+
 
 class User(msgspec.Struct, frozen=True, tag="user"):
     """A caller's own profile."""

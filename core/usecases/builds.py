@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.errors import BuildConflict, EmptyModel, FieldError, Invalid
-from core.limits import MATRIX_K_MAX, RECALL_MAX, RECALL_MIN
+from core.errors import BuildConflict, EmptyModel
 from core.models import Build, BuildParameters
 from core.queue import JobQueue
 from core.repositories.builds import BuildRepository
@@ -35,14 +34,12 @@ class BuildService:
         pinned build.
 
         Raises:
-            Invalid: a parameter is out of bounds.
             NotFound: there is no such model version.
             ModelBeingDeleted: it is marked for deletion.
             EmptyModel: it has no embedding.
             BuildConflict: a build with other parameters is open.
             Pinned: it is automatic, and the current build is pinned.
         """
-        validate_parameters(parameters)
         model = await self.models.get_model(model_version)
         if model.open_build_id is None and not await self.embeddings.has_rows(model):
             raise EmptyModel(f"{model_version} has no embeddings; store some, then build")
@@ -70,19 +67,3 @@ class BuildService:
         if model.current_build_id is not None:
             parameters = (await self.builds.get_build(model.current_build_id)).parameters.again()
         return await self.request(model_version, parameters, automatic=True)
-
-
-def validate_parameters(parameters: BuildParameters) -> None:
-    """Validates the parameters of a build.
-
-    Raises:
-        Invalid: with each parameter that is out of bounds.
-    """
-    errors = []
-    if not RECALL_MIN <= parameters.target_recall <= RECALL_MAX:
-        bounds = f"must be from {RECALL_MIN} to {RECALL_MAX}"
-        errors.append(FieldError("target_recall", bounds))
-    if not 1 <= parameters.matrix_k <= MATRIX_K_MAX:
-        errors.append(FieldError("matrix_k", f"must be from 1 to {MATRIX_K_MAX}"))
-    if errors:
-        raise Invalid("the parameters of the build are not valid", tuple(errors))

@@ -23,7 +23,6 @@ from core.errors import (
     Unavailable,
 )
 from core.identifiers import product_id_problem, validate_model_version, validate_product_id
-from core.limits import BATCH_ROWS_MAX
 from core.models import Metric, Model, Watermark, now, timestamp
 from core.notifications import ChangeNotifier
 from core.repositories.embeddings import EmbeddingRepository
@@ -98,9 +97,10 @@ class EmbeddingService:
     ) -> StoredBatch:
         """Stores many embeddings, or none if one of them is not valid.
 
-        Under a claim, each is stored once, however often the batch is sent. The claim itself is
-        not completed: a batch may need more than one transaction. `malformed` are the rows that
-        could not be decoded, by position; in `rows` there is a placeholder for each.
+        The rows are 1 to `BATCH_ROWS_MAX`. Under a claim, each is stored once, however often the
+        batch is sent. The claim itself is not completed: a batch may need more than one
+        transaction. `malformed` are the rows that could not be decoded, by position; in `rows`
+        there is a placeholder for each.
 
         Raises:
             Invalid: with one of `errors` for each problem, such as `embeddings[3].vector`.
@@ -109,9 +109,6 @@ class EmbeddingService:
             PartlyStored: DynamoDB took only a part in time.
         """
         validate_model_version(model_version)
-        if not 1 <= len(rows) <= BATCH_ROWS_MAX:
-            problem = f"has {len(rows)} entries, and takes 1 to {BATCH_ROWS_MAX}"
-            raise Invalid.of(FieldError("embeddings", problem))
         return await self.in_one_generation(
             model_version,
             [product_id for product_id, _ in rows],
