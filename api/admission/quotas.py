@@ -47,7 +47,7 @@ class Quota:
 
     def has_room(self, caller: str) -> bool:
         """Whether the caller may acquire one more."""
-        return self._by_caller.get(caller, 0) < self.total - self.in_use
+        return self.of(caller) < self.total - self.in_use
 
     def check(self, caller: str, amount: int = 1) -> None:
         """Raises what `acquire` would raise now.
@@ -57,7 +57,7 @@ class Quota:
             Overloaded: nothing is left, and the caller holds nothing.
         """
         free = self.total - self.in_use
-        mine = self._by_caller.get(caller, 0)
+        mine = self.of(caller)
         if mine + amount > free:
             if mine:
                 metrics.SHED.labels(self.name, "share").inc()
@@ -72,16 +72,9 @@ class Quota:
             )
 
     def acquire(self, caller: str, amount: int = 1) -> None:
-        """Acquires an amount for a caller, who must `release` it.
-
-        Raises:
-            OverShare, Overloaded: as `check` says.
-        """
-        mine = self._by_caller.get(caller, 0)
-        if mine + amount > self.total - self.in_use:
-            self.check(caller, amount)
-        self._by_caller[caller] = mine + amount
-        self.in_use += amount
+        """Acquires an amount for a caller, who must `release` it; raises what `check` does."""
+        self.check(caller, amount)
+        self.force_acquire(caller, amount)
 
     def force_acquire(self, caller: str, amount: int) -> None:
         """Acquires an amount over the limit too; the caller must `release` it."""
@@ -121,13 +114,8 @@ class Admission:
 
     @contextmanager
     def large_search(self, caller: str, work_ms: int) -> Iterator[None]:
-        """Takes what a search on a thread needs. A caller that has none under way may begin any.
-
-        Raises:
-            OverShare, Overloaded: as `Quota.check` says.
-        """
-        self.searches.acquire(caller)
-        try:
+        """Takes what a search on a thread needs. A caller that has none under way may begin any."""
+        with self.slot(self.searches, caller):
             if self.work.of(caller):
                 self.work.acquire(caller, work_ms)
             else:
@@ -136,16 +124,10 @@ class Admission:
                 yield
             finally:
                 self.work.release(caller, work_ms)
-        finally:
-            self.searches.release(caller)
 
     @contextmanager
     def slot(self, quota: Quota, caller: str) -> Iterator[None]:
-        """Holds one unit of a quota inside the block.
-
-        Raises:
-            OverShare, Overloaded: as `Quota.check` says.
-        """
+        """Holds one unit of a quota inside the block; raises what `Quota.check` does."""
         quota.acquire(caller)
         try:
             yield

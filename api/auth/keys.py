@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 
 from api.health import Health
+from api.serving.background import cancelled
 from core import names, telemetry
 from core.errors import SettingsError, Unavailable
 from core.files import write_atomically
@@ -148,8 +149,7 @@ class KeyStore:
     async def aclose(self) -> None:
         """Ends a fetch that is under way."""
         if self._fetching is not None:
-            self._fetching.cancel()
-            await asyncio.gather(self._fetching, return_exceptions=True)
+            await cancelled(self._fetching)
 
     def restore(self) -> None:
         """Takes the keys that an earlier process cached, unless they are too old. Blocks."""
@@ -252,6 +252,5 @@ async def open_keys(settings: Settings, health: Health) -> AsyncIterator[KeyStor
             await store.first_fetch()
             yield store
         finally:
-            refreshing.cancel()
-            await asyncio.gather(refreshing, return_exceptions=True)
+            await cancelled(refreshing)
             await store.aclose()

@@ -37,12 +37,7 @@ class Authenticator:
     def __init__(
         self, settings: Settings, keys: KeyStore, *, clock: Callable[[], float] = time.time
     ) -> None:
-        """Takes the issuer, the clients and the limits from settings.
-
-        Raises:
-            SettingsError: the issuer or the app clients are not set, so no token could be valid.
-        """
-        check_settings(settings)
+        """Takes the issuer, the clients and the limits from settings: see `check_settings`."""
         self._settings = settings.auth
         self._audiences = {*self._settings.auth_client_ids, *self._settings.auth_resource_servers}
         self._keys = keys

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import Final, TypeVar, cast
 
-from litestar.types import HTTPReceiveMessage, HTTPScope, Receive
+from litestar.types import HTTPReceiveMessage, HTTPScope, Receive, Scope
 
 from api import metrics
 from api.admission.executor import Steps, finished
@@ -145,23 +145,14 @@ class RequestContext:
         self.enter(quota)
 
     async def begin_search(self, model_version: str) -> None:
-        """Admits a search, whose body may be as large as the model version's vectors need.
-
-        Raises:
-            OverShare, Overloaded, TooLarge, NotAcceptedType, Unreadable, Disconnected: as `begin`.
-        """
+        """Admits a search as `begin` does; its body may be as large as its vectors need."""
         snapshot = self.app.registry.current(model_version)
         limits = self.app.body_limits
         bytes_max = limits.search if snapshot is None else limits.search_of(snapshot.dimension)
         await self.begin(self.app.admission.reads, bytes_max)
 
     def enter(self, quota: Quota) -> None:
-        """Admits a request whose body, if any, is of no interest.
-
-        Raises:
-            OverShare: the caller has too much in flight.
-            Overloaded: all callers together have.
-        """
+        """Admits a request whose body is of no interest; raises what `Quota.check` does."""
         quota.acquire(self.caller.user_id)
         self.quota = quota
 
@@ -312,6 +303,12 @@ def context_of(scope: HTTPScope, receive: Receive, app: AppContext) -> RequestCo
             else:
                 setattr(context, field, value)
     context.request_id = request_id_of(context.request_id)
+    return context
+
+
+def context_in(scope: Scope) -> RequestContext:
+    """What the entrypoint put into the scope."""
+    context: RequestContext = scope[CONTEXT]  # type: ignore[typeddict-item] # the key is ours
     return context
 
 

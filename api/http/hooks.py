@@ -13,7 +13,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Scope
 
-from api.http.context import ANY, CONTEXT, RECORD, RequestContext
+from api.http.context import ANY, CONTEXT, RECORD, RequestContext, context_in
 from api.http.idempotency import claim_key, settle_key
 from api.http.problems import as_k9_error, log_failure, problem_reply
 from api.http.request import JSON_ONLY, ApiRequest, check_query
@@ -28,18 +28,13 @@ answered from memory and no write; others carry a `record`."""
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 
-def _context(scope: Scope) -> RequestContext:
-    context: RequestContext = scope[CONTEXT]  # type: ignore[typeddict-item] # the key is ours
-    return context
-
-
 async def authenticate(connection: Connection, handler: BaseRouteHandler) -> None:
     """Guard of all routes; one that is open takes a valid token too, and says more to its caller.
 
     Raises:
         Unauthenticated: there is no valid token.
     """
-    context = _context(connection.scope)
+    context = context_in(connection.scope)
     authenticator = context.app.authenticator
     if handler.opt.get(OPEN):
         context.known_caller = authenticator.caller_or_none(context.authorization)
@@ -48,22 +43,14 @@ async def authenticate(connection: Connection, handler: BaseRouteHandler) -> Non
 
 
 async def readers(connection: Connection, _handler: BaseRouteHandler) -> None:
-    """Guard: readers, and operators, who may read all.
-
-    Raises:
-        Forbidden: the token lacks the right.
-    """
-    if not _context(connection.scope).caller.reader:
+    """Guard: readers, and operators, who may read all; to others `Forbidden`."""
+    if not context_in(connection.scope).caller.reader:
         raise Forbidden("this takes the group `readers` or the scope `k9/read`")
 
 
 async def operators(connection: Connection, _handler: BaseRouteHandler) -> None:
-    """Guard: operators.
-
-    Raises:
-        Forbidden: the token lacks the right.
-    """
-    if not _context(connection.scope).caller.operator:
+    """Guard: operators; to others `Forbidden`."""
+    if not context_in(connection.scope).caller.operator:
         raise Forbidden("this takes the group `operators` or the scope `k9/operate`")
 
 
@@ -104,7 +91,7 @@ async def settle(error: Exception, scope: Scope) -> None:
 
 def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """The answer to any error, as a problem detail."""
-    context = _context(request.scope)
+    context = context_in(request.scope)
     log_failure(error, context.request_id, context.method)
     reply = problem_reply(error)
     return Response(

@@ -5,6 +5,7 @@ cannot be read is told before what the key says, and that before what is not val
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from hashlib import sha256
@@ -32,6 +33,7 @@ from core.results import Refusal, Result
 R = TypeVar("R", bound=Result)
 
 KEY_CHARACTERS_MAX: Final = 255
+_KEY: Final = re.compile(rb"[ -~]{1,%d}" % KEY_CHARACTERS_MAX)
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _SERVER_ERRORS: Final = 500
 _PASSING: Final = (InFlight, BeingDeleted, ModelBeingDeleted, OverShare)
@@ -138,11 +140,7 @@ async def _try_to_release(context: RequestContext, claim: Claim) -> None:
 
 
 def _checked(raw: bytes) -> str:
-    if (
-        not 1 <= len(raw) <= KEY_CHARACTERS_MAX
-        or not raw.isascii()
-        or not raw.decode().isprintable()
-    ):
+    if not _KEY.fullmatch(raw):
         raise invalid(
             "Idempotency-Key", f"takes 1 to {KEY_CHARACTERS_MAX} printable ASCII characters"
         )

@@ -1,6 +1,6 @@
 """The error tree as RFC 9457 problem details, in one table."""
 
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, Final, cast
 
 import msgspec
@@ -48,7 +48,6 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 TABLE: Final[dict[type[K9Error], Kind]] = {
-    errors.K9Error: Kind(500, "internal", "Something went wrong here"),
     errors.Unreadable: Kind(400, "unreadable", "The request cannot be read"),
     errors.Invalid: Kind(422, "invalid", "The request is not valid"),
     errors.TooLarge: Kind(413, "too-large", "The request is too large"),
@@ -79,19 +78,25 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.Overloaded: Kind(503, "overloaded", "There is more work than can be finished"),
     errors.PartlyStored: Kind(503, "partly-stored", "Only a part was stored"),
     errors.TableMissing: Kind(503, "table-missing", "A table is missing"),
-    # These are for the inside. One that gets out is a bug of ours, and a 500.
-    errors.ConditionFailed: Kind(500, "internal", "Something went wrong here"),
-    errors.TransactionFailed: Kind(500, "internal", "Something went wrong here"),
-    errors.Rejected: Kind(500, "internal", "Something went wrong here"),
-    errors.RowError: Kind(500, "internal", "Something went wrong here"),
-    errors.OtherGeneration: Kind(500, "internal", "Something went wrong here"),
     errors.NumberOutOfRange: Kind(422, "invalid", "The request is not valid"),
-    errors.Corrupt: Kind(500, "internal", "Something went wrong here"),
-    errors.BuildFailed: Kind(500, "internal", "Something went wrong here"),
-    errors.ModelGone: Kind(500, "internal", "Something went wrong here"),
-    errors.RecallBelowTarget: Kind(500, "internal", "Something went wrong here"),
-    errors.LeaseLost: Kind(500, "internal", "Something went wrong here"),
-    errors.SettingsError: Kind(500, "internal", "Something went wrong here"),
+    # These are for the inside. One that gets out is a bug of ours, and a 500.
+    **dict.fromkeys(
+        (
+            errors.K9Error,
+            errors.ConditionFailed,
+            errors.TransactionFailed,
+            errors.Rejected,
+            errors.RowError,
+            errors.OtherGeneration,
+            errors.Corrupt,
+            errors.BuildFailed,
+            errors.ModelGone,
+            errors.RecallBelowTarget,
+            errors.LeaseLost,
+            errors.SettingsError,
+        ),
+        Kind(500, "internal", "Something went wrong here"),
+    ),
 }
 
 _log = telemetry.logger(__name__)
@@ -145,7 +150,7 @@ def problem_reply(error: BaseException) -> Reply:
         return _of_ours(error)
     if isinstance(error, HTTPException):
         return _of_litestar(error)
-    return _reply(Problem(type="internal", title=_phrase(500), status=500, detail=_INTERNAL))
+    return _reply(Problem(type="internal", title=responses[500], status=500, detail=_INTERNAL))
 
 
 def unexpected(error: BaseException) -> bool:
@@ -193,10 +198,10 @@ def _of_ours(error: K9Error) -> Reply:
 def _of_litestar(error: HTTPException) -> Reply:
     """Litestar raises these for what it finds by itself: no such route, method, or host."""
     status = error.status_code
-    slug, detail = _LITESTAR.get(status, (UNKNOWN_TYPE, _phrase(status)))
+    slug, detail = _LITESTAR.get(status, (UNKNOWN_TYPE, responses.get(status, "Error")))
     if status >= _OURS_FROM:
         slug, detail = "internal", _INTERNAL
-    problem = Problem(type=slug, title=_phrase(status), status=status, detail=detail)
+    problem = Problem(type=slug, title=responses.get(status, "Error"), status=status, detail=detail)
     allow = (error.headers or {}).get("allow")
     return _reply(problem, ((b"allow", allow.encode()),) if allow else ())
 
@@ -207,13 +212,6 @@ _LITESTAR: Final = {
     405: ("method-not-allowed", "the route does not take this method"),
     413: ("too-large", "the request is too large"),
 }
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Error"
 
 
 def _reply(problem: Problem, headers: Headers = ()) -> Reply:

@@ -7,7 +7,7 @@ from litestar import Request, Response
 from litestar.datastructures import State
 from litestar.response.base import ASGIResponse
 
-from api.http.context import CONTEXT, RequestContext
+from api.http.context import RequestContext, context_in
 from api.http.encoding import JSON, MSGPACK, encode_json, encode_msgpack
 from api.http.paths import unescape
 from api.wire.fields import Body
@@ -18,8 +18,6 @@ T = TypeVar("T")
 
 JSON_ONLY: Final = "json_only"
 """The option of a handler that takes and gives no vectors: it speaks JSON alone."""
-
-
 _QUERY_FIELDS_MAX: Final = 100
 
 
@@ -29,8 +27,7 @@ class ApiRequest(Request[Caller | None, None, State]):
     @property
     def context(self) -> RequestContext:
         """What the entrypoint put into the scope."""
-        context: RequestContext = self.scope[CONTEXT]  # type: ignore[typeddict-item] # the key is ours
-        return context
+        return context_in(self.scope)
 
     @property
     def caller(self) -> Caller:
@@ -83,8 +80,8 @@ class ApiResponse(Response[T]):
     ) -> ASGIResponse:
         """Chooses the format."""
         if not isinstance(self.content, bytes):
-            context: RequestContext = request.scope[CONTEXT]  # type: ignore[typeddict-item]
-            packed = context.msgpack_out and not request.route_handler.opt.get(JSON_ONLY)
+            json_only = request.route_handler.opt.get(JSON_ONLY)
+            packed = not json_only and context_in(request.scope).msgpack_out
             self.media_type = MSGPACK if packed else JSON
         return super().to_asgi_response(app, request, **options)
 

@@ -16,10 +16,10 @@ from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
 from api.http.parameters import LOCATION, BuildIdPath, ModelVersion
 from api.http.request import ApiRequest, ApiResponse
-from api.wire.versions import BuildBody, BuildItem, BuildPage, BuildParametersItem, ProgressItem
+from api.wire.versions import BuildBody, BuildItem, BuildPage
 from core.errors import NotFound
 from core.limits import BUILD_ID_CHARACTERS_MAX
-from core.models import Build, BuildParameters, BuildStatus
+from core.models import Build, BuildParameters
 from core.repositories.builds import BuildPosition, BuildRepository
 from core.usecases.builds import BuildService
 
@@ -140,16 +140,4 @@ def item(build: Build) -> BuildItem:
     """
     if build.verifies is not None:
         raise NotFound("there is no such build")
-    return BuildItem(
-        build_id=build.build_id,
-        model_version=build.model_version,
-        status=cast("BuildStatus", build.status),
-        requested_at=build.requested_at,
-        started_at=build.started_at,
-        ended_at=build.ended_at,
-        parameters=msgspec.convert(build.parameters, BuildParametersItem, from_attributes=True),
-        progress=msgspec.convert(build.progress, ProgressItem, from_attributes=True),
-        attempt=build.fence - (build.status == "cancelled"),
-        error=build.error,
-        manifest=build.manifest,
-    )
+    return msgspec.convert(build, BuildItem, from_attributes=True)

@@ -1,36 +1,40 @@
 """Embeddings: write, read, delete, page through."""
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from litestar import Controller, delete, get, post, put
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody, QueryParameter
 
+from api.admission.executor import Steps
 from api.context import AppContext
 from api.http.hooks import BODY, operators, readers
 from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
 from api.http.parameters import WATERMARK, MetricQuery, ModelVersion, ProductIdPath
 from api.http.request import ApiRequest, ApiResponse
-from api.routes.batches import decode_entries
+from api.wire.decoding import body_decoder
 from api.wire.embeddings import (
     BatchBody,
+    BatchEntry,
     BatchStored,
     EmbeddingBody,
     EmbeddingItem,
     EmbeddingPage,
     EmbeddingStored,
 )
-from api.wire.vectors import floats
-from core.errors import Unreadable
+from api.wire.vectors import DECODED_AT_ONCE, floats
+from core.errors import FieldError, Invalid, Unreadable
 from core.identifiers import validate_product_id
 from core.models import Embedding, Watermark
 from core.repositories.embeddings import EmbeddingPosition
-from core.usecases.embeddings import EmbeddingService
+from core.usecases.embeddings import EmbeddingService, MalformedRows, Row
 from core.vectors.arrays import as_vector
 
+_NO_ROW: Final[Row] = ("", as_vector([]))
+"""In the place of an entry that cannot be one."""
 WithVectors = Annotated[bool, QueryParameter(description="With the vectors.")]
 
 
@@ -94,15 +98,15 @@ class EmbeddingController(Controller):
     ) -> ApiResponse[BatchStored]:
         """Stores many embeddings, each id once, or none of them when one is not valid."""
         context = request.context
-        batch = await context.decode(decode_entries(data, msgpack=context.msgpack_in))
+        rows, malformed = await context.decode(decode_entries(data, msgpack=context.msgpack_in))
         stored = await once(
             request,
             partial(
                 embedding_service.store_batch,
                 model_version,
-                batch.rows,
+                rows,
                 metric,
-                malformed=batch.errors,
+                malformed=malformed,
             ),
         )
         headers = _header(request, stored.watermark)
@@ -171,6 +175,29 @@ class EmbeddingController(Controller):
         return EmbeddingPage(
             items=[_item(embedding) for embedding in found], next_cursor=page.next(further)
         )
+
+
+def decode_entries(body: BatchBody, *, msgpack: bool) -> Steps[tuple[list[Row], MalformedRows]]:
+    """The rows of a batch, one an entry, and the errors of entries that are no embeddings at all.
+
+    Raises:
+        Unreadable: one of them cannot be read.
+    """
+    decoder = body_decoder(BatchEntry)
+    rows: list[Row] = []
+    errors: dict[int, tuple[FieldError, ...]] = {}
+    for position, raw in enumerate(body.embeddings):
+        if position and position % DECODED_AT_ONCE == 0:
+            yield 0
+        at = f"embeddings[{position}]"
+        try:
+            entry = decoder.decode(raw, msgpack=msgpack, at=at)
+            vector = floats(entry.vector, f"{at}.vector", msgpack=msgpack)
+            rows.append((entry.product_id, vector))
+        except Invalid as error:
+            rows.append(_NO_ROW)
+            errors[position] = error.errors
+    return rows, errors
 
 
 def _item(embedding: Embedding) -> EmbeddingItem:

@@ -76,8 +76,7 @@ async def search(context: RequestContext, model_version: str, body: AnySearch) -
     cost_us = snapshot.search_us(
         len(vectors), int(body.k), exact=body.exact, excluded=len(body.exclude)
     )
-    steps = _searching(snapshot, vectors, body, itself)
-    hits = finished(steps) if cost_us <= INLINE_US_MAX else await _in_turn(context, cost_us, steps)
+    hits = await _run(context, cost_us, _searching(snapshot, vectors, body, itself))
     index = _index_used(snapshot.exact_provenance if body.exact else snapshot.provenance)
     if many:
         return FoundMany(results=[_neighbors(each) for each in hits], index=index)
@@ -100,17 +99,10 @@ async def neighbors(context: RequestContext, model_version: str, product_id: str
         raise
     ref = _find(snapshot, product_id)
     provenance = snapshot.matrix_provenance
-    if snapshot.matrix_us <= INLINE_US_MAX:
-        hits = snapshot.matrix_neighbors(ref, k)
-    else:
-        steps = one_step(snapshot.matrix_neighbors, ref, k)
-        hits = await _in_turn(context, snapshot.matrix_us, steps)
+    hits = await _run(context, snapshot.matrix_us, one_step(snapshot.matrix_neighbors, ref, k))
     if hits is None:
         provenance, cost_us = snapshot.provenance, snapshot.search_us(1, k)
-        if cost_us <= INLINE_US_MAX:
-            hits = snapshot.search_near(ref, k)
-        else:
-            hits = await _in_turn(context, cost_us, one_step(snapshot.search_near, ref, k))
+        hits = await _run(context, cost_us, one_step(snapshot.search_near, ref, k))
     return Found(neighbors=_neighbors(hits), index=_index_used(provenance))
 
 
@@ -130,11 +122,7 @@ def _index_used(provenance: Provenance) -> IndexUsed:
 
 
 async def _reflecting(context: RequestContext, model_version: str, after: Presented) -> Snapshot:
-    """What answers once it reflects a write. Only a watermark that a write answered is waited for.
-
-    Raises:
-        NotYetVisible: it did not in time, or the watermark is not authentic.
-    """
+    """What reflects a write. Only a watermark that a write answered is waited for."""
     if not after.authentic:
         raise NotYetVisible(f"the index of {model_version} does not reflect this write")
     admission = context.app.admission
@@ -143,11 +131,7 @@ async def _reflecting(context: RequestContext, model_version: str, after: Presen
 
 
 async def _snapshot(context: RequestContext, model_version: str) -> Snapshot:
-    """What answers for a model version.
-
-    Raises:
-        Invalid, NotFound, NoIndex, Unavailable: as `IndexRegistry.snapshot` says.
-    """
+    """What answers for a model version; raises what `IndexRegistry.snapshot` does."""
     registry = context.app.registry
     snapshot = registry.current(model_version)
     if snapshot is not None:
@@ -158,12 +142,7 @@ async def _snapshot(context: RequestContext, model_version: str) -> Snapshot:
 
 
 def _find(snapshot: Snapshot, product_id: str) -> RowRef:
-    """Where the product is in the snapshot.
-
-    Raises:
-        Invalid: it is no product id.
-        NotFound: there is no such product in the index, or no longer.
-    """
+    """Where the product is in the snapshot; raises `Invalid` or `NotFound` where it is not."""
     ref = snapshot.find(product_id)
     if ref is None:
         validate_product_id(product_id)
@@ -234,13 +213,13 @@ def _searching(
     return hits
 
 
-async def _in_turn(context: RequestContext, cost_us: float, steps: Steps[T]) -> T:
-    """The result of a search that is too long for the event loop.
+async def _run(context: RequestContext, cost_us: float, steps: Steps[T]) -> T:
+    """The result of a search, which runs in a thread where it is too long for the event loop.
 
-    Raises:
-        OverShare: the caller has too much of that under way.
-        Overloaded: all callers together have, or its turn did not come in time.
+    Raises what `Admission.large_search` and `FairExecutor.run` do.
     """
+    if cost_us <= INLINE_US_MAX:
+        return finished(steps)
     caller = context.caller.user_id
     with context.app.admission.large_search(caller, max(1, round(cost_us / 1000))):
         return await context.app.searching.run(caller, steps)

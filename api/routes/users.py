@@ -88,11 +88,7 @@ class UserController(Controller):
 
 
 def _own(request: ApiRequest, user_id: str) -> str:
-    """The caller's id, if that is who was named.
-
-    Raises:
-        NotFound: it is someone else, or does not exist.
-    """
+    """The caller's id, if that is who was named; else raises `NotFound`."""
     own = request.caller.user_id
     if user_id not in {ME, own}:
         raise unknown_user()
@@ -100,11 +96,7 @@ def _own(request: ApiRequest, user_id: str) -> str:
 
 
 def _sent(body: UserBody) -> tuple[dict[str, str | None], bytes | None]:
-    """The fields that were sent, and the preferences if they were among them.
-
-    Raises:
-        Unreadable: the preferences are not UTF-8.
-    """
+    """The fields that were sent, and the preferences, which must be UTF-8, if they were too."""
     sent = {name: getattr(body, name) for name in _FIELDS}
     fields = {name: value for name, value in sent.items() if value is not UNSET}
     preferences = bytes(body.preferences) if isinstance(body.preferences, Raw) else None

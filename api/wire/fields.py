@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from api.admission.executor import Steps
-from api.wire.decoding import LARGE_BYTES, body_decoder, count_parts
+from api.wire.decoding import LARGE_BYTES, BodyDecoder, body_decoder, count_parts
 from core.limits import BUILD_ID_CHARACTERS_MAX, DIMENSION_MAX, MATRIX_K_MAX, PRODUCT_ID_BYTES_MAX
 from core.vectors.arrays import NORM_MAX
 
@@ -66,10 +66,15 @@ class Body(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
             Unreadable: they cannot be read.
             Invalid: they are not such a body.
         """
-        if len(data) > LARGE_BYTES and not msgpack:
+        large = len(data) > LARGE_BYTES
+        if large and not msgpack:
             yield from count_parts(data, cls.PARTS_MAX)
-        body: Self = body_decoder(cls).decode(data, msgpack=msgpack)
-        return body
+        return cls.decoder(large=large).decode(data, msgpack=msgpack)
+
+    @classmethod
+    def decoder(cls, *, large: bool) -> BodyDecoder[Self]:  # noqa: ARG003 - a subclass has two
+        """What decodes it."""
+        return body_decoder(cls)
 
 
 class Answer(msgspec.Struct, kw_only=True):

@@ -1,12 +1,11 @@
 """Searches and what they find."""
 
-from typing import Annotated, Any, ClassVar, Final, Generic, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from api.admission.executor import Steps
-from api.wire.decoding import LARGE_BYTES, BodyDecoder, count_parts
+from api.wire.decoding import BodyDecoder
 from api.wire.fields import (
     Answer,
     Body,
@@ -104,13 +103,9 @@ class SearchBody(SearchOptions, Generic[V], frozen=True, kw_only=True):
     vectors: Annotated[list[Raw], Meta(min_length=1, max_length=VECTORS_MAX)] | UnsetType = UNSET
 
     @classmethod
-    def decoding(cls, data: bytes, *, msgpack: bool) -> Steps[Self]:
-        """The search that the bytes are; the numbers of a large one are counted first."""
-        large = len(data) > LARGE_BYTES
-        if large and not msgpack:
-            yield from count_parts(data, cls.PARTS_MAX)
-        decoder = _large if large else _small
-        return cast("Self", decoder.decode(data, msgpack=msgpack))
+    def decoder(cls, *, large: bool) -> BodyDecoder[Any]:
+        """Vectors of a large body are decoded later, one by one."""
+        return _large if large else _small
 
 
 AnySearch = SearchBody[bytes | list[float] | Raw]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from api.admission.executor import finished
 from api.http.paths import routed_path, unescape
 from api.http.request import check_query
-from api.routes.batches import Batch, decode_entries
+from api.routes.embeddings import decode_entries
 from api.wire.decoding import LARGE_BYTES, BodyDecoder
 from api.wire.embeddings import BatchBody
 from api.wire.vectors import floats
@@ -108,6 +108,6 @@ def test_a_batch_of_the_largest_kind_is_read_exactly() -> None:
         (msgspec.msgpack.encode({"embeddings": packed}), True),
     ):
         body = finished(BatchBody.decoding(data, msgpack=msgpack))
-        batch: Batch = finished(decode_entries(body, msgpack=msgpack))
-        assert not batch.errors
-        assert np.array_equal(np.stack([vector for _, vector in batch.rows]), rows)
+        stored, malformed = finished(decode_entries(body, msgpack=msgpack))
+        assert not malformed
+        assert np.array_equal(np.stack([vector for _, vector in stored]), rows)
