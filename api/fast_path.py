@@ -16,10 +16,9 @@ from msgspec import Meta
 
 from api.admission.executor import Steps
 from api.http.context import RequestContext
-from api.http.encoding import encoded
 from api.http.paths import unescape
 from api.http.problems import Reply
-from api.http.request import check_query
+from api.http.request import check_query, encoded
 from api.routes.search import K_DEFAULT, neighbors, search
 from api.wire.search import SearchBody
 from core.errors import FieldError, Invalid

@@ -15,12 +15,13 @@ from litestar import Response
 
 from api.http.context import RequestContext
 from api.http.negotiation import Media
-from api.http.problems import ERRORS_MAX, TABLE, invalid, kind_of
+from api.http.problems import ERRORS_MAX, TABLE, kind_of
 from api.http.request import ApiRequest, check_query
 from core import telemetry
 from core.errors import (
     BeingDeleted,
     Conflict,
+    FieldError,
     InFlight,
     Invalid,
     K9Error,
@@ -141,9 +142,8 @@ async def _try_to_release(context: RequestContext, claim: Claim) -> None:
 
 def _checked(raw: bytes) -> str:
     if not _KEY.fullmatch(raw):
-        raise invalid(
-            "Idempotency-Key", f"takes 1 to {KEY_CHARACTERS_MAX} printable ASCII characters"
-        )
+        problem = f"takes 1 to {KEY_CHARACTERS_MAX} printable ASCII characters"
+        raise Invalid.of(FieldError("Idempotency-Key", problem))
     return raw.decode()
 
 

@@ -14,13 +14,7 @@ _MSGPACK: Final = frozenset(
 )
 _JSON: Final = frozenset({"", "application/json", "text/json", "application/x-www-form-urlencoded"})
 """`curl -d` labels what it sends a form, and some clients do not label it at all."""
-_CODINGS: Final[dict[str, Coding | None]] = {
-    "": None,
-    "identity": None,
-    "gzip": "gzip",
-    "x-gzip": "gzip",
-    "zstd": "zstd",
-}
+_CODINGS: Final[dict[str, Coding]] = {"gzip": "gzip", "x-gzip": "gzip", "zstd": "zstd"}
 _QUALITY: Final = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _TYPE: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PIECES: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+')

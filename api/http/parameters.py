@@ -60,17 +60,15 @@ IfMatch = Annotated[
     ),
 ]
 
-LOCATION: Final = ResponseHeader(
-    "Location", documentation_only=True, required=True, description="Where to find it."
-)
-ETAG: Final = ResponseHeader(
-    "ETag", documentation_only=True, required=True, description="The version, for `If-Match`."
-)
-WATERMARK: Final = ResponseHeader(
-    "X-Watermark",
-    documentation_only=True,
-    required=True,
-    description="Opaque; send it as `min_watermark` of a search that must reflect this write.",
+
+def _header(name: str, description: str) -> ResponseHeader:
+    return ResponseHeader(name, documentation_only=True, required=True, description=description)
+
+
+LOCATION: Final = _header("Location", "Where to find it.")
+ETAG: Final = _header("ETag", "The version, for `If-Match`.")
+WATERMARK: Final = _header(
+    "X-Watermark", "Opaque; send it as `min_watermark` of a search that must reflect this write."
 )
 HEADER_SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     "Location": {"type": "string", "pattern": "^/"},

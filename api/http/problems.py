@@ -138,8 +138,8 @@ def as_k9_error(error: BaseException) -> BaseException:
     """What Litestar finds wrong with a parameter is `Invalid`, as what K9 finds wrong itself."""
     if not isinstance(error, ValidationException) or not error.extra:
         return error
-    found = [(each.get("key", "request"), each["message"]) for each in cast("Any", error.extra)]
-    errors = tuple(FieldError(key, message) for key, message in found)
+    extra = cast("Any", error.extra)
+    errors = tuple(FieldError(each.get("key", "request"), each["message"]) for each in extra)
     return Invalid("; ".join(f"{each.field}: {each.message}" for each in errors), errors)
 
 
@@ -216,8 +216,3 @@ _LITESTAR: Final = {
 
 def _reply(problem: Problem, headers: Headers = ()) -> Reply:
     return Reply(problem.status, msgspec.json.encode(problem), PROBLEM_JSON, headers)
-
-
-def invalid(field: str, message: str) -> Invalid:
-    """The error for one field that is not valid; the message follows the field's name."""
-    return Invalid(f"{field} {message}", (FieldError(field, message),))

@@ -3,22 +3,34 @@
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
+import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
 from litestar.response.base import ASGIResponse
 
 from api.http.context import RequestContext, context_in
-from api.http.encoding import JSON, MSGPACK, encode_json, encode_msgpack
 from api.http.paths import unescape
+from api.http.problems import Reply
 from api.wire.fields import Body
 from core.errors import Unreadable
 from core.models import Caller
+from core.vectors.arrays import Floats, json_floats
 
 T = TypeVar("T")
 
 JSON_ONLY: Final = "json_only"
 """The option of a handler that takes and gives no vectors: it speaks JSON alone."""
 _QUERY_FIELDS_MAX: Final = 100
+JSON: Final = "application/json"
+MSGPACK: Final = "application/msgpack"
+
+
+def _bytes(vector: Floats) -> bytes:
+    return vector.astype("<f4", copy=False).tobytes()
+
+
+encode_json: Final = msgspec.json.Encoder(enc_hook=json_floats).encode
+encode_msgpack: Final = msgspec.msgpack.Encoder(enc_hook=_bytes).encode
 
 
 class ApiRequest(Request[Caller | None, None, State]):
@@ -90,3 +102,10 @@ class ApiResponse(Response[T]):
         if content is None or isinstance(content, bytes):
             return content or b""
         return encode_msgpack(content) if media_type == MSGPACK else encode_json(content)
+
+
+def encoded(context: RequestContext, answer: object) -> Reply:
+    """The answer as the caller accepts it."""
+    if context.msgpack_out:
+        return Reply(200, encode_msgpack(answer), MSGPACK)
+    return Reply(200, encode_json(answer), JSON)

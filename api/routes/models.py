@@ -124,10 +124,7 @@ class ModelController(Controller):
             build, model = await promotions.promotable(model_version, data.build_id)
             await _check_files(app.resources.versions, build)
             after = msgspec.structs.replace(
-                model,
-                current_build_id=build.build_id,
-                current_fence=build.fence,
-                pinned=True,
+                model, current_build_id=build.build_id, current_fence=build.fence, pinned=True
             )
             summary = await _summary(app, after)
             await promotions.promote(model_version, data.build_id, completion(claim, summary))

@@ -16,14 +16,13 @@ from api.admission.executor import Steps, finished, one_step
 from api.http.context import RequestContext
 from api.http.hooks import BODY
 from api.http.parameters import KQuery, ModelVersion, ProductIdPath
-from api.http.problems import invalid
 from api.http.request import ApiRequest
 from api.serving.cost import INLINE_US_MAX
 from api.serving.segment import Hits, Provenance
 from api.serving.snapshot import RowRef, Snapshot
 from api.wire.search import AnySearch, Found, FoundMany, IndexUsed, Neighbor, SearchBody
 from api.wire.vectors import DECODED_AT_ONCE, Wire, check_all, floats
-from core.errors import Invalid, ModelBeingDeleted, NoIndex, NotFound, NotYetVisible
+from core.errors import FieldError, Invalid, ModelBeingDeleted, NoIndex, NotFound, NotYetVisible
 from core.identifiers import validate_product_id
 from core.limits import K_MAX, VECTORS_TIMES_K_MAX
 from core.vectors.arrays import Floats
@@ -162,10 +161,8 @@ def _question(
         name for name in ("vector", "product_id", "vectors") if getattr(body, name) is not UNSET
     ]
     if len(given) != 1:
-        raise invalid(
-            given[-1] if given else "vector",
-            "is one of `vector`, `product_id` and `vectors`: send exactly one of them",
-        )
+        problem = "is one of `vector`, `product_id` and `vectors`: send exactly one of them"
+        raise Invalid.of(FieldError(given[-1] if given else "vector", problem))
     _check_options(body)
     wires: list[tuple[str, Wire]] = []
     if body.vector is not UNSET:
@@ -182,13 +179,13 @@ def _question(
 
 def _check_options(body: AnySearch) -> None:
     if body.k % 1 or not 1 <= body.k <= K_MAX:
-        raise invalid("k", f"must be a whole number from 1 to {K_MAX}")
+        raise Invalid.of(FieldError("k", f"must be a whole number from 1 to {K_MAX}"))
     if body.min_score is not None and not isfinite(body.min_score):
-        raise invalid("min_score", "must be a finite number")
+        raise Invalid.of(FieldError("min_score", "must be a finite number"))
     if body.vectors is not UNSET and len(body.vectors) * body.k > VECTORS_TIMES_K_MAX:
         raise Invalid(
             f"{len(body.vectors)} vectors times k of {body.k:g} is over {VECTORS_TIMES_K_MAX}",
-            invalid("k", f"times vectors is over {VECTORS_TIMES_K_MAX}").errors,
+            (FieldError("k", f"times vectors is over {VECTORS_TIMES_K_MAX}"),),
         )
 
 

@@ -30,12 +30,7 @@ class UserController(Controller):
     tags = ("users",)
     opt = {JSON_ONLY: True}  # noqa: RUF012 - Litestar has no other place for it
 
-    @post(
-        "",
-        status_code=201,
-        summary="Create your profile",
-        response_headers=[LOCATION],
-    )
+    @post("", status_code=201, summary="Create your profile", response_headers=[LOCATION])
     async def create(
         self,
         request: ApiRequest,

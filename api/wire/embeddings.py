@@ -4,14 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Raw
 
-from api.wire.fields import (
-    VECTOR,
-    Answer,
-    Body,
-    EncodedVector,
-    ProductId,
-    Time,
-)
+from api.wire.fields import VECTOR, Answer, Body, EncodedVector, ProductId, Time
 from core.limits import BATCH_ROWS_MAX, DIMENSION_MAX, PRODUCT_ID_BYTES_MAX
 from core.vectors.arrays import Floats
 

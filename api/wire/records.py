@@ -34,9 +34,7 @@ Reference = Annotated[str, _text(REFERENCE_CHARACTERS_MAX)]
 Date = Annotated[str, Meta(extra_json_schema={"format": "date"})]
 Favorites = Annotated[
     list[ProductId],
-    Meta(
-        description="Product ids in order; those that come again are dropped.",
-    ),
+    Meta(description="Product ids in order; those that come again are dropped."),
 ]
 Preferences = Annotated[
     Raw,

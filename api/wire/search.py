@@ -6,14 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from api.wire.decoding import BodyDecoder
-from api.wire.fields import (
-    Answer,
-    Body,
-    EncodedVector,
-    Numbers,
-    ProductId,
-    Time,
-)
+from api.wire.fields import Answer, Body, EncodedVector, Numbers, ProductId, Time
 from core.limits import (
     DIMENSION_MAX,
     EXCLUDE_MAX,
@@ -26,11 +19,7 @@ from core.watermarks import TOKEN_CHARACTERS_MAX
 
 V = TypeVar("V")
 
-WATERMARK: Any = {
-    "minLength": 1,
-    "maxLength": TOKEN_CHARACTERS_MAX,
-    "pattern": "^[A-Za-z0-9_-]*$",
-}
+WATERMARK: Any = {"minLength": 1, "maxLength": TOKEN_CHARACTERS_MAX, "pattern": "^[A-Za-z0-9_-]*$"}
 """JSON Schema of a watermark; `core.watermarks` checks it."""
 
 

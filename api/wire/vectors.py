@@ -36,30 +36,22 @@ def floats(wire: Wire, at: str, *, msgpack: bool) -> Floats:
     value: bytes | list[float]
     if isinstance(wire, Raw):
         encoded = memoryview(wire)
-        if not msgpack and len(encoded) > LARGE_BYTES:
-            _count(bytes(encoded), at)
+        if not msgpack and len(encoded) > LARGE_BYTES:  # making the numbers would take time
+            count = bytes(encoded).count(b",") + 1
+            if count > DIMENSION_MAX:
+                message = f"has {count} numbers, the most is {DIMENSION_MAX}"
+                raise Invalid.of(FieldError(at, message))
         value = _vector.decode(wire, msgpack=msgpack, at=at)
     else:
         value = wire
     if isinstance(value, bytes) and len(value) % 4:
         message = f"has {len(value)} bytes, which is no whole number of float32"
-        raise Invalid(f"{at} {message}", (FieldError(at, message),))
+        raise Invalid.of(FieldError(at, message))
     return as_vector(value)
 
 
-def _count(encoded: bytes, at: str) -> None:
-    """Refuses a vector that is far too long before its numbers are made, which takes time."""
-    count = encoded.count(b",") + 1
-    if count > DIMENSION_MAX:
-        message = f"has {count} numbers, the most is {DIMENSION_MAX}"
-        raise Invalid(f"{at} {message}", (FieldError(at, message),))
-
-
 def check_all(
-    vectors: Sequence[Floats],
-    names: Sequence[str],
-    metric: Metric,
-    dimension: int | None,
+    vectors: Sequence[Floats], names: Sequence[str], metric: Metric, dimension: int | None
 ) -> None:
     """Checks the vectors of a search against the model version, as far as it is known.
 

@@ -102,10 +102,8 @@ class ReportService:
             Stale: it has none of the expected versions.
             BeingDeleted: the caller's user is being deleted.
         """
-        if versions is None or len(versions) == 1:
-            expected = None if versions is None else next(iter(versions))
-        else:
-            # DynamoDB can check for one version; of several, the right one is read first.
+        expected = None
+        if versions is not None:  # DynamoDB can check for one of them alone
             expected = (await self._reports.get_report(report_id, user_id)).version
             if expected not in versions:
                 raise Stale("the report has changed since the version that was named")
