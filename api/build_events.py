@@ -97,17 +97,15 @@ class BuildEvents:
         return stream
 
     def forget(self, stream: "EventStream") -> None:
-        """Releases the quota of a stream, once."""
-        caller = stream.caller.user_id
+        """Releases the quota of a stream, once; the last one of a build ends its look-ups."""
+        caller, watched = stream.caller.user_id, stream.watched
         own = self._streams.get(caller, {})
-        if stream in own:
-            del own[stream]
-            self._quota.release(caller)
-            if not own:
-                del self._streams[caller]
-
-    def leave(self, watched: _Watched) -> None:
-        """Ends one listening; the last one ends the look-ups."""
+        if stream not in own:
+            return
+        del own[stream]
+        self._quota.release(caller)
+        if not own:
+            del self._streams[caller]
         watched.listeners -= 1
         if not watched.listeners:
             del self._watched[watched.build_id]
@@ -170,7 +168,7 @@ class EventStream:
         keepalive_s: float,
     ) -> None:
         self._events = events
-        self._watched = watched
+        self.watched = watched
         self.caller = caller
         self._head = head
         self._keepalive_s = keepalive_s
@@ -198,7 +196,6 @@ class EventStream:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._events.forget(self)
-            self._events.leave(self._watched)
 
     async def _run(self, receive: Receive, send: Send) -> bool:
         """Sends events until build, token or process end, or the stream is to give way.
@@ -220,7 +217,7 @@ class EventStream:
             await cancelled(sending, gone)
 
     async def _send_events(self, send: Send) -> None:
-        watched, sent = self._watched, b""
+        watched, sent = self.watched, b""
         while True:
             changed, over, text = watched.changed, watched.over, watched.text
             if text != sent:

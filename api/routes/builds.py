@@ -94,10 +94,7 @@ class BuildController(Controller):
         summary="Watch a build",
     )
     async def get_events(
-        self,
-        request: ApiRequest,
-        build_id: BuildIdPath,
-        build_events: NamedDependency[BuildEvents],
+        self, request: ApiRequest, build_id: BuildIdPath, build_events: NamedDependency[BuildEvents]
     ) -> ASGIApp:
         """One build as server-sent events: as it is now, and again whenever it changes.
 
@@ -112,10 +109,7 @@ class BuildController(Controller):
 
     @delete("/builds/{build_id:str}", guards=[operators], status_code=202, summary="Cancel a build")
     async def cancel(
-        self,
-        request: ApiRequest,
-        build_id: BuildIdPath,
-        builds: NamedDependency[BuildRepository],
+        self, request: ApiRequest, build_id: BuildIdPath, builds: NamedDependency[BuildRepository]
     ) -> BuildItem:
         """Cancels a build that waits or runs; one that has ended is a conflict.
 

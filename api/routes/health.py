@@ -29,9 +29,7 @@ class HealthController(Controller):
         responses={503: ResponseSpec(Readiness, generate_examples=False)},
     )
     async def ready(
-        self,
-        request: ApiRequest,
-        app: NamedDependency[AppContext],
+        self, request: ApiRequest, app: NamedDependency[AppContext]
     ) -> ApiResponse[Readiness]:
         """200 once searches can be answered, from the cache too; else 503.
 

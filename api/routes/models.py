@@ -64,9 +64,7 @@ class ModelController(Controller):
 
     @get("/{model_version:str}", summary="Get a model version")
     async def get_one(
-        self,
-        model_version: ModelVersion,
-        app: NamedDependency[AppContext],
+        self, model_version: ModelVersion, app: NamedDependency[AppContext]
     ) -> ModelItem:
         """Dimension, metric, counts, the current build, and what this process has loaded."""
         return _item(await _summary(app, await app.resources.models.find_model(model_version)))
@@ -78,10 +76,7 @@ class ModelController(Controller):
         summary="Delete a model version",
     )
     async def delete(
-        self,
-        request: ApiRequest,
-        model_version: ModelVersion,
-        app: NamedDependency[AppContext],
+        self, request: ApiRequest, model_version: ModelVersion, app: NamedDependency[AppContext]
     ) -> ModelItem:
         """Deletes a model version with its embeddings, builds and files.
 
@@ -134,9 +129,7 @@ class ModelController(Controller):
 
     @get("/{model_version:str}/matrix", guards=[readers], summary="Get the similarity matrix")
     async def get_matrix(
-        self,
-        model_version: ModelVersion,
-        app: NamedDependency[AppContext],
+        self, model_version: ModelVersion, app: NamedDependency[AppContext]
     ) -> MatrixSnapshot:
         """The manifest of the current build, and URLs of its matrix, good for five minutes.
 

@@ -46,10 +46,7 @@ class UserController(Controller):
 
     @get("/{user_id:str}", summary="Get your profile")
     async def get_one(
-        self,
-        request: ApiRequest,
-        user_id: UserIdPath,
-        users: NamedDependency[UserRepository],
+        self, request: ApiRequest, user_id: UserIdPath, users: NamedDependency[UserRepository]
     ) -> UserItem:
         """The caller's own profile; `me` stands for the caller."""
         return _item(await users.get_user(_own(request, user_id)))
@@ -70,10 +67,7 @@ class UserController(Controller):
 
     @delete("/{user_id:str}", status_code=202, summary="Delete your profile and reports")
     async def delete(
-        self,
-        request: ApiRequest,
-        user_id: UserIdPath,
-        user_service: NamedDependency[UserService],
+        self, request: ApiRequest, user_id: UserIdPath, user_service: NamedDependency[UserService]
     ) -> UserItem:
         """Marks the profile; a worker removes it and its reports. Until then writes are 409."""
         own = _own(request, user_id)
