@@ -51,11 +51,11 @@ _DESCRIPTION: Final = (
     "Nearest neighbours of product embeddings. Errors are RFC 9457 problem details. Bodies are "
     "JSON; those that carry vectors may be `application/msgpack`, a vector then being a float32 "
     "little-endian `bin`, and are answered so for `Accept: application/msgpack`. "
-    "A body may be coded with gzip or zstd; decoded it may have {record} bytes, one embedding "
-    "{vector}, a batch {batch}, a search {search}, less where its model version has shorter "
-    "vectors. After {grace_s:g} s it must have come at {rate_min} bytes a second. A caller that "
-    "has too much in flight is answered 429 with `Retry-After`, and 503 where the process as a "
-    "whole has."
+    "A body may be coded with gzip or zstd; decoded it may have {sizes.record} bytes, one "
+    "embedding {sizes.vector}, a batch {sizes.batch}, a search {sizes.search}, less where its "
+    "model version has shorter vectors. After {http.body_grace_s:g} s it must have come at "
+    "{http.body_rate_min} bytes a second. A caller that has too much in flight is answered 429 "
+    "with `Retry-After`, and 503 where the process as a whole has."
 )
 _RIGHTS: Final = {
     "open": "Open: takes no token.",
@@ -80,14 +80,7 @@ def document(controllers: Sequence[type[Controller]], settings: Settings) -> Sch
     )
     schema: Schema = described.openapi_schema.to_schema()
     http, sizes = settings.http, BodyLimits(settings)
-    schema["info"]["description"] = _DESCRIPTION.format(
-        record=sizes.record,
-        vector=sizes.vector,
-        batch=sizes.batch,
-        search=sizes.search,
-        grace_s=http.body_grace_s,
-        rate_min=http.body_rate_min,
-    )
+    schema["info"]["description"] = _DESCRIPTION.format(sizes=sizes, http=http)
     schema["servers"] = [{"url": "/", "description": "Where this document is served."}]
     found = components()
     schema["components"] = {

@@ -98,7 +98,11 @@ async def neighbors(context: RequestContext, model_version: str, product_id: str
         raise
     ref = _find(snapshot, product_id)
     provenance = snapshot.matrix_provenance
-    hits = await _run(context, snapshot.matrix_us, one_step(snapshot.matrix_neighbors, ref, k))
+    if snapshot.matrix_us <= INLINE_US_MAX:
+        hits = snapshot.matrix_neighbors(ref, k)
+    else:
+        steps = one_step(snapshot.matrix_neighbors, ref, k)
+        hits = await _run(context, snapshot.matrix_us, steps)
     if hits is None:
         provenance, cost_us = snapshot.provenance, snapshot.search_us(1, k)
         hits = await _run(context, cost_us, one_step(snapshot.search_near, ref, k))
