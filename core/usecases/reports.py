@@ -103,7 +103,9 @@ class ReportService:
             BeingDeleted: the caller's user is being deleted.
         """
         expected = None
-        if versions is not None:  # DynamoDB can check for one of them alone
+        if versions is not None and len(versions) == 1:
+            (expected,) = versions
+        elif versions is not None:  # DynamoDB can check for one of them alone
             expected = (await self._reports.get_report(report_id, user_id)).version
             if expected not in versions:
                 raise Stale("the report has changed since the version that was named")
