@@ -178,8 +178,5 @@ def _error(refusal: Refusal) -> K9Error:
 def _replayed(stored: StoredReply) -> Response[bytes]:
     pairs = zip(stored.headers[::2], stored.headers[1::2], strict=True)
     return Response(
-        stored.body,
-        status_code=stored.status,
-        media_type=stored.content_type,
-        headers=dict(pairs),
+        stored.body, status_code=stored.status, media_type=stored.content_type, headers=dict(pairs)
     )

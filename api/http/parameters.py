@@ -55,8 +55,7 @@ MetricQuery = Annotated[
 IfMatch = Annotated[
     str | None,
     HeaderParameter(
-        name="If-Match",
-        description="`ETag`s of which the report must have one, or `*`; else 412.",
+        name="If-Match", description="`ETag`s of which the report must have one, or `*`; else 412."
     ),
 ]
 

@@ -185,12 +185,7 @@ def _present(schema: Schema) -> Schema:
 
 
 def _complete_response(
-    response: Schema,
-    status: int,
-    headers: Schema,
-    found: dict[str, Schema],
-    *,
-    with_msgpack: bool,
+    response: Schema, status: int, headers: Schema, found: dict[str, Schema], *, with_msgpack: bool
 ) -> None:
     response["description"] = HTTPStatus(status).phrase
     response["headers"] = {"X-Request-Id": _REQUEST_ID} | {

@@ -102,11 +102,7 @@ class EmbeddingController(Controller):
         stored = await once(
             request,
             partial(
-                embedding_service.store_batch,
-                model_version,
-                rows,
-                metric,
-                malformed=malformed,
+                embedding_service.store_batch, model_version, rows, metric, malformed=malformed
             ),
         )
         headers = _header(request, stored.watermark)
@@ -144,8 +140,7 @@ class EmbeddingController(Controller):
     ) -> ApiResponse[None]:
         """Deletes one embedding; 404 when there is none, or no more."""
         deleted = await once(
-            request,
-            partial(embedding_service.delete_embedding, model_version, product_id),
+            request, partial(embedding_service.delete_embedding, model_version, product_id)
         )
         headers = _header(request, deleted.watermark)
         return ApiResponse(None, status_code=204, headers=headers)

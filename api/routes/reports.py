@@ -97,8 +97,7 @@ class ReportController(Controller):
         """Deletes one of the caller's reports; only the version that `If-Match` names."""
         checked, versions = _id(report_id), matching_versions(if_match)
         await once(
-            request,
-            partial(report_service.delete, checked, request.caller.user_id, versions),
+            request, partial(report_service.delete, checked, request.caller.user_id, versions)
         )
 
 

@@ -233,9 +233,7 @@ class SearchController(Controller):
     opt = {BODY: "search"}  # noqa: RUF012 - Litestar has no other place for it
 
     @post(
-        "/models/{model_version:str}/search",
-        status_code=200,
-        summary="Search by vector or product",
+        "/models/{model_version:str}/search", status_code=200, summary="Search by vector or product"
     )
     async def search(
         self, request: ApiRequest, model_version: ModelVersion, data: SearchData

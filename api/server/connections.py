@@ -8,6 +8,7 @@ import asyncio
 import resource
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import islice
 from typing import Final, Literal, Protocol
 
 from api import metrics
@@ -19,6 +20,10 @@ Cause = Literal["header", "idle", "write", "unread", "closing", "replaced", "add
 Network = IPv4Network | IPv6Network
 
 _SWEEP_S: Final = 1.0
+_ENDED_AT_ONCE: Final = 32
+"""Connections that one sweep ends: thousands, opened at once, would hold up the event loop."""
+_SWEEP_ON_S: Final = 0.005
+"""How soon the next sweep ends the rest."""
 _LINGER_S: Final = 3.0
 """How long a client may take to close a connection that is closed on this side."""
 _READ_BYTES_PER_S_MIN: Final = 4096
@@ -223,8 +228,8 @@ class ConnectionTable:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         moment = loop.time()
-        self._end_since(self.all.fresh, moment - self._http.header_timeout_s, "header")
-        self._end_since(self.all.idle, moment - self._http.idle_timeout_s, "idle")
+        more = self._end_since(self.all.fresh, moment - self._http.header_timeout_s, "header")
+        more |= self._end_since(self.all.idle, moment - self._http.idle_timeout_s, "idle")
         for connection, (since, before) in list(self._stalled.items()):
             if moment - since < self._http.write_timeout_s:
                 continue
@@ -238,14 +243,16 @@ class ConnectionTable:
             wait_s = self._http.write_timeout_s if connection.unread_bytes else _LINGER_S
             if moment - since >= wait_s and connection not in self._stalled:
                 connection.end("closing")
-        self._timer = loop.call_later(_SWEEP_S, self._sweep) if self.all.count else None
+        pause_s = _SWEEP_ON_S if more else _SWEEP_S
+        self._timer = loop.call_later(pause_s, self._sweep) if self.all.count else None
 
-    def _end_since(self, waiting: dict[Connection, float], until: float, cause: Cause) -> None:
-        while waiting:
-            connection, since = next(iter(waiting.items()))
+    def _end_since(self, waiting: dict[Connection, float], until: float, cause: Cause) -> bool:
+        """Ends those that have waited for too long; True if some are left for the next sweep."""
+        for connection, since in list(islice(waiting.items(), _ENDED_AT_ONCE)):
             if since > until:
-                return
+                return False
             connection.end(cause)
+        return len(waiting) > 0
 
 
 def trusted_networks(http: Http) -> tuple[Network, ...]:

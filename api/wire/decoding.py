@@ -23,7 +23,7 @@ _UNKNOWN: Final = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", 
 _REQUIRED: Final = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
 _MESSAGE_CHARACTERS_MAX: Final = 200
 _COUNTED_BYTES: Final = 4 << 20
-LARGE_BYTES: Final = 256 * 1024
+LARGE_BYTES: Final = 64 * 1024
 """Bodies over it are decoded in a thread, vector by vector, to let the event loop have its turn."""
 
 _skim_json: Final = msgspec.json.Decoder(Raw)

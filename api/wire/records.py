@@ -33,8 +33,7 @@ Author = Annotated[str, _text(AUTHOR_CHARACTERS_MAX)]
 Reference = Annotated[str, _text(REFERENCE_CHARACTERS_MAX)]
 Date = Annotated[str, Meta(extra_json_schema={"format": "date"})]
 Favorites = Annotated[
-    list[ProductId],
-    Meta(description="Product ids in order; those that come again are dropped."),
+    list[ProductId], Meta(description="Product ids in order; those that come again are dropped.")
 ]
 Preferences = Annotated[
     Raw,
@@ -61,7 +60,7 @@ class NewUser(UserBody, frozen=True):
     """A new profile."""
 
     SCHEMA: ClassVar[dict[str, Any]] = {
-        "example": {"name": "Ada", "preferences": {"theme": "dark"}},
+        "example": {"name": "Ada", "preferences": {"theme": "dark"}}
     }
 
     preferences: NewPreferences | UnsetType = UNSET

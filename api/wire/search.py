@@ -40,8 +40,7 @@ class SearchOptions(Body, frozen=True):
         Annotated[
             str,
             Meta(
-                description="The `X-Watermark` of a write to reflect.",
-                extra_json_schema=WATERMARK,
+                description="The `X-Watermark` of a write to reflect.", extra_json_schema=WATERMARK
             ),
         ]
         | None

@@ -10,11 +10,7 @@ import msgspec
 
 from core.errors import FieldError, Invalid, Stale, Unavailable
 from core.identifiers import product_id_problem
-from core.limits import (
-    AUTHOR_CHARACTERS_MAX,
-    REFERENCE_CHARACTERS_MAX,
-    TITLE_CHARACTERS_MAX,
-)
+from core.limits import AUTHOR_CHARACTERS_MAX, REFERENCE_CHARACTERS_MAX, TITLE_CHARACTERS_MAX
 from core.models import Report, next_version, now, timestamp
 from core.repositories.idempotency import Claim, completion
 from core.repositories.reports import ReportRepository

@@ -206,12 +206,7 @@ class Tuner:
         for line, query in enumerate(queries):
             there = positions[line] >= 0
             _, found = members.score(
-                query,
-                positions[line, there],
-                scores[line, there],
-                k,
-                self.rows,
-                self.sample.metric,
+                query, positions[line, there], scores[line, there], k, self.rows, self.sample.metric
             )
             top = -np.sort(-found)[:k]
             result[line, : top.shape[0]] = top

@@ -120,8 +120,7 @@ async def _ensure(client: Any, table: tables.Table, name: str) -> list[str]:
     turned_on = []
     if not has_recovery(await recovery_of(client, name)):
         await client.update_continuous_backups(
-            TableName=name,
-            PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True},
+            TableName=name, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
         )
         if not has_recovery(await recovery_of(client, name)):
             raise CommandError(f"{name}: point-in-time recovery could not be turned on")

@@ -26,11 +26,7 @@ BAD_ROWS_SHOWN = 50
 @click.option("--vector-column", metavar="NAME", help="Of the vectors, unless it is vector.")
 @environment.async_command
 async def command(
-    file: Path,
-    model: str,
-    metric: Metric | None,
-    id_column: str | None,
-    vector_column: str | None,
+    file: Path, model: str, metric: Metric | None, id_column: str | None, vector_column: str | None
 ) -> None:
     """Stores the embeddings of FILE: Parquet, .npz or JSON.
 

@@ -76,12 +76,7 @@ async def command(
 
         async with environment.open_resources(settings) as resources:
             migrated = await migrate_file(
-                resources,
-                source,
-                table,
-                metric=metric,
-                on_entry=reporter.add,
-                on_position=show,
+                resources, source, table, metric=metric, on_entry=reporter.add, on_position=show
             )
         show(source.position)
     if migrated.bad:

@@ -117,12 +117,7 @@ async def wait_for_build(resources: Resources, build_id: str, display: BuildDisp
         build = await resources.builds.get_build(build_id)
         step = build.progress
         display.show(
-            build.status,
-            step.stage,
-            step.done,
-            step.total,
-            attempt=build.fence,
-            error=build.error,
+            build.status, step.stage, step.done, step.total, attempt=build.fence, error=build.error
         )
         if not build.open:
             return build

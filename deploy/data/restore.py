@@ -21,14 +21,7 @@ from deploy.aws.tables import read_tag, remove_tag, write_tag
 from deploy.callbacks import MessageCallback, ProgressCallback, ignore
 from deploy.data.archive import Manifest, TableEntry, read_items, read_manifest, verify
 from deploy.data.builds import BuildRequest, IndexProbes, request_builds
-from deploy.data.bulk import (
-    BATCH_ROWS,
-    SEGMENTS,
-    delete_batch,
-    is_empty,
-    put_batch,
-    scan_segment,
-)
+from deploy.data.bulk import BATCH_ROWS, SEGMENTS, delete_batch, is_empty, put_batch, scan_segment
 from deploy.data.epochs import ended_build, epoch_of, next_epoch, renewed_model
 from deploy.errors import CommandError
 

@@ -116,12 +116,7 @@ async def _filled(client: httpx.AsyncClient, url: str, token: str, pool: Pool, s
     for name in spare_models:
         await _ok(client, "PUT", f"/models/{name}/embeddings/pandas", {"vector": [1, 2, 3]})
     await _until(client, "/health/ready", "loaded", {MODEL: builds[-1]})
-    lists = (
-        "/models",
-        "/reports",
-        f"/models/{MODEL}/embeddings",
-        f"/models/{MODEL}/builds",
-    )
+    lists = ("/models", "/reports", f"/models/{MODEL}/embeddings", f"/models/{MODEL}/builds")
     pages = {path: (await _ok(client, "GET", f"{path}?limit=1")).json() for path in lists}
     return Known(
         url=url,

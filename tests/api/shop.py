@@ -21,15 +21,7 @@ from core.settings import Settings
 from core.usecases.embeddings import EmbeddingService
 from core.vectors.arrays import Floats
 from tests.api.pool import Pool
-from tests.api.serving import (
-    build_here,
-    caught_up,
-    client_of,
-    eventually,
-    path_of,
-    started,
-    vector,
-)
+from tests.api.serving import build_here, caught_up, client_of, eventually, path_of, started, vector
 
 ROWS = 30
 Json = dict[str, Any]

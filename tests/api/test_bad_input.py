@@ -81,8 +81,7 @@ async def _still_works(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "kind"),
-    [pytest.param(*case[1:], id=case[0]) for case in VECTORS],
+    ("body", "status", "kind"), [pytest.param(*case[1:], id=case[0]) for case in VECTORS]
 )
 async def test_a_bad_vector_is_refused_by_put_and_search(
     service: Service, body: bytes, status: int, kind: str
@@ -250,11 +249,7 @@ BATCHES: list[tuple[str, Any, list[str]]] = [
     ("the same product twice", _batch(_entry("bad"), _entry("bad")), ["embeddings[1].product_id"]),
     ("a blank id", _batch(_entry("bad"), _entry(" ")), ["embeddings[1].product_id"]),
     ("an id of 2,000", _batch(_entry("x" * 2000), _entry("bad")), ["embeddings[0].product_id"]),
-    (
-        "a missing id",
-        _batch(_entry("bad"), {"vector": _GOOD}),
-        ["embeddings[1].product_id"],
-    ),
+    ("a missing id", _batch(_entry("bad"), {"vector": _GOOD}), ["embeddings[1].product_id"]),
     (
         "an unknown field in an entry",
         _batch(_entry("bad"), _entry("b") | {"price": 1}),

@@ -10,14 +10,7 @@ from backports import zstd
 
 from tests.api.conftest import MODEL, Service
 from tests.api.people import person
-from tests.api.serving import (
-    assert_problem,
-    build_here,
-    client_of,
-    eventually,
-    path_of,
-    vector,
-)
+from tests.api.serving import assert_problem, build_here, client_of, eventually, path_of, vector
 
 SEARCH = path_of(MODEL, "search")
 GOOD = msgspec.json.encode({"product_id": "plain", "k": 2})

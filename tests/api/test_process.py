@@ -147,9 +147,7 @@ async def test_metrics_on_a_taken_port_are_done_without(service: Service) -> Non
         taken.listen()
         port = free_port()
         environ = environ_of(
-            service.settings,
-            K9_PORT=str(port),
-            K9_METRICS_PORT=str(taken.getsockname()[1]),
+            service.settings, K9_PORT=str(port), K9_METRICS_PORT=str(taken.getsockname()[1])
         )
         async with running(environ), client_at(port, service.pool.token()) as client:
             await eventually(client, MODEL)

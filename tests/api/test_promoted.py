@@ -73,9 +73,7 @@ def _check(hits: Any, query: Floats, gone: set[str], changed: dict[str, Floats])
         assert found[product_id] == pytest.approx(float(cosine), abs=1e-5)
 
 
-async def test_promoting_to_an_earlier_build_and_back_brings_no_old_row_back(
-    shop: Opened,
-) -> None:
+async def test_promoting_to_an_earlier_build_and_back_brings_no_old_row_back(shop: Opened) -> None:
     """With a deletion, an overwrite and a new product since, and searched all the while."""
     async with shop() as here:
         first: str = (await here.search(vector=vector(1).tolist()))["index"]["build_id"]

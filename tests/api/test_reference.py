@@ -35,11 +35,7 @@ async def test_every_route_is_described_and_no_other(service: Service) -> None:
         for route in service.app.litestar.routes
         for method in getattr(route, "methods", ())
         if method not in WITHOUT
-    } - {
-        ("/docs", "get"),
-        ("/docs/{name}", "get"),
-        ("/openapi.json", "get"),
-    }
+    } - {("/docs", "get"), ("/docs/{name}", "get"), ("/openapi.json", "get")}
     document = await _document(service)
     described = {(path, m) for path, methods in document["paths"].items() for m in methods}
     assert described == routed

@@ -10,15 +10,7 @@ import msgspec
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import (
-    Update,
-    above,
-    below,
-    equals,
-    expressions,
-    key,
-    missing,
-)
+from core.dynamo.expressions import Update, above, below, equals, expressions, key, missing
 from core.dynamo.items import Codec
 from core.dynamo.wire import Item
 from core.errors import ConditionFailed, InFlight, KeyReused

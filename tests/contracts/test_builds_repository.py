@@ -109,10 +109,7 @@ async def test_publishing_moves_the_model(
 
 
 async def test_a_restore_stops_a_publish(
-    builds: BuildRepository,
-    models: ModelRepository,
-    promotions: PromotionRepository,
-    model: Model,
+    builds: BuildRepository, models: ModelRepository, promotions: PromotionRepository, model: Model
 ) -> None:
     """A build of data that was replaced since does not become current."""
     build = await running(builds, model)
@@ -217,10 +214,7 @@ async def test_what_is_not_there_is_not_cancelled(builds: BuildRepository) -> No
 
 
 async def test_either_the_cancel_or_the_publish_counts(
-    builds: BuildRepository,
-    promotions: PromotionRepository,
-    models: ModelRepository,
-    model: Model,
+    builds: BuildRepository, promotions: PromotionRepository, models: ModelRepository, model: Model
 ) -> None:
     """Of a cancel and a publish in flight together one wins, and the other is told."""
     for _ in range(5):
@@ -252,10 +246,7 @@ async def published_build(
 
 
 async def test_promoting_moves_and_pins(
-    builds: BuildRepository,
-    promotions: PromotionRepository,
-    models: ModelRepository,
-    model: Model,
+    builds: BuildRepository, promotions: PromotionRepository, models: ModelRepository, model: Model
 ) -> None:
     """An earlier build becomes current and stays so until an operator's build is published."""
     first = await published_build(builds, promotions, model)
@@ -272,10 +263,7 @@ async def test_promoting_moves_and_pins(
 
 
 async def test_only_a_published_build_of_the_model_is_promoted(
-    builds: BuildRepository,
-    promotions: PromotionRepository,
-    models: ModelRepository,
-    model: Model,
+    builds: BuildRepository, promotions: PromotionRepository, models: ModelRepository, model: Model
 ) -> None:
     """One that failed, is removed, or is another model's is refused; nothing moves."""
     first = await published_build(builds, promotions, model)
@@ -346,10 +334,7 @@ async def test_the_current_build_is_neither_retired_nor_removed(
 
 
 async def test_an_automatic_build_leaves_a_pinned_one_alone(
-    builds: BuildRepository,
-    promotions: PromotionRepository,
-    models: ModelRepository,
-    model: Model,
+    builds: BuildRepository, promotions: PromotionRepository, models: ModelRepository, model: Model
 ) -> None:
     """It is neither opened nor published over a pinned build, unless an operator asks for it."""
     first = await published_build(builds, promotions, model)

@@ -249,13 +249,7 @@ class TestTransactions:
             "transact_write_items",
             TransactItems=[
                 {"Put": {"TableName": models, "Item": row(name)}},
-                {
-                    "Update": {
-                        "TableName": models,
-                        "Key": key(model_version=name + "u"),
-                        **update,
-                    }
-                },
+                {"Update": {"TableName": models, "Key": key(model_version=name + "u"), **update}},
             ],
         )
         first, second = [

@@ -254,8 +254,7 @@ async def test_a_record_of_an_earlier_release_is_read_and_deleted(
         IndexName=tables.MODEL_VERSION_INDEX,
         **expressions(
             key=equals(
-                tables.MODEL_SHARD,
-                f"{old.model_version}#{tables.shard_of('p', old.shards)}",
+                tables.MODEL_SHARD, f"{old.model_version}#{tables.shard_of('p', old.shards)}"
             )
         ),
     )

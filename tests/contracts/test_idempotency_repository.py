@@ -20,12 +20,7 @@ from core.errors import (
 )
 from core.models import Report, User
 from core.repositories import transactions
-from core.repositories.idempotency import (
-    Claim,
-    IdempotencyRepository,
-    StoredResult,
-    completion,
-)
+from core.repositories.idempotency import Claim, IdempotencyRepository, StoredResult, completion
 from core.repositories.transactions import refused
 from core.repositories.users import UserRepository
 from core.results import DeletedReport, Refusal

@@ -8,12 +8,7 @@ import pytest
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Update, expressions, key
 from core.errors import InFlight, KeyReused
-from core.repositories.idempotency import (
-    Claim,
-    IdempotencyRepository,
-    StoredReply,
-    StoredResult,
-)
+from core.repositories.idempotency import Claim, IdempotencyRepository, StoredReply, StoredResult
 from core.results import DeletedReport
 from core.settings import Settings
 from tests.contracts.earlier_idempotency import EarlierClaim, EarlierIdempotency, Kept

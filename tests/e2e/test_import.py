@@ -109,10 +109,7 @@ CASES = Path(__file__).parents[1] / "cases"
 
 @pytest.mark.parametrize(
     ("name", "stored", "bad"),
-    [
-        ("a14_first_short.parquet", 9, [1]),
-        ("a14_bad.parquet", 10, [1, 2, 3, 4, 5, 6, 7]),
-    ],
+    [("a14_first_short.parquet", 9, [1]), ("a14_bad.parquet", 10, [1, 2, 3, 4, 5, 6, 7])],
 )
 async def test_most_rows_fix_the_dimension_of_a_new_model(
     own_tables: Settings, name: str, stored: int, bad: list[int]

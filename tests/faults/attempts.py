@@ -124,10 +124,7 @@ def _of_strangers(target: Target) -> Iterator[Attempt]:
         yield signed(target, named, key_id, secret_key)
     yield Attempt("list buckets", "GET", body=b"")
     yield Attempt("list objects", "GET", f"/{target.bucket}?list-type=2", body=b"")
-    yield Attempt(
-        "list secrets",
-        headers={"X-Amz-Target": "secretsmanager.ListSecrets"} | _json(),
-    )
+    yield Attempt("list secrets", headers={"X-Amz-Target": "secretsmanager.ListSecrets"} | _json())
     yield Attempt("create a function", path=LAMBDA, headers=_json(), body=function("stranger"))
     yield Attempt(
         "sign up",
@@ -261,8 +258,7 @@ def read_by_lambda(client: httpx.Client, target: Target) -> str | None:
     if refused is None:
         return None
     answer = client.post(
-        f"{target.endpoint}{LAMBDA}/reader/invocations",
-        json={"path": str(target.secrets_file)},
+        f"{target.endpoint}{LAMBDA}/reader/invocations", json={"path": str(target.secrets_file)}
     )
     read = any(secret in answer.text for secret in target.secrets)
     return "read secrets.json" if read else refused

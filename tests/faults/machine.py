@@ -97,9 +97,7 @@ async def open_machine() -> AsyncIterator[Machine]:
 
 
 def main(
-    doc: str | None,
-    act: Callable[[Machine, Questions], Awaitable[list[str]]],
-    asked: Questions,
+    doc: str | None, act: Callable[[Machine, Questions], Awaitable[list[str]]], asked: Questions
 ) -> int:
     """Reads the arguments, which change what is asked, and runs; the exit status."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])

@@ -162,12 +162,7 @@ async def open_site(*, workers: Sequence[str] = WORKERS, **environ: str) -> Asyn
 
 def _valkey(directory: Path, port: int) -> tuple[str, ...]:
     directory.mkdir()
-    options = {
-        "bind": "127.0.0.1",
-        "port": str(port),
-        "dir": str(directory),
-        "appendonly": "yes",
-    }
+    options = {"bind": "127.0.0.1", "port": str(port), "dir": str(directory), "appendonly": "yes"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     return (str(get_binary_path()), *words)
 

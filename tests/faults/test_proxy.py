@@ -139,10 +139,7 @@ async def test_a_request_is_decided_on_once(upstream: Upstream) -> None:
             await asyncio.sleep(0.001)
         yield b'"}'
 
-    async with (
-        upstream.behind(Faults(throttle_rate=0.5)) as proxy,
-        client_of(proxy) as client,
-    ):
+    async with upstream.behind(Faults(throttle_rate=0.5)) as proxy, client_of(proxy) as client:
         for number in range(40):  # chunked, and by their length
             await client.call(GET, pieces() if number % 2 else body)
         assert proxy.calls == {GET: 40}
@@ -154,10 +151,7 @@ async def test_a_batch_is_taken_in_part(upstream: Upstream) -> None:
     """What reached the server and what came back are the batch, for every size of the part."""
     batch = puts(3) | puts(2, "u")
     sizes = set()
-    async with (
-        upstream.behind(Faults(unprocessed_rate=1.0)) as proxy,
-        client_of(proxy) as client,
-    ):
+    async with upstream.behind(Faults(unprocessed_rate=1.0)) as proxy, client_of(proxy) as client:
         held = 0
         for number in range(60):
             upstream.chunked = bool(number % 2)
@@ -183,10 +177,7 @@ async def test_a_batch_is_taken_in_part(upstream: Upstream) -> None:
 async def test_what_the_server_left_comes_back_too(upstream: Upstream) -> None:
     """Its own UnprocessedItems are kept beside those that were held back."""
     upstream.busy = puts(1, "left") | puts(1)
-    async with (
-        upstream.behind(Faults(unprocessed_rate=1.0)) as proxy,
-        client_of(proxy) as client,
-    ):
+    async with upstream.behind(Faults(unprocessed_rate=1.0)) as proxy, client_of(proxy) as client:
         for _ in range(10):
             upstream.came.clear()
             _, answer = await client.call(BATCH, {"RequestItems": puts(25)})

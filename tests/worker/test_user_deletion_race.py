@@ -110,9 +110,7 @@ async def deleted(resources: Resources, user_id: str) -> None:
 
 
 async def test_a_slow_worker_destroys_nothing_of_the_next_life(
-    resources: Resources,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
+    resources: Resources, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever call it stands still before while another worker takes over and finishes."""
     for pause_at in range(1, 100):

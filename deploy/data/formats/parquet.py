@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 from core.settings import Files
 from deploy.data.formats.columns import Columns
 from deploy.data.formats.file_input import BLOCK_BYTES, FileInput, expansion_problem
-from deploy.data.formats.rows import (
-    Batch,
-    EmbeddingReader,
-    as_float32,
-    batch_of,
-    decoded,
-    text_of,
-)
+from deploy.data.formats.rows import Batch, EmbeddingReader, as_float32, batch_of, decoded, text_of
 from deploy.errors import CommandError
 
 _WIDEST_BYTES: Final = 8

@@ -51,9 +51,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 def batch_of(
-    first: int,
-    ids: Sequence[str | bytes | None],
-    vectors: Sequence[NDArray[np.float32] | str],
+    first: int, ids: Sequence[str | bytes | None], vectors: Sequence[NDArray[np.float32] | str]
 ) -> Batch:
     """A batch of consecutive rows.
 

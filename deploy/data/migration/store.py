@@ -26,11 +26,7 @@ from core.errors import (
     Unavailable,
 )
 from core.models import Metric, Model, Report, User, next_version, now, timestamp
-from core.repositories.embedding_rows import (
-    generation_of,
-    live_row,
-    other_generation,
-)
+from core.repositories.embedding_rows import generation_of, live_row, other_generation
 from core.repositories.models import ModelRepository
 from core.repositories.reports import REPORT_CODEC
 from core.repositories.transactions import CONFLICTS

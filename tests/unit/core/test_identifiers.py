@@ -3,11 +3,7 @@
 import pytest
 
 from core.errors import Invalid
-from core.identifiers import (
-    product_id_problem,
-    validate_model_version,
-    validate_product_id,
-)
+from core.identifiers import product_id_problem, validate_model_version, validate_product_id
 
 GOOD_IDS = ("a", "a/b", "a b", "100%", "...", ".a", "日本", "e\u0301", "é" * 256, "x" * 512)
 BAD_IDS = ("", "   ", ".", "..", "a\nb", "\x00", "a\x7fb", "\x85", "x" * 513, "é" * 257, "\ud800")

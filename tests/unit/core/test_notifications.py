@@ -21,9 +21,7 @@ def _settings(valkey: str) -> Settings:
 
 
 @asynccontextmanager
-async def _received(
-    notifier: ChangeNotifier,
-) -> AsyncIterator[Received]:
+async def _received(notifier: ChangeNotifier) -> AsyncIterator[Received]:
     """What a subscriber receives, once it is subscribed."""
     queue: asyncio.Queue[ChangeNotification | None] = asyncio.Queue()
 

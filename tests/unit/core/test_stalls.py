@@ -114,9 +114,7 @@ async def test_many_stalls_are_few_lines(monkeypatch: pytest.MonkeyPatch) -> Non
     assert max(line["longest_s"] for line in lines) >= SEEN_S - 0.001
 
 
-async def test_the_longest_delay_of_two_windows_is_shown(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_the_longest_delay_of_two_windows_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shorter delay does not hide a longer one of the window before; an older one is gone."""
     monkeypatch.setattr(stalls, "WINDOW_S", STALL_S)
     probe = LoopProbe(EVERY_S, limit_s=60)

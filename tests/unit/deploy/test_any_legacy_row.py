@@ -125,11 +125,7 @@ def test_dynamodbs_json_never_ends_a_run(row: tuple[str, dict[str, Any]]) -> Non
         assert_storable(read(table, text.encode()))
 
 
-@given(
-    table=st.sampled_from(sorted(_NAMES)),
-    cut=st.integers(0, 60),
-    put=st.binary(max_size=4),
-)
+@given(table=st.sampled_from(sorted(_NAMES)), cut=st.integers(0, 60), put=st.binary(max_size=4))
 def test_bytes_of_any_kind_never_end_a_run(table: str, cut: int, put: bytes) -> None:
     """Text that is cut, not UTF-8, or no JSON at all."""
     text = b'{"user_id": "u", "id": "r", "product_id": "p", "title": "t", "version": 2}'

@@ -247,10 +247,7 @@ def test_json_of_other_forms_is_one_line(content: Any, words: str, tmp_path: Pat
     [
         ({"embeddings": [{"product_id": i, "vector": v} for i, v in PAIRS]}, None),
         ({"vectors": [{"id": i, "values": v} for i, v in PAIRS]}, ("id", "values")),
-        (
-            {"result": {"points": [{"id": i, "vector": v} for i, v in PAIRS]}},
-            ("id", "vector"),
-        ),
+        ({"result": {"points": [{"id": i, "vector": v} for i, v in PAIRS]}}, ("id", "vector")),
         ([{"product_id": i, "vector": v, "x": {}} for i, v in PAIRS], None),
     ],
 )

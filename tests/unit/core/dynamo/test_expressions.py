@@ -3,16 +3,7 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from core.dynamo.expressions import (
-    Update,
-    above,
-    equals,
-    exists,
-    expressions,
-    key,
-    missing,
-    one_of,
-)
+from core.dynamo.expressions import Update, above, equals, exists, expressions, key, missing, one_of
 from core.dynamo.wire import AttributeValue
 
 

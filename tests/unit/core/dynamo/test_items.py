@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
-from core.dynamo.items import (
-    Codec,
-    attribute_of,
-    float32_bytes,
-    int_of,
-    number_text,
-)
+from core.dynamo.items import Codec, attribute_of, float32_bytes, int_of, number_text
 from core.dynamo.wire import AttributeValue, item_of
 from core.errors import Corrupt, NumberOutOfRange
 from core.models import Build, BuildParameters, Embedding, Model
@@ -75,13 +69,7 @@ def test_whole_numbers_are_exact(number: int) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [
-        10**126,
-        -(10**126),
-        10**38 + 1,
-        -(10**100_000),
-        int("1" * 39),
-    ],
+    [10**126, -(10**126), 10**38 + 1, -(10**100_000), int("1" * 39)],
     ids=["large", "small", "39 digits", "100,000 digits", "39 ones"],
 )
 def test_numbers_out_of_range_are_refused(number: int) -> None:
@@ -91,8 +79,7 @@ def test_numbers_out_of_range_are_refused(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
-    [("1E+2", 100), ("100.00", 100), ("-0", 0), ("1e125", 10**125), ("+7", 7)],
+    ("text", "number"), [("1E+2", 100), ("100.00", 100), ("-0", 0), ("1e125", 10**125), ("+7", 7)]
 )
 def test_a_whole_number_in_another_spelling(text: str, number: int) -> None:
     """DynamoDB and its emulators write whole numbers in several ways."""

@@ -80,9 +80,7 @@ CHANGES = st.lists(
 
 @given(CHANGES, st.integers(1, 7))
 def test_reading_is_replaying(
-    tmp_path_factory: pytest.TempPathFactory,
-    changes: list[tuple[str, float | None]],
-    page: int,
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, float | None]], page: int
 ) -> None:
     """Whatever came, what is read is what a dict would hold in the end."""
     directory = tmp_path_factory.mktemp("rows")

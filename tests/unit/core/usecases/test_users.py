@@ -195,11 +195,7 @@ async def test_text_that_is_no_utf8_is_unreadable(profiles: UserService, text: b
 
 async def test_what_does_not_hold_is_said_before_what_is_not_there(profiles: UserService) -> None:
     """422 comes before 404."""
-    for fields, preferences in (
-        ({"name": ""}, None),
-        ({}, b"[]"),
-        ({}, _nested(101)),
-    ):
+    for fields, preferences in (({"name": ""}, None), ({}, b"[]"), ({}, _nested(101))):
         with pytest.raises(Invalid):
             await profiles.change("nobody", fields, preferences)
     with pytest.raises(NotFound):

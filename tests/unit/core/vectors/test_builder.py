@@ -17,12 +17,7 @@ GIB = 1024**3
 def families(rows: int, dimension: int, target: float = 0.95, **limits: int) -> list[str]:
     """The families planned, in order."""
     plans = plan_indexes(
-        rows,
-        dimension,
-        "cosine",
-        norm_max=1.0,
-        target_recall=target,
-        limits=IndexLimits(**limits),
+        rows, dimension, "cosine", norm_max=1.0, target_recall=target, limits=IndexLimits(**limits)
     )
     return [planned.family for planned in plans]
 
