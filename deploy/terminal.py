@@ -32,8 +32,6 @@ _STAGES = {
     "upload": "uploading",
     "publish": "publishing",
 }
-_BYTE_STAGES = {"upload"}
-"""Stages that count bytes; the others count rows, or steps."""
 _PREFIXES = ("", "k", "M", "G", "T")
 _STEP = 1000
 
@@ -158,7 +156,7 @@ class BuildDisplay:
         if label != self._label:
             self._display.finish(self._label)
         self._label = label
-        unit = "B" if stage in _BYTE_STAGES else ""
+        unit = "B" if stage == "upload" else ""  # the other stages count rows, or steps
         self._display.update(label, completed, total or None, unit=unit)
 
 

@@ -1,5 +1,6 @@
 """A Cognito user pool with K9's groups, and access tokens from it, for the embedded stack."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -38,19 +39,18 @@ async def ensure_pool(settings: Settings) -> UserPool:
         CommandError: Cognito did not answer.
     """
     async with open_client("cognito-idp", settings) as client:
-        pool_id = await _find_pool(client)
-        if pool_id is None:
-            pool_id = (await client.create_user_pool(PoolName=POOL))["UserPool"]["Id"]
-        client_id = await _find_client(client, pool_id)
-        if client_id is None:
-            made = await client.create_user_pool_client(
-                UserPoolId=pool_id, ClientName=CLIENT, **_ACCESS
-            )
-            client_id = made["UserPoolClient"]["ClientId"]
+        pools = client.get_paginator("list_user_pools").paginate(PaginationConfig={"PageSize": 60})
+        pool = await _first(pools, "UserPools", "Name", POOL)
+        if pool is None:
+            pool = (await client.create_user_pool(PoolName=POOL))["UserPool"]
+        pool_id = pool["Id"]
+        access = {"UserPoolId": pool_id, "ClientName": CLIENT, **_ACCESS}
+        clients = client.get_paginator("list_user_pool_clients").paginate(UserPoolId=pool_id)
+        app = await _first(clients, "UserPoolClients", "ClientName", CLIENT)
+        if app is None:
+            app = (await client.create_user_pool_client(**access))["UserPoolClient"]
         else:  # it may be of an earlier release
-            await client.update_user_pool_client(
-                UserPoolId=pool_id, ClientId=client_id, ClientName=CLIENT, **_ACCESS
-            )
+            await client.update_user_pool_client(ClientId=app["ClientId"], **access)
         for group in GROUPS:
             try:
                 await client.create_group(UserPoolId=pool_id, GroupName=group)
@@ -60,7 +60,7 @@ async def ensure_pool(settings: Settings) -> UserPool:
     region = settings.aws.region
     return UserPool(
         pool_id=pool_id,
-        client_id=client_id,
+        client_id=app["ClientId"],
         issuer=f"https://cognito-idp.{region}.amazonaws.com/{pool_id}",
         jwks_url=f"{settings.aws.endpoint_url}/{pool_id}/.well-known/jwks.json",
     )
@@ -106,19 +106,10 @@ async def _create_user(client: Any, pool_id: str, user: str, password: str) -> N
     )
 
 
-async def _find_pool(client: Any) -> str | None:
-    pages = client.get_paginator("list_user_pools").paginate(PaginationConfig={"PageSize": 60})
+async def _first(pages: AsyncIterator[Any], key: str, name_key: str, name: str) -> Any:
+    """The entry of that name in a paginated list; None if there is none."""
     async for page in pages:
-        for pool in page["UserPools"]:
-            if pool["Name"] == POOL:
-                return str(pool["Id"])
-    return None
-
-
-async def _find_client(client: Any, pool_id: str) -> str | None:
-    pages = client.get_paginator("list_user_pool_clients").paginate(UserPoolId=pool_id)
-    async for page in pages:
-        for entry in page["UserPoolClients"]:
-            if entry["ClientName"] == CLIENT:
-                return str(entry["ClientId"])
+        for entry in page[key]:
+            if entry[name_key] == name:
+                return entry
     return None

@@ -17,6 +17,7 @@ from deploy.errors import CommandError
 
 TEMPLATE = Path(__file__).parent.parent / "cloudformation" / "data.yaml"
 Protection = Literal["auto", "true", "false"]
+Change = Literal["created", "updated", "unchanged"]
 
 _WAIT_S = 900.0
 _POLL_S = 3.0
@@ -45,11 +46,9 @@ class DataStack(msgspec.Struct, frozen=True):
     """What `create_tables` did, and the stack's outputs."""
 
     name: str
-    change: Literal["created", "updated", "unchanged"]
+    change: Change
     outputs: dict[str, str]
     """The template's outputs: `UsersTableName`, `IndexesBucketName` and so on."""
-    turned_on: tuple[str, ...]
-    """Settings that the stack left off, and this call turned on."""
 
     @property
     def bucket(self) -> str:
@@ -84,8 +83,8 @@ async def create_tables(
     outputs = {o["OutputKey"]: o["OutputValue"] for o in (stack or {}).get("Outputs", [])}
     if "IndexesBucketName" not in outputs:
         raise CommandError(f"the stack {name} has no output IndexesBucketName: is it K9's?")
-    turned_on = await ensure_settings(settings, message)
-    return DataStack(name, change, outputs, turned_on)
+    await ensure_settings(settings, message)
+    return DataStack(name, change, outputs)
 
 
 def _refuse_overrides(settings: Settings) -> None:
@@ -101,7 +100,7 @@ def _refuse_overrides(settings: Settings) -> None:
 
 async def _apply(
     client: Any, name: str, arguments: dict[str, Any], message: MessageCallback
-) -> Literal["created", "updated", "unchanged"]:
+) -> Change:
     stack = await _describe(client, name)
     if stack and stack["StackStatus"].endswith("_IN_PROGRESS"):
         message(f"{name}: another change is in progress, waiting for it")
@@ -111,10 +110,10 @@ async def _apply(
         message(f"{name}: deleting the stack of a failed creation")
         await client.delete_stack(StackName=name)
         stack = await _settle(client, name, message)
-    seen = await _event_ids(client, name) if stack else set()
+    seen = {event["EventId"] for event in await _events(client, name)} if stack else set()
     if stack is None:
         await client.create_stack(**arguments, OnFailure="ROLLBACK")
-        change: Literal["created", "updated"] = "created"
+        change: Change = "created"
     else:
         try:
             await client.update_stack(**arguments)
@@ -179,10 +178,6 @@ async def _events(client: Any, name: str) -> list[dict[str, Any]]:
             return []
         raise
     return list(reversed(reply["StackEvents"]))
-
-
-async def _event_ids(client: Any, name: str) -> set[str]:
-    return {event["EventId"] for event in await _events(client, name)}
 
 
 async def _first_failure(

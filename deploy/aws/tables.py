@@ -94,14 +94,11 @@ def _is_encrypted(table: dict[str, Any]) -> bool:
     return (table.get("SSEDescription") or {}).get("Status") in {"ENABLED", "UPDATING"}
 
 
-async def ensure_settings(settings: Settings, message: MessageCallback) -> tuple[str, ...]:
+async def ensure_settings(settings: Settings, message: MessageCallback) -> None:
     """Turns on settings of the template that CloudFormation or a restore left off.
 
     Both emulators leave point-in-time recovery, TTL and encryption off; in an account this only
     reads.
-
-    Returns:
-        What was turned on: `k9-users-dev: point-in-time recovery`.
 
     Raises:
         CommandError: point-in-time recovery cannot be turned on.
@@ -110,13 +107,13 @@ async def ensure_settings(settings: Settings, message: MessageCallback) -> tuple
         lists = await gather(
             *(_ensure(client, table, settings.table(table.name)) for table in tables.ALL)
         )
-    turned_on = tuple(line for lines in lists for line in lines)
-    for line in turned_on:
-        message(f"{line} turned on")
-    return turned_on
+    for turned_on in lists:
+        for setting in turned_on:
+            message(f"{setting} turned on")
 
 
 async def _ensure(client: Any, table: tables.Table, name: str) -> list[str]:
+    """Returns what was turned on: `k9-users-dev: point-in-time recovery`."""
     turned_on = []
     if not has_recovery(await recovery_of(client, name)):
         await client.update_continuous_backups(

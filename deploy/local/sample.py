@@ -30,17 +30,10 @@ _BUILD_TIMEOUT_S = 300.0
 _ANSWER_TIMEOUT_S = 30.0
 
 
-async def is_loaded(settings: Settings) -> bool:
-    """Whether the whole sample was once loaded into the current tables.
-
-    The rows are not checked: whoever deleted some of them does not want them back.
-    """
-    return await read_tag(settings, tables.EMBEDDINGS, _TAG) is not None
-
-
 async def prepare(settings: Settings, console: Console, message: MessageCallback) -> bool:
     """Loads and builds the sample, unless it is loaded. Returns whether an index was published."""
-    if await is_loaded(settings):
+    # The rows are not checked: whoever deleted some of them does not want them back.
+    if await read_tag(settings, tables.EMBEDDINGS, _TAG) is not None:
         return False
     stored = await load(settings, console)
     message(f"sample loaded: {stored:,} embeddings of {MODEL}")
