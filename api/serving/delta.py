@@ -253,6 +253,10 @@ class DeltaBuffer:
         self.changed = 0
         self._clear()
 
+    def masked_ids(self) -> list[str]:
+        """The products of the segment's rows that are masked."""
+        return self.segment.ids_of(np.flatnonzero(self._masked))
+
     def forget(self, before: str | None = None) -> None:
         """Drops entries without effect, of changes before a time: the GSI shows those by now."""
         self.entries = {

@@ -101,6 +101,10 @@ class ModelReplica:
                 for start in range(0, len(ids), _CARRY_IDS):
                     coming.carry_over(before, ids[start : start + _CARRY_IDS])
                     await asyncio.sleep(0)
+                if before.overflowed:
+                    # It knows deletions by its mask alone, and the GSI may not show them yet.
+                    deleted = before.masked_ids()
+                    await self._fetcher.fetch([i for i in deleted if segment.row_of(i) is not None])
                 # An older build may have rows that a later one knew to be deleted.
                 older = coming.watermark < before.watermark
                 if before.polled_at or before.overflowed or older:

@@ -96,6 +96,10 @@ class Segment:
         """The row of a product; None where the index does not have it."""
         return self._ids.row_of(product_id)
 
+    def ids_of(self, rows: NDArray[np.integer[Any]]) -> list[str]:
+        """The products of rows (any,), in their order."""
+        return self._ids.ids_of(rows)
+
     def vector(self, row: int) -> Floats:
         """float32 (d,) of a row, as the index has it: a unit row under cosine. Not a copy."""
         found: Floats = self._searcher.rows[row]

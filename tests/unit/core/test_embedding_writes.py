@@ -10,6 +10,7 @@ from core.errors import Busy, Unavailable
 from core.models import Model
 from core.repositories.embeddings import EmbeddingRepository
 from core.settings import Aws, Ingest, Settings
+from tests.virtual_time import in_virtual_time
 
 MODEL = Model("m", 1, "cosine", 1, "2026-01-01T00:00:00.000000Z")
 ROWS = [(f"p{number}", b"\0\0\x80\x3f") for number in range(60)]
@@ -41,6 +42,7 @@ def repository(dynamo: Dynamo) -> EmbeddingRepository:
     return EmbeddingRepository(dynamo, Settings(aws=Aws(deadline_s=PATIENCE_S), ingest=ingest))
 
 
+@in_virtual_time
 async def test_a_busy_dynamodb_is_waited_out() -> None:
     """Turned away for longer than a call may take, a batch is stored all the same."""
     dynamo = Troubled(Busy("throttled"), 3 * PATIENCE_S)
@@ -48,6 +50,7 @@ async def test_a_busy_dynamodb_is_waited_out() -> None:
     assert dynamo.stored == {product_id for product_id, _ in ROWS}
 
 
+@in_virtual_time
 async def test_a_dynamodb_that_is_gone_is_not() -> None:
     """Every id comes back as not taken, long before the batch's own deadline."""
     began = asyncio.get_running_loop().time()
@@ -71,6 +74,7 @@ class Hung(Dynamo):
         raise Unavailable("no answer")
 
 
+@in_virtual_time
 async def test_no_call_is_begun_once_dynamodb_is_known_to_be_gone() -> None:
     """A large batch takes no longer to fail than its first calls."""
     dynamo = Hung()
@@ -97,6 +101,7 @@ class OneHangs(Dynamo):
         return {"UnprocessedItems": {}}
 
 
+@in_virtual_time
 async def test_one_call_that_hangs_does_not_speak_for_all() -> None:
     """While the others are answered, nothing is given up, that one's rows included."""
     rows = [(f"p{number}", ROWS[0][1]) for number in range(2000)]
@@ -104,6 +109,7 @@ async def test_one_call_that_hangs_does_not_speak_for_all() -> None:
 
 
 @pytest.mark.parametrize("trouble", [Busy("throttled"), Unavailable("gone")])
+@in_virtual_time
 async def test_a_short_trouble_is_none(trouble: Unavailable) -> None:
     """Either kind, when it passes at once."""
     dynamo = Troubled(trouble, 0.05)

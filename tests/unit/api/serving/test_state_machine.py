@@ -296,3 +296,20 @@ def same(present: Floats | None, written: Floats | None) -> bool:
 
 ServingMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 TestServing = ServingMachine.TestCase
+
+
+def test_a_deletion_stays_seen_after_an_overflow_and_a_build() -> None:
+    """By its mask alone, which the next version does not have, while the GSI does not show it."""
+    machine = ServingMachine()
+    try:
+        machine.start(hard=3)
+        machine.build(wait_s=0.0)
+        for product_id in "dc":
+            machine.write(product_id=product_id, delete=False, lag_s=0.0, notified=False)
+        machine.notifications_begin_again()
+        machine.write(product_id="a", delete=True, lag_s=GSI_LAG_S, notified=True)
+        machine.write(product_id="b", delete=False, lag_s=0.0, notified=False)
+        machine.nothing_goes_back()
+        machine.settle()
+    finally:
+        machine.teardown()
