@@ -153,7 +153,7 @@ async def test_a_stopped_worker_gives_its_build_back(
         build_id = await requested(resources, model_version, slow=True)
         owner = await owner_of(resources, build_id, settings, first, second)
         owner.terminate()
-        assert await asyncio.wait_for(owner.wait(), 20) == 0
+        assert await asyncio.wait_for(owner.wait(), 60) == 0
         taken = await until(resources, build_id, lambda build: build.fence == 2, seconds=20)
         assert (taken.faults, taken.unreturned) == (0, 1)
         await until(resources, build_id, has_ended)
