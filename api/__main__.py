@@ -25,8 +25,8 @@ from core.stalls import freeze_memory
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
-_THREAD_S: Final = 0.0005
-"""How long a thread may run Python while the event loop wants to; Python's own is 0.005."""
+_SWITCH_INTERVAL_S: Final = 0.0005
+"""After which a thread gives the GIL to the event loop; Python's default is 0.005."""
 
 _log = telemetry.logger(__name__)
 
@@ -42,7 +42,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     telemetry.configure_logging(level=settings.log_level, json=settings.log_json)
-    sys.setswitchinterval(_THREAD_S)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with bound:
         return uvloop.run(serve(app, settings.http, bound))
 

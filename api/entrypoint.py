@@ -92,6 +92,7 @@ class Entrypoint:
             await self._app(scope, context.receive, sender.send)
         finally:
             sender.route = untyped.get("path_template") or metrics.UNMATCHED
+            del untyped[CONTEXT]  # it has the server's request, and that the scope: a cycle
 
     async def _failed(
         self, error: Exception, context: RequestContext, sender: "ResponseSender"

@@ -106,19 +106,19 @@ class DeltaSnapshot:
         # A row below the last of k hits cannot become a result.
         floors = [max(least, each.scores[-1]) if len(each.scores) == k else least for each in hits]
         if len(vectors) == 1:
-            return [self._with_rows(searcher, vectors[0], hits[0], k, floors[0], excluded)]
+            return [self._merged_one(searcher, vectors[0], hits[0], k, floors[0], excluded)]
         # One more than asked for tells whether rows of equal score are cut apart at k.
         found = searcher.search(np.stack(vectors), k + 1, excluded=excluded)
         result = []
         for vector, old, floor, rows, top in zip(vectors, hits, floors, *found, strict=True):
             if rows[k] >= 0 and top[k] == top[k - 1]:
-                result.append(self._with_rows(searcher, vector, old, k, floor, excluded))
+                result.append(self._merged_one(searcher, vector, old, k, floor, excluded))
             else:
                 count = int(np.count_nonzero(top >= np.float64(floor)))
                 result.append(self._ranked(old, rows[:count], top[:count], k))
         return result
 
-    def _with_rows(
+    def _merged_one(
         self,
         searcher: Searcher,
         vector: Floats,
@@ -253,9 +253,10 @@ class DeltaBuffer:
         self.changed = 0
         self._clear()
 
-    def masked_ids(self) -> list[str]:
-        """The products of the segment's rows that are masked."""
-        return self.segment.ids_of(np.flatnonzero(self._masked))
+    def masked_in(self, other: Segment) -> list[str]:
+        """The products masked here that another segment has. Blocks, and is thread-safe."""
+        masked = self.segment.ids_of(np.flatnonzero(self._masked))
+        return [product_id for product_id in masked if other.row_of(product_id) is not None]
 
     def forget(self, before: str | None = None) -> None:
         """Drops entries without effect, of changes before a time: the GSI shows those by now."""

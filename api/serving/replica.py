@@ -103,8 +103,7 @@ class ModelReplica:
                     await asyncio.sleep(0)
                 if before.overflowed:
                     # It knows deletions by its mask alone, and the GSI may not show them yet.
-                    deleted = before.masked_ids()
-                    await self._fetcher.fetch([i for i in deleted if segment.row_of(i) is not None])
+                    await self._fetcher.fetch(await asyncio.to_thread(before.masked_in, segment))
                 # An older build may have rows that a later one knew to be deleted.
                 older = coming.watermark < before.watermark
                 if before.polled_at or before.overflowed or older:
