@@ -161,7 +161,8 @@ class FakeNotifier(ChangeNotifier):
 
     @override
     async def subscribe(self) -> AsyncIterator[ChangeNotification | None]:
-        """Each of them."""
+        """None, as the subscription starts; then each of them."""
+        yield None
         while True:
             yield await self.queue.get()
 
@@ -194,8 +195,11 @@ class FakeVersions(VersionStore):
 
     @override
     async def remembered(self, model: Model) -> VersionRecord:
-        """What the builds table said of the current version."""
-        return record_of(self.manifests[str(model.current_build_id)])
+        """What the builds table said of the current version, where that is cached."""
+        unread = VersionRecord.unread(model)
+        if unread.build_id not in self.cached_builds:
+            return unread
+        return record_of(self.manifests[unread.build_id])
 
     @override
     async def cached(self, record: VersionRecord) -> tuple[Path, Manifest] | None:
@@ -217,17 +221,20 @@ class FakeVersions(VersionStore):
         if build_id in self.failures:
             raise self.failures[build_id]
         if build_id not in self.manifests:
-            raise Corrupt("no such version")
+            raise NotFound("no such version")
         if not record.describes(self.manifests[build_id]):
             raise Corrupt("not the one that the builds table has")
+        self.cached_builds.add(build_id)
         return self.directory(record), self.manifests[build_id]
 
     @override
     async def fallback(self, model: Model) -> tuple[VersionRecord, Path, Manifest] | None:
-        """Another build that is on this disk."""
-        for build_id in self.cached_builds - {model.current_build_id}:
-            record = record_of(self.manifests[build_id])
-            return record, self.directory(record), self.manifests[build_id]
+        """The latest other build that is on this disk, of the same data."""
+        for build_id, manifest in reversed(self.manifests.items()):
+            other = build_id in self.cached_builds and build_id != model.current_build_id
+            if other and manifest.data == model.data:
+                record = record_of(manifest)
+                return record, self.directory(record), manifest
         return None
 
     @override
@@ -236,8 +243,13 @@ class FakeVersions(VersionStore):
 
     @override
     async def clear(self, model_version: str) -> bool:
-        """Keeps everything, and says that nothing is left."""
+        """Removes the versions from the cache."""
+        cached = {name for name in self.cached_builds if self._is_of(name, model_version)}
+        self.cached_builds -= cached
         return True
+
+    def _is_of(self, build_id: str, model_version: str) -> bool:
+        return self.manifests[build_id].model_version == model_version
 
 
 def resources_of(

@@ -36,6 +36,7 @@ async def restarted(root: Path, builds: dict[str, list[str]]) -> Rig:
         await until(current_file(root).exists)
     rig = Rig(root)
     rig.versions.manifests = before.versions.manifests
+    rig.versions.cached_builds = before.versions.cached_builds
     rig.models.failure = Unavailable("away")
     return rig
 
@@ -161,6 +162,7 @@ async def test_going_back_to_what_answers_ends_the_trouble(tmp_path: Path) -> No
     """The version that serves on is made current again: nothing is left to tell."""
     rig = Rig(tmp_path)
     rig.versions.add("b-1", ONE)
+    rig.versions.failures["b-9"] = Corrupt("another digest")
     rig.models.models = [model_of("b-1")]
     async with rig.updating():
         await until(lambda: rig.build_id == "b-1")
