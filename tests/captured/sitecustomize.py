@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from secrets_of_settings import (  # type: ignore[import-not-found] # its directory is the path
-    DIRECTORY,
-    secrets_in,
-)
+from secrets_of_settings import DIRECTORY, secrets_in  # type: ignore[import-not-found] # its directory is the path
 
 
 def _copied(stream: TextIO, copy: TextIO) -> None:
