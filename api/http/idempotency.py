@@ -1,7 +1,7 @@
 """`Idempotency-Key`: a retried write is answered as before, and has no second effect.
 
 `claim_key` runs before the handler, `once` around its use case, `settle_key` after an error. What
-cannot be read is told before what the key says, and that before what is not valid.
+cannot be read is reported before what the key says, and that before what is not valid.
 """
 
 import asyncio
