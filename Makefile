@@ -55,16 +55,19 @@ mutants: $(VENV)/.mutants ## Changes code in small ways, and lists what no test 
 # that they install from whichever index is configured. setuptools is the build backend.
 COMPILE = $(if $(UV),$(UV),$(BIN)/uv) pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-	$(if $(UPGRADE),--upgrade) pyproject.toml
+	$(if $(UPGRADE),--upgrade)
 lock: $(VENV)/pyvenv.cfg ## Locks the dependencies anew into requirements/
 	$(if $(UV),,@$(BIN)/python -c 'import uv' 2>/dev/null || $(INSTALL) uv)
-	$(COMPILE) -o requirements/runtime.txt
-	$(COMPILE) --extra local --group build -c requirements/runtime.txt -o requirements/local.txt
-	$(COMPILE) --extra local --group dev -c requirements/local.txt -o requirements/dev.txt
-	$(COMPILE) --extra local --group mutants -c requirements/dev.txt -o requirements/mutants.txt
+	$(COMPILE) pyproject.toml -o requirements/runtime.txt
+	$(COMPILE) pyproject.toml --extra local --group build -c requirements/runtime.txt -o requirements/local.txt
+	$(COMPILE) pyproject.toml --extra lambda --extra local --group dev -c requirements/local.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra lambda --group build -c requirements/dev.txt -o requirements/lambda.txt
+	$(COMPILE) pyproject.toml --extra lambda --extra local --group mutants -c requirements/dev.txt -o requirements/mutants.txt
+	$(COMPILE) --group infra -o requirements/infra.txt
+	$(COMPILE) --group supply -o requirements/supply.txt
 
 clean: ## Removes what was installed or made by tools; the data in .k9 stays
-	rm -rf $(VENV) build mutants *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build mutants *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg:
@@ -76,6 +79,17 @@ else
 			"name a newer one, as in make dev PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 endif
+
+# Programs whose dependencies clash with K9's: each set in an environment of its own.
+$(VENV)-%/.ready: requirements/%.txt
+ifdef UV
+	$(UV) venv --quiet --allow-existing --python '>=3.11' $(@D)
+	$(UV) pip install --quiet --python $(@D)/bin/python $(LOCKED) $<
+else
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(LOCKED) $<
+endif
+	@touch $@
 
 # A stamp a set: what is in it is installed once, and again when its lock or the project changes.
 $(VENV)/.%: requirements/%.txt pyproject.toml | $(VENV)/pyvenv.cfg
