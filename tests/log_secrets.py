@@ -65,9 +65,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Searches all of it."""
-    if _WORKER in os.environ:
+    name = None if _WORKER in os.environ else os.environ.pop(DIRECTORY, None)
+    if name is None:  # also of a second session in one process, as when code is mutated
         return
-    directory = Path(os.environ.pop(DIRECTORY, ""))
+    directory = Path(name)
     secrets = {CURSOR_KEY, *secrets_in(os.environ)}
     for path in directory.glob("*.secrets"):
         secrets |= set(path.read_text(encoding="utf-8").splitlines())
