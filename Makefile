@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check load fuzz mutants lock clean
+.PHONY: help dev test check image-check image-test load fuzz mutants lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
 help: ## Shows this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A file is one process's, in the order of tests/conftest.py. Tests wait for servers now and then:
 # a third process has two cores at work meanwhile.
@@ -40,6 +40,10 @@ check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, templat
 	$(BIN)/lint-imports
 	$(BIN)/cfn-lint deploy/cloudformation/*.yaml
 	$(BIN)/python -m pytest -q $(SHARED) tests/unit $(ARGS)
+
+image-check: $(VENV)-infra/.ready ## Checks the Dockerfile and compose.yaml, without Docker
+	$(VENV)-infra/bin/hadolint deploy/container/Dockerfile
+	$(VENV)-infra/bin/docker-compose --profile '*' config --quiet
 
 load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 	$(BIN)/python -m tests.load.run $(ARGS)
@@ -63,6 +67,7 @@ lock: $(VENV)/pyvenv.cfg ## Locks the dependencies anew into requirements/
 	$(COMPILE) pyproject.toml --extra lambda --extra local --group dev -c requirements/local.txt -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra lambda --group build -c requirements/dev.txt -o requirements/lambda.txt
 	$(COMPILE) pyproject.toml --extra lambda --extra local --group mutants -c requirements/dev.txt -o requirements/mutants.txt
+	$(COMPILE) --group build -c requirements/local.txt -o requirements/build.txt
 	$(COMPILE) --group infra -o requirements/infra.txt
 	$(COMPILE) --group supply -o requirements/supply.txt
 

@@ -220,17 +220,26 @@ class KeyStore:
 def jwks_url(settings: Settings) -> str:
     """Where the pool publishes its keys.
 
+    Without TLS only from this machine, or from the emulator that has the tables as well: whoever
+    could forge its keys could write to its tables.
+
     Raises:
-        SettingsError: neither the address nor the issuer is set.
+        SettingsError: neither the address nor the issuer is set, or the address is another one.
     """
     auth = settings.auth
     url = auth.auth_jwks_url or (
         f"{auth.auth_issuer}/.well-known/jwks.json" if auth.auth_issuer else ""
     )
     where = urlsplit(url)
-    local = where.scheme == "http" and where.hostname in {"127.0.0.1", "localhost", "::1"}
+    emulator = urlsplit(settings.aws.endpoint_url or "")
+    local = where.scheme == "http" and (
+        where.hostname in {"127.0.0.1", "localhost", "::1"}
+        or (emulator.scheme == "http" and where.netloc == emulator.netloc)
+    )
     if not where.hostname or not (where.scheme == "https" or local):
-        raise SettingsError("K9_AUTH_JWKS_URL: an address of https (or http, on this machine)")
+        raise SettingsError(
+            "K9_AUTH_JWKS_URL: an address of https (or http, on this machine or AWS_ENDPOINT_URL's)"
+        )
     return url
 
 

@@ -41,7 +41,7 @@ class RunningStack(msgspec.Struct, frozen=True):
     """`stack.json`: how the commands reach the stack that runs here."""
 
     pid: int
-    """Of the supervisor."""
+    """Of the supervisor; 0 where there is none, in the containers of Compose."""
     identity: str
     """Distinguishes that process from a later one with the same pid."""
     environ: dict[str, str]
@@ -52,8 +52,8 @@ class RunningStack(msgspec.Struct, frozen=True):
 
     @property
     def alive(self) -> bool:
-        """Whether its supervisor is running."""
-        return identity(self.pid) == self.identity
+        """Whether its supervisor is running; a container of the stack need not ask."""
+        return self.pid == 0 or identity(self.pid) == self.identity
 
     async def fetch_token(self, settings: Settings, user: str, *, operator: bool) -> str:
         """An access token of a user of the embedded pool; see `cognito.fetch_token`."""

@@ -5,6 +5,7 @@ own `AUTH` cannot do this: it does not verify signatures of the account's own ke
 and any 12-digit number as that key, and leaves its administrative routes open.
 """
 
+import asyncio
 import hmac
 import json
 import os
@@ -60,6 +61,8 @@ class Gateway:
     """
 
     def __init__(self, app: App, hosts: frozenset[str], key_id: str, secret_key: str) -> None:
+        self.changed = False
+        """A request came that may have changed something; whoever saves the state resets it."""
         self._app = app
         self._hosts = hosts
         self._key_id = key_id
@@ -80,6 +83,7 @@ class Gateway:
             await _send_forbidden(send, str(error))
         else:
             await self._app(scope, receive, _without_cors(send))
+            self.changed = self.changed or scope["method"] != "GET"
 
     async def _checked(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """The request to forward.
@@ -239,19 +243,58 @@ async def _send_forbidden(send: Send, reason: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+class SavingGateway:
+    """Writes ministack's state every few seconds, so that a SIGKILL loses no more than those.
+
+    Left to itself it writes at its stop alone. It serves nothing while it writes: some 0.1 s for
+    the sample catalogue, 8 s for 100,000 rows.
+    """
+
+    def __init__(self, gateway: Gateway, every_s: float, save: Callable[[], None]) -> None:
+        self._gateway = gateway
+        self._every_s = every_s
+        self._save = save
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes everything on, and saves from the start to the stop."""
+        if scope["type"] != "lifespan":
+            await self._gateway(scope, receive, send)
+            return
+        saving = asyncio.create_task(self._save_changes())
+        try:
+            await self._gateway(scope, receive, send)
+        finally:
+            saving.cancel()
+
+    async def _save_changes(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            if self._gateway.changed:
+                self._gateway.changed = False
+                self._save()
+
+
 def main() -> None:
     """Runs ministack behind the gateway until SIGTERM."""
-    from ministack import app  # noqa: PLC0415 - reads its environment when imported
+    # They read their environment when they are imported.
+    from ministack import app  # noqa: PLC0415
+    from ministack.core import persistence  # noqa: PLC0415
+
+    def save() -> None:
+        persistence.save_all(app._build_persistence_save_dict())  # noqa: SLF001 - as at its stop
 
     for name in app._state_map.keys() - _STATE:  # noqa: SLF001 - there is no setting for it
         del app._state_map[name]  # noqa: SLF001
     port = os.environ["GATEWAY_PORT"]
-    app.app = Gateway(
+    names = {"127.0.0.1", "localhost", os.environ.get("GATEWAY_HOST", "localhost")}
+    gateway = Gateway(
         app.app,
-        frozenset({f"127.0.0.1:{port}", f"localhost:{port}"}),
+        frozenset(f"{name}:{port}" for name in names),
         os.environ["AWS_ACCESS_KEY_ID"],
         os.environ["AWS_SECRET_ACCESS_KEY"],
     )
+    save_s = float(os.environ.get("GATEWAY_SAVE_S", "0"))
+    app.app = SavingGateway(gateway, save_s, save) if save_s else gateway
     app.main()
 
 

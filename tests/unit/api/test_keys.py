@@ -10,11 +10,11 @@ import aiohttp
 import msgspec
 import pytest
 
-from api.auth.keys import KeyStore, public_keys
+from api.auth.keys import KeyStore, jwks_url, public_keys
 from api.auth.tokens import Authenticator, check_settings
 from api.health import Health
 from core.errors import SettingsError, Unauthenticated, Unavailable
-from core.settings import Auth, Serving, Settings
+from core.settings import Auth, Aws, Serving, Settings
 from tests.api.pool import CLIENT_ID, Pool, jwk, new_key, running_pool
 
 
@@ -210,6 +210,28 @@ def test_settings_by_which_no_token_could_hold_are_refused(tmp_path: Path) -> No
         check_settings(Settings())
     with pytest.raises(SettingsError, match="K9_AUTH_CLIENT_IDS"):
         check_settings(Settings(auth=Auth(auth_issuer="https://x")))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        (None, "http://aws:4566/pool/.well-known/jwks.json"),
+        ("http://aws:4566", "http://aws:80/pool/.well-known/jwks.json"),
+        ("http://aws:4566", "http://other:4566/pool/.well-known/jwks.json"),
+        ("https://aws:4566", "http://aws:4566/pool/.well-known/jwks.json"),
+        ("http://aws:4566", "ftp://aws:4566/pool/.well-known/jwks.json"),
+    ],
+)
+def test_keys_come_over_tls_or_from_the_emulator_of_the_tables(
+    endpoint: str | None, address: str
+) -> None:
+    """Nobody on the network may exchange them, unless the tables are as open already."""
+    auth = Auth(auth_issuer="https://issuer/pool", auth_jwks_url=address)
+    with pytest.raises(SettingsError, match="K9_AUTH_JWKS_URL"):
+        jwks_url(Settings(auth=auth, aws=Aws(endpoint_url=endpoint)))
+    same = "http://aws:4566/pool/.well-known/jwks.json"
+    auth = msgspec.structs.replace(auth, auth_jwks_url=same)
+    assert jwks_url(Settings(auth=auth, aws=Aws(endpoint_url="http://aws:4566"))) == same
 
 
 async def test_a_key_that_may_be_new_is_not_said_to_be_none(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""What runs in containers: the health check, and the parts beside API and worker."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from core.settings import Building, Http, Settings
+from deploy.container.health import problem_of
+from deploy.local.files import RunningStack, read_stack
+from deploy.local.gateway import Gateway, SavingGateway
+from tests.emulators import free_port
+
+METRICS = b"# HELP k9_event_loop_delay_longest_seconds x\nk9_event_loop_delay_longest_seconds %s\n"
+
+
+@asynccontextmanager
+async def _answering(status: int, body: bytes) -> AsyncIterator[Settings]:
+    """The settings of processes whose ports for operations give this answer."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield Settings(http=Http(metrics_port=port), building=Building(worker_metrics_port=port))
+
+
+@pytest.mark.parametrize(
+    ("role", "status", "body", "words"),
+    [
+        ("api", 200, b"", None),
+        ("api", 503, b"", "answers 503"),
+        ("worker", 200, METRICS % b"0.25", None),
+        ("worker", 200, METRICS % b"75.5", "stalled for 76 s"),
+        ("worker", 200, b"other 1\n", "does not measure"),
+    ],
+)
+async def test_a_container_is_healthy_while_its_event_loop_runs(
+    role: str, status: int, body: bytes, words: str | None
+) -> None:
+    """The API's answers by itself; how late a worker's is stands in its metrics."""
+    async with _answering(status, body) as settings:
+        problem = await asyncio.to_thread(problem_of, role, settings)
+    assert (problem is None) if words is None else (problem is not None and words in problem)
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_a_container_that_does_not_answer_is_not_healthy(role: str) -> None:
+    """Nor is one whose port is turned off: nobody could tell."""
+    port = free_port()
+    silent = Settings(http=Http(metrics_port=port), building=Building(worker_metrics_port=port))
+    assert "does not answer" in str(problem_of(role, silent))
+    off = Settings(http=Http(metrics_port=0), building=Building(worker_metrics_port=0))
+    assert "METRICS_PORT is 0" in str(problem_of(role, off))
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "words"),
+    [
+        ("health", ["queue"], "the role is api or worker"),
+        ("stack", [], "name one of aws, valkey, ready, setup, sample"),
+        ("stack", ["nothing"], "name one of"),
+        ("stack", ["ready"], "ready takes"),
+        ("stack", ["ready", "aws"], "aws does not answer"),
+    ],
+)
+def test_a_wrong_part_is_one_line(
+    tmp_path: Path, module: str, arguments: list[str], words: str
+) -> None:
+    """And a health check that fails says why, where `docker inspect` shows it."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"deploy.container.{module}", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_stack_of_containers_runs_for_whoever_can_read_its_file(tmp_path: Path) -> None:
+    """Its process ids mean nothing in another container."""
+    stack = RunningStack(0, "", {"K9_URL": "http://api:3001"}, "pool", "client", "password")
+    (tmp_path / "stack.json").write_bytes(msgspec.json.encode(stack))
+    assert read_stack(tmp_path) == stack
+
+
+async def test_the_state_is_saved_after_a_change_and_not_without() -> None:
+    """So that a killed emulator starts with what it had a few seconds before."""
+    saved = asyncio.Event()
+
+    async def aws(_scope: Any, receive: Callable[[], Awaitable[Any]], _send: Any) -> None:
+        await receive()
+
+    gateway = Gateway(aws, frozenset({"aws:4566"}), "key", "secret")
+    saving = SavingGateway(gateway, 0.01, saved.set)
+    ended = asyncio.Event()
+
+    async def receive() -> dict[str, str]:
+        await ended.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(_message: Any) -> None: ...
+
+    running = asyncio.create_task(saving({"type": "lifespan"}, receive, send))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(saved.wait(), 0.1)
+    gateway.changed = True
+    async with asyncio.timeout(10):
+        await saved.wait()
+    assert not gateway.changed
+    ended.set()
+    await running
