@@ -158,7 +158,7 @@ def _date_problem(text: str) -> str | None:
     return None if valid else "must be a full-date of RFC 3339, as 2025-09-30"
 
 
-_PROBLEMS: Final[dict[str, Callable[[str], str | None]]] = {
+_PROBLEMS: Final[dict[str, Callable[[Any], str | None]]] = {
     "title": lambda text: text_problem(text, TITLE_CHARACTERS_MAX),
     "author": lambda text: text_problem(text, AUTHOR_CHARACTERS_MAX),
     "date": _date_problem,

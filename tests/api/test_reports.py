@@ -215,7 +215,7 @@ async def test_changes_at_once_lose_nothing(ada: Person) -> None:
         {"favorites": ["a"]},
     ]
     replies = await asyncio.gather(*(ada.client.patch(path, json=patch) for patch in patches))
-    assert [reply.status_code for reply in replies] == [200] * 5
+    assert [reply.status_code for reply in replies] == [200] * len(patches)
     kept = (await ada.client.get(path)).json()
     for patch in patches:
         assert patch.items() <= kept.items()

@@ -2,6 +2,7 @@ import json
 from base64 import b64encode
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from core.usecases.reports import ReportService
 from deploy.data.formats.json_entries import Entry
 from deploy.data.migration.legacy_rows import BadEntry, Deletion, LegacyRow, RowParser
 from deploy.data.migration.store import LegacyEmbedding
+from tests.golden.formats import FORMATS
 
 _AT = "2025-09-30T10:00:00Z"
 _KEPT_AT = "2025-09-30T10:00:00.000000Z"
@@ -38,6 +40,19 @@ def _reason(table: str, row: Any) -> str:
     (found,) = _read(table, row)
     assert isinstance(found, BadEntry), found
     return found.reason
+
+
+@pytest.mark.parametrize("name", ["user", "report"])
+def test_every_field_of_a_row_that_k9_wrote_arrives(name: str) -> None:
+    """So that a new field of a record is read here too, and not dropped without a word."""
+    form = next(each for each in FORMATS if each.name == name)
+    fields = msgspec.structs.asdict(form.sample)
+    defaults = {each.name: each.default for each in msgspec.structs.fields(form.sample)}
+    assert [each for each, value in fields.items() if value == defaults[each]] == []
+    bare = (
+        form.sample if name == "report" else msgspec.structs.replace(form.sample, deleting_at=None)
+    )
+    assert _good(f"{name}s", form.encode(bare)).record == bare
 
 
 PREFERENCES = (
