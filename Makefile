@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check image-check image-test load fuzz mutants lock clean
+.PHONY: help dev test check image-check image-test load upgrade-test fuzz mutants lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,6 +47,9 @@ image-check: $(VENV)-infra/.ready ## Checks the Dockerfile and compose.yaml, wit
 
 load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 	$(BIN)/python -m tests.load.run $(ARGS)
+
+upgrade-test: $(VENV)/.dev ## Runs commit 23e14f8 beside this code: an upgrade and a downgrade (20 min)
+	$(BIN)/python -m tests.upgrade $(ARGS)
 
 fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document, and `schemathesis run`
 	$(BIN)/python -m pytest -q -s tests/api/fuzz.py $(ARGS)

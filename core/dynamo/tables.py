@@ -41,7 +41,10 @@ MODEL_SHARD: Final = "model_shard"
 OPEN: Final = "open"
 """Partition key of OpenBuildsIndex; a build has it only until it ends, so the index is sparse."""
 OPEN_VALUE: Final = "1"
-"""The one value of `open`: few builds are open at once, so one partition is enough."""
+"""The value of `open` that workers of every release query: few builds are open at once."""
+OPEN_LATER_VALUE: Final = "2"
+"""That of builds which workers of releases up to 23e14f8 would do wrongly: they do not query it."""
+OPEN_VALUES: Final = (OPEN_VALUE, OPEN_LATER_VALUE)
 
 USERS: Final = Table("users", Key("user_id"))
 REPORTS: Final = Table("reports", Key("id"), {USER_REPORTS_INDEX: Key("user_id", "created_at")})

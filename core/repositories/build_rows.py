@@ -38,8 +38,14 @@ def milliseconds(seconds_from_now: float) -> int:
 
 
 def open_row(build: Build) -> RequestItem:
-    """The item of an open build or verification."""
-    item = {**BUILD_CODEC.encode(build), tables.OPEN: {"S": tables.OPEN_VALUE}}
+    """The item of an open build or verification.
+
+    Workers of releases up to 23e14f8 find no rows of a model version with a generation, and no
+    files of a build with a prefix: they would fail such a build, so they must not see it.
+    """
+    later = bool(build.generation) or build.verifies is not None
+    value = tables.OPEN_LATER_VALUE if later else tables.OPEN_VALUE
+    item = {**BUILD_CODEC.encode(build), tables.OPEN: {"S": value}}
     if build.verifies is not None:
         item[_VERIFIED_MODEL] = item.pop("model_version")
     return item

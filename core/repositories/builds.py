@@ -132,15 +132,16 @@ class BuildRepository:
         Unreadable rows are skipped.
         """
         builds: list[Build] = []
-        async for items in paginate(
-            self._dynamo.call,
-            "query",
-            TableName=self._builds,
-            IndexName=tables.OPEN_BUILDS_INDEX,
-            **expressions(key=equals(tables.OPEN, tables.OPEN_VALUE)),
-        ):
-            builds += decode_all(items)
-        return builds
+        for value in tables.OPEN_VALUES:
+            async for items in paginate(
+                self._dynamo.call,
+                "query",
+                TableName=self._builds,
+                IndexName=tables.OPEN_BUILDS_INDEX,
+                **expressions(key=equals(tables.OPEN, value)),
+            ):
+                builds += decode_all(items)
+        return sorted(builds, key=lambda build: build.requested_at)
 
     async def open_build(
         self,

@@ -3,15 +3,19 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import Update, expressions, key
+from core.dynamo.expressions import Update, equals, expressions, key
+from core.dynamo.tables import OPEN, OPEN_BUILDS_INDEX
 from core.errors import BuildEnded, Corrupt
 from core.models import BuildParameters, Model, Progress
+from core.repositories import models as models_table
 from core.repositories.builds import BuildRepository
 from core.repositories.models import ModelRepository
+from core.repositories.verifications import VerificationRepository
 from core.settings import Settings
 from tests.contracts.test_builds_repository import running
 
@@ -50,6 +54,34 @@ async def test_a_row_that_cannot_be_read_hides_no_other(
     assert pages >= 3
     with pytest.raises(Corrupt, match="status"):
         await builds.get_build(made[2].build_id)
+
+
+async def test_earlier_workers_do_not_see_what_they_would_fail(
+    builds: BuildRepository, models: ModelRepository, dynamo: Dynamo, settings: Settings
+) -> None:
+    """23e14f8 queries the value 1: it has builds of its own model versions, and no others."""
+    later = await models.create_model("m-later", 2, "cosine", 4)
+    early = msgspec.structs.replace(later, model_version="m-early", generation=0)
+    item = models_table.encode_model(early)
+    del item["generation"]
+    await dynamo.call("put_item", TableName=settings.table("models"), Item=item)
+    opened = [await builds.open_build(each, BuildParameters()) for each in (early, later)]
+    opened.append(await VerificationRepository(dynamo, settings).open(opened[0]))
+    reply = await dynamo.call(
+        "query",
+        TableName=settings.table("builds"),
+        IndexName=OPEN_BUILDS_INDEX,
+        **expressions(key=equals(OPEN, "1")),
+    )
+    visible = {item["build_id"].S for item in reply["Items"]}
+    ids = [build.build_id for build in opened]
+    assert visible.intersection(ids) == {ids[0]}
+    listed = [build.build_id for build in await builds.list_open() if build.build_id in ids]
+    assert sorted(listed) == sorted(ids)
+    for build_id in ids:
+        claimed = await builds.claim(build_id, 0)
+        await builds.end(claimed, "failed", "on purpose")
+    assert not {build.build_id for build in await builds.list_open()}.intersection(ids)
 
 
 async def test_a_stage_that_is_not_known_stops_nothing(

@@ -205,6 +205,7 @@ _PUBLISHED: Final = Build(
     generation=_MICROSECONDS,
 )
 _OPEN: Final = Build(_BUILD_ID, "m-1", "queued", _NOON, _PARAMETERS)
+_OPEN_LATER: Final = msgspec.structs.replace(_OPEN, generation=_MICROSECONDS)
 _VERIFICATION: Final = msgspec.structs.replace(_OPEN, verifies="01a21eb467973b54709df4c2e127bffc")
 _EMBEDDING: Final = Embedding("p/1", "m-1", _VECTOR, 4, _NOON, generation=_MICROSECONDS)
 _TOMBSTONE: Final = Embedding("p/1", "m-1", None, 0, _ONE, _ONE, _MICROSECONDS)
@@ -295,6 +296,7 @@ FORMATS: Final[tuple[Format[Any], ...]] = (
     _row("model-without-generation", _FIRST_MODEL, models.encode_model, models.decode_model),
     _row("build", _PUBLISHED, build_rows.BUILD_CODEC.encode, build_rows.decode),
     _row("build-open", _OPEN, build_rows.open_row, build_rows.decode),
+    _row("build-open-later", _OPEN_LATER, build_rows.open_row, build_rows.decode),
     _row("verification-open", _VERIFICATION, build_rows.open_row, build_rows.decode),
     Format("manifest", "json", _MANIFEST, lambda manifest: manifest.encode(), decode_manifest),
     Format("cached-version", "json",
