@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from core import names, telemetry
-from core.errors import SettingsError
+from core.errors import SettingsError, Unavailable
 from core.settings import Settings
 
 BUILD_JOB = "run_build"
@@ -67,6 +67,16 @@ def redis_settings(settings: Settings) -> RedisSettings:
     return parsed
 
 
+class RedisServer(msgspec.Struct, frozen=True):
+    """What a Redis says of itself."""
+
+    version: str
+    maxmemory: int
+    """Bytes; 0: no limit."""
+    maxmemory_policy: str
+    """What it does at that limit: `noeviction`, `allkeys-lru` and so on."""
+
+
 class JobQueue:
     """Enqueues jobs for the workers."""
 
@@ -105,6 +115,26 @@ class JobQueue:
                 return bool(await self.redis.ping())
         except (RedisError, OSError, TimeoutError):
             return False
+
+    async def describe(self) -> RedisServer:
+        """What Redis says of itself.
+
+        Raises:
+            Unavailable: it does not answer in time, or does not accept the password.
+        """
+        try:
+            async with asyncio.timeout(self._settings.redis_timeout_s):
+                info: dict[str, Any] = await self.redis.info()
+        except TimeoutError:
+            limit_s = self._settings.redis_timeout_s
+            raise Unavailable(f"Redis did not answer within {limit_s:g} s") from None
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis: {type(error).__name__}: {error}") from error
+        return RedisServer(
+            str(info.get("valkey_version") or info.get("redis_version", "")),
+            int(info.get("maxmemory", 0)),
+            str(info.get("maxmemory_policy", "")),
+        )
 
 
 @asynccontextmanager

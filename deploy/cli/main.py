@@ -12,6 +12,7 @@ _COMMANDS = {
     "backup": ("backup", "Writes every table to files."),
     "build": ("build", "Requests a build and shows its progress."),
     "dev": ("dev", "Starts everything on this machine."),
+    "doctor": ("doctor", "Examines everything that K9 depends on."),
     "import": ("imports", "Loads a file of embeddings."),
     "migrate": ("migrate", "Loads existing users, reports or embeddings."),
     "neighbors": ("neighbors", "Shows a product's nearest neighbours."),

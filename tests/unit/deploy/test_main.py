@@ -48,7 +48,7 @@ def test_a_failure_is_one_line_and_a_status(
 @pytest.mark.parametrize(
     "command",
     [
-        *("backup", "build", "dev", "import", "migrate", "neighbors", "rebuild"),
+        *("backup", "build", "dev", "doctor", "import", "migrate", "neighbors", "rebuild"),
         *("restore", "tables", "token", "verify-build"),
     ],
 )

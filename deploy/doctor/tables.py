@@ -1,0 +1,226 @@
+"""The tables: whether they are there, with the keys, indexes and safeguards that K9 expects."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from core.concurrency import gather
+from core.dynamo import tables
+from core.settings import Settings
+from deploy.aws.attempts import Attempt, attempt
+from deploy.doctor.report import Check, failed, ok, skipped, warning
+
+_CREATE: Final = "run `k9 tables create`"
+_INDEX_STATES: Final = frozenset({"ACTIVE", "UPDATING"})
+
+
+async def check_tables(client: Any, settings: Settings) -> list[Check]:
+    """One check per table of the environment, and one per safeguard that is not on."""
+    lists = await gather(
+        *(_check_table(client, table, settings.table(table.name), settings) for table in tables.ALL)
+    )
+    return [check for checks in lists for check in checks]
+
+
+async def _check_table(
+    client: Any, table: tables.Table, name: str, settings: Settings
+) -> list[Check]:
+    subject = f"table {name}"
+    described = await attempt(client, "describe_table", TableName=name)
+    if described.code == "ResourceNotFoundException":
+        return [failed(subject, "does not exist", _CREATE)]
+    if described.outcome == "denied":
+        return [_not_allowed(subject, "dynamodb:DescribeTable")]
+    if described.outcome != "ok":
+        return [failed(subject, described.message, "see the checks of DynamoDB above")]
+    found = described.reply["Table"]
+    wrong = list(_differences(found, table))
+    if wrong:
+        advice = (
+            "wait until DynamoDB has finished the change"
+            if all("not active" in each for each in wrong)
+            else "K9 cannot work with this table: create it by `k9 tables create` under another "
+            "K9_ENVIRONMENT, or correct the name in DYNAMODB_…_TABLE"
+        )
+        return [failed(subject, "; ".join(wrong), advice)]
+    indexes = ", ".join(table.indexes) or "no index"
+    return [
+        ok(subject, f"active, key {' + '.join(table.key.attributes)}, {indexes}"),
+        *await _safeguards(client, table, name, found, settings),
+    ]
+
+
+def _differences(found: dict[str, Any], table: tables.Table) -> Iterator[str]:
+    """What a table has that is not as `core.dynamo.tables` defines it."""
+    if found["TableStatus"] not in _INDEX_STATES:
+        yield f"is {found['TableStatus'].lower()}, not active"
+    types = {each["AttributeName"]: each["AttributeType"] for each in found["AttributeDefinitions"]}
+    if (key := _key_of(found)) != table.key.attributes:
+        yield f"has the key {' + '.join(key)} in place of {' + '.join(table.key.attributes)}"
+    existing = {each["IndexName"]: each for each in found.get("GlobalSecondaryIndexes") or ()}
+    used = set(table.key.attributes)
+    for name, expected in table.indexes.items():
+        index = existing.get(name)
+        if index is None:
+            yield f"has no index {name}"
+            continue
+        used |= set(expected.attributes)
+        if index.get("IndexStatus", "ACTIVE") not in _INDEX_STATES:
+            yield f"{name} is {index['IndexStatus'].lower()}, not active"
+        if (key := _key_of(index)) != expected.attributes:
+            yield f"{name} has the key {' + '.join(key)} in place of " + " + ".join(
+                expected.attributes
+            )
+        if index["Projection"]["ProjectionType"] != "ALL":
+            yield f"{name} does not project all attributes"
+    for attribute in sorted(used):
+        if types.get(attribute, "S") != "S":
+            yield f"its key attribute {attribute} is of type {types[attribute]} in place of S"
+
+
+def _key_of(described: dict[str, Any]) -> tuple[str, ...]:
+    parts = sorted(described["KeySchema"], key=lambda part: str(part["KeyType"]))  # HASH, RANGE
+    return tuple(str(part["AttributeName"]) for part in parts)
+
+
+async def _safeguards(
+    client: Any, table: tables.Table, name: str, found: dict[str, Any], settings: Settings
+) -> list[Check]:
+    """TTL, point-in-time recovery, encryption, protection: a check for each that is off."""
+    checks = []
+    backups = await attempt(client, "describe_continuous_backups", TableName=name)
+    subject = f"recovery of {name}"
+    description = backups.reply.get("ContinuousBackupsDescription", {})
+    recovery = description.get("PointInTimeRecoveryDescription", {})
+    if backups.outcome == "denied":
+        checks.append(_not_allowed(subject, "dynamodb:DescribeContinuousBackups"))
+    elif recovery.get("PointInTimeRecoveryStatus") != "ENABLED":
+        detail = backups.message or "point-in-time recovery is off"
+        checks.append(failed(subject, detail, f"{_CREATE}, which turns it on"))
+    if table.ttl is not None:
+        checks.append(await _time_to_live(client, name, table.ttl))
+    if (found.get("SSEDescription") or {}).get("Status") not in {"ENABLED", "UPDATING"}:
+        advice = f"{_CREATE}, which turns on encryption by KMS"
+        checks.append(warning(f"encryption of {name}", "not by a key of KMS", advice))
+    if not found.get("DeletionProtectionEnabled") and settings.environment != "dev":
+        advice = "run `k9 tables create --protection true`"
+        checks.append(warning(f"protection of {name}", "the table can be deleted", advice))
+    return checks
+
+
+async def _time_to_live(client: Any, name: str, attribute: str) -> Check:
+    described = await attempt(client, "describe_time_to_live", TableName=name)
+    subject = f"TTL of {name}"
+    if described.outcome == "denied":
+        return _not_allowed(subject, "dynamodb:DescribeTimeToLive")
+    ttl = described.reply.get("TimeToLiveDescription", {})
+    on = ttl.get("TimeToLiveStatus") in {"ENABLED", "ENABLING"}
+    if on and ttl.get("AttributeName") == attribute:
+        return ok(subject, f"on {attribute}")
+    other = f"on {ttl.get('AttributeName')} in place of {attribute}" if on else "off"
+    return failed(
+        subject, described.message or other, f"{_CREATE}: expired rows would stay, and be paid for"
+    )
+
+
+def _not_allowed(subject: str, action: str) -> Check:
+    return skipped(
+        subject,
+        f"{action} is denied",
+        "K9's processes do not need it; examine with an operator's credentials",
+    )
+
+
+# --- rights ---------------------------------------------------------------------------------------
+
+_ACTIONS: Final = {
+    "users": ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"),
+    "reports": ("GetItem", "PutItem", "DeleteItem", "Query"),
+    "embeddings": (
+        *("GetItem", "BatchGetItem", "PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem"),
+        "Query",
+    ),
+    "models": ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "ConditionCheckItem", "Scan"),
+    "builds": ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query"),
+    "idempotency": ("PutItem", "UpdateItem", "DeleteItem", "Query"),
+}
+"""The actions of API and worker together, by table."""
+
+
+async def check_rights(client: Any, settings: Settings, key: str) -> list[Check]:
+    """One check per table: which actions that K9 calls are denied.
+
+    Every write has a condition that does not hold, so that nothing is written: AWS checks rights
+    first.
+
+    Args:
+        client: Of DynamoDB.
+        settings: With the names of the tables.
+        key: The text of every key attribute; no row may have it.
+    """
+    return await gather(
+        *(_check_rights(client, table, settings.table(table.name), key) for table in tables.ALL)
+    )
+
+
+async def _check_rights(client: Any, table: tables.Table, name: str, key: str) -> Check:
+    actions = _ACTIONS[table.name]
+    made: list[tuple[str, Attempt]] = []
+    for action in actions:
+        for operation, parameters in _requests(action, table, name, key):
+            made.append((action, await attempt(client, operation, **parameters)))
+    subject = f"rights on {name}"
+    denied = sorted({f"dynamodb:{action}" for action, each in made if each.outcome == "denied"})
+    if denied:
+        advice = f"allow the role {', '.join(denied)} on {name} and its indexes"
+        return failed(subject, f"denied: {', '.join(denied)}", advice)
+    if any(each.code == "ResourceNotFoundException" for _, each in made):
+        return skipped(subject, "the table or one of its indexes does not exist", _CREATE)
+    broken = next((each for _, each in made if not each.permitted), None)
+    if broken is not None:
+        return failed(subject, broken.message, "see the checks of DynamoDB above")
+    return ok(subject, ", ".join(actions))
+
+
+def _requests(
+    action: str, table: tables.Table, name: str, key: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The calls that show whether an action is allowed: operations and their parameters."""
+    row = {attribute: {"S": key} for attribute in table.key.attributes}
+    unmet = {
+        "TableName": name,
+        "ConditionExpression": "attribute_exists(#k)",
+        "ExpressionAttributeNames": {"#k": table.key.partition},
+    }
+    if action == "Query":
+        # K9 queries a table's indexes; only a table without one is queried itself.
+        indexes = {index: where.partition for index, where in table.indexes.items()}
+        return [
+            ("query", {**_keyed(name, partition, key), "IndexName": index})
+            for index, partition in indexes.items()
+        ] or [("query", _keyed(name, table.key.partition, key))]
+    # A batch takes no condition: deleting a row that is not there changes nothing.
+    deletion = {"DeleteRequest": {"Key": row}}
+    requests: dict[str, tuple[str, dict[str, Any]]] = {
+        "GetItem": ("get_item", {"TableName": name, "Key": row}),
+        "BatchGetItem": ("batch_get_item", {"RequestItems": {name: {"Keys": [row]}}}),
+        "PutItem": ("put_item", {"Item": row, **unmet}),
+        "UpdateItem": ("update_item", {"Key": row, **unmet}),
+        "DeleteItem": ("delete_item", {"Key": row, **unmet}),
+        "BatchWriteItem": ("batch_write_item", {"RequestItems": {name: [deletion]}}),
+        "ConditionCheckItem": (
+            "transact_write_items",
+            {"TransactItems": [{"ConditionCheck": {"Key": row, **unmet}}]},
+        ),
+        "Scan": ("scan", {"TableName": name, "Limit": 1}),
+    }
+    return [requests[action]]
+
+
+def _keyed(name: str, partition: str, key: str) -> dict[str, Any]:
+    return {
+        "TableName": name,
+        "KeyConditionExpression": "#k = :k",
+        "ExpressionAttributeNames": {"#k": partition},
+        "ExpressionAttributeValues": {":k": {"S": key}},
+        "Limit": 1,
+    }
