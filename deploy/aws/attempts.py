@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from deploy.aws.clients import code_of, message_of
 
@@ -68,6 +69,8 @@ async def attempt(client: Any, operation: str, **parameters: Any) -> Attempt:
         return Attempt(outcome, code, message_of(error), server_time=_time_of(error.response))
     except TimeoutError:
         return Attempt("unreachable", message=f"no answer within {_TIMEOUT_S:g} s")
+    except ResponseParserError:  # of what is no such service of AWS, an emulator's for one
+        return Attempt("unreachable", message="the answer is not one of this service")
     except BotoCoreError as error:
         missing = "Credential" in type(error).__name__
         message = " ".join(str(error).split())

@@ -11,7 +11,7 @@ from core.dynamo import tables
 from core.models import timestamp
 from core.settings import Settings
 from deploy.aws.clients import code_of, open_client
-from deploy.aws.tables import NOT_FOUND, describe_table, has_recovery, recovery_of
+from deploy.aws.tables import NOT_FOUND, describe_table, has_recovery, recovery_of, shape_problems
 from deploy.callbacks import ProgressCallback, ignore
 from deploy.errors import CommandError
 
@@ -51,6 +51,8 @@ async def restore_tables(
 ) -> None:
     """Restores every table of one environment as of a moment into another, and waits for them.
 
+    Keys and indexes of the new tables are verified.
+
     Tables that an interrupted call of the same source and moment created are waited for.
 
     Args:
@@ -75,6 +77,11 @@ async def restore_tables(
                 )
             progress(name, 0)
         await gather(*(_wait(client, name, progress) for _, name in pairs))
+        for expected in tables.ALL:
+            name = target.table(expected.name)
+            wrong = list(shape_problems(await describe_table(client, name) or {}, expected))
+            if wrong:
+                raise CommandError(f"{name} was not restored as it was: {'; '.join(wrong)}")
 
 
 async def copy_protection(settings: Settings, target: Settings) -> None:

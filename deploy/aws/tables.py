@@ -3,6 +3,7 @@
 Every function raises CommandError if DynamoDB did not answer or did not accept a call.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,8 @@ from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
 
 NOT_FOUND: Final = "ResourceNotFoundException"
+_USABLE: Final = frozenset({"ACTIVE", "UPDATING"})
+"""States of a table or an index in which it is read and written."""
 
 
 class TableDescription(msgspec.Struct, frozen=True):
@@ -30,7 +33,11 @@ class TableDescription(msgspec.Struct, frozen=True):
     items: int = 0
     """DynamoDB's own figure: up to six hours old."""
     size_bytes: int = 0
-    """As old as `items`."""
+    """Of the table without its indexes; as old as `items`."""
+    index_bytes: int = 0
+    """Of all indexes."""
+    provisioned: tuple[int, int] | None = None
+    """Read and write units a second of table and indexes; None: on demand."""
     recovery: bool = False
     """Whether point-in-time recovery is on."""
     encrypted: bool = False
@@ -51,18 +58,36 @@ async def _describe(client: Any, name: str) -> TableDescription:
     if table is None:
         return TableDescription(name, "MISSING")
     ttl = (await client.describe_time_to_live(TableName=name))["TimeToLiveDescription"]
+    indexes = table.get("GlobalSecondaryIndexes") or ()
     return TableDescription(
         name=name,
         status=table["TableStatus"],
         key=" + ".join(part["AttributeName"] for part in table["KeySchema"]),
-        indexes=tuple(i["IndexName"] for i in table.get("GlobalSecondaryIndexes") or ()),
+        indexes=tuple(i["IndexName"] for i in indexes),
         items=table.get("ItemCount", 0),
         size_bytes=table.get("TableSizeBytes", 0),
+        index_bytes=sum(i.get("IndexSizeBytes", 0) for i in indexes),
+        provisioned=_provisioned(table),
         recovery=has_recovery(await recovery_of(client, name)),
         encrypted=_is_encrypted(table),
         deletion_protection=table.get("DeletionProtectionEnabled", False),
         ttl_attribute=ttl.get("AttributeName"),
     )
+
+
+def _provisioned(table: dict[str, Any]) -> tuple[int, int] | None:
+    if (table.get("BillingModeSummary") or {}).get("BillingMode") == "PAY_PER_REQUEST":
+        return None
+    units = [
+        part.get("ProvisionedThroughput") or {}
+        for part in (table, *(table.get("GlobalSecondaryIndexes") or ()))
+    ]
+    reads, writes = (
+        sum(int(each.get(f"{kind}CapacityUnits", 0)) for each in units)
+        for kind in ("Read", "Write")
+    )
+    # An emulator may leave the billing mode out; a provisioned table has units.
+    return (reads, writes) if reads or writes else None
 
 
 async def describe_table(client: Any, name: str) -> dict[str, Any] | None:
@@ -74,6 +99,39 @@ async def describe_table(client: Any, name: str) -> dict[str, Any] | None:
             return None
         raise
     return table
+
+
+def shape_problems(found: dict[str, Any], table: tables.Table) -> Iterator[str]:
+    """What DynamoDB describes of a table that is not as `core.dynamo.tables` defines it."""
+    if found["TableStatus"] not in _USABLE:
+        yield f"is {found['TableStatus'].lower()}, not active"
+    types = {each["AttributeName"]: each["AttributeType"] for each in found["AttributeDefinitions"]}
+    if (key := _key_of(found)) != table.key.attributes:
+        yield f"has the key {' + '.join(key)} in place of {' + '.join(table.key.attributes)}"
+    existing = {each["IndexName"]: each for each in found.get("GlobalSecondaryIndexes") or ()}
+    used = set(table.key.attributes)
+    for name, expected in table.indexes.items():
+        index = existing.get(name)
+        if index is None:
+            yield f"has no index {name}"
+            continue
+        used |= set(expected.attributes)
+        if index.get("IndexStatus", "ACTIVE") not in _USABLE:
+            yield f"{name} is {index['IndexStatus'].lower()}, not active"
+        if (key := _key_of(index)) != expected.attributes:
+            yield f"{name} has the key {' + '.join(key)} in place of " + " + ".join(
+                expected.attributes
+            )
+        if index["Projection"]["ProjectionType"] != "ALL":
+            yield f"{name} does not project all attributes"
+    for attribute in sorted(used):
+        if types.get(attribute, "S") != "S":
+            yield f"its key attribute {attribute} is of type {types[attribute]} in place of S"
+
+
+def _key_of(described: dict[str, Any]) -> tuple[str, ...]:
+    parts = sorted(described["KeySchema"], key=lambda part: str(part["KeyType"]))  # HASH, RANGE
+    return tuple(str(part["AttributeName"]) for part in parts)
 
 
 async def recovery_of(client: Any, name: str) -> dict[str, Any]:
@@ -97,19 +155,54 @@ def _is_encrypted(table: dict[str, Any]) -> bool:
 async def ensure_settings(settings: Settings, message: MessageCallback) -> None:
     """Turns on settings of the template that CloudFormation or a restore left off.
 
-    Both emulators leave point-in-time recovery, TTL and encryption off; in an account this only
+    A table that was deleted behind CloudFormation's back, which does not notice it, is created
+    again, empty. Both emulators leave point-in-time recovery, TTL and encryption off; in an account this only
     reads.
 
     Raises:
         CommandError: point-in-time recovery cannot be turned on.
     """
     async with open_client("dynamodb", settings) as client:
+        for table in tables.ALL:
+            name = settings.table(table.name)
+            if await describe_table(client, name) is None:
+                await _create(client, table, name, protected=settings.environment != "dev")
+                message(f"{name}: was deleted; created again, empty: `k9 restore` fills it")
         lists = await gather(
             *(_ensure(client, table, settings.table(table.name)) for table in tables.ALL)
         )
     for turned_on in lists:
         for setting in turned_on:
             message(f"{setting} turned on")
+
+
+async def _create(client: Any, table: tables.Table, name: str, *, protected: bool) -> None:
+    """Creates a table as the template defines it, and waits for it."""
+    keys = (table.key, *table.indexes.values())
+    attributes = sorted({attribute for key in keys for attribute in key.attributes})
+    indexes = [
+        {"IndexName": index, "KeySchema": _schema(key), "Projection": {"ProjectionType": "ALL"}}
+        for index, key in table.indexes.items()
+    ]
+    await client.create_table(
+        TableName=name,
+        BillingMode="PAY_PER_REQUEST",
+        DeletionProtectionEnabled=protected,
+        SSESpecification={"Enabled": True},
+        AttributeDefinitions=[{"AttributeName": a, "AttributeType": "S"} for a in attributes],
+        KeySchema=_schema(table.key),
+        **({"GlobalSecondaryIndexes": indexes} if indexes else {}),
+    )
+    waiter = client.get_waiter("table_exists")
+    await waiter.wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 600})
+
+
+def _schema(key: tables.Key) -> list[dict[str, str]]:
+    kinds = ("HASH", "RANGE")
+    return [
+        {"AttributeName": name, "KeyType": kind}
+        for name, kind in zip(key.attributes, kinds, strict=False)
+    ]
 
 
 async def _ensure(client: Any, table: tables.Table, name: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ _CONNECTION = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRE
 
 
 @click.command("restore")
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), required=False)
+@click.argument("place", metavar="DIRECTORY or s3://BUCKET/PREFIX/NAME", required=False)
 @click.option(
     "--force", is_flag=True, help="Replaces tables that are not empty, with everything in them."
 )
@@ -30,34 +29,62 @@ _CONNECTION = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRE
     metavar="ENVIRONMENT",
     help="With --to-time: the new environment; by default the current one's name and the time.",
 )
+@click.option(
+    "--copy-back",
+    is_flag=True,
+    help="With --to-time: then makes the current tables equal to the restored ones.",
+)
+@click.option(
+    "--writes-stopped",
+    is_flag=True,
+    help="With --copy-back: you have stopped the API and the workers; DynamoDB is not asked to.",
+)
 @environment.async_command
 async def command(
-    directory: Path | None, to_time: str | None, into: str | None, *, force: bool
+    place: str | None,
+    to_time: str | None,
+    into: str | None,
+    *,
+    force: bool,
+    copy_back: bool,
+    writes_stopped: bool,
 ) -> None:
-    """Restores all tables: from the files of a backup in DIRECTORY, or as of a time.
+    """Restores all tables: from a backup's files, or as of a time.
 
-    From files: every checksum is verified before anything is written. Stop what writes to the
-    tables first. Afterwards no earlier index is served, and a build of each model version is
-    requested. If it is interrupted, the same command continues.
+    From a directory, or from s3://BUCKET/PREFIX/NAME as `k9 backup` printed it: every checksum is
+    verified before anything is written. Stop what writes to the tables first. Afterwards no earlier
+    index is served, and a build of each model version is requested. If it is interrupted, the same
+    command continues.
 
     As of a time (--to-time): DynamoDB restores into new tables, which become those of a new
     environment. The current tables are not changed; the next steps are printed.
+
+    With --copy-back it goes on: DynamoDB denies everyone else's writes, rows that differ are copied
+    back and rows of later are deleted, both are verified, model versions get a new epoch, writes
+    are allowed again, and a build of each model version is requested. If it is interrupted, the
+    same command continues, and until then writes stay denied.
     """
-    if (directory is None) == (to_time is None):
-        raise click.UsageError("takes either DIRECTORY or --to-time T")
-    if directory is None and force:
+    if (place is None) == (to_time is None):
+        raise click.UsageError("takes either DIRECTORY (or s3://…) or --to-time T")
+    if place is None and force:
         raise click.UsageError("--force is for a restore from files")
-    if directory is not None and into is not None:
-        raise click.UsageError("--into is for --to-time; files go into K9_ENVIRONMENT")
+    if place is not None and (into is not None or copy_back):
+        option = "--into" if into is not None else "--copy-back"
+        raise click.UsageError(f"{option} is for --to-time; files go into K9_ENVIRONMENT")
+    if writes_stopped and not copy_back:
+        raise click.UsageError("--writes-stopped is for --copy-back")
     settings, stack = environment.enter()
-    if directory is not None:
-        await _restore_files(settings, directory, force=force)
+    if place is not None:
+        await _restore_files(settings, place, force=force)
+    elif copy_back:
+        await _restore_in_place(settings, stack, to_time or "", into, stopped=writes_stopped)
     else:
         await _restore_to_time(settings, stack, to_time or "", into)
 
 
-async def _restore_files(settings: Settings, directory: Path, *, force: bool) -> None:
+async def _restore_files(settings: Settings, place: str, *, force: bool) -> None:
     # Imported here, so that `k9 restore --help` answers at once.
+    from deploy.data.places import parse_place  # noqa: PLC0415
     from deploy.data.restore import restore  # noqa: PLC0415
     from deploy.terminal import progress_display  # noqa: PLC0415
 
@@ -66,7 +93,7 @@ async def _restore_files(settings: Settings, directory: Path, *, force: bool) ->
         with progress_display() as display:
             restored = await restore(
                 resources,
-                directory,
+                parse_place(place),
                 force=force,
                 progress=display.update,
                 message=lambda line: click.echo(line, err=True),
@@ -83,30 +110,83 @@ async def _restore_files(settings: Settings, directory: Path, *, force: bool) ->
 async def _restore_to_time(
     settings: Settings, stack: RunningStack | None, to_time: str, into: str | None
 ) -> None:
-    from deploy.data.pitr import environment_name, parse_time, restore_to_time  # noqa: PLC0415
-    from deploy.terminal import progress_display  # noqa: PLC0415
+    from deploy.data.pitr import environment_name, parse_time  # noqa: PLC0415
 
     moment = parse_time(to_time)
     name = environment_name(settings, moment, into)
+    builds = await _restore_tables(settings, stack, to_time, name, served=True)
+    for line in _next_steps(settings, stack, name, to_time):
+        click.echo(line)
+    _print_builds(builds)
+
+
+async def _restore_tables(
+    settings: Settings, stack: RunningStack | None, to_time: str, name: str, *, served: bool
+) -> list["BuildRequest"]:
+    from deploy.data.pitr import parse_time, restore_to_time  # noqa: PLC0415
+    from deploy.terminal import progress_display  # noqa: PLC0415
+
     environment.quiet_logs()
     with progress_display() as display:
         restored = await restore_to_time(
             settings.patient(),
-            moment,
+            parse_time(to_time),
             name,
+            served=served,
             progress=display.update,
             message=lambda line: click.echo(line, err=True),
         )
     done = "was restored before" if restored.already else "restored"
     click.echo(f"{settings.environment} as of {to_time} {done}, as environment {name}")
-    if stack is not None:
+    if stack is not None and not restored.already:
         click.echo("(the embedded DynamoDB keeps no history: these are the current rows)")
-    for line in _next_steps(settings, stack, name):
-        click.echo(line)
-    _print_builds(restored.builds)
+    return restored.builds
 
 
-def _next_steps(settings: Settings, stack: RunningStack | None, name: str) -> Iterator[str]:
+async def _restore_in_place(
+    settings: Settings, stack: RunningStack | None, to_time: str, into: str | None, *, stopped: bool
+) -> None:
+    from deploy.aws.write_stop import allow_writes, stop_writes  # noqa: PLC0415
+    from deploy.data.builds import request_builds  # noqa: PLC0415
+    from deploy.data.copying import copy_back  # noqa: PLC0415
+    from deploy.data.pitr import environment_name, parse_time, restored_settings  # noqa: PLC0415
+    from deploy.terminal import progress_display  # noqa: PLC0415
+
+    began = monotonic()
+    name = environment_name(settings, parse_time(to_time), into)
+    if stack is not None and not stopped:
+        raise CommandError(
+            "the embedded DynamoDB does not stop writes by a policy: end what writes to it, then "
+            "add --writes-stopped"
+        )
+    await _restore_tables(settings, stack, to_time, name, served=False)
+    if not stopped:
+        await stop_writes(settings)
+        click.echo(f"writes to {settings.environment} are denied to everyone else", err=True)
+    async with environment.open_resources(settings) as resources:
+        source = restored_settings(resources.settings, name)
+        with progress_display() as display:
+            copied = await copy_back(
+                resources,
+                source,
+                progress=display.update,
+                message=lambda line: click.echo(line, err=True),
+            )
+        if not stopped:
+            await allow_writes(settings)
+        for table, done in copied.tables.items():
+            click.echo(f"{table}: {done.put:,} put, {done.deleted:,} deleted, {done.equal:,} equal")
+        builds = await request_builds(resources, copied.models, copied.probes)
+    click.echo(
+        f"{settings.environment} is as of {to_time} again, verified, "
+        f"after {monotonic() - began:.1f} s; the tables of {name} stay until you delete them"
+    )
+    _print_builds(builds)
+
+
+def _next_steps(
+    settings: Settings, stack: RunningStack | None, name: str, to_time: str
+) -> Iterator[str]:
     """How to continue with a restored environment."""
     current = settings.environment
     bucket = settings.aws.bucket or f"k9-indexes-{current}-ACCOUNT"
@@ -117,9 +197,9 @@ def _next_steps(settings: Settings, stack: RunningStack | None, name: str) -> It
     )
     yield "to serve it, start API and worker with"
     yield f"    {prefix}K9_ENVIRONMENT={name} K9_BUCKET={bucket}"
-    yield f"or copy it back over {current}, once nothing writes there:"
-    yield f"    {prefix}K9_ENVIRONMENT={name} k9 backup {name}"
-    yield f"    {prefix}K9_ENVIRONMENT={current} k9 restore {name} --force"
+    yield f"or bring {current} itself back to that time, by new tables of another name:"
+    options = f"--copy-back --into {name[:27]}-back{' --writes-stopped' if stack else ''}"
+    yield f"    {prefix}K9_ENVIRONMENT={current} k9 restore --to-time {to_time} {options}"
     yield f"{current} is not changed until then; the tables of {name} stay until you delete them"
 
 

@@ -4,7 +4,7 @@ import click
 from rich.table import Table
 
 from deploy.aws.data_stack import Protection, create_tables
-from deploy.aws.tables import describe_tables
+from deploy.aws.tables import TableDescription, describe_tables
 from deploy.cli import environment
 from deploy.errors import CommandError
 from deploy.terminal import progress_display, standard_output
@@ -36,34 +36,56 @@ async def create(protection: Protection) -> None:
 @command.command("describe")
 @environment.async_command
 async def describe() -> None:
-    """Shows keys, indexes, sizes and safeguards. Sizes are up to six hours old."""
+    """Shows keys, indexes, sizes, safeguards, and what a month costs at today's rate.
+
+    Sizes are up to six hours old. The rate is that of the last 24 hours, by CloudWatch; where that
+    cannot be asked, the cost is that of the size alone.
+    """
+    from deploy.aws import costs, prices  # noqa: PLC0415 - see `environment`
+
     settings, _ = environment.enter()
     tables = await describe_tables(settings)
+    existing = [table for table in tables if table.status != "MISSING"]
+    consumed = await costs.read_consumption(settings, existing)
+    known = {} if isinstance(consumed, str) else consumed
+    total = 0.0
     shown = Table(show_edge=False, pad_edge=False)
-    for name in ("table", "status", "key", "indexes", "safeguards"):
+    for name in ("table", "status", "key", "indexes", "safeguards", "capacity"):
         shown.add_column(name, overflow="fold")
-    for name in ("items", "bytes"):
+    for name in ("items", "bytes", "$ a month"):
         shown.add_column(name, justify="right")
     for table in tables:
-        safeguards = {
-            "PITR": table.recovery,
-            "KMS": table.encrypted,
-            "protected": table.deletion_protection,
-            f"TTL {table.ttl_attribute}": table.ttl_attribute is not None,
-        }
+        cost = costs.monthly_cost(table, known.get(table.name))
+        total += cost.total
         shown.add_row(
             table.name,
             table.status.lower(),
             table.key,
             ", ".join(table.indexes),
-            ", ".join(name for name, on in safeguards.items() if on),
+            ", ".join(_safeguards(table)),
+            "on demand" if table.provisioned is None else "{}/{} units".format(*table.provisioned),
             f"{table.items:,}",
-            f"{table.size_bytes:,}",
+            f"{table.size_bytes + table.index_bytes:,}",
+            f"{cost.total:,.2f}",
         )
     standard_output().print(shown)
+    where = f"prices of {prices.REGION} as of {prices.AS_OF}, without free tier"
+    click.echo(f"${total:,.2f} a month: storage, recovery and requests, {where}")
+    if isinstance(consumed, str):
+        click.echo(f"requests are not in it, since their number is not known: {consumed}")
     missing = [table.name for table in tables if table.status == "MISSING"]
     if missing:
         raise CommandError(f"{len(missing)} tables are missing: `k9 tables create` creates them")
+
+
+def _safeguards(table: TableDescription) -> list[str]:
+    safeguards = {
+        "PITR": table.recovery,
+        "KMS": table.encrypted,
+        "protected": table.deletion_protection,
+        f"TTL {table.ttl_attribute}": table.ttl_attribute is not None,
+    }
+    return [name for name, on in safeguards.items() if on]
 
 
 @command.command("counts")

@@ -1,8 +1,8 @@
 """A backup's files: items as lines of DynamoDB's JSON, compressed, and a manifest written last.
 
 manifest.json            what the backup has, with the SHA-256 of each file and its own
-users.000.jsonl.gz       a segment of a table; a segment without items has no file
-incomplete               exists until the backup is complete; its writer holds a lock on it
+users.000.jsonl.gz       items of a table; a segment without items has no file
+incomplete               in a directory, until the backup is complete; its writer holds a lock on it
 """
 
 import gzip
@@ -26,14 +26,14 @@ MANIFEST: Final = "manifest.json"
 INCOMPLETE: Final = "incomplete"
 FORMAT: Final = 1
 _OWN_FILE: Final = re.compile(
-    r"[a-z]+\.\d{3}\.jsonl\.gz|manifest\.json\.new|\.manifest\.json\..*|incomplete"
+    r"[a-z]+\.\d{3,6}\.jsonl\.gz|manifest\.json\.new|\.manifest\.json\..*|incomplete"
 )
 _COMPRESSION_LEVEL: Final = 1
 """Vectors do not compress; all else is small."""
 _EXPLANATION: Final = b"An interrupted backup: `k9 backup` into this directory starts over.\n"
 
-_MANIFEST_BYTES_MAX: Final = 1024 * 1024
-"""A manifest has an entry of some 200 bytes for each of up to 48 files."""
+MANIFEST_BYTES_MAX: Final = 16 * 1024 * 1024
+"""A manifest has an entry of some 200 bytes for each file."""
 _LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 """An item has up to 400 KB, which in DynamoDB's JSON may take more than ten times as much."""
 
@@ -113,6 +113,11 @@ class SegmentFile:
         self._file.write(_ENCODER.encode_lines(items))
         self._items += len(items)
 
+    @property
+    def bytes(self) -> int:
+        """How much of it has reached the disk."""
+        return 0 if self._raw is None else self._raw.tell()
+
     def close(self) -> FileEntry | None:
         """Flushes the file to the disk. Returns its entry, or None if there was no item."""
         if self._file is None or self._raw is None:
@@ -158,10 +163,15 @@ def open_backup(directory: Path) -> Iterator[None]:
         raise CommandError(f"{directory}: {error.strerror or error}") from error
 
 
+def encode_manifest(manifest: Manifest) -> tuple[Manifest, bytes]:
+    """The manifest with its own digest, and its text."""
+    sealed = manifest.sealed()
+    return sealed, msgspec.json.format(_ENCODER.encode(sealed), indent=1) + b"\n"
+
+
 def finish(directory: Path, manifest: Manifest) -> Manifest:
     """Writes the manifest, whole or not at all, which completes the backup."""
-    sealed = manifest.sealed()
-    data = msgspec.json.format(_ENCODER.encode(sealed), indent=1) + b"\n"
+    sealed, data = encode_manifest(manifest)
     write_atomically(directory / MANIFEST, data)
     (directory / INCOMPLETE).unlink()
     handle = os.open(directory, os.O_RDONLY)
@@ -173,72 +183,82 @@ def finish(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a backup.
+    """The manifest of a backup in a directory.
 
     Raises:
         CommandError: there is none, or it is not valid.
     """
     try:
         with (directory / MANIFEST).open("rb") as file:
-            data = file.read(_MANIFEST_BYTES_MAX + 1)
+            data = file.read(MANIFEST_BYTES_MAX + 1)
     except FileNotFoundError:
         interrupted = (directory / INCOMPLETE).exists()
         why = "has an interrupted backup" if interrupted else f"has no backup ({MANIFEST})"
         raise CommandError(f"{directory}: {why}") from None
     except OSError as error:
         raise CommandError(f"{directory}: {error.strerror}") from error
-    if len(data) > _MANIFEST_BYTES_MAX:
-        raise CommandError(f"{directory / MANIFEST}: has more than {_MANIFEST_BYTES_MAX:,} bytes")
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise CommandError(f"{directory / MANIFEST}: has more than {MANIFEST_BYTES_MAX:,} bytes")
+    return decode_manifest(data, str(directory / MANIFEST))
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in a text that was read from `where`.
+
+    Raises:
+        CommandError: it is not valid, or was changed.
+    """
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CommandError(f"{directory / MANIFEST}: is not valid: {error}") from None
+        raise CommandError(f"{where}: is not valid: {error}") from None
     if manifest.sealed() != manifest:
-        raise CommandError(f"{directory / MANIFEST}: was changed: its SHA-256 does not match")
+        raise CommandError(f"{where}: was changed: its SHA-256 does not match")
     return manifest
 
 
-def verify(directory: Path, manifest: Manifest, limits: Files) -> Iterator[FileEntry]:
-    """Each file, once its size, its SHA-256 and its number of items have been verified.
+def is_own_name(name: str) -> bool:
+    """Whether a file of this name may be part of a backup: never one of another directory."""
+    return _OWN_FILE.fullmatch(name) is not None
+
+
+def check_file(directory: Path, file: FileEntry, limits: Files) -> None:
+    """Verifies the size, the SHA-256 and the number of items of a file.
 
     Raises:
-        CommandError: a file is missing or damaged, or expands as no backup does; it is named.
+        CommandError: it is missing or damaged, or expands as no backup does; it is named.
     """
-    for table in manifest.tables.values():
-        for file in table.files:
-            path = directory / file.name
-            if not _OWN_FILE.fullmatch(file.name) or not path.is_file():
-                raise CommandError(f"{path}: is missing")
-            if size_and_digest(path) != (file.bytes, file.sha256):
-                raise CommandError(f"{path}: is damaged: its SHA-256 is not that in the manifest")
-            for _ in _lines(path, file, limits):
-                pass
-            yield file
+    path = directory / file.name
+    if not is_own_name(file.name) or not path.is_file():
+        raise CommandError(f"{path}: is missing")
+    if size_and_digest(path) != (file.bytes, file.sha256):
+        raise CommandError(f"{path}: is damaged: its SHA-256 is not that in the manifest")
+    for _ in _lines(path, file, limits):
+        pass
 
 
-def read_items(
-    directory: Path, table: TableEntry, block_items: int, limits: Files
+def read_file(
+    directory: Path, file: FileEntry, block_items: int, limits: Files
 ) -> Iterator[list[Item]]:
-    """The items of a table, in blocks of up to `block_items`, and fewer where they are large.
+    """The items of a file, in blocks of up to `block_items`, and fewer where they are large.
 
     Raises:
-        CommandError: a file cannot be read, or has another number of items than it should.
+        CommandError: it cannot be read, or has another number of items than it should.
     """
-    for file in table.files:
-        path = directory / file.name
-        block: list[Item] = []
-        block_bytes = 0
-        for line in _lines(path, file, limits):
-            try:
-                block.append(_DECODER.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise CommandError(f"{path}: cannot be read: {error}") from error
-            block_bytes += len(line)
-            if len(block) == block_items or block_bytes > _LINE_BYTES_MAX:
-                yield block
-                block, block_bytes = [], 0
-        if block:
+    path = directory / file.name
+    block: list[Item] = []
+    block_bytes = 0
+    for line in _lines(path, file, limits):
+        try:
+            block.append(_DECODER.decode(line))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise CommandError(f"{path}: cannot be read: {error}") from error
+        block_bytes += len(line)
+        if len(block) == block_items or block_bytes > _LINE_BYTES_MAX:
             yield block
+            block, block_bytes = [], 0
+    if block:
+        yield block
 
 
 def _lines(path: Path, file: FileEntry, limits: Files) -> Iterator[bytes]:

@@ -98,6 +98,36 @@ async def count_items(
     return counts
 
 
+async def get_batch(
+    dynamo: Dynamo,
+    table: str,
+    key: tables.Key,
+    items: Sequence[Item],
+    attributes: Sequence[str] | None = None,
+) -> list[Item]:
+    """The rows of up to 100 keys, read consistently, in any order; missing ones are left out.
+
+    Args:
+        dynamo: The client.
+        table: The table's full name.
+        key: The table's key.
+        items: Rows of another table, by whose key attributes rows are looked up.
+        attributes: Those to read; None: all.
+    """
+    pending: list[Any] = [{name: item[name] for name in key.attributes} for item in items]
+    found: list[Item] = []
+    projection = expressions(projection=attributes)
+    async for _ in _RETRY.attempts():
+        asked = {"Keys": pending, "ConsistentRead": True, **projection}
+        parameters = {"RequestItems": {table: asked}}
+        reply = await retried(partial(dynamo.call, "batch_get_item", **parameters))
+        found += reply["Responses"].get(table, [])
+        pending = reply.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
+        if not pending:
+            return found
+    raise Unavailable(f"DynamoDB did not read {len(pending)} items of {table} after all attempts")
+
+
 async def put_batch(dynamo: Dynamo, table: str, items: Sequence[Item]) -> None:
     """Puts up to 25 items of different keys, replacing existing ones."""
     await _write_batch(dynamo, table, [{"PutRequest": {"Item": item}} for item in items])

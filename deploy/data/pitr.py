@@ -1,7 +1,7 @@
 """`k9 restore --to-time`: an environment as of an earlier time, as a new environment.
 
 DynamoDB's point-in-time recovery restores a table only into a new table. The restored tables form a
-new environment, which can be served, or copied back whole by `k9 backup` and `k9 restore`.
+new environment, which can be served, or copied back over the current one (`deploy.data.copying`).
 """
 
 import re
@@ -26,6 +26,8 @@ from deploy.errors import CommandError
 
 TAG: Final = "k9:restored"
 """A tag of the new models table: the restore is complete, and its value is the time."""
+_UNCHANGED: Final = " unchanged"
+"""Follows the time where the rows are as DynamoDB restored them, to be copied back."""
 _RFC3339: Final = re.compile(
     r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})", re.ASCII | re.IGNORECASE
 )
@@ -79,6 +81,7 @@ async def restore_to_time(
     moment: datetime,
     environment: str,
     *,
+    served: bool = True,
     progress: ProgressCallback = ignore,
     message: MessageCallback = ignore,
 ) -> RestoredToTime:
@@ -86,27 +89,42 @@ async def restore_to_time(
 
     The new environment's model versions have a new epoch, its open builds are cancelled, and a
     build of each model version is requested: a worker of that environment runs them. After an
-    interruption it can be run again.
+    interruption it can be run again. An environment that is not `served` gets none of that: its
+    rows are as they were, to be copied back.
 
     Raises:
         CommandError: a table cannot be restored, or a table of the new environment is another.
         Unavailable: DynamoDB did not answer after all attempts.
     """
-    target = msgspec.structs.replace(
-        settings, environment=environment, tables=type(settings.tables)()
-    )
-    stamp = timestamp(moment)
-    if await read_tag(target, tables.MODELS, TAG) == stamp:
+    target = restored_settings(settings, environment)
+    stamp = timestamp(moment) + ("" if served else _UNCHANGED)
+    tag = await read_tag(target, tables.MODELS, TAG)
+    if tag == stamp:
         return RestoredToTime(environment, [], already=True)
+    if not served and tag is not None:
+        raise CommandError(
+            f"{environment} was restored to be served, and may have changed since: choose another "
+            "name by --into"
+        )
     await check_recoverable(settings, moment)
     await restore_tables(settings, target, moment, progress)
     await ensure_settings(target, message)
     await copy_protection(settings, target)
+    if not served:
+        await write_tag(target, tables.MODELS, TAG, stamp)
+        return RestoredToTime(environment, [], already=False)
     async with open_resources(target) as resources:
         models = await _renew(resources.dynamo, target)
         builds = await request_builds(resources, models, IndexProbes())
     await write_tag(target, tables.MODELS, TAG, stamp)
     return RestoredToTime(environment, builds, already=False)
+
+
+def restored_settings(settings: Settings, environment: str) -> Settings:
+    """The settings of the environment that a restore makes, in the same account."""
+    return msgspec.structs.replace(
+        settings, environment=environment, tables=type(settings.tables)()
+    )
 
 
 async def _renew(dynamo: Dynamo, target: Settings) -> list[Item]:

@@ -1,12 +1,12 @@
-"""Restores every table from a backup's files, and requests a build of each model version.
+"""Restores every table from a backup, and requests a build of each model version.
 
 Nothing is written before every checksum is verified. A tag on the models table marks a restore that
 has begun: the same restore may continue after an interruption, and no other may begin.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
@@ -19,10 +19,11 @@ from core.resources import Resources
 from core.settings import Files
 from deploy.aws.tables import read_tag, remove_tag, write_tag
 from deploy.callbacks import MessageCallback, ProgressCallback, ignore
-from deploy.data.archive import Manifest, TableEntry, read_items, read_manifest, verify
+from deploy.data.archive import Manifest, TableEntry, check_file, read_file
 from deploy.data.builds import BuildRequest, IndexProbes, request_builds
 from deploy.data.bulk import BATCH_ROWS, SEGMENTS, delete_batch, is_empty, put_batch, scan_segment
 from deploy.data.epochs import ended_build, epoch_of, next_epoch, renewed_model
+from deploy.data.places import BackupReader, Place, open_reader
 from deploy.errors import CommandError
 
 TAG: Final = "k9:restoring"
@@ -52,7 +53,7 @@ class Restored(msgspec.Struct, frozen=True):
 
 async def restore(
     resources: Resources,
-    directory: Path,
+    place: Place,
     *,
     force: bool = False,
     progress: ProgressCallback = ignore,
@@ -65,7 +66,7 @@ async def restore(
 
     Args:
         resources: Of the environment to restore into.
-        directory: The backup.
+        place: Where the backup is.
         force: Replaces tables that are not empty, with everything in them.
         progress: Called with the steps `checking`, `emptying users`, `writing users` and so on.
         message: Called with what was decided.
@@ -75,31 +76,37 @@ async def restore(
         TableMissing: a table does not exist.
         Unavailable: DynamoDB did not take all of it; the same restore can continue.
     """
-    manifest = await asyncio.to_thread(_verified, directory, resources.settings.files, progress)
-    run = _Run(resources, directory, manifest, progress)
-    full = await run.full_tables()
-    await _check_allowed(resources, manifest, full, force=force, message=message)
-    epochs = await run.epochs()
-    await write_tag(resources.settings, tables.MODELS, TAG, manifest.sha256)
-    emptied = 0
-    for table in reversed(ORDER):
-        if table.name in full:
-            emptied += await run.empty(table)
-    probes = await run.fill(epochs)
+    async with open_reader(place, resources.settings) as reader:
+        manifest = await _verified(reader, place, resources.settings.files, progress)
+        run = _Run(resources, reader, manifest, progress)
+        full = await run.full_tables()
+        await _check_allowed(resources, manifest, full, force=force, message=message)
+        epochs = await run.epochs()
+        await write_tag(resources.settings, tables.MODELS, TAG, manifest.sha256)
+        emptied = 0
+        for table in reversed(ORDER):
+            if table.name in full:
+                emptied += await run.empty(table)
+        probes = await run.fill(epochs)
     await remove_tag(resources.settings, tables.MODELS, TAG)
     builds = await request_builds(resources, run.models, probes)
     return Restored(manifest, emptied, builds)
 
 
-def _verified(directory: Path, limits: Files, progress: ProgressCallback) -> Manifest:
-    manifest = read_manifest(directory)
+async def _verified(
+    reader: BackupReader, place: Place, limits: Files, progress: ProgressCallback
+) -> Manifest:
+    manifest = await reader.manifest()
     missing = {table.name for table in ORDER} - manifest.tables.keys()
     if missing:
-        raise CommandError(f"{directory}: has no table {', '.join(sorted(missing))}")
+        raise CommandError(f"{place}: has no table {', '.join(sorted(missing))}")
     done = 0
-    for file in verify(directory, manifest, limits):
-        done += file.bytes
-        progress("checking", done, manifest.bytes)
+    for table in manifest.tables.values():
+        for file in table.files:
+            async with reader.fetched(file) as directory:
+                await asyncio.to_thread(check_file, directory, file, limits)
+            done += file.bytes
+            progress("checking", done, manifest.bytes)
     return manifest
 
 
@@ -131,11 +138,15 @@ async def _check_allowed(
 
 class _Run:
     def __init__(
-        self, resources: Resources, directory: Path, manifest: Manifest, progress: ProgressCallback
+        self,
+        resources: Resources,
+        reader: BackupReader,
+        manifest: Manifest,
+        progress: ProgressCallback,
     ) -> None:
         self._dynamo = resources.dynamo
         self._settings = resources.settings
-        self._directory = directory
+        self._reader = reader
         self._manifest = manifest
         self._progress = progress
         self._moment = timestamp(now())
@@ -216,12 +227,17 @@ class _Run:
             self._progress(f"writing {table.name}", done, entry.items)
 
         async def batches() -> AsyncGenerator[list[Item], None]:
-            async for block in self._blocks(entry):
-                items = [restored(table, item) for item in block]
-                for start in range(0, len(items), BATCH_ROWS):
-                    yield items[start : start + BATCH_ROWS]
+            async with aclosing(self._blocks(entry)) as blocks:
+                async for block in blocks:
+                    items = [restored(table, item) for item in block]
+                    for start in range(0, len(items), BATCH_ROWS):
+                        yield items[start : start + BATCH_ROWS]
 
         await for_each(batches(), write, _BATCHES_IN_FLIGHT)
 
-    def _blocks(self, entry: TableEntry) -> AsyncIterator[list[Item]]:
-        return in_thread(read_items(self._directory, entry, _BLOCK_ITEMS, self._settings.files))
+    async def _blocks(self, entry: TableEntry) -> AsyncGenerator[list[Item], None]:
+        for file in entry.files:
+            async with self._reader.fetched(file) as directory:
+                limits = self._settings.files
+                async for block in in_thread(read_file(directory, file, _BLOCK_ITEMS, limits)):
+                    yield block

@@ -1,16 +1,15 @@
 """The tables: whether they are there, with the keys, indexes and safeguards that K9 expects."""
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 from core.concurrency import gather
 from core.dynamo import tables
 from core.settings import Settings
 from deploy.aws.attempts import Attempt, attempt
+from deploy.aws.tables import shape_problems
 from deploy.doctor.report import Check, failed, ok, skipped, warning
 
 _CREATE: Final = "run `k9 tables create`"
-_INDEX_STATES: Final = frozenset({"ACTIVE", "UPDATING"})
 
 
 async def check_tables(client: Any, settings: Settings) -> list[Check]:
@@ -33,7 +32,7 @@ async def _check_table(
     if described.outcome != "ok":
         return [failed(subject, described.message, "see the checks of DynamoDB above")]
     found = described.reply["Table"]
-    wrong = list(_differences(found, table))
+    wrong = list(shape_problems(found, table))
     if wrong:
         advice = (
             "wait until DynamoDB has finished the change"
@@ -47,39 +46,6 @@ async def _check_table(
         ok(subject, f"active, key {' + '.join(table.key.attributes)}, {indexes}"),
         *await _safeguards(client, table, name, found, settings),
     ]
-
-
-def _differences(found: dict[str, Any], table: tables.Table) -> Iterator[str]:
-    """What a table has that is not as `core.dynamo.tables` defines it."""
-    if found["TableStatus"] not in _INDEX_STATES:
-        yield f"is {found['TableStatus'].lower()}, not active"
-    types = {each["AttributeName"]: each["AttributeType"] for each in found["AttributeDefinitions"]}
-    if (key := _key_of(found)) != table.key.attributes:
-        yield f"has the key {' + '.join(key)} in place of {' + '.join(table.key.attributes)}"
-    existing = {each["IndexName"]: each for each in found.get("GlobalSecondaryIndexes") or ()}
-    used = set(table.key.attributes)
-    for name, expected in table.indexes.items():
-        index = existing.get(name)
-        if index is None:
-            yield f"has no index {name}"
-            continue
-        used |= set(expected.attributes)
-        if index.get("IndexStatus", "ACTIVE") not in _INDEX_STATES:
-            yield f"{name} is {index['IndexStatus'].lower()}, not active"
-        if (key := _key_of(index)) != expected.attributes:
-            yield f"{name} has the key {' + '.join(key)} in place of " + " + ".join(
-                expected.attributes
-            )
-        if index["Projection"]["ProjectionType"] != "ALL":
-            yield f"{name} does not project all attributes"
-    for attribute in sorted(used):
-        if types.get(attribute, "S") != "S":
-            yield f"its key attribute {attribute} is of type {types[attribute]} in place of S"
-
-
-def _key_of(described: dict[str, Any]) -> tuple[str, ...]:
-    parts = sorted(described["KeySchema"], key=lambda part: str(part["KeyType"]))  # HASH, RANGE
-    return tuple(str(part["AttributeName"]) for part in parts)
 
 
 async def _safeguards(

@@ -1,7 +1,6 @@
 """Backup, wipe, restore: the same again, byte for byte; and what a restore must never do."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,151 +10,42 @@ import numpy as np
 import pytest
 
 from core.dynamo import tables
-from core.dynamo.wire import AttributeValue, Item, item_of
+from core.dynamo.wire import item_of
 from core.errors import TableMissing, Unavailable
-from core.models import Build, BuildParameters, Model, now, timestamp
+from core.models import Build, Model, now, timestamp
 from core.resources import Resources, open_resources
-from core.settings import Settings
 from deploy.aws.tables import describe_tables, read_tag
 from deploy.data import bulk
 from deploy.data import restore as restore_module
 from deploy.data.archive import MANIFEST
 from deploy.data.backup import back_up
-from deploy.data.bulk import delete_batch, put_batch, scan_segment
+from deploy.data.bulk import put_batch
 from deploy.data.pitr import restore_to_time
 from deploy.data.restore import TAG, restore
 from deploy.errors import CommandError
 from tests.e2e.commands import NO_REDIS, kill, run_k9, start_k9
+from tests.e2e.tables import EXEMPT, contents, fill, wipe
 from tests.emulators import create_tables, settings_for
-
-Contents = dict[str, dict[bytes, bytes]]
-
-ODD: dict[str, Any] = {
-    "empty": {"S": ""},
-    "text": {"S": "é\u0000\n𝄞"},
-    "whole": {"N": "12345678901234567890123456789012345678"},
-    "small": {"N": "-1E-130"},
-    "large": {"N": "9.9999999999999999999999999999999999999E+125"},
-    "fraction": {"N": "0.1"},
-    "binary": {"B": bytes(range(256))},
-    "no_bytes": {"B": b""},
-    "yes": {"BOOL": True},
-    "no": {"BOOL": False},
-    "nothing": {"NULL": True},
-    "map": {"M": {"x": {"S": ""}, "a.b": {"L": [{"L": []}, {"N": "7"}, {"B": b"\xff"}]}}},
-    "list": {"L": [{"S": ""}, {"NULL": True}]},
-    "texts": {"SS": ["a", "é", " "]},
-    "numbers": {"NS": ["1", "-2.5", "12345678901234567890"]},
-    "binaries": {"BS": [b"\x00", b"\xff\xfe"]},
-}
-
-
-async def _fill(resources: Resources, rows: int = 60) -> Build:
-    """Rows of every table, among them a build that runs; that build."""
-    settings = resources.settings
-    vectors = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
-    await resources.embedding_service.store_batch(
-        "m1", [(f"p/{n} é", vectors[n]) for n in range(rows)]
-    )
-    await resources.embedding_service.delete_embedding("m1", "p/0 é")
-    await resources.embedding_service.store_embedding("m2", "gone", vectors[0])
-    await resources.embedding_service.delete_embedding("m2", "gone")
-    for number in range(30):
-        await resources.user_service.create(
-            f"u{number}", {"name": "N"}, b'{"a": 1e-300, "": [1.0]}'
-        )
-        await resources.report_service.create(f"u{number}", {"title": "T", "favorites": ["b", "a"]})
-    await resources.idempotency.begin("user/u1", "key", "print")
-    for table in ("users", "idempotency"):
-        key = {"users": ("user_id",), "idempotency": ("caller", "key")}[table]
-        odd = [{**ODD, **{name: {"S": f"odd-{n}"} for name in key}} for n in range(20)]
-        await put_batch(resources.dynamo, settings.table(table), [item_of(item) for item in odd])
-    first = await resources.build_service.request("m1", BuildParameters(matrix_k=7, force=True))
-    claimed = await resources.builds.claim(first.build_id, 0)
-    model = await resources.models.get_model("m1")
-    await resources.promotions.publish(claimed, model, {"epoch": 0})
-    second = await resources.build_service.request("m1", BuildParameters())
-    return await resources.builds.claim(second.build_id, 0)
-
-
-def _key(table: tables.Table, item: Item) -> bytes:
-    return msgspec.json.encode([item[name] for name in table.key.attributes])
-
-
-async def _contents(resources: Resources) -> Contents:
-    """Every item of every table, as bytes. A set has no order."""
-
-    def text(item: Item) -> bytes:
-        ordered = {
-            name: AttributeValue(SS=sorted(value.SS))
-            if value.SS
-            else AttributeValue(NS=sorted(value.NS))
-            if value.NS
-            else AttributeValue(BS=sorted(value.BS))
-            if value.BS
-            else value
-            for name, value in item.items()
-        }
-        return msgspec.json.encode(ordered, order="deterministic")
-
-    found: Contents = {}
-    for table in tables.ALL:
-        name = resources.settings.table(table.name)
-        found[table.name] = {
-            _key(table, item): text(item)
-            async for page in scan_segment(resources.dynamo, name, 0, 1)
-            for item in page
-        }
-    return found
-
-
-async def _wipe(resources: Resources) -> None:
-    for table in tables.ALL:
-        name = resources.settings.table(table.name)
-        async for page in scan_segment(resources.dynamo, name, 0, 1):
-            for start in range(0, len(page), 25):
-                await delete_batch(resources.dynamo, name, table.key, page[start : start + 25])
-
-
-@pytest.fixture
-async def resources(emulator: Settings) -> AsyncIterator[Resources]:
-    """Tables of a test's own, on each emulator, and no Redis: the tables are the truth."""
-    made = await create_tables(settings_for(emulator.aws.endpoint_url or ""))
-    nowhere = msgspec.structs.replace(made, redis_url=NO_REDIS)
-    async with open_resources(nowhere) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def one(ministack: str) -> AsyncIterator[Resources]:
-    """The same on one emulator, for what does not depend on it."""
-    made = await create_tables(settings_for(ministack))
-    nowhere = msgspec.structs.replace(made, redis_url=NO_REDIS)
-    async with open_resources(nowhere) as opened:
-        yield opened
-
-
-_EXEMPT = ("models", "builds")
-"""Tables in which a restore changes some attributes, on purpose."""
 
 
 async def test_everything_comes_back_byte_for_byte(resources: Resources, tmp_path: Path) -> None:
     """All attribute types, tombstones, pending keys; then new epochs, no open build but one new."""
-    running = await _fill(resources)
-    before = await _contents(resources)
+    running = await fill(resources)
+    before = await contents(resources)
     ended = await resources.builds.get_build(
         (await resources.models.get_model("m1")).current_build_id or ""
     )
-    manifest = await back_up(resources.dynamo, resources.settings, tmp_path / "b")
+    made = await back_up(resources.dynamo, resources.settings, tmp_path / "b")
+    manifest = made.manifest
     assert {name: entry.items for name, entry in manifest.tables.items()} == {
         name: len(items) for name, items in before.items()
     }
-    await _wipe(resources)
+    await wipe(resources)
     began = timestamp(now())
     restored = await restore(resources, tmp_path / "b")
-    after = await _contents(resources)
+    after = await contents(resources)
 
-    for table in set(before) - set(_EXEMPT):
+    for table in set(before) - set(EXEMPT):
         assert after[table] == before[table], table
     assert after["models"].keys() == before["models"].keys()
     models = {model.model_version: model for model in await resources.models.list_models()}
@@ -184,11 +74,11 @@ async def test_maps_in_maps_come_back(one: Resources, tmp_path: Path) -> None:
         deep = {"L": [deep, {"M": {}}]} if level % 2 else {"M": {"": deep, "M": {"M": {}}}}
     item = item_of({"user_id": {"S": "x"}, "deep": deep})
     await put_batch(one.dynamo, one.settings.table("users"), [item])
-    before = await _contents(one)
+    before = await contents(one)
     await back_up(one.dynamo, one.settings, tmp_path / "b")
-    await _wipe(one)
+    await wipe(one)
     await restore(one, tmp_path / "b")
-    assert await _contents(one) == before
+    assert await contents(one) == before
     assert len(before["users"]) == 1
 
 
@@ -196,19 +86,19 @@ async def test_full_tables_are_refused_and_replaced_only_by_force(
     one: Resources, tmp_path: Path
 ) -> None:
     """Refused with nothing changed; by force with all that is not in the backup gone."""
-    await _fill(one)
+    await fill(one)
     await back_up(one.dynamo, one.settings, tmp_path / "b")
     first = await restore(one, tmp_path / "b", force=True)
     epoch = (await one.models.get_model("m1")).epoch
     assert first.emptied > 0
     await one.embedding_service.store_embedding("m1", "later", np.ones(8, np.float32))
     await one.embedding_service.store_embedding("m9", "later", np.ones(3, np.float32))
-    before = await _contents(one)
+    before = await contents(one)
     with pytest.raises(CommandError, match=r"not empty: .*--force"):
         await restore(one, tmp_path / "b")
-    assert await _contents(one) == before
+    assert await contents(one) == before
     await restore(one, tmp_path / "b", force=True)
-    after = await _contents(one)
+    after = await contents(one)
     assert len(after["embeddings"]) == len(before["embeddings"]) - 2
     assert [model.model_version for model in await one.models.list_models()] == ["m1", "m2"]
     assert (await one.models.get_model("m1")).epoch > epoch
@@ -216,9 +106,9 @@ async def test_full_tables_are_refused_and_replaced_only_by_force(
 
 async def test_a_damaged_backup_writes_nothing(one: Resources, tmp_path: Path) -> None:
     """Not even into tables before the damaged one, and not with --force."""
-    await _fill(one)
+    await fill(one)
     await back_up(one.dynamo, one.settings, tmp_path / "b")
-    await _wipe(one)
+    await wipe(one)
     last = max((tmp_path / "b").glob("users.*"))
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
@@ -232,18 +122,18 @@ async def test_a_damaged_backup_writes_nothing(one: Resources, tmp_path: Path) -
     (tmp_path / "b" / MANIFEST).unlink()
     with pytest.raises(CommandError, match="has no backup"):
         await restore(one, tmp_path / "b", force=True)
-    assert not any((await _contents(one)).values())
+    assert not any((await contents(one)).values())
 
 
 async def test_an_interrupted_restore_goes_on(
     one: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same backup without --force, another one not; and afterwards no tag is left."""
-    await _fill(one)
-    before = await _contents(one)
+    await fill(one)
+    before = await contents(one)
     await back_up(one.dynamo, one.settings, tmp_path / "b")
     await back_up(one.dynamo, one.settings, tmp_path / "other")
-    await _wipe(one)
+    await wipe(one)
     put, calls = bulk.put_batch, 0
 
     async def breaks(*arguments: Any) -> None:
@@ -257,16 +147,16 @@ async def test_an_interrupted_restore_goes_on(
     with pytest.raises(Unavailable, match="gone"):
         await restore(one, tmp_path / "b")
     monkeypatch.undo()
-    assert any((await _contents(one)).values())
-    assert not (await _contents(one))["models"]  # nobody can search or build in between
+    assert any((await contents(one)).values())
+    assert not (await contents(one))["models"]  # nobody can search or build in between
     with pytest.raises(CommandError, match="interrupted restore of another backup"):
         await restore(one, tmp_path / "other")
     said: list[str] = []
     await restore(one, tmp_path / "b", message=said.append)
     assert said == ["continuing an interrupted restore of this backup"]
-    after = await _contents(one)
-    assert {t: after[t] for t in after if t not in _EXEMPT} == {
-        t: before[t] for t in before if t not in _EXEMPT
+    after = await contents(one)
+    assert {t: after[t] for t in after if t not in EXEMPT} == {
+        t: before[t] for t in before if t not in EXEMPT
     }
     assert await read_tag(one.settings, tables.MODELS, TAG) is None
     with pytest.raises(CommandError, match="not empty"):
@@ -275,8 +165,8 @@ async def test_an_interrupted_restore_goes_on(
 
 async def test_a_backup_goes_into_another_environment(one: Resources, tmp_path: Path) -> None:
     """Which has its own tables; without them, both commands say what makes them."""
-    await _fill(one)
-    before = await _contents(one)
+    await fill(one)
+    before = await contents(one)
     await back_up(one.dynamo, one.settings, tmp_path / "b")
     other = settings_for(one.settings.aws.endpoint_url or "")
     other = msgspec.structs.replace(other, redis_url=NO_REDIS)
@@ -287,7 +177,7 @@ async def test_a_backup_goes_into_another_environment(one: Resources, tmp_path: 
             await back_up(target.dynamo, other, tmp_path / "none")
         await create_tables(other)
         await restore(target, tmp_path / "b")
-        assert (await _contents(target))["users"] == before["users"]
+        assert (await contents(target))["users"] == before["users"]
 
 
 async def test_a_point_in_time_becomes_an_environment(resources: Resources) -> None:
@@ -295,22 +185,22 @@ async def test_a_point_in_time_becomes_an_environment(resources: Resources) -> N
 
     Both emulators bring back the rows of now, whatever the time.
     """
-    running = await _fill(resources)
-    before = await _contents(resources)
+    running = await fill(resources)
+    before = await contents(resources)
     name = f"{resources.settings.environment[:20]}-then"
     moment = now() - timedelta(hours=1)
     recovered = await restore_to_time(resources.settings, moment, name)
     assert [entry.outcome for entry in recovered.builds] == ["requested", "empty"]
-    assert await _contents(resources) == before
+    assert await contents(resources) == before
     target = msgspec.structs.replace(resources.settings, environment=name)
     described = await describe_tables(target)
     assert {table.status for table in described} == {"ACTIVE"}
     assert all(table.recovery for table in described)
     assert described[-1].ttl_attribute == "expires_at"
     async with open_resources(target) as restored:
-        after = await _contents(restored)
-        assert {t: after[t] for t in after if t not in _EXEMPT} == {
-            t: before[t] for t in before if t not in _EXEMPT
+        after = await contents(restored)
+        assert {t: after[t] for t in after if t not in EXEMPT} == {
+            t: before[t] for t in before if t not in EXEMPT
         }
         model = await restored.models.get_model("m1")
         assert model.epoch > (await resources.models.get_model("m1")).epoch
@@ -331,7 +221,7 @@ async def test_a_table_without_recovery_is_said(ministack: str) -> None:
 
 async def test_the_commands_say_what_they_did(one: Resources, tmp_path: Path) -> None:
     """Or in one line why they did not."""
-    await _fill(one)
+    await fill(one)
     settings = one.settings
     status, out, error = await run_k9(settings, tmp_path, "backup", "b")
     assert (status, error) == (0, "")
@@ -359,7 +249,7 @@ async def test_the_commands_say_what_they_did(one: Resources, tmp_path: Path) ->
 
 async def test_a_backup_that_is_killed_can_be_made_again(one: Resources, tmp_path: Path) -> None:
     """Into the same directory, which until then is no backup."""
-    await _fill(one, rows=600)
+    await fill(one, rows=600)
     process = await start_k9(one.settings, tmp_path, "backup", "b")
     async with asyncio.timeout(60):
         while not list((tmp_path / "b").glob("embeddings.*")):  # noqa: ASYNC110 - its files

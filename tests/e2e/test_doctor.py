@@ -13,6 +13,7 @@ import pytest
 
 from core.dynamo import tables
 from core.dynamo.client import open_dynamo
+from core.dynamo.expressions import key as row_key
 from core.dynamo.items import attribute_of
 from core.models import now, timestamp
 from core.object_store import open_object_store
@@ -96,8 +97,8 @@ async def test_what_a_killed_run_left_is_removed_later(sound: Settings) -> None:
         await _examine(sound, calls=1)
         left = [item["product_id"].S async for page in scan_segment(dynamo, table) for item in page]
         assert left == ["fresh"]
-        key = {name: attribute_of(row[name]) for name in tables.EMBEDDINGS.key.attributes}
-        await dynamo.call("delete_item", TableName=table, Key=key)
+        fresh = row_key(product_id="fresh", model_version=MODEL_VERSION)
+        await dynamo.call("delete_item", TableName=table, Key=fresh)
 
 
 async def test_tables_that_are_not_as_the_code_expects(sound: Settings) -> None:

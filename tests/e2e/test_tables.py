@@ -1,17 +1,22 @@
 """The one template, on both emulators."""
 
 import re
+from pathlib import Path
 
 import aioboto3
+import msgspec
 import pytest
 
 from core.dynamo import tables
 from core.dynamo.client import open_dynamo
 from core.errors import TableMissing
+from core.models import now
 from core.settings import Settings
+from deploy.aws.costs import Consumption, read_consumption
 from deploy.aws.data_stack import create_tables
 from deploy.aws.tables import describe_tables, read_tag, write_tag
 from deploy.data.bulk import count_items
+from tests.e2e.commands import run_k9
 from tests.emulators import settings_for
 
 
@@ -44,6 +49,27 @@ async def test_tables_are_made_once_and_then_left_alone(emulator: Settings) -> N
     assert all(table.recovery for table in described.values())
     assert all(table.deletion_protection for table in described.values())  # not `dev`
     assert described[f"k9-idempotency-{emulator.environment}"].ttl_attribute == "expires_at"
+
+
+async def test_a_table_that_was_deleted_is_created_again(emulator: Settings) -> None:
+    """Which CloudFormation does not notice: with its key, indexes, TTL and safeguards, empty."""
+    settings = settings_for(emulator.aws.endpoint_url or "")
+    await create_tables(settings, protection="false")
+    before = await describe_tables(settings)
+    said: list[str] = []
+    async with aioboto3.Session().client(
+        "dynamodb", endpoint_url=emulator.aws.endpoint_url
+    ) as client:
+        for table in (tables.BUILDS, tables.IDEMPOTENCY):
+            name = settings.table(table.name)
+            await client.update_table(TableName=name, DeletionProtectionEnabled=False)
+            await client.delete_table(TableName=name)
+    await create_tables(settings, protection="false", message=said.append)
+    assert sum("was deleted; created again" in line for line in said) == 2
+    after = await describe_tables(settings)
+    for old, new in zip(before, after, strict=True):
+        assert (new.key, new.ttl_attribute, new.recovery) == (old.key, old.ttl_attribute, True)
+        assert sorted(new.indexes) == sorted(old.indexes)
 
 
 async def test_protection_is_turned_off_in_place(ministack: str) -> None:
@@ -87,3 +113,45 @@ async def test_missing_tables_say_what_makes_them(emulator: Settings) -> None:
     async with open_dynamo(other) as dynamo:
         with pytest.raises(TableMissing, match="k9 tables create"):
             await count_items(dynamo, other, lambda *_: None)
+
+
+async def test_a_months_cost_is_shown_by_size_and_rate(moto: str, tmp_path: Path) -> None:
+    """The units of the last day come from CloudWatch, for the table and each of its indexes."""
+    settings = settings_for(moto)
+    await create_tables(settings, protection="false")
+    name = settings.table("embeddings")
+    async with aioboto3.Session().client("cloudwatch", endpoint_url=moto) as client:
+        for metric, index, units in (
+            ("ConsumedWriteCapacityUnits", None, 4e6),
+            ("ConsumedWriteCapacityUnits", "ModelVersionIndex", 4e6),
+            ("ConsumedReadCapacityUnits", "ModelVersionIndex", 8e6),
+        ):
+            dimensions = [{"Name": "TableName", "Value": name}]
+            if index:
+                dimensions.append({"Name": "GlobalSecondaryIndexName", "Value": index})
+            point = {"MetricName": metric, "Dimensions": dimensions, "Value": units}
+            await client.put_metric_data(
+                Namespace="AWS/DynamoDB", MetricData=[{**point, "Timestamp": now()}]
+            )
+    described = [table for table in await describe_tables(settings) if table.name == name]
+    consumed = await read_consumption(settings, described)
+    assert consumed == {name: Consumption(read_units=8e6, write_units=8e6)}
+    status, out, error = await run_k9(settings, tmp_path, "tables", "describe")
+    assert (status, error) == (0, "")
+    assert re.search(rf"{name} .* on demand .* 182\.50$", out, re.MULTILINE)
+    assert "$182.50 a month: storage, recovery and requests, prices of us-east-1 as of" in out
+
+
+async def test_without_cloudwatch_the_cost_is_that_of_the_size(
+    ministack: str, tmp_path: Path
+) -> None:
+    """And the output says that requests are not in it."""
+    settings = settings_for(ministack)
+    await create_tables(settings, protection="false")
+    described = await describe_tables(settings)
+    nowhere = msgspec.structs.replace(
+        settings, aws=msgspec.structs.replace(settings.aws, endpoint_url="http://127.0.0.1:1")
+    )
+    reason = await read_consumption(nowhere, described)
+    assert isinstance(reason, str)
+    assert "could not connect" in reason.lower()

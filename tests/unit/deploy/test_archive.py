@@ -15,11 +15,11 @@ from deploy.data.archive import (
     Manifest,
     SegmentFile,
     TableEntry,
+    check_file,
     finish,
     open_backup,
-    read_items,
+    read_file,
     read_manifest,
-    verify,
 )
 from deploy.data.formats.file_input import FREE_BYTES
 from deploy.errors import CommandError
@@ -41,6 +41,16 @@ def _written(directory: Path, items: list[Item]) -> FileEntry:
     return entry
 
 
+def _verify(directory: Path, manifest: Manifest) -> None:
+    for table in manifest.tables.values():
+        for file in table.files:
+            check_file(directory, file, LIMITS)
+
+
+def _blocks(directory: Path, table: TableEntry, block_items: int) -> list[list[Item]]:
+    return [b for file in table.files for b in read_file(directory, file, block_items, LIMITS)]
+
+
 def _manifest(*files: FileEntry) -> Manifest:
     table = TableEntry("k9-users-dev", sum(file.items for file in files), list(files))
     return Manifest("0", "dev", "then", "now", {"users": table})
@@ -57,8 +67,9 @@ def backup(tmp_path: Path) -> Path:
 def test_items_of_all_types_come_back(backup: Path) -> None:
     """With empty texts, exact numbers and bytes; and nobody but the owner may read them."""
     manifest = read_manifest(backup)
-    assert [file.items for file in verify(backup, manifest, LIMITS)] == [3]
-    assert list(read_items(backup, manifest.tables["users"], 2, LIMITS)) == [ITEMS[:2], ITEMS[2:]]
+    _verify(backup, manifest)
+    assert manifest.items == 3
+    assert _blocks(backup, manifest.tables["users"], 2) == [ITEMS[:2], ITEMS[2:]]
     assert (backup / "users.000.jsonl.gz").stat().st_mode & 0o077 == 0
     assert sorted(path.name for path in backup.iterdir()) == [MANIFEST, "users.000.jsonl.gz"]
 
@@ -78,7 +89,7 @@ def test_a_flipped_bit_is_found(backup: Path) -> None:
     data[4] ^= 1  # the time in the header: gzip itself would not mind
     path.write_bytes(data)
     with pytest.raises(CommandError, match="is damaged"):
-        list(verify(backup, read_manifest(backup), LIMITS))
+        _verify(backup, read_manifest(backup))
     text = (backup / MANIFEST).read_text()
     (backup / MANIFEST).write_text(text.replace('"items": 3', '"items": 2'))
     with pytest.raises(CommandError, match="was changed"):
@@ -94,10 +105,10 @@ def test_a_file_that_is_gone_or_elsewhere_is_said(backup: Path) -> None:
     entry = manifest.tables["users"].files[0]
     (backup / entry.name).unlink()
     with pytest.raises(CommandError, match="is missing"):
-        list(verify(backup, manifest, LIMITS))
+        _verify(backup, manifest)
     outside = msgspec.structs.replace(entry, name="../users.000.jsonl.gz")
     with pytest.raises(CommandError, match="is missing"):
-        list(verify(backup, _manifest(outside), LIMITS))
+        _verify(backup, _manifest(outside))
 
 
 def test_another_number_of_items_is_said(backup: Path) -> None:
@@ -107,10 +118,10 @@ def test_another_number_of_items_is_said(backup: Path) -> None:
         table, files=[msgspec.structs.replace(file, items=4) for file in table.files]
     )
     with pytest.raises(CommandError, match="has 3 items, and should have 4"):
-        list(read_items(backup, more, 10, LIMITS))
+        _blocks(backup, more, 10)
     (backup / "users.000.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-9])
     with pytest.raises(CommandError, match="gzip data is damaged or truncated"):
-        list(read_items(backup, table, 10, LIMITS))
+        _blocks(backup, table, 10)
 
 
 def _bomb(path: Path, data: bytes, times: int) -> FileEntry:
@@ -134,7 +145,7 @@ def test_a_bomb_is_found_before_anything_is_written(
     """Its checksums hold: who can change the files can change the manifest."""
     entry = _bomb(tmp_path / "users.000.jsonl.gz", data, times)
     with pytest.raises(CommandError) as refused:
-        list(verify(tmp_path, _manifest(entry), LIMITS))
+        _verify(tmp_path, _manifest(entry))
     assert words in str(refused.value)
 
 
@@ -143,14 +154,14 @@ def test_a_wrong_number_of_items_is_found_before_anything_is_written(backup: Pat
     table = read_manifest(backup).tables["users"]
     manifest = _manifest(*(msgspec.structs.replace(file, items=4) for file in table.files))
     with pytest.raises(CommandError, match="has 3 items, and should have 4"):
-        list(verify(backup, manifest, LIMITS))
+        _verify(backup, manifest)
 
 
 def test_blocks_of_large_items_are_short(tmp_path: Path) -> None:
     """Memory is bounded by bytes, not by their number."""
     item: Item = item_of({"id": {"S": "x" * 2**20}})
     table = _manifest(_written(tmp_path, [item] * 40)).tables["users"]
-    sizes = [len(block) for block in read_items(tmp_path, table, 500, LIMITS)]
+    sizes = [len(block) for block in _blocks(tmp_path, table, 500)]
     assert sum(sizes) == 40
     assert max(sizes) == 16
 
