@@ -156,8 +156,8 @@ async def ensure_settings(settings: Settings, message: MessageCallback) -> None:
     """Turns on settings of the template that CloudFormation or a restore left off.
 
     A table that was deleted behind CloudFormation's back, which does not notice it, is created
-    again, empty. Both emulators leave point-in-time recovery, TTL and encryption off; in an account this only
-    reads.
+    again, empty. Both emulators leave point-in-time recovery, TTL and encryption off; in an account
+    this only reads otherwise.
 
     Raises:
         CommandError: point-in-time recovery cannot be turned on.

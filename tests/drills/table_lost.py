@@ -1,4 +1,4 @@
-"""A table is deleted whole, made anew and filled from a backup: `python -m tests.drills.table_lost`."""
+"""A table is deleted, made again and filled from a backup: `python -m tests.drills.table_lost`."""
 
 from core.dynamo import tables
 from deploy.aws.clients import open_client
