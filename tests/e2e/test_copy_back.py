@@ -18,10 +18,16 @@ from core.dynamo import tables
 from core.dynamo.wire import item_of
 from core.errors import Unavailable
 from core.models import now, timestamp
-from core.resources import Resources
+from core.resources import Resources, open_resources
 from core.settings import Settings
 from deploy.aws.tables import read_tag, write_tag
-from deploy.aws.write_stop import STATEMENT, stop_writes, with_statement, without_statement
+from deploy.aws.write_stop import (
+    STATEMENT,
+    allow_writes,
+    stop_writes,
+    with_statement,
+    without_statement,
+)
 from deploy.data import copying
 from deploy.data.bulk import delete_batch, put_batch, scan_segment
 from deploy.data.copying import copy_back
@@ -29,13 +35,14 @@ from deploy.data.pitr import restore_to_time, restored_settings
 from deploy.data.restore import TAG
 from deploy.errors import CommandError
 from tests.e2e.commands import run_k9
+from tests.e2e.policies import OTHER, Enforcing
 from tests.e2e.tables import EXEMPT, Contents, contents, fill
 
 
 async def _restored(one: Resources) -> Settings:
     """The environment as of now, as tables of another."""
     name = f"{one.settings.environment[:20]}-was"
-    await restore_to_time(one.settings, now() - timedelta(seconds=1), name, served=False)
+    await restore_to_time(one.settings, now() - timedelta(hours=1), name, served=False)
     return restored_settings(one.settings, name)
 
 
@@ -131,7 +138,7 @@ async def test_what_was_restored_to_be_served_is_not_copied(one: Resources) -> N
     """Its epochs and builds are its own by then."""
     await fill(one)
     name = f"{one.settings.environment[:20]}-new"
-    moment = now() - timedelta(seconds=1)
+    moment = now() - timedelta(hours=1)
     await restore_to_time(one.settings, moment, name)
     with pytest.raises(CommandError, match="was restored to be served"):
         await restore_to_time(one.settings, moment, name, served=False)
@@ -146,6 +153,31 @@ async def test_a_policy_that_is_not_enforced_stops_nothing(one: Resources) -> No
         table = await client.describe_table(TableName=one.settings.table("users"))
         with pytest.raises(client.exceptions.PolicyNotFoundException):
             await client.get_resource_policy(ResourceArn=table["Table"]["TableArn"])
+
+
+async def test_an_enforced_policy_stops_everyone_else(one: Resources) -> None:
+    """Another caller's writes are refused until they are allowed again; the operator's are not."""
+    enforcing = Enforcing(one.settings.aws.endpoint_url or "")
+    name = one.settings.table("users")
+    async with (
+        aioboto3.Session().client("sts", endpoint_url=one.settings.aws.endpoint_url) as sts,
+        enforcing.running() as url,
+        aioboto3.Session().client(
+            "dynamodb", endpoint_url=url, aws_access_key_id=OTHER, aws_secret_access_key="x"
+        ) as other,
+    ):
+        enforcing.user_id = (await sts.get_caller_identity())["UserId"]
+        aws = msgspec.structs.replace(one.settings.aws, endpoint_url=url)
+        settings = msgspec.structs.replace(one.settings, aws=aws)
+        await stop_writes(settings)
+        with pytest.raises(other.exceptions.ClientError, match="explicit deny"):
+            await other.put_item(TableName=name, Item={"user_id": {"S": "theirs"}})
+        assert "Item" not in await other.get_item(TableName=name, Key={"user_id": {"S": "x"}})
+        async with open_resources(settings) as resources:
+            await put_batch(resources.dynamo, name, [item_of({"user_id": {"S": "ours"}})])
+        await allow_writes(settings)
+        await allow_writes(settings)
+        await other.put_item(TableName=name, Item={"user_id": {"S": "theirs"}})
 
 
 def test_a_policy_that_is_there_already_stays() -> None:
@@ -164,7 +196,7 @@ async def test_the_command_restores_in_place(one: Resources, tmp_path: Path) -> 
     """With a line per table, the builds, and the data as it was."""
     await fill(one)
     before = await contents(one)
-    moment = timestamp(now() - timedelta(seconds=1))
+    moment = timestamp(now() - timedelta(hours=1))
     arguments = ("restore", "--to-time", moment, "--into", "was", "--copy-back")
     await write_tag(one.settings, tables.MODELS, TAG, "copied from other")
     status, out, error = await run_k9(one.settings, tmp_path, *arguments, "--writes-stopped")

@@ -1,6 +1,7 @@
 """The one template, on both emulators."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import aioboto3
@@ -120,6 +121,7 @@ async def test_a_months_cost_is_shown_by_size_and_rate(moto: str, tmp_path: Path
     settings = settings_for(moto)
     await create_tables(settings, protection="false")
     name = settings.table("embeddings")
+    earlier = now() - timedelta(hours=1)
     async with aioboto3.Session().client("cloudwatch", endpoint_url=moto) as client:
         for metric, index, units in (
             ("ConsumedWriteCapacityUnits", None, 4e6),
@@ -131,7 +133,7 @@ async def test_a_months_cost_is_shown_by_size_and_rate(moto: str, tmp_path: Path
                 dimensions.append({"Name": "GlobalSecondaryIndexName", "Value": index})
             point = {"MetricName": metric, "Dimensions": dimensions, "Value": units}
             await client.put_metric_data(
-                Namespace="AWS/DynamoDB", MetricData=[{**point, "Timestamp": now()}]
+                Namespace="AWS/DynamoDB", MetricData=[{**point, "Timestamp": earlier}]
             )
     described = [table for table in await describe_tables(settings) if table.name == name]
     consumed = await read_consumption(settings, described)
