@@ -10,7 +10,7 @@ from deploy.cli import environment
 from deploy.errors import CommandError
 
 if TYPE_CHECKING:  # it imports the clients
-    from deploy.doctor.report import Report
+    from deploy.doctor.report import Process, Report
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
 
@@ -31,9 +31,16 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bri
     show_default=True,
     help="Seconds for the examination of one dependency; all are examined side by side.",
 )
+@click.option(
+    "--process",
+    type=click.Choice(["api", "worker"]),
+    help="Whose rights to examine, with that process's own role; by default those of both.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Prints one JSON object.")
 @environment.async_command
-async def command(calls: int, timeout_s: float, *, as_json: bool) -> None:
+async def command(
+    calls: int, timeout_s: float, process: "Process | None", *, as_json: bool
+) -> None:
     """Examines everything that K9 depends on, and says what to do about what is wrong.
 
     That is: credentials, clock, tables, indexes, safeguards, rights, latency of DynamoDB, bucket,
@@ -43,7 +50,7 @@ async def command(calls: int, timeout_s: float, *, as_json: bool) -> None:
     """
     import msgspec  # noqa: PLC0415 - `k9 --help` answers at once
 
-    report = await _examine(calls, timeout_s)
+    report = await _examine(calls, timeout_s, process)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
@@ -53,7 +60,7 @@ async def command(calls: int, timeout_s: float, *, as_json: bool) -> None:
         raise CommandError(f"{len(report.failed)} of {len(report.checks)} checks failed: {names}")
 
 
-async def _examine(calls: int, timeout_s: float) -> "Report":
+async def _examine(calls: int, timeout_s: float, process: "Process | None") -> "Report":
     from deploy.doctor.examination import examine  # noqa: PLC0415
     from deploy.doctor.report import Report, failed  # noqa: PLC0415
 
@@ -63,7 +70,7 @@ async def _examine(calls: int, timeout_s: float) -> "Report":
         check = failed("settings", str(error), "correct it; nothing else was examined")
         return Report(os.environ.get("K9_ENVIRONMENT", ""), [check])
     environment.quiet_logs()
-    return await examine(settings, calls=calls, timeout_s=timeout_s)
+    return await examine(settings, calls=calls, timeout_s=timeout_s, process=process)
 
 
 def _print(report: "Report") -> None:

@@ -14,7 +14,7 @@ from deploy.aws.attempts import Attempt, attempt
 from deploy.aws.clients import open_client
 from deploy.doctor import host, services
 from deploy.doctor.latency import measure
-from deploy.doctor.report import Check, Latency, Report, failed, ok, warning
+from deploy.doctor.report import Check, Latency, Process, Report, failed, ok, warning
 from deploy.doctor.tables import check_rights, check_tables
 from deploy.errors import CommandError
 
@@ -29,7 +29,9 @@ _ADDRESS: Final = (
 )
 
 
-async def examine(settings: Settings, *, calls: int, timeout_s: float) -> Report:
+async def examine(
+    settings: Settings, *, calls: int, timeout_s: float, process: Process | None = None
+) -> Report:
     """Examines everything that K9 depends on.
 
     It changes nothing of users' data: its own row and object are deleted again.
@@ -38,8 +40,9 @@ async def examine(settings: Settings, *, calls: int, timeout_s: float) -> Report
         settings: Of the environment.
         calls: How often each operation is timed; 0: not at all.
         timeout_s: For each part; the parts run side by side.
+        process: Whose rights are examined; None: those of API and worker together.
     """
-    run = _Examination(settings, calls)
+    run = _Examination(settings, calls, process)
     where = settings.aws.endpoint_url or f"AWS in {settings.aws.region}"
     checks = [ok("settings", f"environment {settings.environment}, {where}")]
     checks += await _within(timeout_s, "credentials", run.caller())
@@ -79,9 +82,10 @@ def _unusable(name: str, made: Attempt) -> Check:
 class _Examination:
     """The parts that need AWS."""
 
-    def __init__(self, settings: Settings, calls: int) -> None:
+    def __init__(self, settings: Settings, calls: int, process: Process | None) -> None:
         self._settings = settings
         self._calls = calls
+        self._process = process
         self._key = f"k9-doctor-{uuid4().hex}"
         """Of every row and object that is read or written."""
         self._account: str | None = None
@@ -119,7 +123,7 @@ class _Examination:
             checks += [
                 host.check_account(limits),
                 *await check_tables(client, self._settings),
-                *await check_rights(client, self._settings, self._key),
+                *await check_rights(client, self._settings, self._key, self._process),
             ]
         embeddings = self._settings.table(tables.EMBEDDINGS.name)
         usable = not any(
@@ -127,7 +131,10 @@ class _Examination:
         )
         if self._calls and usable:
             async with open_dynamo(self._settings) as dynamo:
-                timed, latencies = await measure(dynamo, self._settings, self._key, self._calls)
+                measured = await measure(
+                    dynamo, self._settings, self._key, self._calls, writes=self._process != "worker"
+                )
+                timed, latencies = measured
             checks += timed
             self.measured += latencies
         return checks
@@ -142,4 +149,6 @@ class _Examination:
                 failed("bucket", "its name needs the account, which STS tells", "set K9_BUCKET")
             ]
         async with open_client("s3", self._settings) as client:
-            return await services.check_bucket(client, self._settings, name, self._key)
+            return await services.check_bucket(
+                client, self._settings, name, self._key, self._process
+            )

@@ -6,11 +6,11 @@ a later one.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
@@ -30,9 +30,13 @@ _STALE: Final = timedelta(hours=1)
 
 
 async def measure(
-    dynamo: Dynamo, settings: Settings, key: str, calls: int
+    dynamo: Dynamo, settings: Settings, key: str, calls: int, *, writes: bool
 ) -> tuple[list[Check], list[Latency]]:
-    """Puts, reads and queries a row `calls` times each, one call after another."""
+    """Puts, reads and queries a row `calls` times each, one call after another.
+
+    Without `writes`, as for a worker, which may neither put nor get single embeddings, it queries
+    alone.
+    """
     table = settings.table(tables.EMBEDDINGS.name)
     row_key = row_key_of(product_id=key, model_version=MODEL_VERSION)
     row = {
@@ -48,10 +52,13 @@ async def measure(
         "get": lambda: dynamo.call("get_item", TableName=table, Key=row_key, ConsistentRead=True),
         "query": lambda: dynamo.call("query", TableName=table, IndexName=index, **by_shard),
     }
+    if not writes:
+        operations = {"query": operations["query"]}
     checks: list[Check] = []
     measured: list[Latency] = []
     try:
-        await _remove_stale(dynamo, table)
+        if writes:
+            await _remove_stale(dynamo, table)
         for operation, call in operations.items():
             times_ms = await _times_ms(call, calls)
             p50, p99 = (round(percentile(times_ms, percent), 2) for percent in (50, 99))
@@ -62,9 +69,10 @@ async def measure(
         advice = "see the checks of DynamoDB above"
         checks.append(failed("latency of DynamoDB", str(error), advice))
     finally:
-        deleting = asyncio.ensure_future(dynamo.call("delete_item", TableName=table, Key=row_key))
-        with suppress(K9Error):
-            await asyncio.shield(deleting)
+        if writes:
+            deleting = asyncio.ensure_future(_delete(dynamo, table, row_key))
+            with suppress(K9Error):
+                await asyncio.shield(deleting)
     return checks, measured
 
 
@@ -105,7 +113,15 @@ async def _remove_stale(dynamo: Dynamo, table: str) -> None:
             projection=("product_id", "model_version", "updated_at"),
         ),
     )
-    for item in reply["Items"]:
-        if (item["updated_at"].S or "") < before:
-            key = {name: item[name] for name in tables.EMBEDDINGS.key.attributes}
-            await dynamo.call("delete_item", TableName=table, Key=key)
+    stale = [
+        {name: item[name] for name in tables.EMBEDDINGS.key.attributes}
+        for item in reply["Items"]
+        if (item["updated_at"].S or "") < before
+    ]
+    for key in stale:
+        await _delete(dynamo, table, key)
+
+
+async def _delete(dynamo: Dynamo, table: str, key: Mapping[str, Any]) -> None:
+    """In a batch, which the API's role may write; it has no right to delete single embeddings."""
+    await dynamo.call("batch_write_item", RequestItems={table: [{"DeleteRequest": {"Key": key}}]})

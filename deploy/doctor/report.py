@@ -6,6 +6,8 @@ from typing import Literal
 import msgspec
 
 Status = Literal["ok", "warning", "failed", "skipped"]
+Process = Literal["api", "worker"]
+"""Whose rights are examined: each has a role of its own."""
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -11,8 +11,8 @@ from core import names
 from core.errors import Unavailable
 from core.queue import open_queue
 from core.settings import Settings
-from deploy.aws.attempts import attempt
-from deploy.doctor.report import Check, failed, ok, skipped, warning
+from deploy.aws.attempts import Attempt, attempt
+from deploy.doctor.report import Check, Process, failed, ok, skipped, warning
 
 _JWKS_BYTES_MAX: Final = 256 * 1024
 _HTTP_OK: Final = 200
@@ -22,44 +22,49 @@ _POOL_IN_URL: Final = re.compile(r"/([a-z0-9-]+_[A-Za-z0-9]+)/\.well-known/")
 # --- the bucket -----------------------------------------------------------------------------------
 
 
-async def check_bucket(client: Any, settings: Settings, bucket: str, key: str) -> list[Check]:
-    """That the bucket is there, and each right on it that API and worker need.
+async def check_bucket(
+    client: Any, settings: Settings, bucket: str, key: str, process: Process | None
+) -> list[Check]:
+    """That the bucket is there, and each right on it that API or worker need.
 
-    It puts an object of its own below the environment's prefix, and deletes it.
+    For a worker it puts an object of its own below the environment's prefix, and deletes it.
     """
     subject = f"bucket {bucket}"
-    head = await attempt(client, "head_bucket", Bucket=bucket)
-    if head.code in {"404", "NoSuchBucket"}:
+    name = f"{names.environment_prefix(settings.environment)}doctor/{key}"
+    listed = await attempt(client, "list_objects_v2", Bucket=bucket, Prefix=name)
+    if listed.code == "NoSuchBucket":
         advice = "run `k9 tables create`, or set K9_BUCKET to the bucket that it made"
         return [failed(subject, "does not exist", advice)]
-    if not head.permitted and head.outcome != "denied":
-        return [failed(subject, head.message, "set AWS_ENDPOINT_URL_S3 to where S3 is")]
-    name = f"{names.environment_prefix(settings.environment)}doctor/{key}"
-    made = {
-        "s3:ListBucket": await attempt(client, "list_objects_v2", Bucket=bucket, Prefix=name),
-        "s3:PutObject": await attempt(
-            client, "put_object", Bucket=bucket, Key=name, Body=b"k9 doctor\n"
-        ),
-        "s3:GetObject": await attempt(client, "head_object", Bucket=bucket, Key=name),
-    }
-    upload = await attempt(client, "create_multipart_upload", Bucket=bucket, Key=name)
-    if upload.outcome == "ok":
-        made["s3:AbortMultipartUpload"] = await attempt(
-            client,
-            "abort_multipart_upload",
-            Bucket=bucket,
-            Key=name,
-            UploadId=upload.reply["UploadId"],
-        )
-    made["s3:DeleteObject"] = await attempt(client, "delete_object", Bucket=bucket, Key=name)
+    if not listed.permitted and listed.outcome != "denied":
+        return [failed(subject, listed.message, "set AWS_ENDPOINT_URL_S3 to where S3 is")]
+    made = {"s3:ListBucket": listed}
+    if process != "api":
+        made |= await _write(client, bucket, name)
+    if process == "api":
+        # Without an object there is a 404, where reading is allowed.
+        made["s3:GetObject"] = await attempt(client, "head_object", Bucket=bucket, Key=name)
     denied = [action for action, each in made.items() if each.outcome == "denied"]
     if denied:
         advice = f"allow the role {', '.join(denied)} on {bucket} and its objects"
         return [failed(subject, f"denied: {', '.join(denied)}", advice)]
-    broken = next((each for each in made.values() if each.outcome != "ok"), None)
+    broken = next((each for each in made.values() if not each.permitted), None)
     if broken is not None:
         return [failed(subject, broken.message, "see the message of S3")]
     return [ok(subject, ", ".join(made)), await _check_lifecycle(client, bucket)]
+
+
+async def _write(client: Any, bucket: str, name: str) -> dict[str, Attempt]:
+    """Puts, reads and deletes an object, and begins and aborts an upload in parts."""
+    where = {"Bucket": bucket, "Key": name}
+    made = {"s3:PutObject": await attempt(client, "put_object", **where, Body=b"k9 doctor\n")}
+    made["s3:GetObject"] = await attempt(client, "head_object", **where)
+    upload = await attempt(client, "create_multipart_upload", **where)
+    if upload.outcome == "ok":
+        made["s3:AbortMultipartUpload"] = await attempt(
+            client, "abort_multipart_upload", **where, UploadId=upload.reply["UploadId"]
+        )
+    made["s3:DeleteObject"] = await attempt(client, "delete_object", **where)
+    return made
 
 
 async def _check_lifecycle(client: Any, bucket: str) -> Check:

@@ -7,7 +7,7 @@ from core.dynamo import tables
 from core.settings import Settings
 from deploy.aws.attempts import Attempt, attempt
 from deploy.aws.tables import shape_problems
-from deploy.doctor.report import Check, failed, ok, skipped, warning
+from deploy.doctor.report import Check, Process, failed, ok, skipped, warning
 
 _CREATE: Final = "run `k9 tables create`"
 
@@ -98,21 +98,39 @@ def _not_allowed(subject: str, action: str) -> Check:
 
 # --- rights ---------------------------------------------------------------------------------------
 
-_ACTIONS: Final = {
-    "users": ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"),
-    "reports": ("GetItem", "PutItem", "DeleteItem", "Query"),
-    "embeddings": (
-        *("GetItem", "BatchGetItem", "PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem"),
-        "Query",
-    ),
-    "models": ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "ConditionCheckItem", "Scan"),
-    "builds": ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query"),
-    "idempotency": ("PutItem", "UpdateItem", "DeleteItem", "Query"),
+ACTIONS: Final[dict[Process, dict[str, tuple[str, ...]]]] = {
+    "api": {
+        "users": ("GetItem", "PutItem", "UpdateItem", "ConditionCheckItem"),
+        "reports": ("GetItem", "PutItem", "DeleteItem", "Query"),
+        "embeddings": (
+            *("GetItem", "BatchGetItem", "PutItem", "UpdateItem", "BatchWriteItem", "Query"),
+        ),
+        "models": ("GetItem", "PutItem", "UpdateItem", "Scan"),
+        "builds": ("GetItem", "PutItem", "UpdateItem", "Query"),
+        "idempotency": ("PutItem", "UpdateItem"),
+    },
+    "worker": {
+        "users": ("GetItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"),
+        "reports": ("DeleteItem", "Query"),
+        "embeddings": ("DeleteItem", "Query"),
+        "models": ("GetItem", "UpdateItem", "DeleteItem", "ConditionCheckItem", "Scan"),
+        "builds": ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query"),
+        "idempotency": ("PutItem", "UpdateItem", "DeleteItem", "Query"),
+    },
 }
-"""The actions of API and worker together, by table."""
+"""The actions that each process calls, by table. A query is of the table's indexes, if it has
+some."""
 
 
-async def check_rights(client: Any, settings: Settings, key: str) -> list[Check]:
+def actions_of(process: Process | None, table: str) -> list[str]:
+    """The actions of one process on a table, or those of both."""
+    needed = ACTIONS.values() if process is None else [ACTIONS[process]]
+    return list(dict.fromkeys(action for by_table in needed for action in by_table[table]))
+
+
+async def check_rights(
+    client: Any, settings: Settings, key: str, process: Process | None
+) -> list[Check]:
     """One check per table: which actions that K9 calls are denied.
 
     Every write has a condition that does not hold, so that nothing is written: AWS checks rights
@@ -122,14 +140,21 @@ async def check_rights(client: Any, settings: Settings, key: str) -> list[Check]
         client: Of DynamoDB.
         settings: With the names of the tables.
         key: The text of every key attribute; no row may have it.
+        process: Whose actions; None: those of API and worker together.
     """
     return await gather(
-        *(_check_rights(client, table, settings.table(table.name), key) for table in tables.ALL)
+        *(
+            _check_rights(
+                client, table, settings.table(table.name), key, actions_of(process, table.name)
+            )
+            for table in tables.ALL
+        )
     )
 
 
-async def _check_rights(client: Any, table: tables.Table, name: str, key: str) -> Check:
-    actions = _ACTIONS[table.name]
+async def _check_rights(
+    client: Any, table: tables.Table, name: str, key: str, actions: list[str]
+) -> Check:
     made: list[tuple[str, Attempt]] = []
     for action in actions:
         for operation, parameters in _requests(action, table, name, key):

@@ -65,22 +65,24 @@ async def test_cursor_keys_are_rotated_without_a_stop(service: Service) -> None:
 
 
 @pytest.fixture
-async def valkey_with_password(tmp_path: Path) -> AsyncIterator[ValkeyServer]:
-    """A Valkey of this test's own, whose default user has the old password."""
-    config = {"requirepass": _PASSWORDS[0]}
-    with ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey", config=config) as server:
-        yield server
+async def admin(tmp_path: Path) -> AsyncIterator[Any]:
+    """A client of a Valkey of this test's own, whose default user has the old password."""
+    port = free_port()
+    with ValkeyServer(port=port, data_dir=tmp_path / "valkey"):
+        async with Redis(port=port) as first:
+            await first.config_set("requirepass", _PASSWORDS[0])
+        async with Redis(port=port, password=_PASSWORDS[0]) as client:
+            yield client
 
 
 async def test_the_password_of_valkey_is_rotated_without_a_stop(
-    service: Service, valkey_with_password: ValkeyServer, tmp_path: Path
+    service: Service, admin: Any, tmp_path: Path
 ) -> None:
     """Notifications reach processes of either password, until the old one is gone, and after."""
     token = service.pool.token("operators")
     model = "m-rotation"
     await filled(service, model, 20, DIMENSION)
-    port = valkey_with_password.port
-    admin: Any = Redis(port=port, password=_PASSWORDS[0])
+    port = admin.connection_pool.connection_kwargs["port"]
 
     def started(number: int) -> Any:
         url = f"redis://:{_PASSWORDS[number]}@127.0.0.1:{port}/0"
@@ -113,7 +115,6 @@ async def test_the_password_of_valkey_is_rotated_without_a_stop(
         third = await stack.enter_async_context(started(1))
         await eventually(third, model)
         await _seen(model, third, new, "f")
-    await admin.aclose()
 
 
 async def _seen(

@@ -34,7 +34,7 @@ async def drill() -> None:
         await restore_to_time(resources.settings, moment, "before", served=False)
         say(f"{sum(map(len, before.values())):,} rows restored into new tables")
         await _damage(resources)
-        say(f"{_DELETED} embeddings deleted, others changed and added, a user changed")
+        say(f"{_DELETED} embeddings deleted, one changed, one and a user added")
         source = "before"
         if await _has_history(stack, moment, before):
             source = "history"

@@ -80,7 +80,11 @@ async def running_stack() -> AsyncIterator[Stack]:
             running = read_stack(Path(directory) / ".k9")
             if running is None:
                 raise DrillFailed("the stack's file is not there")
-            os.environ.update(running.environ)
+            # This process's clients need its credentials. Its address would make the commands
+            # ignore the stack of their directory.
+            aws = {name: v for name, v in running.environ.items() if name.startswith("AWS_")}
+            del aws["AWS_ENDPOINT_URL"]
+            os.environ.update(aws)
             settings = Settings.from_env(running.environ)
             async with open_resources(settings.patient()) as resources:
                 say(f"embedded stack with the sample catalogue: {perf_counter() - began:.1f} s")

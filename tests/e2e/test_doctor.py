@@ -22,6 +22,7 @@ from deploy.data.bulk import scan_segment
 from deploy.doctor.examination import examine
 from deploy.doctor.latency import MODEL_VERSION
 from deploy.doctor.report import Report
+from deploy.doctor.tables import ACTIONS
 from tests.api.pool import CLIENT_ID, Pool, running_pool
 from tests.e2e.commands import run_k9
 from tests.emulators import create_tables, running, settings_for
@@ -152,6 +153,31 @@ async def test_a_bucket_redis_and_pool_that_are_not_there(sound: Settings, pool:
     assert "did not answer with a key set" in found["token keys"]
 
 
+async def test_each_process_is_examined_by_its_own_rights(sound: Settings) -> None:
+    """With no more than the worker's rights, that process is sound, and the API's is not."""
+    with running("moto") as url:
+        made = await create_tables(settings_for(url))
+        settings = msgspec.structs.replace(sound, environment=made.environment, aws=made.aws)
+        allowed = {"sts:GetCallerIdentity", "s3:ListBucket", "s3:PutObject", "s3:GetObject"}
+        allowed |= {"s3:DeleteObject", "s3:AbortMultipartUpload", "dynamodb:DescribeTable"}
+        allowed |= {f"dynamodb:{each}" for of in ACTIONS["worker"].values() for each in of}
+        key = await _user(url, [], allowed=sorted(allowed))
+        _enforce(url)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ACCESS_KEY_ID", key[0])
+            patch.setenv("AWS_SECRET_ACCESS_KEY", key[1])
+            worker = await examine(settings, calls=1, timeout_s=60, process="worker")
+            api = await examine(settings, calls=1, timeout_s=60, process="api")
+    assert _failed(worker) == {}
+    assert [each.operation for each in worker.latency] == ["query"]
+    assert {check.name for check in worker.checks if check.status == "skipped"} >= {
+        f"recovery of {settings.table('users')}",
+        "limits of DynamoDB",
+    }
+    rights = _failed(api)[f"rights on {settings.table('embeddings')}"]
+    assert rights == "denied: dynamodb:BatchGetItem, dynamodb:BatchWriteItem"
+
+
 async def test_a_denied_action_is_named(sound: Settings) -> None:
     """By a user whose policy lacks three actions; moto evaluates IAM's policies."""
     denied = ["dynamodb:PutItem", "dynamodb:Query", "s3:DeleteObject"]
@@ -176,12 +202,10 @@ async def test_a_denied_action_is_named(sound: Settings) -> None:
     assert list(_failed(refused)) == ["credentials"]
 
 
-async def _user(url: str, denied: list[str]) -> tuple[str, str]:
-    """The access key of a new user who may do everything but these."""
-    statements = [
-        {"Effect": "Allow", "Action": "*", "Resource": "*"},
-        {"Effect": "Deny", "Action": denied, "Resource": "*"},
-    ]
+async def _user(url: str, denied: list[str], *, allowed: Any = "*") -> tuple[str, str]:
+    """The access key of a new user who may do what is allowed, but not what is denied."""
+    statements = [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]
+    statements += [{"Effect": "Deny", "Action": denied, "Resource": "*"}] if denied else []
     policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
     async with aioboto3.Session().client("iam", endpoint_url=url) as client:
         await client.create_user(UserName="k9")

@@ -1,9 +1,11 @@
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from deploy.doctor.host import check_clock
 from deploy.doctor.report import percentile
+from deploy.doctor.tables import ACTIONS
 
 _SERVER = datetime(2025, 9, 30, 8, 0, 0, tzinfo=UTC)
 _UNIX = _SERVER.timestamp()
@@ -39,3 +41,16 @@ def test_percentiles_are_measured_values() -> None:
     assert [percentile(values, percent) for percent in (50, 99, 100)] == [50, 99, 100]
     assert percentile([7.0], 50) == percentile([7.0], 99) == 7
     assert percentile([1.0, 2.0, 3.0], 50) == 2
+
+
+_TEMPLATE = Path(__file__).parents[3] / "deploy/cloudformation/service.yaml"
+
+
+@pytest.mark.skipif(not _TEMPLATE.exists(), reason="the template of the services is not there")
+def test_the_roles_of_the_template_have_what_is_examined() -> None:
+    """Every action that is examined for a process is in one of the template's statements."""
+    text = _TEMPLATE.read_text(encoding="utf-8")
+    for process, by_table in ACTIONS.items():
+        for table, actions in by_table.items():
+            for action in actions:
+                assert f"dynamodb:{action}" in text, (process, table)
