@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check image-check image-test load upgrade-test fuzz mutants lock clean
+.PHONY: help dev test check image-check image-test deploy-check load upgrade-test aws-calls fuzz mutants lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,15 @@ load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 
 upgrade-test: $(VENV)/.dev ## Runs commit 23e14f8 beside this code: an upgrade and a downgrade (20 min)
 	$(BIN)/python -m tests.upgrade $(ARGS)
+
+deploy-check: $(VENV)-infra/.ready ## What is deployed by: checkov over the templates, shellcheck over the script
+	$(VENV)-infra/bin/shellcheck deploy/*.sh
+	$(VENV)-infra/bin/checkov --config-file deploy/checkov.yaml
+
+aws-calls: $(VENV)/.dev ## Records anew which calls of AWS the API and the worker make (20 minutes)
+	rm -rf build/aws-calls && mkdir -p build/aws-calls
+	K9_RECORD_AWS_CALLS=$(CURDIR)/build/aws-calls $(BIN)/python -m pytest -q $(SHARED) tests/api tests/worker tests/faults tests/e2e
+	$(BIN)/python -m tests.aws_calls build/aws-calls
 
 fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document, and `schemathesis run`
 	$(BIN)/python -m pytest -q -s tests/api/fuzz.py $(ARGS)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from core.settings import Settings
-from tests import log_secrets
+from tests import aws_calls, log_secrets
 from tests.emulators import CREDENTIALS, create_tables, running, running_valkey, settings_for
 from tests.fork_server import MEASURED
 
@@ -20,9 +20,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("k9")
 
 # Tests never see the credentials, profiles or addresses of whoever runs them.
-# K9_OPERATIONS alone is for the tests: how long those that act at random go on.
+# Two are for the tests: K9_OPERATIONS, how long those that act at random go on, and RECORD.
 for _name in [name for name in os.environ if name.startswith(("AWS_", "K9_", "DYNAMODB_"))]:
-    if _name != "K9_OPERATIONS":
+    if _name not in {"K9_OPERATIONS", aws_calls.RECORD}:
         del os.environ[_name]
 os.environ |= CREDENTIALS | {
     "AWS_CONFIG_FILE": os.devnull,
@@ -31,6 +31,7 @@ os.environ |= CREDENTIALS | {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 log_secrets.begin()
+aws_calls.begin()
 pytest_runtest_logreport = log_secrets.pytest_runtest_logreport
 pytest_sessionfinish = log_secrets.pytest_sessionfinish
 pytest_terminal_summary = log_secrets.pytest_terminal_summary

@@ -11,6 +11,7 @@ import click
 _COMMANDS = {
     "backup": ("backup", "Writes every table to files."),
     "build": ("build", "Requests a build and shows its progress."),
+    "deploy": ("deploy", "Deploys an environment into an AWS account."),
     "dev": ("dev", "Starts everything on this machine."),
     "doctor": ("doctor", "Examines everything that K9 depends on."),
     "import": ("imports", "Loads a file of embeddings."),

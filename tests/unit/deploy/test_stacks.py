@@ -4,7 +4,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from core.settings import Settings, Tables
-from deploy.aws import data_stack as stack
+from deploy.aws import stacks
+from deploy.aws.data_stack import create_tables
 from deploy.errors import CommandError
 
 
@@ -52,7 +53,7 @@ def _error(message: str) -> ClientError:
 
 async def _apply(client: _CloudFormation, said: list[str] | None = None) -> str:
     report = (said if said is not None else []).append
-    return await stack._apply(client, "k9-data-dev", {}, report)  # noqa: SLF001 - AWS has no fake
+    return await stacks.apply(client, stacks.StackSpec("k9-data-dev", "Resources:"), report)
 
 
 async def test_the_first_real_failure_is_the_reason() -> None:
@@ -91,4 +92,4 @@ async def test_table_names_of_ones_own_are_refused() -> None:
     """The template's names are fixed by the environment; nothing is asked of AWS."""
     settings = Settings(tables=Tables(users_table="mine"))
     with pytest.raises(CommandError, match="DYNAMODB_USERS_TABLE is 'mine'"):
-        await stack.create_tables(settings)
+        await create_tables(settings)

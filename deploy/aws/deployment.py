@@ -1,0 +1,320 @@
+"""An environment in an account: its stacks in order, the image, and the check at the end.
+
+`k9-base-ENV` (repository, network) → image → `k9-data-ENV` (tables, bucket) → `k9-service-ENV`
+(API, worker, load balancer, Valkey) → `k9-alarms-ENV`. Each takes the outputs of those before it as
+parameters. Within the service the worker is changed before the API.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from core.settings import Settings
+from deploy.aws import stacks
+from deploy.aws.clients import open_client
+from deploy.aws.data_stack import stack_spec as data_spec
+from deploy.aws.images import build_image, check_docker, push_image
+from deploy.aws.smoke_test import check_api
+from deploy.aws.stacks import Plan, StackSpec
+from deploy.aws.tables import ensure_settings
+from deploy.aws.user_pool import check_pool, claim_pool, release_pool
+from deploy.callbacks import MessageCallback
+from deploy.errors import CommandError
+
+_OWN_ADDRESS: Final = "https://checkip.amazonaws.com"
+_SMOKE_WAIT_S: Final = 300.0
+_STACKS: Final = ("base", "data", "service", "alarms")
+_GATEWAY_SERVICES: Final = ("dynamodb", "s3")
+
+
+class Network(msgspec.Struct, frozen=True):
+    """An existing VPC to deploy into."""
+
+    vpc_id: str
+    public_subnets: tuple[str, ...]
+    """Of the load balancer."""
+    private_subnets: tuple[str, ...]
+    """Of Valkey and the tasks, with a way out to AWS."""
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be deployed."""
+
+    pool_id: str
+    certificate_arn: str | None = None
+    domain: str | None = None
+    client_range: str | None = None
+    network: Network | None = None
+    image: str | None = None
+    """An image that is in a registry; None builds and pushes one."""
+    repository: str | None = None
+    """Where to push it, other than the stack's own repository of ECR."""
+    build_options: tuple[str, ...] = ()
+    parameters: Mapping[str, str] = {}
+    """Of any of the templates, by name."""
+    smoke_test: bool = True
+    alarms: bool = True
+
+
+class Deployer:
+    """Applies an environment's stacks with one CloudFormation client."""
+
+    def __init__(self, settings: Settings, client: Any, message: MessageCallback) -> None:
+        self._settings = settings
+        self._client = client
+        self._message = message
+        self._environment = settings.environment
+
+    async def check(self, deployment: Deployment) -> None:
+        """Checks credentials, the pool, the options and docker, before anything is changed.
+
+        Raises:
+            CommandError: with what is wrong and what to do.
+        """
+        async with open_client("sts", self._settings) as client:
+            identity = await client.get_caller_identity()
+        self._message(
+            f"account {identity['Account']}, {self._settings.aws.region}, as {identity['Arn']}"
+        )
+        if self._environment != "dev":
+            if not deployment.certificate_arn and not await self._has("CertificateArn"):
+                raise CommandError(
+                    f"{self._environment} needs TLS: give --certificate-arn (only `dev` may go "
+                    "without, and then listens to one range of addresses)"
+                )
+            if not deployment.domain and not await self._has("Domain"):
+                raise CommandError(f"{self._environment} needs --domain, a name of the certificate")
+        known = set[str]().union(*(template_parameters(name) for name in _STACKS))
+        for name in deployment.parameters.keys() - known:
+            raise CommandError(f"no template has the parameter {name}: there is {sorted(known)}")
+        await check_pool(self._settings, deployment.pool_id)
+        if deployment.image is None:
+            await check_docker()
+
+    async def dry_run(self, deployment: Deployment) -> None:
+        """Shows what would change; makes change sets, and removes them again."""
+        planned = await self._plan(self._base(deployment))
+        await stacks.discard(self._client, planned)
+        base = await self._outputs("base")
+        if deployment.image is None:
+            self._message("the image would be built and pushed")
+        planned = await self._plan(data_spec(self._settings, self._of("data", deployment)))
+        await stacks.discard(self._client, planned)
+        service = await self._outputs("service")
+        image = deployment.image or (await self._values("service")).get("Image", "to-be-built")
+        if not base and deployment.network is None:
+            self._message(
+                f"k9-service-{self._environment}, k9-alarms-{self._environment}: planned once the "
+                "network is there, since they take its addresses"
+            )
+            return
+        planned = await self._plan(await self._service(deployment, base, image))
+        await stacks.discard(self._client, planned)
+        if service and deployment.alarms:
+            planned = await self._plan(self._alarms(deployment, service))
+            await stacks.discard(self._client, planned)
+
+    async def deploy(self, deployment: Deployment) -> str:
+        """Creates or updates everything; returns the API's address.
+
+        Raises:
+            CommandError: a step failed. What CloudFormation was changing is as it was before; where
+                the API does not answer after an update, the update is undone.
+        """
+        base = await self._apply(self._base(deployment))
+        image = deployment.image or await self._image(deployment, base)
+        await self._apply(data_spec(self._settings, self._of("data", deployment)))
+        await ensure_settings(self._settings, self._message)
+        await claim_pool(self._settings, deployment.pool_id)
+        before = await self._current("service")
+        service = await self._apply(await self._service(deployment, base, image))
+        if deployment.smoke_test:
+            await self._smoke_test(service, before)
+        if deployment.alarms:
+            await self._apply(self._alarms(deployment, service))
+        return service["Url"]
+
+    async def delete(self, pool_id: str | None) -> None:
+        """Deletes all but the data: tables, their backups and the bucket stay."""
+        service = await stacks.describe(self._client, self._name("service"))
+        values = {
+            p["ParameterKey"]: p["ParameterValue"] for p in (service or {}).get("Parameters", [])
+        }
+        pool_id = pool_id or values.get("UserPoolId")
+        for name in ("alarms", "service", "base"):
+            self._message(f"deleting {self._name(name)}")
+            if not await stacks.delete(self._client, self._name(name), self._message):
+                self._message(f"{self._name(name)}: there is none")
+        if pool_id:
+            await release_pool(self._settings, pool_id)
+
+    # --- stacks -----------------------------------------------------------------------------------
+
+    def _base(self, deployment: Deployment) -> StackSpec:
+        own = "false" if deployment.network else "true"
+        return self._spec("base", {"CreateNetwork": own, **self._of("base", deployment)})
+
+    async def _service(
+        self, deployment: Deployment, base: Mapping[str, str], image: str
+    ) -> StackSpec:
+        parameters = {
+            "Image": image,
+            "UserPoolId": deployment.pool_id,
+            **await self._network(deployment.network, base),
+        }
+        given = {
+            "CertificateArn": deployment.certificate_arn,
+            "Domain": deployment.domain,
+            "ClientRange": deployment.client_range,
+        }
+        parameters |= {name: value for name, value in given.items() if value}
+        parameters |= self._of("service", deployment)
+        for name in ("CertificateArn", "ClientRange"):
+            if name in parameters or await self._has(name):
+                break
+        else:
+            parameters["ClientRange"] = await own_address()
+        return self._spec("service", parameters)
+
+    def _alarms(self, deployment: Deployment, service: Mapping[str, str]) -> StackSpec:
+        names = ("LoadBalancerFullName", "TargetGroupFullName")
+        return self._spec(
+            "alarms", {**{n: service[n] for n in names}, **self._of("alarms", deployment)}
+        )
+
+    def _spec(self, name: str, parameters: Mapping[str, str]) -> StackSpec:
+        template = (stacks.TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8")
+        parameters = {"Environment": self._environment, **parameters}
+        return StackSpec(self._name(name), template, parameters)
+
+    def _name(self, stack: str) -> str:
+        return f"k9-{stack}-{self._environment}"
+
+    def _of(self, stack: str, deployment: Deployment) -> dict[str, str]:
+        """The parameters given that the stack's template has."""
+        known = template_parameters(stack)
+        return {name: value for name, value in deployment.parameters.items() if name in known}
+
+    async def _has(self, parameter: str) -> bool:
+        """Whether the service that exists has a value of its own for a parameter."""
+        value = (await self._values("service")).get(parameter, "")
+        return value not in {"", "0.0.0.0/0"}
+
+    async def _values(self, stack: str) -> dict[str, str]:
+        found = await stacks.describe(self._client, self._name(stack)) or {}
+        return {p["ParameterKey"]: p["ParameterValue"] for p in found.get("Parameters", [])}
+
+    async def _outputs(self, stack: str) -> dict[str, str]:
+        return await stacks.outputs(self._client, self._name(stack))
+
+    async def _plan(self, spec: StackSpec) -> Plan:
+        """A change set, which is shown."""
+        planned = await stacks.plan(self._client, spec, self._message)
+        if planned.change == "unchanged":
+            self._message(f"{spec.name}: no change")
+        else:
+            verb = {"created": "to create", "updated": "to update"}[planned.change]
+            self._message(f"{spec.name} {verb}:")
+            for change in planned.changes:
+                self._message(f"  {change}")
+        return planned
+
+    async def _apply(self, spec: StackSpec) -> dict[str, str]:
+        return await stacks.execute(self._client, await self._plan(spec), self._message)
+
+    async def _network(self, network: Network | None, base: Mapping[str, str]) -> dict[str, str]:
+        """The service's parameters that say where it stands."""
+        if network is None:
+            names = ("VpcId", "VpcCidr", "PublicSubnets", "PrivateSubnets", "TaskSubnets")
+            return {
+                **{name: base[name] for name in names},
+                "PublicAddresses": base["PublicAddresses"],
+            }
+        async with open_client("ec2", self._settings) as client:
+            vpcs = (await client.describe_vpcs(VpcIds=[network.vpc_id]))["Vpcs"]
+            endpoints = await client.describe_vpc_endpoints(
+                Filters=[{"Name": "vpc-id", "Values": [network.vpc_id]}]
+            )
+        present = {each["ServiceName"].rpartition(".")[2] for each in endpoints["VpcEndpoints"]}
+        for missing in sorted(set(_GATEWAY_SERVICES) - present):
+            self._message(
+                f"note: {network.vpc_id} has no gateway endpoint of {missing}, so its traffic "
+                "passes, and is billed by, the way out of the subnets"
+            )
+        return {
+            "VpcId": network.vpc_id,
+            "VpcCidr": vpcs[0]["CidrBlock"],
+            "PublicSubnets": ",".join(network.public_subnets),
+            "PrivateSubnets": ",".join(network.private_subnets),
+            "TaskSubnets": ",".join(network.private_subnets),
+            "PublicAddresses": "DISABLED",
+        }
+
+    # --- image and check --------------------------------------------------------------------------
+
+    async def _image(self, deployment: Deployment, base: Mapping[str, str]) -> str:
+        image_id = await build_image(self._message, build_options=deployment.build_options)
+        return await push_image(
+            self._settings,
+            image_id,
+            deployment.repository or base["RepositoryUri"],
+            self._message,
+            is_ecr=deployment.repository is None,
+        )
+
+    async def _current(self, stack: str) -> StackSpec | None:
+        """The stack as it is deployed now; None if there is none."""
+        name = self._name(stack)
+        found = await stacks.describe(self._client, name)
+        if found is None or found["StackStatus"] not in stacks.GOOD:
+            return None
+        reply = await self._client.get_template(StackName=name, TemplateStage="Original")
+        return StackSpec(name, str(reply["TemplateBody"]), await self._values(stack))
+
+    async def _smoke_test(self, service: Mapping[str, str], before: StackSpec | None) -> None:
+        try:
+            await check_api(
+                service["Url"], service["LoadBalancerDnsName"], self._message, wait_s=_SMOKE_WAIT_S
+            )
+        except CommandError as error:
+            if before is None:
+                raise CommandError(f"{error}; it was never deployed before, so it stays") from error
+            self._message(f"{error}: going back to what was deployed before")
+            await self._apply(before)
+            raise CommandError(f"{error}; what was deployed before is back") from error
+
+
+def template_parameters(stack: str) -> frozenset[str]:
+    """The names of a template's parameters."""
+    text = (stacks.TEMPLATES / f"{stack}.yaml").read_text(encoding="utf-8")
+    section = text.partition("\nParameters:\n")[2]
+    names = set()
+    for line in section.splitlines():
+        if line and not line.startswith((" ", "#")):
+            break
+        if line.startswith("  ") and line[2:3].isalpha():
+            names.add(line.partition(":")[0].strip())
+    return frozenset(names)
+
+
+async def own_address() -> str:
+    """The range of this machine's public address alone, as AWS sees it.
+
+    Raises:
+        CommandError: AWS's service for it does not answer.
+    """
+    try:
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(_OWN_ADDRESS) as reply,
+        ):
+            reply.raise_for_status()
+            return f"{(await reply.text()).strip()}/32"
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise CommandError(
+            f"{_OWN_ADDRESS} does not tell this machine's address ({type(error).__name__}): give "
+            "--client-range, the range of addresses that may connect, as in 203.0.113.7/32"
+        ) from error

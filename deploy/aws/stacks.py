@@ -1,0 +1,320 @@
+"""CloudFormation stacks: applied, at once or by a change set that is shown first, and deleted.
+
+A change that fails is rolled back by CloudFormation. Every function raises CommandError if
+CloudFormation did not answer or did not accept a call.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+import msgspec
+from botocore.exceptions import ClientError
+
+from deploy.aws.clients import code_of, message_of
+from deploy.callbacks import MessageCallback, ignore
+from deploy.errors import CommandError
+
+TEMPLATES: Final = Path(__file__).parent.parent / "cloudformation"
+_TEMPLATE_BYTES_MAX: Final = 51_200
+"""CloudFormation's limit for a template that is sent with the call."""
+_POLL_FIRST_S: Final = 0.05
+_POLL_MAX_S: Final = 3.0
+_DELETED: Final = "DELETE_COMPLETE"
+_REVIEW: Final = "REVIEW_IN_PROGRESS"
+"""A stack that has a change set and nothing else."""
+_BROKEN: Final = {"ROLLBACK_COMPLETE", "CREATE_FAILED", "ROLLBACK_FAILED", "DELETE_FAILED"}
+GOOD: Final = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "IMPORT_COMPLETE"}
+_NO_CHANGES: Final = ("didn't contain changes", "No updates are to be performed")
+_CAPABILITIES: Final = ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"]
+
+Change = Literal["created", "updated", "unchanged"]
+
+
+class StackSpec(msgspec.Struct, frozen=True):
+    """A stack as it should be."""
+
+    name: str
+    template: str
+    """Its text."""
+    parameters: Mapping[str, str] = {}
+    """Those that are set; of the others a stack that exists keeps its values."""
+    policy: str | None = None
+    """What updates may do to which resources, in JSON."""
+    wait_s: float = 3600.0
+
+    def parameters_for(self, stack: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """The parameters of a call; `stack` is the one that exists."""
+        set_here = [
+            {"ParameterKey": key, "ParameterValue": value} for key, value in self.parameters.items()
+        ]
+        kept = [
+            {"ParameterKey": each["ParameterKey"], "UsePreviousValue": True}
+            for each in (stack or {}).get("Parameters", [])
+            if each["ParameterKey"] not in self.parameters
+            and f"\n  {each['ParameterKey']}:" in self.template
+        ]
+        return set_here + kept
+
+
+class ResourceChange(msgspec.Struct, frozen=True):
+    """What a change set does to one resource."""
+
+    action: str
+    """`Add`, `Modify`, `Remove`."""
+    resource: str
+    kind: str
+    replacement: bool = False
+
+    def __str__(self) -> str:
+        replaced = ", by a new one" if self.replacement else ""
+        return f"{self.action.lower():7}{self.resource} ({self.kind}){replaced}"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A change set that was created and not executed."""
+
+    spec: StackSpec
+    change: Change
+    change_set: str
+    """Its ARN; empty where nothing changes."""
+    changes: tuple[ResourceChange, ...]
+
+
+async def plan(client: Any, spec: StackSpec, message: MessageCallback = ignore) -> Plan:
+    """A change set for a stack, after waiting for the end of a change that is in progress."""
+    stack = await _prepare(client, spec, message)
+    creating = stack is None
+    reply = await client.create_change_set(
+        StackName=spec.name,
+        ChangeSetName=f"k9-{uuid4().hex}",
+        ChangeSetType="CREATE" if creating else "UPDATE",
+        TemplateBody=spec.template,
+        Parameters=spec.parameters_for(stack),
+        Capabilities=_CAPABILITIES,
+        Tags=[{"Key": "k9:stack", "Value": spec.name}],
+    )
+    described = await _wait_for_change_set(client, spec, reply["Id"])
+    if described["Status"] == "FAILED":
+        await discard(client, Plan(spec, "created" if creating else "updated", reply["Id"], ()))
+        reason = str(described.get("StatusReason", "no reason was given"))
+        if any(text in reason for text in _NO_CHANGES):
+            return Plan(spec, "unchanged", "", ())
+        raise CommandError(f"{spec.name}: {' '.join(reason.split())}")
+    return Plan(spec, "created" if creating else "updated", reply["Id"], tuple(_changes(described)))
+
+
+async def apply(client: Any, spec: StackSpec, message: MessageCallback = ignore) -> Change:
+    """Creates or updates a stack; `message` is called with each resource's result.
+
+    Raises:
+        CommandError: it failed, with the reason of the first resource that did. CloudFormation has
+            then rolled it back.
+    """
+    stack = await _prepare(client, spec, message)
+    seen = await _seen(client, spec.name)
+    arguments = {
+        "StackName": spec.name,
+        "TemplateBody": spec.template,
+        "Parameters": spec.parameters_for(stack),
+        "Capabilities": _CAPABILITIES,
+        **({"StackPolicyBody": spec.policy} if spec.policy else {}),
+    }
+    if stack is None:
+        await client.create_stack(**arguments, OnFailure="ROLLBACK")
+    else:
+        try:
+            await client.update_stack(**arguments)
+        except ClientError as error:
+            if code_of(error) == "ValidationError" and _NO_CHANGES[1] in message_of(error):
+                return "unchanged"
+            raise
+    await _finish(client, spec, seen, message)
+    return "created" if stack is None else "updated"
+
+
+async def _prepare(client: Any, spec: StackSpec, message: MessageCallback) -> dict[str, Any] | None:
+    """The stack that an update can be made to, None where one has to be created."""
+    if len(spec.template.encode()) > _TEMPLATE_BYTES_MAX:
+        raise CommandError(f"{spec.name}: the template is larger than {_TEMPLATE_BYTES_MAX} bytes")
+    stack = await describe(client, spec.name)
+    if stack and stack["StackStatus"] == _REVIEW:
+        return None
+    if stack and stack["StackStatus"].endswith("_IN_PROGRESS"):
+        message(f"{spec.name}: another change is in progress, waiting for it")
+        stack = await settle(client, spec.name, message, wait_s=spec.wait_s)
+    if stack and stack["StackStatus"] in _BROKEN:
+        # CloudFormation rolled back a failed first creation, so the stack has no resources.
+        message(f"{spec.name}: deleting the stack of a failed creation")
+        await client.delete_stack(StackName=spec.name)
+        stack = await settle(client, spec.name, message, wait_s=spec.wait_s)
+    return stack
+
+
+async def _finish(client: Any, spec: StackSpec, seen: set[str], message: MessageCallback) -> None:
+    stack = await settle(client, spec.name, message, seen, wait_s=spec.wait_s)
+    status = stack["StackStatus"] if stack else _DELETED
+    if status not in GOOD:
+        reason = await _first_failure(client, spec.name, seen, stack)
+        raise CommandError(f"{spec.name} ended as {status}: {reason}")
+
+
+async def _wait_for_change_set(client: Any, spec: StackSpec, arn: str) -> dict[str, Any]:
+    pause_s = _POLL_FIRST_S
+    deadline = asyncio.get_running_loop().time() + spec.wait_s
+    while True:
+        described: dict[str, Any] = await client.describe_change_set(
+            ChangeSetName=arn, StackName=spec.name
+        )
+        if described["Status"] in {"CREATE_COMPLETE", "FAILED"}:
+            break
+        if asyncio.get_running_loop().time() > deadline:
+            raise CommandError(f"{spec.name}: the change set is still {described['Status']}")
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _POLL_MAX_S)
+    page = described
+    while token := page.get("NextToken"):
+        page = await client.describe_change_set(
+            ChangeSetName=arn, StackName=spec.name, NextToken=token
+        )
+        described["Changes"] = [*described["Changes"], *page["Changes"]]
+    return described
+
+
+def _changes(described: Mapping[str, Any]) -> list[ResourceChange]:
+    found = [each["ResourceChange"] for each in described.get("Changes", [])]
+    return [
+        ResourceChange(
+            each["Action"],
+            each["LogicalResourceId"],
+            each["ResourceType"],
+            each.get("Replacement") in {"True", "Conditional"},
+        )
+        for each in found
+    ]
+
+
+async def execute(client: Any, planned: Plan, message: MessageCallback = ignore) -> dict[str, str]:
+    """Executes a change set; `message` is called with each resource's result.
+
+    Returns:
+        The outputs of the stack.
+
+    Raises:
+        CommandError: it failed, with the reason of the first resource that did. CloudFormation has
+            then rolled it back.
+    """
+    spec = planned.spec
+    if planned.change != "unchanged":
+        seen = await _seen(client, spec.name)
+        await client.execute_change_set(ChangeSetName=planned.change_set, StackName=spec.name)
+        await _finish(client, spec, seen, message)
+    if spec.policy is not None:
+        await client.set_stack_policy(StackName=spec.name, StackPolicyBody=spec.policy)
+    return await outputs(client, spec.name)
+
+
+async def discard(client: Any, planned: Plan) -> None:
+    """Removes a change set, and the empty stack that it was to create."""
+    if planned.change == "unchanged":
+        return
+    name = planned.spec.name
+    await client.delete_change_set(ChangeSetName=planned.change_set, StackName=name)
+    stack = await describe(client, name)
+    if stack and stack["StackStatus"] == _REVIEW:
+        await client.delete_stack(StackName=name)
+
+
+async def outputs(client: Any, name: str) -> dict[str, str]:
+    """The outputs of a stack; empty if there is no such stack."""
+    stack = await describe(client, name)
+    return {o["OutputKey"]: o["OutputValue"] for o in (stack or {}).get("Outputs", [])}
+
+
+async def delete(
+    client: Any, name: str, message: MessageCallback = ignore, *, wait_s: float = 3600.0
+) -> bool:
+    """Deletes a stack with what its template does not retain; False if there is none."""
+    stack = await describe(client, name)
+    if stack is None:
+        return False
+    seen = await _seen(client, name)
+    await client.delete_stack(StackName=name)
+    # By its id, which a deleted stack still answers to.
+    stack = await settle(client, stack["StackId"], message, seen, wait_s=wait_s)
+    if stack is not None:
+        reason = await _first_failure(client, name, seen, stack)
+        raise CommandError(f"{name} ended as {stack['StackStatus']}: {reason}")
+    return True
+
+
+async def describe(client: Any, name: str) -> dict[str, Any] | None:
+    """CloudFormation's description of a stack; None if there is none, or it is deleted."""
+    try:
+        reply = await client.describe_stacks(StackName=name)
+    except ClientError as error:
+        # CloudFormation has no separate code for a stack that does not exist.
+        if code_of(error) == "ValidationError" and "does not exist" in message_of(error):
+            return None
+        raise
+    stack: dict[str, Any] = reply["Stacks"][0]
+    return None if stack["StackStatus"] == _DELETED else stack
+
+
+async def settle(
+    client: Any,
+    name: str,
+    message: MessageCallback,
+    seen: set[str] | None = None,
+    *,
+    wait_s: float = 3600.0,
+) -> dict[str, Any] | None:
+    """The stack once no change is in progress; `message` is called with each resource's result."""
+    known = set() if seen is None else set(seen)
+    pause_s = _POLL_FIRST_S
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait_s
+    while True:
+        stack = await describe(client, name)
+        if stack is not None and seen is not None:
+            for event in await _events(client, name):
+                if event["EventId"] not in known:
+                    known.add(event["EventId"])
+                    if event["ResourceStatus"].endswith(("_COMPLETE", "_FAILED")):
+                        status = str(event["ResourceStatus"]).lower().replace("_", " ")
+                        message(f"{event['LogicalResourceId']}: {status}")
+        # This includes UPDATE_COMPLETE_CLEANUP_IN_PROGRESS.
+        if stack is None or not stack["StackStatus"].endswith("_IN_PROGRESS"):
+            return stack
+        if loop.time() > deadline:
+            raise CommandError(f"{name} is still {stack['StackStatus']} after {wait_s:.0f} s")
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _POLL_MAX_S)
+
+
+async def _seen(client: Any, name: str) -> set[str]:
+    return {event["EventId"] for event in await _events(client, name)}
+
+
+async def _events(client: Any, name: str) -> list[dict[str, Any]]:
+    """The newest page of the stack's events, oldest first."""
+    try:
+        reply = await client.describe_stack_events(StackName=name)
+    except ClientError as error:
+        if code_of(error) == "ValidationError":
+            return []
+        raise
+    return list(reversed(reply["StackEvents"]))
+
+
+async def _first_failure(
+    client: Any, name: str, seen: set[str], stack: dict[str, Any] | None
+) -> str:
+    for event in await _events(client, name):
+        reason = str(event.get("ResourceStatusReason", ""))
+        failed = event["ResourceStatus"].endswith("_FAILED")
+        if event["EventId"] not in seen and failed and "cancelled" not in reason:
+            return f"{event['LogicalResourceId']}: {' '.join(reason.split())}"
+    return str((stack or {}).get("StackStatusReason", "no reason was given"))

@@ -1,0 +1,232 @@
+"""`deploy/deploy.sh` against the embedded AWS: created, changed, rolled back, deleted.
+
+The emulator lacks some types. What makes them is turned off here by parameters that are the
+templates' own: NAT gateways, the firewall, scaling. It also lacks alarms on sums over operations,
+so that `test_alarms_and_dashboard` creates the rest of that stack alone. What is left out here is
+only linted: by cfn-lint in `make check`, by checkov in `make deploy-check`.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import aioboto3
+import pytest
+import yaml
+
+from core.dynamo import tables
+from core.settings import Settings
+from deploy.aws import stacks
+from deploy.aws.clients import open_client
+from deploy.aws.tables import describe_tables
+from tests.emulators import settings_for
+
+_SCRIPT = Path(__file__).parent.parent.parent / "deploy" / "deploy.sh"
+_LEFT_OUT = ("NatGateways=0", "RequestsPerMinute=0", "Scaling=off")
+_OPTIONS = [option for each in _LEFT_OUT for option in ("--parameter", each)]
+_CERTIFICATE = "arn:aws:acm:us-east-1:000000000000:certificate/11111111-2222-3333-4444-555555555555"
+
+
+class Account:
+    """The embedded AWS as an account to deploy into, with an environment of the test's own."""
+
+    def __init__(self, settings: Settings, pool_id: str) -> None:
+        self.settings = settings
+        self.pool_id = pool_id
+
+    async def deploy_sh(self, *options: str, ok: bool = True) -> tuple[str, str]:
+        """Runs deploy.sh; what it printed on standard output and error."""
+        process = await asyncio.create_subprocess_exec(
+            str(_SCRIPT),
+            *options,
+            env=os.environ | {"AWS_ENDPOINT_URL": str(self.settings.aws.endpoint_url)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        printed, said = (text.decode() for text in await process.communicate())
+        assert (process.returncode == 0) is ok, said
+        return printed, said
+
+    async def deploy(self, image: str, *options: str, ok: bool = True) -> tuple[str, str]:
+        """Deploys an image, with TLS, without what the emulator lacks."""
+        return await self.deploy_sh(
+            *("--environment", self.settings.environment, "--user-pool-id", self.pool_id),
+            *("--certificate-arn", _CERTIFICATE, "--domain", "k9.example.com"),
+            *("--image", image, "--no-smoke-test", "--no-alarms", *_OPTIONS, *options),
+            ok=ok,
+        )
+
+    async def images(self) -> dict[str, str]:
+        """The image of each service's task definition in use."""
+        name = f"k9-{self.settings.environment}"
+        async with open_client("ecs", self.settings) as client:
+            services = await client.describe_services(cluster=name, services=["api", "worker"])
+            found = {}
+            for service in services["services"]:
+                definition = service["taskDefinition"]
+                task = await client.describe_task_definition(taskDefinition=definition)
+                containers = task["taskDefinition"]["containerDefinitions"]
+                found[service["serviceName"]] = containers[0]["image"]
+        return found
+
+    async def stack_status(self, stack: str) -> str | None:
+        """The status of one of its stacks; None if there is none."""
+        async with open_client("cloudformation", self.settings) as client:
+            found = await stacks.describe(client, f"k9-{stack}-{self.settings.environment}")
+        return found and found["StackStatus"]
+
+
+async def create_pool(settings: Settings) -> str:
+    """A user pool of the emulator's; its id."""
+    session = aioboto3.Session()
+    async with session.client(
+        "cognito-idp", region_name=settings.aws.region, endpoint_url=settings.aws.endpoint_url
+    ) as client:
+        return str((await client.create_user_pool(PoolName="of-the-account"))["UserPool"]["Id"])
+
+
+@pytest.fixture
+async def account(ministack: str) -> Account:
+    """An account with a user pool and nothing of K9's."""
+    settings = settings_for(ministack)
+    return Account(settings, await create_pool(settings))
+
+
+async def test_an_environment_is_created_changed_and_deleted(account: Account) -> None:
+    """The way of an environment: dry run, creation, again, a new image, deletion; data at last."""
+    environment = account.settings.environment
+    _, said = await account.deploy("example/k9:1", "--dry-run")
+    assert f"k9-base-{environment} to create:" in said
+    assert "add    EmbeddingsTable (AWS::DynamoDB::Table)" in said
+    assert said.endswith("nothing was changed\n")
+    assert [await account.stack_status(name) for name in ("base", "data", "service")] == [None] * 3
+
+    url, _ = await account.deploy("example/k9:1")
+    assert url == "https://k9.example.com\n"
+    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
+    assert all(table.deletion_protection for table in await describe_tables(account.settings))
+
+    _, said = await account.deploy("example/k9:1")
+    for name in ("base", "data", "service"):
+        assert f"k9-{name}-{environment}: no change" in said
+
+    _, said = await account.deploy("example/k9:2")
+    assert await account.images() == {"api": "example/k9:2", "worker": "example/k9:2"}
+    assert said.index("WorkerService: update complete") < said.index("ApiService: update complete")
+
+    # Without the options: they keep the values of the last run.
+    await account.deploy_sh(
+        *("--environment", environment, "--user-pool-id", account.pool_id),
+        *("--image", "example/k9:3", "--no-smoke-test", "--no-alarms"),
+    )
+    assert await account.images() == {"api": "example/k9:3", "worker": "example/k9:3"}
+
+    _, said = await account.deploy_sh("--environment", environment, "--delete")
+    assert [await account.stack_status(name) for name in ("base", "service")] == [None] * 2
+    assert {table.status for table in await describe_tables(account.settings)} == {"ACTIVE"}
+    # Deployed again, it takes up the tables that it left.
+    await account.deploy("example/k9:1")
+
+    delete_all = ("--environment", environment, "--delete", "--delete-data", environment)
+    _, said = await account.deploy_sh(*delete_all, ok=False)
+    assert "is protected against deletion" in said
+    assert await account.stack_status("service") is not None
+    await account.deploy("example/k9:1", "--parameter", "DeletionProtection=false")
+    await account.deploy_sh(*delete_all)
+    assert {table.status for table in await describe_tables(account.settings)} == {"MISSING"}
+    assert await account.stack_status("data") is None
+
+
+async def test_a_failing_update_is_rolled_back(account: Account) -> None:
+    """Subnets that are not there: the command fails with the reason, and what ran still runs."""
+    await account.deploy("example/k9:1")
+    _, said = await account.deploy(
+        "example/k9:2", "--parameter", "PrivateSubnets=subnet-0,subnet-1", ok=False
+    )
+    last = said.splitlines()[-1]
+    assert last.startswith(
+        f"k9: k9-service-{account.settings.environment} ended as UPDATE_ROLLBACK_COMPLETE: "
+        "ValkeySubnets:"
+    )
+    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
+    # Without the mistake it goes on from there.
+    await account.deploy("example/k9:2")
+    assert await account.images() == {"api": "example/k9:2", "worker": "example/k9:2"}
+
+
+async def test_a_pool_of_another_environment_is_refused(account: Account) -> None:
+    """One pool, one environment: the second one is told which has it, and nothing is made."""
+    await account.deploy("example/k9:1")
+    other = Account(settings_for(str(account.settings.aws.endpoint_url)), account.pool_id)
+    _, said = await other.deploy("example/k9:1", ok=False)
+    assert f"is that of the environment '{account.settings.environment}'" in said
+    assert await other.stack_status("base") is None
+
+
+async def test_wrong_options_change_nothing(account: Account) -> None:
+    """Each is one line that says what to do."""
+    environment = account.settings.environment
+    base = ("--environment", environment, "--image", "example/k9:1")
+    pool = ("--user-pool-id", account.pool_id)
+    tls = ("--certificate-arn", _CERTIFICATE)
+    for options, expected in {
+        base: "Missing option '--user-pool-id'",
+        (*base, *pool): "needs TLS: give --certificate-arn",
+        (*base, *pool, *tls): "needs --domain",
+        (*base, "--user-pool-id", "us-east-1_nosuchone", *tls, "--domain", "a.b"): "no user pool",
+        (*base, *pool, *tls, "--domain", "a.b", "--parameter", "Nothing=1"): "parameter Nothing",
+        (*base, *pool, "--vpc-id", "vpc-1"): "go together",
+        (*base, "--delete", "--delete-data", "another"): "names the environment",
+        (*base, "--delete-data", environment): "goes with --delete",
+    }.items():
+        _, said = await account.deploy_sh(*options, ok=False)
+        assert expected in said.splitlines()[-1]
+    assert await account.stack_status("base") is None
+
+
+async def test_alarms_and_dashboard(account: Account) -> None:
+    """The stack of alarms, without those on sums over operations, which the emulator lacks."""
+
+    def tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
+        name = suffix if suffix in {"Ref", "Condition"} else f"Fn::{suffix}"
+        if isinstance(node, yaml.ScalarNode):
+            return {name: loader.construct_scalar(node)}
+        assert isinstance(node, yaml.SequenceNode)
+        return {name: loader.construct_sequence(node, deep=True)}
+
+    class Loader(yaml.SafeLoader):
+        """Reads CloudFormation's short tags as its long forms."""
+
+    Loader.add_multi_constructor("!", tagged)
+    template = yaml.load((stacks.TEMPLATES / "alarms.yaml").read_text(), Loader)  # noqa: S506
+    left_out = [
+        name
+        for name, resource in template["Resources"].items()
+        if name.startswith("Fn::ForEach") or "Metrics" in resource.get("Properties", {})
+    ]
+    assert left_out == ["Fn::ForEach::TableThrottles", "Fn::ForEach::TableErrors", "Errors"]
+    for name in left_out:
+        del template["Resources"][name]
+    environment = account.settings.environment
+    spec = stacks.StackSpec(
+        f"k9-alarms-{environment}",
+        yaml.safe_dump(template),
+        {
+            "Environment": environment,
+            "LoadBalancerFullName": "app/k9/1",
+            "TargetGroupFullName": "targetgroup/k9/1",
+            "Email": "someone@example.com",
+        },
+    )
+    async with open_client("cloudformation", account.settings) as client:
+        assert await stacks.apply(client, spec) == "created"
+    async with open_client("cloudwatch", account.settings) as client:
+        alarms = await client.describe_alarms(AlarmNamePrefix=f"k9-{environment}-")
+        dashboard = await client.get_dashboard(DashboardName=f"k9-{environment}")
+    names = {
+        alarm["AlarmName"].removeprefix(f"k9-{environment}-") for alarm in alarms["MetricAlarms"]
+    }
+    assert {"latency", "no-api", "build-failed", "build-open", "no-worker", "index-age"} <= names
+    for table in tables.ALL:
+        assert f"k9-{table.name}-{environment}" in dashboard["DashboardBody"]

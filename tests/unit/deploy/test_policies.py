@@ -1,0 +1,122 @@
+"""The roles of API and worker: what the code does, and nothing else."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.aws.stacks import TEMPLATES
+from tests import aws_calls
+from tests.aws_calls import AwsCall, caller, needed, read_list
+
+_ARN = "arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/k9-"
+_BUCKET = "arn:${AWS::Partition}:s3:::k9-indexes-${Environment}-${AWS::AccountId}"
+
+
+class Loader(yaml.SafeLoader):
+    """Reads CloudFormation's short tags as what they are given."""
+
+
+def _value(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_scalar(node)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True)
+
+
+Loader.add_multi_constructor("!", _value)
+
+
+def resources(template: str) -> dict[str, Any]:
+    """The resources of a template."""
+    text = (TEMPLATES / template).read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.load(text, Loader)["Resources"]  # noqa: S506 - a SafeLoader
+    return found
+
+
+def statements(role: str) -> list[dict[str, Any]]:
+    """The statements of a role."""
+    properties = resources("service.yaml")[role]["Properties"]
+    assert properties.keys() <= {"Description", "AssumeRolePolicyDocument", "Policies"}
+    return [s for p in properties["Policies"] for s in p["PolicyDocument"]["Statement"]]
+
+
+def several(value: Any) -> list[Any]:
+    """A list, or the one in place of it."""
+    return value if isinstance(value, list) else [value]
+
+
+def granted(role: str) -> Iterator[AwsCall]:
+    """What a role grants, as the list of calls has it."""
+    for statement in statements(f"{role.capitalize()}Role"):
+        assert statement["Effect"] == "Allow"
+        for arn in several(statement["Resource"]):
+            resource = "bucket"
+            if arn.startswith(_ARN):
+                table, _, index = arn.removeprefix(_ARN).partition("-${Environment}")
+                resource = table + index.replace("/index/", "/")
+            else:
+                assert arn.startswith(_BUCKET)
+            yield from (AwsCall(role, action, resource) for action in several(statement["Action"]))
+
+
+@pytest.mark.parametrize("role", aws_calls.ROLES)
+def test_a_role_grants_what_its_process_calls(role: str) -> None:
+    """The template and the calls that tests recorded are the same, both ways."""
+    called = {call for call in read_list() if call.role == role}
+    assert called
+    assert set(granted(role)) == called
+
+
+@pytest.mark.parametrize("role", ["ApiRole", "WorkerRole", "ExecutionRole"])
+def test_no_role_has_a_wildcard(role: str) -> None:
+    """Neither in an action nor in a resource, but for an environment's prefixes and the login."""
+    for statement in statements(role):
+        assert not [a for a in several(statement["Action"]) if "*" in a]
+        wide = [r for r in several(statement["Resource"]) if "*" in r]
+        if statement["Sid"] == "RegistryLogin":
+            assert statement["Action"] == "ecr:GetAuthorizationToken"
+            assert wide == ["*"]
+        else:
+            allowed = {f"{_BUCKET}/environments/${{Environment}}/*", f"{_BUCKET}/indexes/*"}
+            assert set(wide) <= allowed
+
+
+def test_nothing_is_listed_above_the_prefixes() -> None:
+    """The right to list has the environment's prefixes as its condition."""
+    for role in ("ApiRole", "WorkerRole"):
+        (listing,) = (s for s in statements(role) if "s3:ListBucket" in several(s["Action"]))
+        assert listing["Condition"] == {
+            "StringLikeIfExists": {"s3:prefix": ["environments/${Environment}/*", "indexes/*"]}
+        }
+
+
+def test_calls_are_told_apart_by_table_and_index() -> None:
+    """A transaction needs the right of each of its parts, a batch that of its tables."""
+    found = needed(
+        "dynamodb",
+        "TransactWriteItems",
+        {
+            "TransactItems": [
+                {"Put": {"TableName": "k9-users-x"}},
+                {"ConditionCheck": {"TableName": "k9-models-x"}},
+            ]
+        },
+    )
+    assert list(found) == [("dynamodb:PutItem", "users"), ("dynamodb:ConditionCheckItem", "models")]
+    query = {"TableName": "k9-reports-x", "IndexName": "UserReportsIndex"}
+    assert list(needed("dynamodb", "Query", query)) == [
+        ("dynamodb:Query", "reports/UserReportsIndex")
+    ]
+    batch = {"RequestItems": {"k9-embeddings-x": []}}
+    assert list(needed("dynamodb", "BatchWriteItem", batch)) == [
+        ("dynamodb:BatchWriteItem", "embeddings")
+    ]
+
+
+def test_calls_of_tests_count_for_no_role() -> None:
+    """Here it is a test that calls."""
+    assert caller(sys._getframe()) == "tests"  # noqa: SLF001
