@@ -9,7 +9,6 @@ only linted: by cfn-lint in `make check`, by checkov in `make deploy-check`.
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
 
 import aioboto3
 import pytest
@@ -21,6 +20,7 @@ from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.tables import describe_tables
 from tests.emulators import settings_for
+from tests.templates import read_template
 
 _SCRIPT = Path(__file__).parent.parent.parent / "deploy" / "deploy.sh"
 _LEFT_OUT = ("NatGateways=0", "RequestsPerMinute=0", "Scaling=off")
@@ -74,7 +74,7 @@ class Account:
         """The status of one of its stacks; None if there is none."""
         async with open_client("cloudformation", self.settings) as client:
             found = await stacks.describe(client, f"k9-{stack}-{self.settings.environment}")
-        return found and found["StackStatus"]
+        return str(found["StackStatus"]) if found else None
 
 
 async def create_pool(settings: Settings) -> str:
@@ -187,19 +187,7 @@ async def test_wrong_options_change_nothing(account: Account) -> None:
 
 async def test_alarms_and_dashboard(account: Account) -> None:
     """The stack of alarms, without those on sums over operations, which the emulator lacks."""
-
-    def tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
-        name = suffix if suffix in {"Ref", "Condition"} else f"Fn::{suffix}"
-        if isinstance(node, yaml.ScalarNode):
-            return {name: loader.construct_scalar(node)}
-        assert isinstance(node, yaml.SequenceNode)
-        return {name: loader.construct_sequence(node, deep=True)}
-
-    class Loader(yaml.SafeLoader):
-        """Reads CloudFormation's short tags as its long forms."""
-
-    Loader.add_multi_constructor("!", tagged)
-    template = yaml.load((stacks.TEMPLATES / "alarms.yaml").read_text(), Loader)  # noqa: S506
+    template = read_template("alarms")
     left_out = [
         name
         for name, resource in template["Resources"].items()

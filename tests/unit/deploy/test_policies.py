@@ -5,41 +5,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
-from deploy.aws.stacks import TEMPLATES
 from tests import aws_calls
 from tests.aws_calls import AwsCall, caller, needed, read_list
+from tests.templates import arguments_only, read_template
 
 _ARN = "arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/k9-"
 _BUCKET = "arn:${AWS::Partition}:s3:::k9-indexes-${Environment}-${AWS::AccountId}"
 
 
-class Loader(yaml.SafeLoader):
-    """Reads CloudFormation's short tags as what they are given."""
-
-
-def _value(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.ScalarNode):
-        return loader.construct_scalar(node)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_mapping(node, deep=True)
-
-
-Loader.add_multi_constructor("!", _value)
-
-
-def resources(template: str) -> dict[str, Any]:
-    """The resources of a template."""
-    text = (TEMPLATES / template).read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.load(text, Loader)["Resources"]  # noqa: S506 - a SafeLoader
-    return found
-
-
 def statements(role: str) -> list[dict[str, Any]]:
     """The statements of a role."""
-    properties = resources("service.yaml")[role]["Properties"]
+    properties = arguments_only(read_template("service")["Resources"][role]["Properties"])
     assert properties.keys() <= {"Description", "AssumeRolePolicyDocument", "Policies"}
     return [s for p in properties["Policies"] for s in p["PolicyDocument"]["Statement"]]
 
@@ -111,7 +88,7 @@ def test_calls_are_told_apart_by_table_and_index() -> None:
     assert list(needed("dynamodb", "Query", query)) == [
         ("dynamodb:Query", "reports/UserReportsIndex")
     ]
-    batch = {"RequestItems": {"k9-embeddings-x": []}}
+    batch: dict[str, Any] = {"RequestItems": {"k9-embeddings-x": []}}
     assert list(needed("dynamodb", "BatchWriteItem", batch)) == [
         ("dynamodb:BatchWriteItem", "embeddings")
     ]

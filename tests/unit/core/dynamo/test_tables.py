@@ -1,30 +1,19 @@
 """Tables: what the code names is what the template makes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-import deploy
 from core.dynamo import tables
 from core.dynamo.tables import Key, Table, model_shard, shard_of
-
-
-class Loader(yaml.SafeLoader):
-    """Reads CloudFormation's tags as plain values."""
-
-
-Loader.add_multi_constructor("!", lambda *_: None)
+from tests.templates import read_template
 
 
 def template() -> dict[str, Any]:
     """The template of the tables, by table."""
-    path = Path(deploy.__file__).parent / "cloudformation" / "data.yaml"
-    resources = yaml.load(path.read_text(), Loader)["Resources"]  # noqa: S506 - a SafeLoader
     return {
         name.removesuffix("Table").lower(): resource["Properties"]
-        for name, resource in resources.items()
+        for name, resource in read_template("data")["Resources"].items()
         if resource["Type"] == "AWS::DynamoDB::Table"
     }
 
