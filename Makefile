@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check image-check image-test deploy-check load upgrade-test aws-calls fuzz mutants lock clean
+.PHONY: help dev test check image-check image-test deploy-check load upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
 help: ## Shows this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A file is one process's, in the order of tests/conftest.py. Tests wait for servers now and then:
 # a third process has two cores at work meanwhile.
@@ -62,6 +62,15 @@ aws-calls: $(VENV)/.dev ## Records anew which calls of AWS the API and the worke
 
 fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document, and `schemathesis run`
 	$(BIN)/python -m pytest -q -s tests/api/fuzz.py $(ARGS)
+
+metrics-page: $(VENV)/.dev ## Writes the table of deploy/docs/metrics.md from the code
+	$(BIN)/python -m tests.observability.page
+
+trace-page: $(VENV)/.dev ## Runs a build with tracing on, and writes deploy/docs/trace.md from it
+	$(BIN)/python -m tests.observability.trace_page
+
+observability-test: $(VENV)/.dev ## Runs every query of rules and dashboard on a real Prometheus and stack
+	$(BIN)/python -m tests.observability.check $(ARGS)
 
 mutants: $(VENV)/.mutants ## Changes code in small ways, and lists what no test notices (hours)
 	$(BIN)/python -m tests.mutants $(ARGS)

@@ -18,7 +18,7 @@ from api.app import create_app
 from api.entrypoint import Entrypoint
 from api.server.connections import trusted_networks
 from api.server.listener import Server, bound_socket, operations
-from core import telemetry
+from core import telemetry, tracing
 from core.errors import SettingsError
 from core.settings import Http, Settings
 from core.stalls import freeze_memory
@@ -43,7 +43,7 @@ def main() -> int:
         return 1
     telemetry.configure_logging(level=settings.log_level, json=settings.log_json)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    with bound:
+    with bound, tracing.open_tracing("k9-api", os.environ):
         return uvloop.run(serve(app, settings.http, bound))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final, cast
 
 from litestar import Controller, Litestar
@@ -135,7 +136,7 @@ async def _open_context(
                 probes.replace_foreign_versions,
             )
         )
-        metrics.IN_FLIGHT.set_function(lambda: admission.requests)
+        _show(health, admission)
         yield AppContext(
             settings=settings,
             resources=resources,
@@ -154,6 +155,18 @@ async def _open_context(
             searching=searching,
             decoding=decoding,
         )
+
+
+def _show(health: Health, admission: Admission) -> None:
+    """Shows in the metrics whether this process is ready, and what its requests hold."""
+    metrics.READY.set_function(lambda: float(health.ready))
+    for name in health.dependencies:
+        failing = metrics.DEPENDENCY_FAILING.labels(name)
+        failing.set_function(partial(health.is_failing, name))
+    metrics.IN_FLIGHT.set_function(lambda: admission.requests)
+    for name, quota in admission.named().items():
+        metrics.ADMISSION_LIMIT.labels(name).set(quota.total)
+        metrics.ADMISSION_IN_USE.labels(name).set_function(partial(getattr, quota, "in_use"))
 
 
 def _turns(name: str, width: int, wait_s: float, stack: AsyncExitStack) -> FairExecutor:

@@ -17,6 +17,8 @@ from api.http.cors import Cors
 from api.http.idempotency import settle_key
 from api.http.paths import routed_path
 from api.http.problems import ALWAYS, Reply, log_failure, problem_reply
+from api.spans import end_span, request_span
+from core import telemetry, tracing
 from core.settings import Settings
 
 _ERRORS_FROM: Final = 400
@@ -57,7 +59,9 @@ class Entrypoint:
         if app is None:
             raise RuntimeError("the server sent a request before the start was complete")
         context = context_of(scope, receive, app)
+        telemetry.REQUEST_ID.set(context.request_id)
         sender = ResponseSender(send, context, self._cors)
+        span = request_span(scope, context.request_id) if tracing.enabled() else None
         try:
             await self._answer(scope, context, sender)
         except Disconnected:
@@ -71,6 +75,8 @@ class Entrypoint:
             self._meter.record(
                 context.method, sender.route, sender.status, perf_counter() - started
             )
+            if span is not None:
+                end_span(span, context.method, sender.route, sender.status)
 
     async def _answer(
         self, scope: HTTPScope, context: RequestContext, sender: "ResponseSender"

@@ -46,6 +46,10 @@ class Health:
         since = known.since if known.state == "failing" else timestamp(now())
         self.dependencies[name] = Dependency("failing", since, detail)
 
+    def is_failing(self, name: str) -> bool:
+        """Whether its last use failed."""
+        return self.dependencies[name].state == "failing"
+
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""

@@ -1,16 +1,39 @@
-"""Metrics of the HTTP side. Labels are route templates, never ids."""
+"""Metrics of the HTTP side. Labels are route templates and model versions, never ids.
+
+`deploy/docs/metrics.md` lists all metrics; a test compares it with these.
+"""
 
 from contextlib import suppress
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-REQUESTS: Final = Counter("k9_http_requests_total", "Answers.", ["method", "route", "status"])
+from core import telemetry
+from core.index.manifest import Manifest
+from core.models import parse_timestamp
+
+REQUESTS: Final = Counter(
+    "k9_http_requests_total", "Answers to requests.", ["method", "route", "status"]
+)
 SECONDS: Final = Histogram(
     "k9_http_request_seconds",
     "Seconds from a request's first byte here to its answer's last.",
     ["route"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+)
+READY: Final = Gauge("k9_ready", "1 while readiness is 200, else 0.")
+DEPENDENCY_FAILING: Final = Gauge(
+    "k9_dependency_failing", "1 while the last use of a dependency failed, else 0.", ["dependency"]
+)
+ADMISSION_IN_USE: Final = Gauge(
+    "k9_admission_in_use",
+    "How much of a limited resource all requests in flight hold.",
+    ["resource"],
+)
+ADMISSION_LIMIT: Final = Gauge(
+    "k9_admission_limit",
+    "How much of a limited resource there is; one caller alone gets half.",
+    ["resource"],
 )
 IN_FLIGHT: Final = Gauge("k9_http_in_flight", "Requests in flight.")
 SHED: Final = Counter(
@@ -29,6 +52,31 @@ CONNECTIONS_MALFORMED: Final = Counter(
     "k9_http_malformed_total", "Connections on which something came that is not HTTP/1.1."
 )
 SWAPS: Final = Counter("k9_index_swaps_total", "Index versions put to use.", ["model_version"])
+SWAP_SECONDS: Final = Histogram(
+    "k9_index_swap_seconds",
+    "Seconds of putting an index version to use, by phase: fetch its files or verify the cached "
+    "ones, open them, activate it once what changed since is known.",
+    ["phase"],
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300),
+)
+INDEX_BUILT: Final = Gauge(
+    "k9_index_built_timestamp_seconds",
+    "When the version in use was built; its age is `time()` less this.",
+    ["model_version"],
+)
+INDEX_RECALL: Final = Gauge(
+    "k9_index_recall", "Recall of the version in use, as its build measured it.", ["model_version"]
+)
+INDEX_TARGET: Final = Gauge(
+    "k9_index_target_recall",
+    "Recall that the build of the version in use was to reach.",
+    ["model_version"],
+)
+INDEX_BYTES: Final = Gauge(
+    "k9_index_loaded_bytes",
+    "Bytes of the files in memory of the version in use.",
+    ["model_version"],
+)
 LOAD_FAILED: Final = Counter(
     "k9_index_load_failed_total", "Index versions that could not be put to use.", ["reason"]
 )
@@ -37,7 +85,9 @@ FRESH_ROWS: Final = Gauge(
     "Products whose vector in the index is not the present one, searched in a delta.",
     ["model_version"],
 )
-FRESH_BYTES: Final = Gauge("k9_fresh_bytes", "Memory of those rows.", ["model_version"])
+FRESH_BYTES: Final = Gauge(
+    "k9_fresh_bytes", "Memory of the rows that a delta has.", ["model_version"]
+)
 FRESH_LAG: Final = Gauge(
     "k9_fresh_lag_seconds",
     "From the oldest notification of the last round of changed rows to their use.",
@@ -51,6 +101,19 @@ FRESH_POLLED: Final = Gauge(
 NOTIFICATIONS_BEGUN: Final = Counter(
     "k9_hints_begun_total",
     "Times that listening for change notifications began: once, and after each break.",
+)
+
+_OF_MODELS: Final = (
+    telemetry.LOADED_ROWS,
+    INDEX_BYTES,
+    INDEX_BUILT,
+    INDEX_RECALL,
+    INDEX_TARGET,
+    SWAPS,
+    FRESH_ROWS,
+    FRESH_BYTES,
+    FRESH_LAG,
+    FRESH_POLLED,
 )
 
 UNMATCHED: Final = "unmatched"
@@ -68,7 +131,7 @@ class Meter:
         key = method, route, status
         known = self._known.get(key)
         if known is None:
-            label = method if method in _METHODS else "other"
+            label = method_label(method)
             known = REQUESTS.labels(label, route, str(status)), SECONDS.labels(route)
             if label == method:  # a caller could make up methods without end
                 self._known[key] = known
@@ -76,8 +139,23 @@ class Meter:
         known[1].observe(seconds)
 
 
-def forget_fresh(model_version: str) -> None:
+def method_label(method: str) -> str:
+    """A method as metrics name it: a caller could make up others without end."""
+    return method if method in _METHODS else "other"
+
+
+def show_index(manifest: Manifest, rows: int, resident_bytes: int) -> None:
+    """Shows the version that a model version is answered from."""
+    name = manifest.model_version
+    telemetry.LOADED_ROWS.labels(name).set(rows)
+    INDEX_BYTES.labels(name).set(resident_bytes)
+    INDEX_BUILT.labels(name).set(parse_timestamp(manifest.built_at).timestamp())
+    INDEX_RECALL.labels(name).set(manifest.recall.value)
+    INDEX_TARGET.labels(name).set(manifest.parameters.target_recall)
+
+
+def forget(model_version: str) -> None:
     """Takes a model version that is not followed any more out of the metrics."""
-    for gauge in (FRESH_ROWS, FRESH_BYTES, FRESH_LAG, FRESH_POLLED):
+    for metric in _OF_MODELS:
         with suppress(KeyError):
-            gauge.remove(model_version)
+            metric.remove(model_version)

@@ -20,6 +20,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as ConnectionFailed
 from botocore.loaders import create_loader
 
+from core.aws_calls import count_attempt
 from core.errors import Unavailable
 from core.settings import Settings
 
@@ -114,6 +115,7 @@ async def open_client(
         if raised is None:
             raise
         raise raised from error
+    client.meta.events.register("response-received", count_attempt)
     try:
         yield client
     finally:

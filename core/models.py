@@ -176,6 +176,10 @@ class Build(msgspec.Struct, frozen=True, tag="build"):
     """
     generation: int = 0
     """That of its model version."""
+    request_id: str | None = None
+    """Of the request that opened it, for the log lines of its worker; None without one."""
+    trace: str | None = None
+    """The span in which it was requested, as a `traceparent` of W3C; None where tracing is off."""
 
     @property
     def open(self) -> bool:

@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 
 from core import files, names
 from core.aws import client_config, new_session, open_client, unreachable
+from core.aws_calls import AwsCall, count_timeout
 from core.concurrency import gather
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.files import ObjectHead
@@ -286,7 +287,8 @@ class ObjectStore:
 
         async def attempt() -> tuple[bytes, dict[str, Any]]:
             _count()
-            return await self._within(key, read)
+            with AwsCall("s3", "GetObject", key=key):
+                return await self._within(key, read)
 
         try:
             return await self._retry.call(attempt, on=_Truncated)
@@ -296,9 +298,10 @@ class ObjectStore:
     async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
         _count()
         method = getattr(self._client, operation)
-        reply: dict[str, Any] = await self._within(
-            subject, lambda bucket: method(Bucket=bucket, **parameters)
-        )
+        with AwsCall("s3", self._client.meta.method_to_api_mapping[operation], key=subject):
+            reply: dict[str, Any] = await self._within(
+                subject, lambda bucket: method(Bucket=bucket, **parameters)
+            )
         return reply
 
     async def _within(self, subject: str, act: Callable[[str], Awaitable[R]]) -> R:
@@ -309,6 +312,7 @@ class ObjectStore:
                     self._bucket = await self._bucket_of()
                 return await act(self._bucket)
         except TimeoutError:
+            count_timeout()
             raise Unavailable(f"S3 did not answer within {self._deadline_s:g} s") from None
         except ClientError as error:
             raised = _translate(error, subject, self._bucket or "")
@@ -373,7 +377,8 @@ async def open_object_store(settings: Settings) -> AsyncIterator[ObjectStore]:
         if aws.bucket is not None:
             return aws.bucket
         async with open_client(session, "sts", client_config(settings), aws.endpoint_url) as sts:
-            account = (await sts.get_caller_identity())["Account"]
+            with AwsCall("sts", "GetCallerIdentity"):
+                account = (await sts.get_caller_identity())["Account"]
         return names.default_bucket(settings.environment, account)
 
     async with open_client(session, "s3", config, endpoint_url) as client:

@@ -7,7 +7,7 @@ Redis, loses nothing: the reconciler enqueues what the table shows open.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from arq.connections import ArqRedis, RedisSettings
@@ -15,8 +15,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from core import names, telemetry
+from core import names, telemetry, tracing
 from core.errors import SettingsError, Unavailable
+from core.models import Build
 from core.settings import Settings
 
 BUILD_JOB = "run_build"
@@ -26,11 +27,18 @@ DELETION_JOB = "remove_user"
 _log = telemetry.logger(__name__)
 
 
-class BuildJob(msgspec.Struct, frozen=True):
+class BuildJob(msgspec.Struct, frozen=True, omit_defaults=True):
     """Run a build: which one, and the fence that its claim raises."""
 
     build_id: str
     fence: int
+    trace: str | None = None
+    """As in the build's record, so that the claim belongs to the trace too."""
+
+    @classmethod
+    def of(cls, build: Build) -> Self:
+        """The next attempt at a build."""
+        return cls(build.build_id, build.fence, build.trace)
 
 
 class DeletionJob(msgspec.Struct, frozen=True):
@@ -85,13 +93,18 @@ class JobQueue:
         self.name = names.queue_name(settings.environment)
         self._settings = settings
 
-    async def enqueue(self, build_id: str, fence: int) -> bool:
+    async def enqueue(self, build_id: str, fence: int, trace: str | None = None) -> bool:
         """Enqueues a build. False when Redis did not take it: the reconciler enqueues it later.
 
         The job id contains the fence, since arq keeps a killed worker's id blocked for as long as
         the longest job may take.
         """
-        return await self._enqueue(BUILD_JOB, BuildJob(build_id, fence), build_id, fence)
+        job = BuildJob(build_id, fence, trace)
+        with tracing.span(f"enqueue {BUILD_JOB}", "producer", parent=trace, root=False) as span:
+            enqueued = await self._enqueue(BUILD_JOB, job, build_id, fence)
+            if not enqueued:
+                span.fail("Unavailable")
+        return enqueued
 
     async def enqueue_deletion(self, user_id: str) -> bool:
         """Enqueues the deletion of a user. False when Redis did not take it."""
@@ -107,6 +120,14 @@ class JobQueue:
             _log.warning("enqueue lost", job_id=job_id, error=type(error).__name__)
             return False
         return True
+
+    async def depth(self) -> int | None:
+        """The number of jobs that no worker has taken; None when Redis does not answer in time."""
+        try:
+            async with asyncio.timeout(self._settings.redis_timeout_s):
+                return int(await self.redis.zcard(self.name))
+        except (RedisError, OSError, TimeoutError):
+            return None
 
     async def ping(self) -> bool:
         """Whether Redis answers in time."""

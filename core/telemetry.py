@@ -8,19 +8,35 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from structlog.typing import EventDict, ExceptionRenderer, WrappedLogger
 
+from core import tracing
+
 LINE_CHARACTERS_MAX: Final = 16 * 1024
 """Of one log line, without its line end."""
 _TEXT_CHARACTERS_MAX: Final = 2000
 _FRAMES_MAX: Final = 24
 _QUIET = ("aiobotocore", "botocore", "urllib3", "asyncio")
-_LEADING: Final = ("event", "level", "logger", "timestamp", "request_id")
+_LEADING: Final = (
+    "event",
+    "level",
+    "logger",
+    "timestamp",
+    "request_id",
+    "build_id",
+    "trace_id",
+    "span_id",
+)
 """The fields that stay of a line that is too long."""
+REQUEST_ID: Final[ContextVar[bytes | None]] = ContextVar("request_id", default=None)
+"""Of the request that is being answered, or that requested the build which is being worked on: it
+stands in every log line meanwhile. Not among structlog's own variables, since setting one of those
+takes ten times as long."""
 
 
 def _plain(renderer: ExceptionRenderer = structlog.dev.plain_traceback) -> Any:
@@ -28,10 +44,21 @@ def _plain(renderer: ExceptionRenderer = structlog.dev.plain_traceback) -> Any:
     return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=renderer)
 
 
+def _joined(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Adds the ids by which lines of several processes are found together."""
+    request_id = REQUEST_ID.get()
+    if request_id is not None:
+        event.setdefault("request_id", request_id.decode())
+    for name, value in tracing.log_fields().items():
+        event.setdefault(name, value)
+    return event
+
+
 # Of a process that configures nothing else, such as a command that logs nothing as a rule.
 structlog.configure(
     processors=[
         structlog.contextvars.merge_contextvars,
+        _joined,
         structlog.processors.add_log_level,
         structlog.processors.StackInfoRenderer(),
         structlog.dev.set_exc_info,
@@ -45,6 +72,7 @@ def configure_logging(*, level: str, json: bool) -> None:
     """Sends every log line, the libraries' too, through one format to standard error."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _joined,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.PositionalArgumentsFormatter(),
@@ -144,12 +172,84 @@ def metrics_server(host: str, port: int) -> Iterator[None]:
         yield
 
 
+def request_id() -> str | None:
+    """The id of the request that is being answered here; None outside of one."""
+    found = REQUEST_ID.get()
+    return None if found is None else found.decode()
+
+
+def join_logs(request_id: str | None, **ids: str) -> None:
+    """Puts ids into all further log lines of this task, and of the tasks that it starts."""
+    REQUEST_ID.set(None if request_id is None else request_id.encode())
+    structlog.contextvars.bind_contextvars(**ids)
+
+
+AWS_SECONDS = Histogram(
+    "k9_aws_call_seconds",
+    "Seconds of a call to AWS, its retries included.",
+    ["service", "operation", "table"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
+)
+AWS_ATTEMPTS = Counter(
+    "k9_aws_attempts_total",
+    "Requests to AWS, each retry apart: ok, refused (4xx), throttled, failed (5xx or unreadable), "
+    "or unreachable (no answer in time).",
+    ["service", "operation", "table", "outcome"],
+)
+CONSUMED_UNITS = Counter(
+    "k9_dynamodb_consumed_units_total",
+    "Capacity units that DynamoDB charged, indexes included; not those of refused writes, of which "
+    "it does not tell.",
+    ["table", "kind"],
+)
+UNPROCESSED_ITEMS = Counter(
+    "k9_dynamodb_unprocessed_items_total",
+    "Items that DynamoDB left out of a batch call that it took; they are sent again.",
+    ["table"],
+)
 BUILDS_ENDED = Counter("k9_builds_ended_total", "Builds that ended, by how.", ["status"])
 BUILD_SECONDS = Histogram(
     "k9_build_stage_seconds",
     "Seconds a stage of a build took.",
     ["stage"],
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600),
+)
+_BUILD_BUCKETS: Final = (1, 5, 15, 60, 300, 900, 3600, 10800)
+BUILD_TOTAL_SECONDS = Histogram(
+    "k9_build_seconds",
+    "Seconds from the request of a build to its publication.",
+    buckets=_BUILD_BUCKETS,
+)
+BUILD_QUEUED_SECONDS = Histogram(
+    "k9_build_queued_seconds",
+    "Seconds from the request of a build to its first claim.",
+    buckets=(0.1, 0.5, *_BUILD_BUCKETS),
+)
+BUILD_ATTEMPTS_RELEASED = Counter(
+    "k9_build_attempts_released_total",
+    "Attempts at builds that were given up for another one: after a fault, or stopped.",
+    ["cause"],
+)
+BUILDS_RUNNING = Gauge("k9_builds_running", "Builds that this worker runs.")
+BUILD_SLOTS = Gauge("k9_build_slots", "Builds that this worker may run at a time.")
+BUILDS_OPEN = Gauge(
+    "k9_builds_open", "Builds and verifications in the table that have not ended.", ["status"]
+)
+OLDEST_OPEN_BUILD = Gauge(
+    "k9_oldest_open_build_seconds",
+    "Seconds since the oldest open build was requested; 0 where none is open.",
+)
+OLDEST_WAITING_BUILD = Gauge(
+    "k9_oldest_waiting_build_seconds",
+    "Seconds for which the open build that waits longest has had no worker; 0 where none waits.",
+)
+QUEUE_JOBS = Gauge("k9_queue_jobs", "Jobs in the queue in Valkey; NaN while it does not answer.")
+DELETIONS_WAITING = Gauge(
+    "k9_deletions_waiting", "Users, and model versions, that are marked for deletion.", ["kind"]
+)
+RECONCILED_AT = Gauge(
+    "k9_reconciled_timestamp_seconds",
+    "When this worker last read the tables for open work to the end; the start until then.",
 )
 BUILDS_UNREADABLE = Counter(
     "k9_build_rows_unreadable_total",
@@ -169,12 +269,13 @@ NOTIFICATIONS_LOST = Counter(
     "k9_hints_lost_total", "Changed rows whose notification was lost; a poll finds them.", ["why"]
 )
 RECONCILED = Counter("k9_builds_reconciled_total", "Open builds that were enqueued again.")
-LOADED_ROWS = Gauge("k9_loaded_rows", "Rows of the version in memory.", ["model_version"])
+LOADED_ROWS = Gauge("k9_loaded_rows", "Rows of the version in use.", ["model_version"])
 LOOP_DELAY = Histogram(
     "k9_event_loop_delay_seconds",
     "How late the event loop came to a callback that was due.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 LOOP_DELAY_LONGEST = Gauge(
-    "k9_event_loop_delay_longest_seconds", "The longest such delay of the last 15 to 30 seconds."
+    "k9_event_loop_delay_longest_seconds",
+    "The longest delay of the event loop in the last 15 to 30 seconds.",
 )

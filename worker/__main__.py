@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-from core import telemetry
+from core import telemetry, tracing
 from core.errors import K9Error, SettingsError
 from core.queue import redis_settings
 from core.settings import Settings
@@ -26,7 +26,8 @@ def main() -> int:
         return 2
     telemetry.configure_logging(level=settings.log_level, json=settings.log_json)
     try:
-        uvloop.run(_serve(settings))
+        with tracing.open_tracing("k9-worker", os.environ):
+            uvloop.run(_serve(settings))
     except K9Error as error:
         sys.stderr.write(f"the worker cannot start: {error}\n")
         return 1

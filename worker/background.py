@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 from core import telemetry
@@ -25,7 +26,9 @@ class Background:
         """Starts some work; False when it is already running, or there are too many tasks."""
         if self._closed or name in self._tasks or len(self._tasks) >= _TASKS_MAX:
             return False
-        self._tasks[name] = asyncio.create_task(self._run(name, work))
+        # In a context of its own: the trace and the log fields of a build that starts this are not
+        # those of this work, which may go on for long after.
+        self._tasks[name] = asyncio.create_task(self._run(name, work), context=Context())
         return True
 
     def later(self, name: str, wait_s: float, work: Work) -> None:

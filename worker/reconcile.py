@@ -6,14 +6,17 @@ worker claims builds from the table itself.
 
 import asyncio
 import contextlib
+import math
 import random
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from core import telemetry
 from core.errors import K9Error
 from core.models import Build, now, parse_timestamp
 from core.queue import BuildJob
+from core.repositories.build_rows import OPEN_STATUSES
 from core.resources import Resources
 from worker.background import Background
 from worker.building.runner import BuildRunner
@@ -34,15 +37,18 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
     every_s = resources.settings.building.reconcile_s
     open_builds = await resources.builds.list_open()
     waiting = [each for each in open_builds if each.status == "queued" or _waiting_s(each) > 0]
+    _measure(open_builds, waiting)
     enqueued = True
     for build in waiting:
         try:
-            enqueued = enqueued and await resources.queue.enqueue(build.build_id, build.fence)
+            enqueued = enqueued and await resources.queue.enqueue(
+                build.build_id, build.fence, build.trace
+            )
             # A worker that dies between job and claim leaves the job id in use for as long as the
             # longest job: a build that waits for long is claimed without one.
             unclaimed = not enqueued or _waiting_s(build) > _ROUNDS_UNCLAIMED * every_s
             if unclaimed and runner.free_slots:
-                await runner.start(BuildJob(build.build_id, build.fence))
+                await runner.start(BuildJob.of(build))
         except Exception:  # noqa: BLE001 - one build must not keep the others from being started
             _log.exception("open build skipped", build_id=build.build_id)
     telemetry.RECONCILED.inc(len(waiting))
@@ -54,6 +60,9 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
     for model in models:
         name = f"delete-model/{model.model_version}"
         background.start(name, partial(delete_model, resources, model))
+    telemetry.DELETIONS_WAITING.labels("user").set(len(users))
+    telemetry.DELETIONS_WAITING.labels("model").set(len(models))
+    telemetry.RECONCILED_AT.set(time.time())
     return len(waiting) + len(users) + len(models)
 
 
@@ -62,6 +71,7 @@ async def reconcile_forever(
 ) -> None:
     """Runs rounds, with jitter, until cancelled. A round that fails is logged."""
     every_s = resources.settings.building.reconcile_s
+    telemetry.RECONCILED_AT.set(time.time())  # the alert on its age must not fire at once
     while True:
         runner.slot_freed.clear()
         try:
@@ -71,7 +81,9 @@ async def reconcile_forever(
         except Exception:  # noqa: BLE001 - lost messages are replaced here: it must go on
             _log.exception("reconcile failed")
         pause_s = every_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-        if await resources.queue.ping():
+        jobs = await resources.queue.depth()
+        telemetry.QUEUE_JOBS.set(math.nan if jobs is None else jobs)
+        if jobs is not None:
             await asyncio.sleep(pause_s)
             continue
         with contextlib.suppress(TimeoutError):  # without Redis, look for work once a slot is free
@@ -84,8 +96,30 @@ def start_user_deletion(resources: Resources, background: Background, user_id: s
     background.start(f"delete/{user_id}", partial(delete_user, resources, user_id))
 
 
+def _measure(open_builds: Sequence[Build], waiting: Sequence[Build]) -> None:
+    """Shows what the table has open: every worker shows the same."""
+    for status in OPEN_STATUSES:
+        count = sum(build.status == status for build in open_builds)
+        telemetry.BUILDS_OPEN.labels(status).set(count)
+    telemetry.OLDEST_OPEN_BUILD.set(_longest_s(_requested_s, open_builds))
+    telemetry.OLDEST_WAITING_BUILD.set(_longest_s(_waiting_s, waiting))
+
+
+def _longest_s(measure: Callable[[Build], float], builds: Sequence[Build]) -> float:
+    """The longest of these times, without the builds whose time cannot be read."""
+    longest_s = 0.0
+    for build in builds:
+        with contextlib.suppress(ValueError):
+            longest_s = max(longest_s, measure(build))
+    return longest_s
+
+
+def _requested_s(build: Build) -> float:
+    return (now() - parse_timestamp(build.requested_at)).total_seconds()
+
+
 def _waiting_s(build: Build) -> float:
     """For how many seconds nobody has worked on it; negative while its lease holds."""
     if build.status == "queued":
-        return (now() - parse_timestamp(build.requested_at)).total_seconds()
+        return _requested_s(build)
     return time.time() - build.lease_until_ms / 1000

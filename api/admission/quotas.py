@@ -134,6 +134,20 @@ class Admission:
         finally:
             quota.release(caller)
 
+    def named(self) -> dict[str, Quota]:
+        """All quotas, by their names in metrics."""
+        quotas = (
+            self.reads,
+            self.calls,
+            self.arriving,
+            self.buffered,
+            self.searches,
+            self.waits,
+            self.streams,
+        )
+        by_name = {quota.name: quota for quota in quotas}
+        return {**by_name, "milliseconds of large searches": self.work}
+
     @property
     def requests(self) -> int:
         """Requests in flight."""

@@ -4,7 +4,7 @@ import asyncio
 from typing import Final
 
 from api.serving.background import cancelled
-from core import telemetry
+from core import telemetry, tracing
 from core.errors import Conflict, K9Error, NotFound
 from core.models import Model
 from core.resources import Resources
@@ -46,13 +46,14 @@ class AutomaticBuilds:
             model = await self._resources.models.get_model(name)  # the list may lag behind
             if model.pinned or model.open_build_id is not None:
                 return
-            build = await self._resources.build_service.request_automatic(name)
+            with tracing.span("automatic build", attributes={"k9.model_version": name}):
+                build = await self._resources.build_service.request_automatic(name)
         except (Conflict, NotFound) as error:
             log.info("no build requested", detail=str(error))
         except K9Error as error:
             log.warning("requesting a build failed", detail=str(error))
         else:
-            log.info("build requested", build_id=build.build_id)
+            log.info("automatic build requested", build_id=build.build_id)
 
     async def aclose(self) -> None:
         """Ends its tasks."""

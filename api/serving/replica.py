@@ -114,7 +114,7 @@ class ModelReplica:
         finally:
             self._next = None
         metrics.SWAPS.labels(self.name).inc()
-        telemetry.LOADED_ROWS.labels(self.name).set(segment.rows)
+        metrics.show_index(segment.manifest, segment.rows, segment.resident_bytes)
         self._builds.reset(self.name)
         self._publish(coming)
         self._wake_waiting()
@@ -202,11 +202,9 @@ class ModelReplica:
         self._fetcher.close()
         if self._ageing is not None:
             self._ageing.cancel()
-        if self.snapshot is not None:
-            telemetry.LOADED_ROWS.remove(self.name)
         self.snapshot = None
         self._wake_waiting()
-        metrics.forget_fresh(self.name)
+        metrics.forget(self.name)
 
     async def aclose(self) -> None:
         """Closes it, waits for its tasks to end, and lets go of the segment.

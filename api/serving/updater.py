@@ -162,13 +162,14 @@ class IndexUpdater:
             if self._is_in_use(model):
                 return
             record = await self._record_of(model, offline=offline)
-            found = await self._versions.cached(record)
-            if found is None:
-                if not offline:
-                    await self._verify_loaded(name)
-                if self._registry.current(name) is None:
-                    await self._load_fallback(model, offline=offline)
-                found = await self._download(record)
+            with metrics.SWAP_SECONDS.labels("fetch").time():
+                found = await self._versions.cached(record)
+                if found is None:
+                    if not offline:
+                        await self._verify_loaded(name)
+                    if self._registry.current(name) is None:
+                        await self._load_fallback(model, offline=offline)
+                    found = await self._download(record)
             await self._activate(model, *found, verified=self.records.get(name) is record)
         except Exception as error:  # noqa: BLE001 - the version before answers on
             self._note_failure(model, error)
@@ -245,11 +246,13 @@ class IndexUpdater:
     async def _activate(
         self, model: Model, directory: Path, manifest: Manifest, *, verified: bool
     ) -> None:
-        segment = await asyncio.to_thread(Segment.open, directory, manifest, model)
+        with metrics.SWAP_SECONDS.labels("open").time():
+            segment = await asyncio.to_thread(Segment.open, directory, manifest, model)
         known = self._registry.known.get(model.model_version)
         if known is None or known.deleting_at or known.data != model.data:
             raise Unavailable("the data was restored, deleted or made anew while it was loaded")
-        await self._registry.activate(model, segment)
+        with metrics.SWAP_SECONDS.labels("activate").time():
+            await self._registry.activate(model, segment)
         if verified:
             self._unverified.discard(model.model_version)
         else:

@@ -1,14 +1,18 @@
 """The one DynamoDB client of a process. All of DynamoDB's I/O goes through `Dynamo.call`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from core import telemetry
 from core.aws import client_config, new_session, open_client, public_message, unreachable
-from core.dynamo.wire import UNREADABLE, Item, WireParserFactory, WireSerializer, item_of
+from core.aws_calls import OTHER, SEVERAL, UNREADABLE, AwsCall, count_timeout
+from core.dynamo import tables
+from core.dynamo.wire import ITEM_OPERATIONS, Item, WireParserFactory, WireSerializer, item_of
 from core.errors import (
     Busy,
     ConditionFailed,
@@ -49,15 +53,23 @@ _REFUSED = frozenset(
     }
 )
 _THROTTLED = RetryPolicy(first_s=0.1, max_s=5.0)
+_UNPROCESSED = ("UnprocessedItems", "UnprocessedKeys")
 
 
 class Dynamo:
     """An open client, made by `open_dynamo`. A test's fake has the one method `call`."""
 
     def __init__(
-        self, client: Any, *, deadline_s: float, waits_out_throttling: bool = False
+        self,
+        client: Any,
+        *,
+        deadline_s: float,
+        waits_out_throttling: bool = False,
+        table_names: Mapping[str, str] | None = None,
     ) -> None:
+        """Takes botocore's client; `table_names` has the short names of tables by the full ones."""
         self._client = client
+        self._table_names = table_names or {}
         self._deadline_s = deadline_s
         self._waits_out_throttling = waits_out_throttling
         self._answered = float("-inf")
@@ -82,6 +94,31 @@ class Dynamo:
             Busy: throttled, or too slow while other calls of this process were answered.
             Unavailable: unreachable, too slow, or without credentials.
         """
+        name = _camel(operation)
+        if name in ITEM_OPERATIONS:
+            parameters["ReturnConsumedCapacity"] = "TOTAL"
+        with AwsCall("dynamodb", name, self._table(parameters)) as call:
+            reply = await self._within_deadline(operation, parameters)
+            capacity = reply.pop("ConsumedCapacity", None)
+            if capacity is not None:
+                call.consumed(capacity, self._table_names)
+            for member in _UNPROCESSED:
+                for table, left in (reply.get(member) or {}).items():
+                    telemetry.UNPROCESSED_ITEMS.labels(self._name(table)).inc(_count(left))
+        return reply
+
+    def _table(self, parameters: dict[str, Any]) -> str:
+        """The table of a call, as metrics name it."""
+        name = parameters.get("TableName")
+        if name is not None:
+            return self._name(name)
+        found = _table_set(parameters)
+        return self._name(found.pop()) if len(found) == 1 else SEVERAL
+
+    def _name(self, table: str) -> str:
+        return self._table_names.get(table, OTHER)
+
+    async def _within_deadline(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -95,6 +132,7 @@ class Dynamo:
                     until=began + self._deadline_s,
                 )
         except TimeoutError:
+            count_timeout()
             kind = Busy if self._answered > began else Unavailable
             raise kind(
                 f"DynamoDB did not answer {operation} within {self._deadline_s:g} s",
@@ -173,10 +211,27 @@ def _tables(parameters: dict[str, Any]) -> str:
     if "TableName" in parameters:
         index = parameters.get("IndexName")
         return f"table {parameters['TableName']}" + (f" or index {index}" if index else "")
+    names = _table_set(parameters)
+    return f"table among {', '.join(sorted(names))}" if names else "such table"
+
+
+def _table_set(parameters: dict[str, Any]) -> set[str]:
+    """The tables that a batch or a transaction names."""
     names = set(parameters.get("RequestItems", {}))
     for operation in parameters.get("TransactItems", []):
         names |= {part["TableName"] for part in operation.values()}
-    return f"table among {', '.join(sorted(names))}" if names else "such table"
+    return names
+
+
+def _count(unprocessed: Any) -> int:
+    """The number of items that one table's part of a batch call was left without."""
+    return len(unprocessed["Keys"] if isinstance(unprocessed, dict) else unprocessed)
+
+
+@cache
+def _camel(operation: str) -> str:
+    """`get_item` → `GetItem`: as AWS, and so its own metrics, name it."""
+    return "".join(word.capitalize() for word in operation.split("_"))
 
 
 @asynccontextmanager
@@ -193,5 +248,8 @@ async def open_dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
         # into a client. A test compares its requests with those of the stock serializer.
         client._serializer = WireSerializer(client._serializer)  # noqa: SLF001
         yield Dynamo(
-            client, deadline_s=aws.deadline_s, waits_out_throttling=aws.waits_out_throttling
+            client,
+            deadline_s=aws.deadline_s,
+            waits_out_throttling=aws.waits_out_throttling,
+            table_names={settings.table(each.name): each.name for each in tables.ALL},
         )

@@ -13,9 +13,7 @@ from zlib import crc32
 import msgspec
 from aiobotocore.parsers import AioJSONParser, AioResponseParserFactory
 
-UNREADABLE = "RequestTimeoutException"
-"""The code given to a reply that does not decode or fails its checksum. botocore's `standard`
-retries try again on it, as they would have on a connection cut at that point."""
+from core.aws_calls import UNREADABLE, Capacity
 
 
 class AttributeValue(msgspec.Struct, gc=False, omit_defaults=True, repr_omit_defaults=True):
@@ -75,12 +73,13 @@ class _Reply(TypedDict, total=False):
     UnprocessedKeys: dict[str, _Keys] | None
     UnprocessedItems: dict[str, list[dict[str, dict[str, Item]]]] | None
     """A table's `PutRequest: {Item}` and `DeleteRequest: {Key}`."""
+    ConsumedCapacity: Capacity | list[Capacity] | None
 
 
 _DECODER = msgspec.json.Decoder(_Reply)
 _RETURNED_TO_SENDER = ("UnprocessedItems", "UnprocessedKeys")
 _TARGET_PREFIX = "DynamoDB_20120810."
-_ITEM_OPERATIONS = frozenset(
+ITEM_OPERATIONS = frozenset(
     {
         "BatchGetItem",
         "BatchWriteItem",
@@ -93,7 +92,7 @@ _ITEM_OPERATIONS = frozenset(
         "UpdateItem",
     }
 )
-_OUTPUT_SHAPES = frozenset(f"{operation}Output" for operation in _ITEM_OPERATIONS)
+_OUTPUT_SHAPES = frozenset(f"{operation}Output" for operation in ITEM_OPERATIONS)
 
 
 class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
@@ -102,7 +101,7 @@ class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
     async def parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
         """The reply as a dict with `ResponseMetadata`, as botocore's parser gives it.
 
-        Members that are null, or that K9 does not read (capacity, metrics), are left out.
+        Members that are null, or that K9 does not read (metrics), are left out.
         `UnprocessedItems` and `UnprocessedKeys` come in the request's form, ready to be sent again.
         A body that does not decode, or does not match the checksum that came
         with it, becomes an error of code `UNREADABLE`.
@@ -170,7 +169,7 @@ class WireSerializer:
         self, parameters: dict[str, Any], operation_model: Any
     ) -> dict[str, Any]:
         """The request as botocore's own serializer makes it, by its model of the operation."""
-        if operation_model.name not in _ITEM_OPERATIONS:
+        if operation_model.name not in ITEM_OPERATIONS:
             stock: dict[str, Any] = self._stock.serialize_to_request(parameters, operation_model)
             return stock
         return {

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from core import telemetry, tracing
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import (
@@ -172,6 +173,8 @@ class BuildRepository:
             parameters=parameters,
             automatic=automatic,
             generation=model.generation,
+            request_id=telemetry.request_id(),
+            trace=tracing.traceparent(),
         )
         free = same_model(model) & missing("open_build_id")
         if automatic:

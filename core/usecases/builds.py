@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from core import telemetry
 from core.errors import BuildConflict, EmptyModel
 from core.models import Build, BuildParameters
 from core.queue import JobQueue
@@ -9,6 +10,8 @@ from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import Claim
 from core.repositories.models import ModelRepository
+
+_log = telemetry.logger(__name__)
 
 
 @dataclass
@@ -49,7 +52,14 @@ class BuildService:
                 f"build {build.build_id} is open with other parameters; "
                 "wait until it ends, or cancel it"
             )
-        await self.queue.enqueue(build.build_id, build.fence)
+        enqueued = await self.queue.enqueue(build.build_id, build.fence, build.trace)
+        _log.info(
+            "build requested",
+            build_id=build.build_id,
+            model_version=model_version,
+            automatic=automatic,
+            enqueued=enqueued,
+        )
         return build
 
     async def request_automatic(self, model_version: str) -> Build:

@@ -61,7 +61,7 @@ def _environ() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def running_dev(directory: Path, *options: str) -> AsyncIterator[Dev]:
+async def running_dev(directory: Path, *options: str, **environ: str) -> AsyncIterator[Dev]:
     """`k9 dev` in a directory, stopped at the end; says nothing of whether it is ready."""
     process = await asyncio.create_subprocess_exec(
         *_K9,
@@ -70,7 +70,7 @@ async def running_dev(directory: Path, *options: str) -> AsyncIterator[Dev]:
         "0",
         *options,
         cwd=directory,
-        env=_environ(),
+        env=_environ() | environ,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

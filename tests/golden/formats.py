@@ -118,6 +118,7 @@ def _updated(item: RequestItem, update: Update) -> RequestItem:
 _PARAMETERS: Final = BuildParameters(0.9, 5, deterministic=True, force=True)
 _BUILD_ID: Final = "01a21eb4605588e8af5df56c4ce282a7"
 _PREFIX: Final = f"environments/golden/indexes/m-1/{_BUILD_ID}/2/"
+_TRACE: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 _MODEL: Final = Model(
     "m-1",
     dimension=4,
@@ -203,6 +204,8 @@ _PUBLISHED: Final = Build(
     removed_at=_ONE,
     prefix=_PREFIX,
     generation=_MICROSECONDS,
+    request_id="request-1",
+    trace=_TRACE,
 )
 _OPEN: Final = Build(_BUILD_ID, "m-1", "queued", _NOON, _PARAMETERS)
 _OPEN_LATER: Final = msgspec.structs.replace(_OPEN, generation=_MICROSECONDS)
@@ -311,7 +314,7 @@ FORMATS: Final[tuple[Format[Any], ...]] = (
     Format("notification", "msgpack", ChangeNotification("m-1", ("p/1", "p2"), 1_795_780_800_000),
            msgspec.msgpack.encode,
            lambda data: msgspec.msgpack.decode(data, type=ChangeNotification)),
-    Format("job-build", "msgpack", BuildJob(_BUILD_ID, 2),
+    Format("job-build", "msgpack", BuildJob(_BUILD_ID, 2, _TRACE),
            lambda job: serialize({"a": [job]}),
            lambda data: msgspec.convert(deserialize(data)["a"][0], BuildJob)),
     Format("job-deletion", "msgpack", DeletionJob("u"),

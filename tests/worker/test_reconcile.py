@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import time
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from arq.constants import in_progress_key_prefix, retry_key_prefix
+from prometheus_client import REGISTRY
 
+from core import telemetry
 from core.dynamo.expressions import Update, expressions, key
 from core.errors import Corrupt, NotFound, Unavailable
-from core.models import Build, User
+from core.models import Build, User, now, timestamp
 from core.names import job_id
 from core.queue import BuildJob
 from core.resources import Resources, open_resources
@@ -255,3 +258,24 @@ async def test_a_build_that_has_just_begun_is_given_back(
     await closing[0]
     given = await resources.builds.get_build(build_id)
     assert (given.unreturned, given.error) == (0, "the worker was stopped")
+
+
+def shown(name: str, **labels: str) -> float:
+    """The present value of a metric."""
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_the_metrics_show_what_waits(resources: Resources, model_version: str) -> None:
+    """Open builds and the age of the oldest, marked users, jobs, and when it was last looked at."""
+    build_id = await requested(resources, model_version)
+    hour_ago = timestamp(now() - timedelta(hours=1))
+    await rewrite(resources, "builds", {"build_id": build_id}, requested_at=hour_ago)
+    await marked_user(resources)
+    telemetry.RECONCILED_AT.set(0)
+    await reconciled(resources)
+    assert shown("k9_builds_open", status="queued") >= 1
+    assert shown("k9_oldest_open_build_seconds") >= 3600
+    assert shown("k9_oldest_waiting_build_seconds") >= 3600
+    assert shown("k9_deletions_waiting", kind="user") >= 1
+    assert shown("k9_reconciled_timestamp_seconds") > 0
+    assert (await resources.queue.depth() or 0) >= 1

@@ -7,12 +7,13 @@ a worker that outlives its lease, or whose build was cancelled, changes nothing.
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
+from time import perf_counter
 from typing import Any, Self
 
 import msgspec
 
-from core import names, telemetry
+from core import names, telemetry, tracing
 from core.errors import (
     BuildFailed,
     K9Error,
@@ -24,7 +25,7 @@ from core.errors import (
     Unavailable,
 )
 from core.index.cache import leased
-from core.models import Build, Model, Progress
+from core.models import Build, Model, Progress, now, parse_timestamp
 from core.object_store import count_requests
 from core.queue import BuildJob
 from core.resources import Resources
@@ -62,6 +63,7 @@ class BuildAttempt:
         work_dir = names.directory_of(self._settings.work_dir, resources.settings.environment)
         self._directory = work_dir / f"{build.build_id}.{build.fence}"
         self._tombstones: Mapping[str, str] = {}
+        self._spans = tracing.StageSpans()
         self._log = _log.bind(
             build_id=build.build_id, model_version=build.model_version, fence=build.fence
         )
@@ -76,6 +78,8 @@ class BuildAttempt:
         except (LeaseLost, Unavailable) as error:
             _log.info("build not claimed", build_id=job.build_id, reason=str(error))
             return None
+        if build.fence == 1 and build.verifies is None:
+            telemetry.BUILD_QUEUED_SECONDS.observe(_since_request_s(build))
         return cls(resources, build, published)
 
     async def run(self) -> None:
@@ -83,6 +87,18 @@ class BuildAttempt:
 
         Whatever happens is written to the build; only cancellation is raised.
         """
+        build = self._build
+        telemetry.join_logs(build.request_id, build_id=build.build_id)
+        what = "verification" if build.verifies is not None else "build"
+        attributes: tracing.Attributes = {
+            "k9.build_id": build.build_id,
+            "k9.model_version": build.model_version,
+            "k9.fence": build.fence,
+        }
+        with tracing.span(what, attributes=attributes):
+            await self._run()
+
+    async def _run(self) -> None:
         self._log.info("build claimed")
         if self._build.unreturned > self._settings.build_losses_max:
             # Its earlier attempts took their workers down: do not let it go on for ever.
@@ -98,6 +114,7 @@ class BuildAttempt:
                 self._succeed()
             else:
                 self._log.warning("build lost", reason=str(error))
+                tracing.fail("LeaseLost")
         except BuildFailed as error:
             await self._fail(str(error))
         except (Pinned, ModelGone) as error:
@@ -121,6 +138,8 @@ class BuildAttempt:
         A `fault` counts towards the attempts that a build has.
         """
         self._log.warning("build released", reason=reason, wait_s=round(wait_s, 1))
+        telemetry.BUILD_ATTEMPTS_RELEASED.labels("fault" if fault else "stopped").inc()
+        tracing.fail("BuildReleased")
         try:
             async with asyncio.timeout(_RELEASE_TIMEOUT_S):
                 await self._resources.builds.release(
@@ -130,18 +149,21 @@ class BuildAttempt:
             self._log.warning("build not released", reason=str(error))
             return
         if not fault:
-            await self._resources.queue.enqueue(self._build.build_id, self._build.fence)
+            build = self._build
+            await self._resources.queue.enqueue(build.build_id, build.fence, build.trace)
 
     def report(self, progress: Progress) -> None:
         """Written with the next heartbeat; a new stage at once."""
         if progress.stage != self._progress.stage:
             self._stage_changed.set()
+            self._spans.begin(progress.stage)
         self._reported.set()
         self._progress = progress
 
     async def _work(self) -> None:
         self._directory.mkdir(parents=True)
-        with leased(self._directory), count_requests() as requests:
+        self._spans.begin(self._progress.stage)
+        with closing(self._spans), leased(self._directory), count_requests() as requests:
             model = await self._model()
             builder = VersionBuilder(
                 self._resources, self._build, model, self._directory, self._costs, self.report
@@ -162,15 +184,18 @@ class BuildAttempt:
                 build.build_id,
                 build.fence,
             )
+            began = perf_counter()
             files = await versions.upload(prefix, built.directory, built.output.files, self.report)
             manifest = assemble_manifest(build, model, pulled, built, files)
             size, s3_requests = len(msgspec.json.encode(manifest)), requests.requests + 1
             cost = self._costs.total(built.output.usage, s3_requests, size)
             manifest = msgspec.structs.replace(manifest, cost=cost)
             await versions.put_manifest(prefix, manifest)
+            uploaded = perf_counter()
             self.report(Progress("publish"))
             await self._resources.promotions.publish(build, model, msgspec.to_builtins(manifest))
-            for stage, seconds in manifest.stages.items():
+            last = {"upload": uploaded - began, "publish": perf_counter() - uploaded}
+            for stage, seconds in {**manifest.stages, **last}.items():
                 telemetry.BUILD_SECONDS.labels(stage).observe(seconds)
 
     async def _model(self) -> Model:
@@ -249,12 +274,14 @@ class BuildAttempt:
             self._log.info("verification finished")
             return
         telemetry.BUILDS_ENDED.labels("published").inc()
+        telemetry.BUILD_TOTAL_SECONDS.observe(_since_request_s(self._build))
         self._log.info("build published")
         self._published(self._build.model_version, self._tombstones)
 
     async def _fail(self, error: str, *, expected: bool = False) -> None:
         """Ends the build as failed; `expected` when an operator's action caused it."""
         (self._log.info if expected else self._log.error)("build failed", reason=error)
+        tracing.fail("BuildFailed")
         try:
             await self._resources.builds.end(self._build, "failed", error)
         except K9Error as not_written:
@@ -284,6 +311,11 @@ class BuildAttempt:
             self._log.warning("build's end not read", reason=str(error))
             return False
         return (build.status, build.fence) == ("published", self._build.fence)
+
+
+def _since_request_s(build: Build) -> float:
+    """By two machines' clocks: never below 0."""
+    return max(0.0, (now() - parse_timestamp(build.requested_at)).total_seconds())
 
 
 def _describe(error: Exception) -> str:

@@ -12,10 +12,10 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from core import telemetry
+from core import telemetry, tracing
 from core.files import file_lock
 from core.index.cache import LEASE
-from core.queue import BuildJob
+from core.queue import BUILD_JOB, BuildJob
 from core.resources import Resources
 from worker.background import Background
 from worker.building.attempt import BuildAttempt
@@ -41,6 +41,8 @@ class BuildRunner:
         self._claiming: set[asyncio.Task[bool]] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
+        telemetry.BUILD_SLOTS.set(self._slots)
+        telemetry.BUILDS_RUNNING.set_function(lambda: len(self._running))
         self.slot_freed = asyncio.Event()
         """Set whenever a build has ended; whoever waits for it clears it. A failed claim does not
         count: the next claim is likely to fail too."""
@@ -85,14 +87,17 @@ class BuildRunner:
     async def _claim(self, job: BuildJob) -> bool:
         started = False
         try:
-            attempt = await BuildAttempt.claim(self._resources, job, self._garbage.request)
-            if attempt is not None and self._closed:
-                await attempt.release("the worker was stopped")
-            elif attempt is not None:
-                task = asyncio.create_task(attempt.run())
-                self._running.add(task)
-                task.add_done_callback(self._ended)
-                started = True
+            with tracing.span(
+                BUILD_JOB, "consumer", parent=job.trace, attributes={"k9.build_id": job.build_id}
+            ):
+                attempt = await BuildAttempt.claim(self._resources, job, self._garbage.request)
+                if attempt is not None and self._closed:
+                    await attempt.release("the worker was stopped")
+                elif attempt is not None:
+                    task = asyncio.create_task(attempt.run())
+                    self._running.add(task)
+                    task.add_done_callback(self._ended)
+                    started = True
         finally:
             if not started:
                 self._used -= 1

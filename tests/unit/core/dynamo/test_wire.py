@@ -10,8 +10,8 @@ from aiobotocore.parsers import AioJSONParser, AioResponseParserFactory
 from aiobotocore.session import AioSession
 from botocore.serialize import JSONSerializer
 
+from core.aws_calls import UNREADABLE, Capacity
 from core.dynamo.wire import (
-    UNREADABLE,
     AttributeValue,
     WireParser,
     WireParserFactory,
@@ -85,7 +85,6 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
 ]
 UNREAD: list[tuple[str, dict[str, Any]]] = [
     ("Query", {"ScannedCount": 9}),
-    ("PutItem", {"ConsumedCapacity": {"TableName": "t", "CapacityUnits": 1.5}}),
     ("BatchWriteItem", {"ItemCollectionMetrics": {"t": [{"SizeEstimateRangeGB": [0.0, 1.0]}]}}),
 ]
 
@@ -146,10 +145,21 @@ async def test_it_reads_what_botocore_reads(
 async def test_it_leaves_out_what_nothing_reads(
     service: Any, operation: str, reply: dict[str, Any]
 ) -> None:
-    """Capacity and metrics, which no call of K9's asks for or reads."""
+    """Metrics of item collections, which no call of K9's asks for or reads."""
     shape = service.operation_model(operation).output_shape
     ours = await WireParser().parse(response(json.dumps(reply).encode()), shape)
     assert ours.keys() == {"ResponseMetadata"}
+
+
+@pytest.mark.parametrize("listed", [False, True])
+async def test_it_reads_what_was_charged(service: Any, *, listed: bool) -> None:
+    """Of one table, or of each table of a batch or a transaction."""
+    operation = "TransactWriteItems" if listed else "Query"
+    charged = {"TableName": "t", "CapacityUnits": 1.5, "GlobalSecondaryIndexes": {"i": {}}}
+    reply = {"ConsumedCapacity": [charged] if listed else charged}
+    shape = service.operation_model(operation).output_shape
+    ours = await WireParser().parse(response(json.dumps(reply).encode()), shape)
+    assert ours["ConsumedCapacity"] == ([Capacity("t", 1.5)] if listed else Capacity("t", 1.5))
 
 
 @pytest.mark.parametrize("name", ["Item", "Attributes", "Items", "LastEvaluatedKey", "Responses"])
