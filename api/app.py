@@ -35,6 +35,7 @@ from api.serving.probes import Probes
 from api.serving.registry import IndexRegistry
 from api.serving.updater import IndexUpdater
 from core.dynamo.cursors import Cursors
+from core.metrics_log import logged_metrics
 from core.queue import redis_settings
 from core.resources import Resources, open_resources
 from core.settings import Settings
@@ -137,6 +138,7 @@ async def _open_context(
             )
         )
         _show(health, admission)
+        await stack.enter_async_context(logged_metrics(settings.metrics_log_s, metrics.logged))
         yield AppContext(
             settings=settings,
             resources=resources,

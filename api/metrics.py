@@ -3,6 +3,7 @@
 `deploy/docs/metrics.md` lists all metrics; a test compares it with these.
 """
 
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -10,6 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from core import telemetry
 from core.index.manifest import Manifest
+from core.metrics_log import values
 from core.models import parse_timestamp
 
 REQUESTS: Final = Counter(
@@ -152,6 +154,16 @@ def show_index(manifest: Manifest, rows: int, resident_bytes: int) -> None:
     INDEX_BUILT.labels(name).set(parse_timestamp(manifest.built_at).timestamp())
     INDEX_RECALL.labels(name).set(manifest.recall.value)
     INDEX_TARGET.labels(name).set(manifest.parameters.target_recall)
+
+
+def logged() -> dict[str, float]:
+    """What the API logs of its metrics: how old the oldest index is that rows have changed since.
+
+    An index without a changed row is as good as a new one, however old it is.
+    """
+    fresh = values(FRESH_ROWS)
+    built = [at for name, at in values(INDEX_BUILT).items() if fresh.get(name)]
+    return {"index_age_s": round(time.time() - min(built), 1) if built else 0.0}
 
 
 def forget(model_version: str) -> None:

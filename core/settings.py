@@ -269,6 +269,8 @@ class Settings(msgspec.Struct, frozen=True):
     cursor_ttl_s: _Positive = 86400
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
     log_json: bool = True
+    metrics_log_s: _NotNegativeSeconds = 0.0
+    """How often some metrics are logged, for CloudWatch to make its own of the lines; 0: never."""
     loop_probe_s: _Seconds = 0.05
     """The interval of the event loop probe: a stall shows as its length less up to this much."""
     loop_stall_s: _Seconds = 0.5

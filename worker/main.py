@@ -9,11 +9,13 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from core import names, queue, telemetry
+from core.metrics_log import logged_metrics
 from core.retry import RetryPolicy
 from core.settings import Settings
 from core.stalls import freeze_memory
 from worker.context import KEY, WorkerContext, context_of, open_context
 from worker.jobs import build, delete
+from worker.metrics_log import reader
 
 _JOB_TIMEOUT_S = 10.0
 """A job claims a build or starts a deletion. If its worker is killed, arq keeps it from the others
@@ -72,6 +74,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         port = settings.building.worker_metrics_port
         stack.enter_context(telemetry.metrics_server(settings.http.host, port))
         context = await stack.enter_async_context(open_context(settings))
+        await stack.enter_async_context(logged_metrics(settings.metrics_log_s, reader()))
         freeze_memory()
         stopping = asyncio.create_task(stop.wait())
         failures = 0

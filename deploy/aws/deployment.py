@@ -1,7 +1,8 @@
 """An environment in an account: its stacks in order, the image, and the check at the end.
 
 `k9-base-ENV` (repository, network) → image → `k9-data-ENV` (tables, bucket) → `k9-service-ENV`
-(API, worker, load balancer, Valkey) → `k9-alarms-ENV`. Each takes the outputs of those before it as
+(API, worker, load balancer, Valkey) → `k9-alarms-ENV`; where the tables' units are provisioned,
+`k9-capacity-ENV` scales them. Each takes the outputs of those before it as
 parameters. Within the service the worker is changed before the API.
 """
 
@@ -25,7 +26,7 @@ from deploy.errors import CommandError
 
 _OWN_ADDRESS: Final = "https://checkip.amazonaws.com"
 _SMOKE_WAIT_S: Final = 300.0
-_STACKS: Final = ("base", "data", "service", "alarms")
+_STACKS: Final = ("base", "data", "capacity", "service", "alarms")
 _GATEWAY_SERVICES: Final = ("dynamodb", "s3")
 
 
@@ -125,7 +126,7 @@ class Deployer:
         """
         base = await self._apply(self._base(deployment))
         image = deployment.image or await self._image(deployment, base)
-        await self._apply(data_spec(self._settings, self._of("data", deployment)))
+        await self._data(deployment)
         await ensure_settings(self._settings, self._message)
         await claim_pool(self._settings, deployment.pool_id)
         before = await self._current("service")
@@ -143,7 +144,7 @@ class Deployer:
             p["ParameterKey"]: p["ParameterValue"] for p in (service or {}).get("Parameters", [])
         }
         pool_id = pool_id or values.get("UserPoolId")
-        for name in ("alarms", "service", "base"):
+        for name in ("alarms", "service", "capacity", "base"):
             self._message(f"deleting {self._name(name)}")
             if not await stacks.delete(self._client, self._name(name), self._message):
                 self._message(f"{self._name(name)}: there is none")
@@ -155,6 +156,17 @@ class Deployer:
     def _base(self, deployment: Deployment) -> StackSpec:
         own = "false" if deployment.network else "true"
         return self._spec("base", {"CreateNetwork": own, **self._of("base", deployment)})
+
+    async def _data(self, deployment: Deployment) -> None:
+        """The tables and the bucket, and what scales units that are provisioned."""
+        spec = data_spec(self._settings, self._of("data", deployment))
+        billing = {**await self._values("data"), **spec.parameters}.get("Billing")
+        if billing != "provisioned":
+            # Before the change: a table on demand has no units that could be scaled.
+            await stacks.delete(self._client, self._name("capacity"), self._message)
+        await self._apply(spec)
+        if billing == "provisioned":
+            await self._apply(self._spec("capacity", self._of("capacity", deployment)))
 
     async def _service(
         self, deployment: Deployment, base: Mapping[str, str], image: str

@@ -18,6 +18,7 @@ from core.dynamo import tables
 from core.settings import Settings
 from deploy.aws import stacks
 from deploy.aws.clients import open_client
+from deploy.aws.data_stack import create_tables, stack_spec
 from deploy.aws.tables import describe_tables
 from tests.emulators import settings_for
 from tests.templates import read_template
@@ -136,6 +137,28 @@ async def test_an_environment_is_created_changed_and_deleted(account: Account) -
     await account.deploy_sh(*delete_all)
     assert {table.status for table in await describe_tables(account.settings)} == {"MISSING"}
     assert await account.stack_status("data") is None
+
+
+async def test_tables_change_their_billing_in_place(account: Account) -> None:
+    """Provisioned with a stream, and on demand again: the same tables, with their rows."""
+    await create_tables(account.settings)
+    users = account.settings.table("users")
+    async with (
+        open_client("cloudformation", account.settings) as client,
+        open_client("dynamodb", account.settings) as dynamo,
+    ):
+        await dynamo.put_item(TableName=users, Item={"user_id": {"S": "u"}})
+        for billing, streams, mode in (
+            ("provisioned", "on", "PROVISIONED"),
+            ("on-demand", "off", "PAY_PER_REQUEST"),
+        ):
+            spec = stack_spec(account.settings, {"Billing": billing, "Streams": streams})
+            assert await stacks.apply(client, spec) == "updated"
+            table = (await dynamo.describe_table(TableName=users))["Table"]
+            assert table["BillingModeSummary"]["BillingMode"] == mode
+            stream = table.get("StreamSpecification") or {}
+            assert stream.get("StreamEnabled", False) is (streams == "on")
+            assert "Item" in await dynamo.get_item(TableName=users, Key={"user_id": {"S": "u"}})
 
 
 async def test_a_failing_update_is_rolled_back(account: Account) -> None:
