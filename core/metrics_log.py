@@ -22,7 +22,7 @@ _log = telemetry.logger(__name__)
 async def logged_metrics(
     every_s: float, read: Callable[[], Mapping[str, float]]
 ) -> AsyncIterator[None]:
-    """Logs what `read` returns, at once and every `every_s` until the end of the block; 0: never."""
+    """Logs what `read` returns, at once and every `every_s` until the block ends; 0: never."""
     if not every_s:
         yield
         return
