@@ -331,7 +331,7 @@ def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code == "NoSuchBucket":
         return Unavailable(
-            f"S3 has no bucket {bucket}: `k9 tables create` makes it",
+            f"S3 has no bucket {bucket} (`k9 tables create` makes the one of an environment)",
             public="a bucket is missing in S3; an operator has to create it",
         )
     known: tuple[tuple[bool, type[K9Error], str], ...] = (

@@ -26,6 +26,8 @@ from deploy.errors import CommandError
 _SCHEME: Final = "s3://"
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*", re.ASCII)
+_ABOUT: Final = "about.txt"
+_EXPLANATION: Final = b"A backup of K9's tables. It is complete once it has manifest.json.\n"
 _K9S_OWN: Final = ("environments", "indexes")
 """Prefixes below which K9 keeps index versions, and removes what it does not need."""
 
@@ -56,8 +58,11 @@ def parse_place(text: str) -> Place:
     """A directory, or the location of an `s3://BUCKET/PREFIX`.
 
     Raises:
-        CommandError: it begins with s3:// and is no location for backups.
+        CommandError: it is an address, and no location for backups.
     """
+    scheme, colon, _ = text.partition(":/")
+    if colon and scheme.isalnum() and not text.startswith(_SCHEME):
+        raise CommandError(f"{text}: backups are in a directory, or below s3://BUCKET/PREFIX")
     if not text.startswith(_SCHEME):
         return Path(text)
     bucket, _, prefix = text.removeprefix(_SCHEME).partition("/")
@@ -136,8 +141,11 @@ async def open_writer(
         return
     name = f"{settings.environment}-{began:%Y%m%dT%H%M%SZ}-{uuid4().hex[:8]}"
     async with _open_objects(place, settings) as objects:
+        location = place.below(name)
+        # Shows that the bucket can be written before the tables are read.
+        await objects.put(location.key(_ABOUT), _EXPLANATION)
         with tempfile.TemporaryDirectory(prefix="k9-backup-") as directory:
-            yield _BucketWriter(objects, place.below(name), Path(directory))
+            yield _BucketWriter(objects, location, Path(directory))
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from deploy.cli.main import run
         (["migrate", ".", "--table", "users"], 1, "is a directory; name one file in it"),
         (["import", ".", "--model", "m"], 1, "is a directory; name one file in it"),
         (["restore"], 64, "either DIRECTORY (or s3://…) or --to-time"),
+        (["backup", "S3://bucket/a"], 1, "below s3://BUCKET/PREFIX"),
+        (["backup", "https://bucket/a"], 1, "below s3://BUCKET/PREFIX"),
         (["backup", "s3://"], 1, "no name of a bucket"),
         (["backup", "s3://bucket/environments/dev"], 1, "choose another prefix"),
         (["restore", "s3://bucket/a//b"], 1, "the prefix may have"),
