@@ -16,6 +16,14 @@ from deploy.doctor.report import Check, Process, failed, ok, skipped, warning
 
 _JWKS_BYTES_MAX: Final = 256 * 1024
 _HTTP_OK: Final = 200
+BUCKET_ACTIONS: Final[dict[Process, tuple[str, ...]]] = {
+    "api": ("s3:ListBucket", "s3:GetObject"),
+    "worker": (
+        *("s3:ListBucket", "s3:PutObject", "s3:GetObject"),
+        *("s3:AbortMultipartUpload", "s3:DeleteObject"),
+    ),
+}
+"""The actions that each process calls on the bucket and its objects."""
 _POOL_IN_URL: Final = re.compile(r"/([a-z0-9-]+_[A-Za-z0-9]+)/\.well-known/")
 
 
@@ -38,9 +46,9 @@ async def check_bucket(
     if not listed.permitted and listed.outcome != "denied":
         return [failed(subject, listed.message, "set AWS_ENDPOINT_URL_S3 to where S3 is")]
     made = {"s3:ListBucket": listed}
-    if process != "api":
+    if "s3:PutObject" in BUCKET_ACTIONS[process or "worker"]:
         made |= await _write(client, bucket, name)
-    if process == "api":
+    else:
         # Without an object there is a 404, where reading is allowed.
         made["s3:GetObject"] = await attempt(client, "head_object", Bucket=bucket, Key=name)
     denied = [action for action, each in made.items() if each.outcome == "denied"]

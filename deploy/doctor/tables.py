@@ -101,25 +101,28 @@ def _not_allowed(subject: str, action: str) -> Check:
 ACTIONS: Final[dict[Process, dict[str, tuple[str, ...]]]] = {
     "api": {
         "users": ("GetItem", "PutItem", "UpdateItem", "ConditionCheckItem"),
-        "reports": ("GetItem", "PutItem", "DeleteItem", "Query"),
+        "reports": ("GetItem", "PutItem", "DeleteItem", "Query/UserReportsIndex"),
         "embeddings": (
-            *("GetItem", "BatchGetItem", "PutItem", "UpdateItem", "BatchWriteItem", "Query"),
+            *("GetItem", "BatchGetItem", "PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem"),
+            "Query/ModelVersionIndex",
         ),
         "models": ("GetItem", "PutItem", "UpdateItem", "Scan"),
-        "builds": ("GetItem", "PutItem", "UpdateItem", "Query"),
+        "builds": ("GetItem", "PutItem", "UpdateItem", "Query/ModelBuildsIndex"),
         "idempotency": ("PutItem", "UpdateItem"),
     },
     "worker": {
         "users": ("GetItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"),
-        "reports": ("DeleteItem", "Query"),
-        "embeddings": ("DeleteItem", "Query"),
+        "reports": ("DeleteItem", "Query/UserReportsIndex"),
+        "embeddings": ("DeleteItem", "Query/ModelVersionIndex"),
         "models": ("GetItem", "UpdateItem", "DeleteItem", "ConditionCheckItem", "Scan"),
-        "builds": ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query"),
-        "idempotency": ("PutItem", "UpdateItem", "DeleteItem", "Query"),
+        "builds": (
+            *("GetItem", "UpdateItem", "DeleteItem"),
+            *("Query/ModelBuildsIndex", "Query/OpenBuildsIndex"),
+        ),
+        "idempotency": ("PutItem", "DeleteItem", "Query"),
     },
 }
-"""The actions that each process calls, by table. A query is of the table's indexes, if it has
-some."""
+"""The actions that each process calls, by table, as its role has them; a query with its index."""
 
 
 def actions_of(process: Process | None, table: str) -> list[str]:
@@ -157,8 +160,8 @@ async def _check_rights(
 ) -> Check:
     made: list[tuple[str, Attempt]] = []
     for action in actions:
-        for operation, parameters in _requests(action, table, name, key):
-            made.append((action, await attempt(client, operation, **parameters)))
+        operation, parameters = _request(action, table, name, key)
+        made.append((action, await attempt(client, operation, **parameters)))
     subject = f"rights on {name}"
     denied = sorted({f"dynamodb:{action}" for action, each in made if each.outcome == "denied"})
     if denied:
@@ -172,23 +175,16 @@ async def _check_rights(
     return ok(subject, ", ".join(actions))
 
 
-def _requests(
-    action: str, table: tables.Table, name: str, key: str
-) -> list[tuple[str, dict[str, Any]]]:
-    """The calls that show whether an action is allowed: operations and their parameters."""
+def _request(action: str, table: tables.Table, name: str, key: str) -> tuple[str, dict[str, Any]]:
+    """The call that shows whether an action is allowed: its operation and parameters."""
+    action, _, index = action.partition("/")
     row = {attribute: {"S": key} for attribute in table.key.attributes}
     unmet = {
         "TableName": name,
         "ConditionExpression": "attribute_exists(#k)",
         "ExpressionAttributeNames": {"#k": table.key.partition},
     }
-    if action == "Query":
-        # K9 queries a table's indexes; only a table without one is queried itself.
-        indexes = {index: where.partition for index, where in table.indexes.items()}
-        return [
-            ("query", {**_keyed(name, partition, key), "IndexName": index})
-            for index, partition in indexes.items()
-        ] or [("query", _keyed(name, table.key.partition, key))]
+    queried = table.indexes[index] if index else table.key
     # A batch takes no condition: deleting a row that is not there changes nothing.
     deletion = {"DeleteRequest": {"Key": row}}
     requests: dict[str, tuple[str, dict[str, Any]]] = {
@@ -203,15 +199,16 @@ def _requests(
             {"TransactItems": [{"ConditionCheck": {"Key": row, **unmet}}]},
         ),
         "Scan": ("scan", {"TableName": name, "Limit": 1}),
+        "Query": (
+            "query",
+            {
+                "TableName": name,
+                **({"IndexName": index} if index else {}),
+                "KeyConditionExpression": "#k = :k",
+                "ExpressionAttributeNames": {"#k": queried.partition},
+                "ExpressionAttributeValues": {":k": {"S": key}},
+                "Limit": 1,
+            },
+        ),
     }
-    return [requests[action]]
-
-
-def _keyed(name: str, partition: str, key: str) -> dict[str, Any]:
-    return {
-        "TableName": name,
-        "KeyConditionExpression": "#k = :k",
-        "ExpressionAttributeNames": {"#k": partition},
-        "ExpressionAttributeValues": {":k": {"S": key}},
-        "Limit": 1,
-    }
+    return requests[action]
