@@ -43,7 +43,7 @@ async def measure(
         **row_key,
         tables.MODEL_SHARD: attribute_of(MODEL_VERSION),
         "updated_at": attribute_of(timestamp(now())),
-        "vector": attribute_of(bytes(_VECTOR_BYTES)),
+        "embedding_vector": attribute_of(bytes(_VECTOR_BYTES)),
     }
     by_shard = expressions(key=equals(tables.MODEL_SHARD, MODEL_VERSION))
     index = tables.MODEL_VERSION_INDEX

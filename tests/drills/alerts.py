@@ -153,7 +153,7 @@ async def _build_fails(stack: Stack) -> None:
         TableName=name,
         Key=row_key(product_id="a", model_version="drill"),
         UpdateExpression="SET #v = :v",
-        ExpressionAttributeNames={"#v": "vector"},
+        ExpressionAttributeNames={"#v": "embedding_vector"},
         ExpressionAttributeValues={":v": {"B": nan}},
     )
     before = (await _figures(stack, _WORKER) or {}).get("k9_builds_ended_total{status=failed}", 0.0)
