@@ -121,7 +121,7 @@ async def _valkey_hangs(stack: Stack, api: Api) -> None:
     failed = before.get("k9_enqueue_failed_total", 0.0) + 1
     await _until(stack, "K9QueueUnavailable", _API, _has("k9_enqueue_failed_total", failed))
     await _doctor_names(stack, "failed   redis")
-    await stack.k9("build", MODEL)  # joins it: the worker finds it in the table
+    await stack.k9("build", MODEL, "--force")  # joins it: the worker finds it in the table
     os.kill(valkey, signal.SIGCONT)
     await _until(stack, "K9DependencyFailing of redis ends", _API, _lacks(failing))
 
