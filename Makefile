@@ -45,6 +45,9 @@ image-check: $(VENV)-infra/.ready ## Checks the Dockerfile and compose.yaml, wit
 	$(VENV)-infra/bin/hadolint deploy/container/Dockerfile
 	$(VENV)-infra/bin/docker-compose --profile '*' config --quiet
 
+image-test: image-check $(VENV)/.dev ## Builds the image, and runs compose.yaml under faults (Docker, or root)
+	$(BIN)/python -m tests.image.run
+
 load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 	$(BIN)/python -m tests.load.run $(ARGS)
 
