@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check image-check image-test deploy-check load upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants lock clean
+.PHONY: help dev test check image-check image-test deploy-check drills load upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -62,6 +62,9 @@ aws-calls: $(VENV)/.dev ## Records anew which calls of AWS the API and the worke
 	rm -rf build/aws-calls && mkdir -p build/aws-calls
 	K9_RECORD_AWS_CALLS=$(CURDIR)/build/aws-calls $(BIN)/python -m pytest -q $(SHARED) tests/api tests/worker tests/faults tests/e2e
 	$(BIN)/python -m tests.aws_calls build/aws-calls
+
+drills: $(VENV)/.dev ## Loses data and services of an embedded stack, and brings all of it back (minutes)
+	for drill in backup table_lost pitr redis_lost alerts; do $(BIN)/python -m tests.drills.$$drill; done
 
 fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document, and `schemathesis run`
 	$(BIN)/python -m pytest -q -s tests/api/fuzz.py $(ARGS)

@@ -154,65 +154,79 @@ async def test_a_bucket_redis_and_pool_that_are_not_there(sound: Settings, pool:
     assert "did not answer with a key set" in found["token keys"]
 
 
-async def test_each_process_is_examined_by_its_own_rights(sound: Settings) -> None:
-    """With no more than the worker's rights, that process is sound, and the API's is not."""
+class Guarded(msgspec.Struct, frozen=True):
+    """Its settings, and the access key and secret of each user."""
+
+    settings: Settings
+    keys: dict[str, tuple[str, str]]
+
+    def as_user(self, sound: Settings, user: str, patch: pytest.MonkeyPatch) -> Settings:
+        """Settings with which everything else is sound; the environment has the user's key."""
+        patch.setenv("AWS_ACCESS_KEY_ID", self.keys[user][0])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", self.keys[user][1])
+        own = self.settings
+        return msgspec.structs.replace(sound, environment=own.environment, aws=own.aws)
+
+
+@pytest.fixture(scope="module")
+async def guarded() -> AsyncIterator[Guarded]:
+    """An environment on a moto that evaluates policies, with two users of few rights."""
+    worker = {"sts:GetCallerIdentity", "dynamodb:DescribeTable", *BUCKET_ACTIONS["worker"]}
+    actions = {each.partition("/")[0] for of in ACTIONS["worker"].values() for each in of}
+    worker |= {f"dynamodb:{action}" for action in actions}
+    worker.add("dynamodb:TransactWriteItems")  # moto's right; AWS asks for that of each part
+    denied = ["dynamodb:PutItem", "dynamodb:Query", "s3:DeleteObject"]
     with running("moto") as url:
         made = await create_tables(settings_for(url))
-        settings = msgspec.structs.replace(sound, environment=made.environment, aws=made.aws)
-        allowed = {"sts:GetCallerIdentity", "dynamodb:DescribeTable", *BUCKET_ACTIONS["worker"]}
-        actions = {each.partition("/")[0] for of in ACTIONS["worker"].values() for each in of}
-        allowed |= {f"dynamodb:{action}" for action in actions}
-        allowed.add("dynamodb:TransactWriteItems")  # moto's right; AWS asks for that of each part
-        key = await _user(url, [], allowed=sorted(allowed))
+        keys = {
+            "worker": await _user(url, "worker", sorted(worker), []),
+            "denied": await _user(url, "denied", ["*"], denied),
+        }
         _enforce(url)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ACCESS_KEY_ID", key[0])
-            patch.setenv("AWS_SECRET_ACCESS_KEY", key[1])
-            worker = await examine(settings, calls=1, timeout_s=60, process="worker")
-            api = await examine(settings, calls=1, timeout_s=60, process="api")
+        yield Guarded(made, keys)
+
+
+async def test_each_process_is_examined_by_its_own_rights(
+    sound: Settings, guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no more than the worker's rights, that process is sound, and the API's is not."""
+    settings = guarded.as_user(sound, "worker", monkeypatch)
+    worker = await examine(settings, calls=1, timeout_s=60, process="worker")
     assert _failed(worker) == {}
     assert [each.operation for each in worker.latency] == ["query"]
     assert {check.name for check in worker.checks if check.status == "skipped"} >= {
         f"recovery of {settings.table('users')}",
         "limits of DynamoDB",
     }
+    api = await examine(settings, calls=1, timeout_s=60, process="api")
     rights = _failed(api)[f"rights on {settings.table('embeddings')}"]
     assert rights == "denied: dynamodb:BatchGetItem, dynamodb:BatchWriteItem"
 
 
-async def test_a_denied_action_is_named(sound: Settings) -> None:
-    """By a user whose policy lacks three actions; moto evaluates IAM's policies."""
-    denied = ["dynamodb:PutItem", "dynamodb:Query", "s3:DeleteObject"]
-    with running("moto") as url:
-        made = await create_tables(settings_for(url))
-        key = await _user(url, denied)
-        _enforce(url)
-        settings = msgspec.structs.replace(sound, environment=made.environment, aws=made.aws)
-        environ = {"AWS_ACCESS_KEY_ID": key[0], "AWS_SECRET_ACCESS_KEY": key[1]}
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environ.items():
-                patch.setenv(name, value)
-            report = await _examine(settings)
-            patch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
-            refused = await _examine(settings)
-    found = _failed(report)
+async def test_a_denied_action_is_named(
+    sound: Settings, guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a user whose policy denies three actions; and a wrong secret is a wrong secret."""
+    settings = guarded.as_user(sound, "denied", monkeypatch)
+    found = _failed(await _examine(settings))
     assert found[f"rights on {settings.table('embeddings')}"] == (
         "denied: dynamodb:PutItem, dynamodb:Query/ModelVersionIndex"
     )
     assert found[f"rights on {settings.table('users')}"] == "denied: dynamodb:PutItem"
-    assert found[f"bucket {made.aws.bucket}"] == "denied: s3:DeleteObject"
-    assert list(_failed(refused)) == ["credentials"]
+    assert found[f"bucket {settings.aws.bucket}"] == "denied: s3:DeleteObject"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
+    assert list(_failed(await _examine(settings))) == ["credentials"]
 
 
-async def _user(url: str, denied: list[str], *, allowed: Any = "*") -> tuple[str, str]:
-    """The access key of a new user who may do what is allowed, but not what is denied."""
+async def _user(url: str, name: str, allowed: list[str], denied: list[str]) -> tuple[str, str]:
+    """The access key and secret of a new user with these rights."""
     statements = [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]
     statements += [{"Effect": "Deny", "Action": denied, "Resource": "*"}] if denied else []
     policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
     async with aioboto3.Session().client("iam", endpoint_url=url) as client:
-        await client.create_user(UserName="k9")
-        await client.put_user_policy(UserName="k9", PolicyName="k9", PolicyDocument=policy)
-        key: dict[str, Any] = (await client.create_access_key(UserName="k9"))["AccessKey"]
+        await client.create_user(UserName=name)
+        await client.put_user_policy(UserName=name, PolicyName="k9", PolicyDocument=policy)
+        key: dict[str, Any] = (await client.create_access_key(UserName=name))["AccessKey"]
     return key["AccessKeyId"], key["SecretAccessKey"]
 
 
