@@ -199,7 +199,9 @@ def _next_steps(
     yield f"    {prefix}K9_ENVIRONMENT={name} K9_BUCKET={bucket}"
     yield f"or bring {current} itself back to that time, by new tables of another name:"
     options = f"--copy-back --into {name[:27]}-back{' --writes-stopped' if stack else ''}"
-    yield f"    {prefix}K9_ENVIRONMENT={current} k9 restore --to-time {to_time} {options}"
+    # The embedded stack of this directory is found without settings.
+    where = "" if stack else f"{prefix}K9_ENVIRONMENT={current} "
+    yield f"    {where}k9 restore --to-time {to_time} {options}"
     yield f"{current} is not changed until then; the tables of {name} stay until you delete them"
 
 
