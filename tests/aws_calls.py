@@ -72,8 +72,9 @@ def needed(
     service: str, operation: str, parameters: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     """The IAM actions, each with its resource, of one call."""
-    if service == "sts":
-        return  # GetCallerIdentity needs no permission
+    if service in {"sts", "secretsmanager"}:
+        # GetCallerIdentity needs no permission; only the Lambda function reads secrets itself.
+        return
     if service == "s3":
         yield from ((action, "bucket") for action in _S3_ACTIONS[operation])
         return

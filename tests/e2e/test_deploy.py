@@ -241,3 +241,34 @@ async def test_alarms_and_dashboard(account: Account) -> None:
     assert {"latency", "no-api", "build-failed", "build-open", "no-worker", "index-age"} <= names
     for table in tables.ALL:
         assert f"k9-{table.name}-{environment}" in dashboard["DashboardBody"]
+
+
+async def test_the_api_as_a_function(account: Account) -> None:
+    """The option of lambda.yaml: function, HTTP API and role are created, and deleted again."""
+    environment = account.settings.environment
+    secret = "arn:aws:secretsmanager:us-east-1:000000000000:secret:k9"
+    spec = stacks.StackSpec(
+        f"k9-lambda-{environment}",
+        (stacks.TEMPLATES / "lambda.yaml").read_text(),
+        {
+            "Environment": environment,
+            "Image": "000000000000.dkr.ecr.us-east-1.amazonaws.com/k9:1",
+            "UserPoolId": account.pool_id,
+            "ClientIds": "one,two",
+            "ApiPolicyArn": "arn:aws:iam::000000000000:policy/k9",
+            "RedisUrlSecret": secret,
+            "CursorKeysSecret": secret,
+            "Subnets": "subnet-1,subnet-2",
+            "SecurityGroup": "sg-1",
+        },
+    )
+    async with open_client("cloudformation", account.settings) as client:
+        assert await stacks.apply(client, spec) == "created"
+        assert (await stacks.outputs(client, spec.name))["Url"].startswith("http")
+        async with open_client("lambda", account.settings) as functions:
+            name = f"k9-{environment}-api"
+            made = await functions.get_function_configuration(FunctionName=name)
+            assert made["PackageType"] == "Image"
+            assert made["Environment"]["Variables"]["K9_REDIS_URL_SECRET"] == secret
+        assert await stacks.delete(client, spec.name)
+        assert await stacks.describe(client, spec.name) is None

@@ -15,10 +15,15 @@ _BUCKET = "arn:${AWS::Partition}:s3:::k9-indexes-${Environment}-${AWS::AccountId
 
 
 def statements(role: str) -> list[dict[str, Any]]:
-    """The statements of a role."""
-    properties = arguments_only(read_template("service")["Resources"][role]["Properties"])
-    assert properties.keys() <= {"Description", "AssumeRolePolicyDocument", "Policies"}
-    return [s for p in properties["Policies"] for s in p["PolicyDocument"]["Statement"]]
+    """The statements of a role, in it or in the policies that it names."""
+    resources = arguments_only(read_template("service")["Resources"])
+    properties = resources[role]["Properties"]
+    known = {"Description", "AssumeRolePolicyDocument", "Policies", "ManagedPolicyArns"}
+    assert properties.keys() <= known
+    documents = [policy["PolicyDocument"] for policy in properties.get("Policies", [])]
+    for name in properties.get("ManagedPolicyArns", []):
+        documents.append(resources[name]["Properties"]["PolicyDocument"])
+    return [statement for document in documents for statement in document["Statement"]]
 
 
 def several(value: Any) -> list[Any]:
