@@ -21,8 +21,8 @@ def statements(role: str) -> list[dict[str, Any]]:
     known = {"Description", "AssumeRolePolicyDocument", "Policies", "ManagedPolicyArns"}
     assert properties.keys() <= known
     documents = [policy["PolicyDocument"] for policy in properties.get("Policies", [])]
-    for name in properties.get("ManagedPolicyArns", []):
-        documents.append(resources[name]["Properties"]["PolicyDocument"])
+    named = [resources[name]["Properties"] for name in properties.get("ManagedPolicyArns", [])]
+    documents += [policy["PolicyDocument"] for policy in named]
     return [statement for document in documents for statement in document["Statement"]]
 
 
