@@ -9,7 +9,7 @@ import click
 
 # Each command is a module that is imported when it is called: `k9 --help` loads none of them.
 _COMMANDS = {
-    "backup": ("backup", "Writes every table to files."),
+    "backup": ("backup", "Writes every table to a directory or a bucket."),
     "build": ("build", "Requests a build and shows its progress."),
     "deploy": ("deploy", "Deploys an environment into an AWS account."),
     "dev": ("dev", "Starts everything on this machine."),
@@ -18,7 +18,7 @@ _COMMANDS = {
     "migrate": ("migrate", "Loads existing users, reports or embeddings."),
     "neighbors": ("neighbors", "Shows a product's nearest neighbours."),
     "rebuild": ("rebuild", "Rebuilds lost or damaged index files."),
-    "restore": ("restore", "Restores tables, from files or as of a time."),
+    "restore": ("restore", "Restores tables, from a backup or as of a time."),
     "tables": ("tables", "Creates, describes and counts the tables."),
     "token": ("token", "Prints an access token of the embedded stack."),
     "verify-build": ("verify_build", "Rebuilds a build's files and compares them."),

@@ -10,7 +10,6 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from time import perf_counter
 
 import aiohttp
@@ -19,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core.dynamo.expressions import key as row_key
 from deploy.api_client import Api, ProblemError, open_api, path_of
+from deploy.aws.clients import open_client
 from deploy.local.files import OPERATOR
 from deploy.local.sample import PRODUCT
 from tests.drills.stack import MODEL, DrillFailed, Stack, run, running_stack, say
@@ -206,11 +206,8 @@ async def _files_damaged(stack: Stack) -> None:
     answer = await stack.neighbors(PRODUCT)
     build = answer["index"]["build_id"]
     home = stack.dev.directory / ".k9"
-    objects = [path for path in (home / "aws/s3").rglob("*") if build in str(path)]
-    damaged = [path for path in objects if path.is_file() and "vectors" in path.name]
-    if not damaged:
-        raise DrillFailed(f"no file of vectors among {objects}")
-    _flip(damaged[0])
+    key = await _damage(stack, build)
+    say(f"one bit of {key} flipped")
     os.kill(stack.dev.parts()["api"].pid, signal.SIGKILL)
     shutil.rmtree(home / "cache")
     (home / "cache").mkdir()
@@ -226,10 +223,20 @@ async def _files_damaged(stack: Stack) -> None:
     await stack.k9("verify-build", MODEL)
 
 
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+async def _damage(stack: Stack, build: str) -> str:
+    """Flips a bit of a build's vectors in S3; the key."""
+    bucket = stack.settings.aws.bucket
+    async with open_client("s3", stack.settings) as client:
+        listed = await client.list_objects_v2(Bucket=bucket)
+        keys = [each["Key"] for each in listed["Contents"]]
+        key = next(k for k in keys if build in k and k.endswith("/vectors.npy"))
+        reply = await client.get_object(Bucket=bucket, Key=key)
+        data = bytearray(await reply["Body"].read())
+        data[len(data) // 2] ^= 1
+        await client.put_object(
+            Bucket=bucket, Key=key, Body=bytes(data), Metadata=reply["Metadata"]
+        )
+    return key
 
 
 if __name__ == "__main__":
