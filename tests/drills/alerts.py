@@ -228,7 +228,7 @@ async def _damage(stack: Stack, build: str) -> str:
     bucket = stack.settings.aws.bucket
     async with open_client("s3", stack.settings) as client:
         listed = await client.list_objects_v2(Bucket=bucket)
-        keys = [each["Key"] for each in listed["Contents"]]
+        keys = [str(each["Key"]) for each in listed["Contents"]]
         key = next(k for k in keys if build in k and k.endswith("/vectors.npy"))
         reply = await client.get_object(Bucket=bucket, Key=key)
         data = bytearray(await reply["Body"].read())
