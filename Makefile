@@ -78,6 +78,24 @@ trace-page: $(VENV)/.dev ## Runs a build with tracing on, and writes deploy/docs
 observability-test: $(VENV)/.dev ## Runs every query of rules and dashboard on a real Prometheus and stack
 	$(BIN)/python -m tests.observability.check $(ARGS)
 
+# What K9 runs with, in an environment that has nothing else.
+RUNTIME := $(VENV)-runtime
+SUPPLY := $(VENV)-supply
+.PHONY: sbom licences audit release
+sbom: $(RUNTIME)/.ready $(SUPPLY)/.ready ## Writes what K9 runs with as a CycloneDX document
+	@mkdir -p build
+	$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.cdx.json $(RUNTIME)/bin/python
+	@echo build/sbom.cdx.json
+
+licences: $(VENV)/.dev $(RUNTIME)/.ready $(SUPPLY)/.ready ## Lists the licences of what K9 runs with; fails on one not allowed
+	@$(BIN)/python -m tests.supply.licences $(SUPPLY)/bin/pip-licenses $(RUNTIME)/bin/python
+
+audit: $(VENV)/.dev $(SUPPLY)/.ready ## Looks for known vulnerabilities of what K9 runs with
+	@$(BIN)/python -m tests.supply.audit $(SUPPLY)/bin/pip-audit requirements/runtime.txt
+
+release: $(VENV)/.dev ## Makes the tag of a release: make release VERSION=1.2.3
+	@$(BIN)/python -m tests.supply.release "$(VERSION)"
+
 mutants: $(VENV)/.mutants ## Changes code in small ways, and lists what no test notices (hours)
 	$(BIN)/python -m tests.mutants $(ARGS)
 

@@ -32,6 +32,8 @@ class Health:
         self.dependencies: dict[str, Dependency] = dict.fromkeys(DEPENDENCIES, Dependency())
         self.answering = False
         """Searches can be answered: the current builds are known, from DynamoDB or the cache."""
+        self.outdated: str | None = None
+        """Why this process must not work on the tables: a later release has changed them."""
         self.draining = False
         """The process is about to stop, and wants no new requests."""
 
@@ -53,4 +55,4 @@ class Health:
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return self.answering and not self.draining
+        return self.answering and not self.draining and self.outdated is None

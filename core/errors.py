@@ -156,6 +156,10 @@ class Unavailable(K9Error):
         self.retry_after_s = retry_after_s
 
 
+class NewerFormat(Unavailable):
+    """What is stored was written by a later release: only an upgraded process can read it."""
+
+
 class Busy(Unavailable):
     """A dependency is available, and too busy for this request."""
 

@@ -19,9 +19,9 @@ import msgspec
 
 from core import files, names, telemetry
 from core.concurrency import gather
-from core.errors import Corrupt, NotFound
+from core.errors import Corrupt, NewerFormat, NotFound
 from core.index import cache
-from core.index.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest
+from core.index.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest, manifest_of
 from core.index.version import mapped_files, verify_files
 from core.models import Build, Model, Progress, ProgressCallback
 from core.object_store import PART_BYTES, ObjectStore
@@ -83,10 +83,7 @@ class VersionRecord(msgspec.Struct, frozen=True):
         """Whether a manifest is the published one, in the fields that this release knows."""
         if self.manifest is None:
             return True
-        try:
-            return msgspec.convert(self.manifest, Manifest) == manifest
-        except msgspec.ValidationError:
-            return False
+        return manifest_of(self.manifest) == manifest
 
 
 class VersionStore:
@@ -194,7 +191,7 @@ class VersionStore:
             manifest = record.check(raw)
             await asyncio.to_thread(directory.mkdir, parents=True)
             await self._get_files(record, manifest, only or mapped_files(manifest), directory)
-        except Corrupt as error:
+        except (Corrupt, NewerFormat) as error:
             _refused(record, "s3", error)
             raise
         (directory / MANIFEST).write_bytes(raw)
@@ -214,7 +211,10 @@ class VersionStore:
             build_id, _, fence = directory.name.rpartition(".")
             unread = VersionRecord(model.model_version, build_id, int(fence), "")
             record = await asyncio.to_thread(self._remembered, unread)
-            found = await self.cached(record)
+            try:
+                found = await self.cached(record)
+            except NewerFormat:
+                continue  # left for the processes that read it
             if found is not None and found[1].data == model.data:
                 return record, *found
         return None

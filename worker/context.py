@@ -44,7 +44,8 @@ async def open_context(
         stack.enter_context(watched_loop(settings.loop_probe_s, settings.loop_stall_s))
         resources = await stack.enter_async_context(open_resources(settings.patient()))
         background = Background()
-        runner = BuildRunner(resources, background)
+        # The first round of the reconciler tells whether this release may work on the tables.
+        runner = BuildRunner(resources, background, paused=reconcile)
         name = f"{socket.gethostname()}:{os.getpid()}"
         work_dir = settings.building.work_dir  # earlier releases used it without the environment
         own_dir = names.directory_of(work_dir, settings.environment)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from core import telemetry
-from core.errors import K9Error
+from core.errors import K9Error, NewerFormat
 from core.models import Build, now, parse_timestamp
 from core.queue import BuildJob
 from core.repositories.build_rows import OPEN_STATUSES
@@ -33,8 +33,13 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
 
     Enqueuing a build twice is harmless: its job id includes the fence, and only one claim succeeds.
     So is starting a deletion twice, as only one worker gets its lease.
+
+    Raises:
+        NewerFormat: a later release has changed the tables: nothing was done.
     """
     every_s = resources.settings.building.reconcile_s
+    await resources.models.check_tables()
+    runner.resume()
     open_builds = await resources.builds.list_open()
     waiting = [each for each in open_builds if each.status == "queued" or _waiting_s(each) > 0]
     _measure(open_builds, waiting)
@@ -76,6 +81,8 @@ async def reconcile_forever(
         runner.slot_freed.clear()
         try:
             await reconcile(resources, runner, background)
+        except NewerFormat as error:
+            runner.pause(str(error))
         except K9Error as error:
             _log.warning("reconcile failed", error=str(error))
         except Exception:  # noqa: BLE001 - lost messages are replaced here: it must go on

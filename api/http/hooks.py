@@ -17,7 +17,7 @@ from api.http.context import ANY, CONTEXT, RECORD, RequestContext, context_in
 from api.http.idempotency import claim_key, settle_key
 from api.http.problems import as_k9_error, log_failure, problem_reply
 from api.http.request import JSON_ONLY, ApiRequest, check_query
-from core.errors import Forbidden
+from core.errors import Forbidden, NewerFormat
 
 OPEN: Final = "open"
 """The option of a handler that takes no token, and is answered however busy the process is."""
@@ -64,11 +64,15 @@ async def prepare(request: ApiRequest) -> Response[bytes] | None:
         OverShare, Overloaded, TooLarge, NotAcceptedType: as `RequestContext.begin` says.
         Unreadable: the query or the body cannot be read.
         KeyReused, InFlight, Invalid: as `claim_key` says.
+        NewerFormat: a later release has changed the tables.
     """
     context, opt = request.context, request.route_handler.opt
     if opt.get(OPEN):
         return None
     kind, admission = opt.get(BODY, "record"), context.app.admission
+    # Searches are answered from memory, until requests are sent elsewhere.
+    if kind != "search" and context.app.health.outdated is not None:
+        raise NewerFormat(context.app.health.outdated)
     if context.method in {"GET", "HEAD"}:
         context.enter(admission.reads if kind == "search" else admission.calls)
     elif kind == "search":

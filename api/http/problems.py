@@ -75,6 +75,7 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.NotYetVisible: Kind(409, "not-yet-visible", "The write is not visible yet"),
     errors.Unavailable: Kind(503, "unavailable", "A dependency did not answer"),
     errors.Busy: Kind(503, "unavailable", "A dependency did not answer"),
+    errors.NewerFormat: Kind(503, "newer-format", "A later release has changed the data"),
     errors.Overloaded: Kind(503, "overloaded", "There is more work than can be finished"),
     errors.PartlyStored: Kind(503, "partly-stored", "Only a part was stored"),
     errors.TableMissing: Kind(503, "table-missing", "A table is missing"),

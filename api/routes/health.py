@@ -1,11 +1,14 @@
 """Whether the process runs, and whether requests should be sent to it."""
 
+from typing import Literal
+
 from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import UNSET
 
 from api.context import AppContext
+from api.health import Health
 from api.http.hooks import OPEN
 from api.http.request import ApiRequest, ApiResponse
 from api.wire.health import Alive, DependencyItem, Readiness
@@ -38,7 +41,7 @@ class HealthController(Controller):
         health, registry = app.health, app.registry
         known = request.context.known_caller is not None
         readiness = Readiness(
-            status="ready" if health.ready else "draining" if health.draining else "starting",
+            status=_status(health),
             dependencies={
                 name: DependencyItem(
                     state=dependency.state,
@@ -48,7 +51,17 @@ class HealthController(Controller):
                 for name, dependency in health.dependencies.items()
             },
         )
+        if health.outdated is not None:
+            readiness.reason = health.outdated
         if known:
             readiness.loaded = {name: i.build_id for name, i in registry.loaded.items()}
             readiness.troubles = dict(registry.troubles)
         return ApiResponse(readiness, status_code=200 if health.ready else 503)
+
+
+def _status(health: Health) -> Literal["ready", "starting", "draining", "outdated"]:
+    if health.ready:
+        return "ready"
+    if health.draining:
+        return "draining"
+    return "starting" if health.outdated is None else "outdated"

@@ -26,7 +26,7 @@ from api.wire.versions import (
 from core import results
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
 from core.index.files import NPZ, PARQUET
-from core.index.manifest import Manifest
+from core.index.manifest import Manifest, manifest_of
 from core.models import Build, Model, now, timestamp
 from core.repositories.idempotency import Claim, completion
 from core.results import LoadedBuild, ModelSummary
@@ -207,10 +207,7 @@ async def _file(
 
 
 def _published(build: Build) -> Manifest | None:
-    try:
-        return msgspec.convert(build.manifest, Manifest)
-    except msgspec.ValidationError:
-        return None
+    return manifest_of(build.manifest)
 
 
 def _current(manifest: Manifest) -> results.CurrentBuild:

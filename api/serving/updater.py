@@ -17,7 +17,7 @@ from api.serving.background import cancelled
 from api.serving.registry import IndexRegistry
 from api.serving.segment import Segment
 from core import names, telemetry
-from core.errors import Corrupt, NotFound, Unavailable
+from core.errors import Corrupt, NewerFormat, NotFound, Unavailable
 from core.files import write_atomically
 from core.index.manifest import Manifest
 from core.models import Build, Model
@@ -43,7 +43,8 @@ class _Failed(msgspec.Struct, frozen=True):
     retry_at: float
     """By the event loop's clock."""
     refused: bool
-    """Its files are damaged or missing: waiting mends nothing, and readiness does not wait."""
+    """Its files are damaged, missing or newer: waiting mends nothing, and readiness does
+    not wait."""
 
 
 class IndexUpdater:
@@ -90,13 +91,21 @@ class IndexUpdater:
         """Lists the models once; whether DynamoDB answered."""
         try:
             models = await self._models.list_models()
+        except NewerFormat as error:
+            self._health.ok("dynamodb")
+            if self._health.outdated is None:
+                _log.error("the tables are refused", reason=str(error))
+            self._health.outdated = str(error)
+            return True
         except Exception as error:  # noqa: BLE001 - whatever it is, what is loaded answers on
             self._health.failing("dynamodb", type(error).__name__)
             if not isinstance(error, Unavailable):
                 _log.error("listing the models failed", exc_info=error)
             return False
         self._health.ok("dynamodb")
+        self._health.outdated = None
         self._apply(models)
+        self._registry.troubles.update(self._models.refused)
         await self._write_list(models)
         await self._clear_deleted()
         return True
@@ -235,7 +244,7 @@ class IndexUpdater:
         except Unavailable as error:
             self._health.failing("s3", type(error).__name__)
             raise
-        except (Corrupt, NotFound):  # S3 did answer
+        except (Corrupt, NewerFormat, NotFound):  # S3 did answer
             self._health.ok("s3")
             raise
         finally:
@@ -296,7 +305,7 @@ class IndexUpdater:
         before = self._failed.get(name)
         failures = 1 + (before.failures if before and before.version == version else 0)
         wait_s = _RETRY.delay_s(failures)
-        refused = isinstance(error, (Corrupt, NotFound))
+        refused = isinstance(error, (Corrupt, NewerFormat, NotFound))
         retry_at = asyncio.get_running_loop().time() + wait_s
         self._failed[name] = _Failed(version, failures, retry_at, refused)
         self._registry.troubles[name] = _trouble(model, error)

@@ -28,8 +28,10 @@ class Readiness(Answer):
     Names of model versions and builds are given only with a valid token.
     """
 
-    status: Literal["ready", "starting", "draining"]
+    status: Literal["ready", "starting", "draining", "outdated"]
     dependencies: dict[str, DependencyItem]
+    reason: str | UnsetType = UNSET
+    """Why the process is outdated: what it found, what it reads, and what to do."""
     loaded: dict[str, str] | UnsetType = UNSET
     """Model version → build in memory."""
     troubles: dict[str, str] | UnsetType = UNSET

@@ -11,6 +11,7 @@ import numpy as np
 
 from core.dynamo.wire import AttributeValue, RequestItem, RequestValue, request_value
 from core.errors import Corrupt, NumberOutOfRange
+from core.formats import ATTRIBUTE, ROWS, check_format
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -49,6 +50,18 @@ def int_of(text: str) -> int:
             if number.adjusted() <= _EXPONENT_MAX and number == number.to_integral_value():
                 return int(number)
     raise Corrupt("a stored number cannot be read, or should be whole and is not")
+
+
+def check_row(item: Mapping[str, AttributeValue], what: str) -> None:
+    """Refuses a row of a later release.
+
+    Raises:
+        NewerFormat: its format is not known.
+        Corrupt: its format is no whole number.
+    """
+    stored = item.get(ATTRIBUTE)
+    if stored is not None:
+        check_format(int_of(stored.N or ""), ROWS, what)
 
 
 def attribute_of(value: Any) -> RequestValue:
@@ -109,6 +122,7 @@ class Codec(Generic[T]):
 
     def __init__(self, kind: type[T]) -> None:
         self._kind = kind
+        self._name = f"a stored {kind.__name__.strip('_').lower()}"
         self._decoders: dict[str, msgspec.json.Decoder[Any] | None] = {}
         """Field → decoder of its JSON text; None where the attribute is the value itself."""
         self._none: dict[str, None] = {}
@@ -140,7 +154,9 @@ class Codec(Generic[T]):
 
         Raises:
             Corrupt: an attribute is missing, of another type, or cannot be read.
+            NewerFormat: a later release wrote it.
         """
+        check_row(item, self._name)
         values: dict[str, Any] = dict(self._none)
         for name, decoder in self._decoders.items():
             value = item.get(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from core.errors import Corrupt
+from core.errors import Corrupt, NewerFormat
 from core.files import file_lock
 from core.index.manifest import MANIFEST, decode_manifest
 
@@ -97,7 +97,7 @@ def _data(directory: Path) -> tuple[int, int] | None:
     """Generation and epoch of a version; None if its manifest cannot be read."""
     try:
         return decode_manifest((directory / MANIFEST).read_bytes()).data
-    except (OSError, Corrupt):
+    except (OSError, Corrupt, NewerFormat):
         return None
 
 

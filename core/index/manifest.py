@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from core.errors import Corrupt
+from core.formats import check_format
 from core.models import BuildParameters, Metric
 from core.vectors.changes import Changes
 from core.vectors.parameters import IndexInfo, Recall
@@ -15,6 +16,8 @@ FORMAT: Final = 1
 FORMAT_NEAR_COPIES: Final = 2
 """Of a version with near copies, to which readers of format 1 would give wrong scores."""
 MANIFEST: Final = "manifest.json"
+_FORMATS: Final = FORMAT_NEAR_COPIES
+"""The highest that this release reads."""
 _CHECKSUM: Final = b',\n "checksum": "'
 """The start of the last line of a manifest: the SHA-256 of everything before it."""
 
@@ -114,19 +117,42 @@ class Manifest(msgspec.Struct, frozen=True):
         return text + _CHECKSUM + _end(text)
 
 
+class _Formatted(msgspec.Struct):
+    """What is read of a manifest before anything else."""
+
+    format: int = FORMAT
+
+
 def decode_manifest(data: bytes) -> Manifest:
     """The inverse of `Manifest.encode`. Other programs may write manifests without a checksum.
 
     Raises:
-        Corrupt: it is no manifest, was changed, or is of an unknown format.
+        Corrupt: it is no manifest, or was changed.
+        NewerFormat: a later release wrote it.
     """
     text, mark, end = data.rpartition(_CHECKSUM)
     if mark and end != _end(text):
         raise Corrupt(f"{MANIFEST} does not match its own checksum", MANIFEST)
     try:
+        found = msgspec.json.decode(data, type=_Formatted)
+        check_format(found.format, _FORMATS, MANIFEST)
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
         raise Corrupt(f"{MANIFEST} is not valid: {error}", MANIFEST) from None
+
+
+def manifest_of(fields: dict[str, Any] | None) -> Manifest | None:
+    """The manifest that a published build's row has; None if it has none that can be read.
+
+    Raises:
+        NewerFormat: a later release wrote it.
+    """
+    try:
+        found = msgspec.convert(fields, _Formatted)
+        check_format(found.format, _FORMATS, MANIFEST)
+        return msgspec.convert(fields, Manifest)
+    except msgspec.ValidationError:
+        return None
 
 
 def contents(data: bytes) -> dict[str, Any]:

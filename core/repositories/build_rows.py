@@ -15,7 +15,7 @@ from core.dynamo import tables
 from core.dynamo.expressions import Condition, equals, one_of
 from core.dynamo.items import Codec
 from core.dynamo.wire import AttributeValue, Item, RequestItem
-from core.errors import Corrupt
+from core.errors import Corrupt, NewerFormat
 from core.models import Build
 
 BUILD_CODEC = Codec(Build)
@@ -58,6 +58,7 @@ def decode(item: Mapping[str, AttributeValue]) -> Build:
 
     Raises:
         Corrupt: it cannot be read.
+        NewerFormat: a later release wrote it.
     """
     if _VERIFIED_MODEL in item:
         item = {**item, "model_version": item[_VERIFIED_MODEL]}
@@ -73,7 +74,7 @@ def decode_all(items: Iterable[Item]) -> list[Build]:
     for item in items:
         try:
             builds.append(decode(item))
-        except Corrupt as error:
+        except (Corrupt, NewerFormat) as error:
             telemetry.BUILDS_UNREADABLE.inc()
             _log.error("build row not readable", build_id=item["build_id"].S, reason=str(error))
     return builds

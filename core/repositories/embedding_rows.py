@@ -5,9 +5,10 @@ from typing import Final
 from core import telemetry
 from core.dynamo import tables
 from core.dynamo.expressions import Condition, Update, equals, exists, key, missing
-from core.dynamo.items import float32_bytes
+from core.dynamo.items import check_row, float32_bytes
 from core.dynamo.wire import Item, RequestItem
 from core.errors import Corrupt, NotFound, OtherGeneration
+from core.formats import ATTRIBUTE
 from core.models import Embedding, Model
 from core.results import DeletedEmbedding
 
@@ -21,6 +22,7 @@ WITHOUT_VECTOR = (
     "deleted_at",
     "vector_dimension",
     GENERATION,
+    ATTRIBUTE,
 )
 """All attributes of a row but its vector."""
 
@@ -97,6 +99,7 @@ def decode(item: Item) -> Embedding:
 
     Raises:
         Corrupt: its vector is none that could have been stored by K9.
+        NewerFormat: a later release wrote it.
     """
     stored = item.get("embedding_vector")
     return _embedding(item, None if stored is None else float32_bytes(stored))
@@ -125,6 +128,8 @@ def other_generation(model: Model) -> OtherGeneration:
 
 
 def _embedding(item: Item, vector: bytes | None) -> Embedding:
+    if ATTRIBUTE in item:
+        check_row(item, "a stored embedding")
     deleted = item.get("deleted_at")
     return Embedding(
         product_id=_text(item, "product_id"),

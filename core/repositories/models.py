@@ -7,20 +7,32 @@ from typing import Final
 
 import msgspec
 
+from core import telemetry
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, equals, exists, expressions, key, missing
-from core.dynamo.items import Codec, int_of
+from core.dynamo.items import Codec, check_row, int_of
 from core.dynamo.pagination import paginate
 from core.dynamo.rows import get_row
 from core.dynamo.wire import AttributeValue, RequestItem
-from core.errors import ConditionFailed, Corrupt, ModelBeingDeleted, NotFound, TransactionFailed
+from core.errors import (
+    ConditionFailed,
+    Corrupt,
+    ModelBeingDeleted,
+    NewerFormat,
+    NotFound,
+    TransactionFailed,
+)
+from core.formats import TABLES_ROW
 from core.models import Metric, Model, now, timestamp
 from core.repositories import transactions
 from core.repositories.transactions import Part
 from core.settings import Settings
 
 MODEL_CODEC = Codec(Model)
+
+_TABLES: Final = "the tables' data"
+_log = telemetry.logger(__name__)
 
 _SHARDS: Final = "shards"
 _OWN_SHARDS: Final = "generation_shards"
@@ -91,6 +103,8 @@ class ModelRepository:
         self._cache: dict[str, tuple[float, Model]] = {}
         self._read_at: dict[str, tuple[int, float]] = {}
         """Model version → generation, and when the last read began that found it unmarked."""
+        self.refused: dict[str, str] = {}
+        """Model versions that a later release wrote → what was found, as last listed."""
 
     async def find_model(self, model_version: str) -> Model:
         """The present model version, also one marked for deletion.
@@ -149,16 +163,43 @@ class ModelRepository:
         return read_at + self._cache_s + self._batch_s
 
     async def list_models(self) -> list[Model]:
-        """Every model version, by name, those that are being deleted too."""
+        """Every model version, by name, those that are being deleted too.
+
+        Those that a later release wrote are left out, and are in `refused`.
+
+        Raises:
+            NewerFormat: a later release has changed all tables.
+        """
         models: list[Model] = []
+        refused: dict[str, str] = {}
         async for items in paginate(self._dynamo.call, "scan", TableName=self._table):
-            models += [decode_model(item) for item in items]
+            for item in items:
+                name = item["model_version"].S or ""
+                if name == TABLES_ROW:
+                    check_row(item, _TABLES)
+                    continue
+                try:
+                    models.append(decode_model(item))
+                except NewerFormat as error:
+                    refused[name] = str(error)
+        for name in refused.keys() - self.refused.keys():
+            _log.error("model version refused", model_version=name, reason=refused[name])
+        self.refused = refused
         listed = {model.model_version: model for model in models}
         for name, (_, cached) in list(self._cache.items()):
             model = listed.get(name)
             if model is None or model.deleting_at or model.generation != cached.generation:
                 self.forget(name)
         return sorted(models, key=lambda model: model.model_version)
+
+    async def check_tables(self) -> None:
+        """Checks that this release may work on the tables.
+
+        Raises:
+            NewerFormat: a later release has changed them.
+        """
+        item = await get_row(self._dynamo, self._table, key(model_version=TABLES_ROW))
+        check_row(item or {}, _TABLES)
 
     async def create_model(
         self, model_version: str, dimension: int, metric: Metric, shards: int

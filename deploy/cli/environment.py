@@ -91,11 +91,17 @@ def quiet_logs() -> None:
 
 @asynccontextmanager
 async def open_resources(settings: Settings) -> "AsyncIterator[Resources]":
-    """Clients of the tables, the bucket and the queue, with patient retries and quiet logs."""
+    """Clients of the tables, the bucket and the queue, with patient retries and quiet logs.
+
+    Raises:
+        NewerFormat: a later release has changed the tables.
+        Unavailable: the table of model versions does not answer, or is not there.
+    """
     from core import resources  # noqa: PLC0415 - see above
 
     quiet_logs()
     async with resources.open_resources(settings.patient()) as opened:
+        await opened.models.check_tables()
         yield opened
 
 

@@ -12,12 +12,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final
 
 import msgspec
 
 from core.dynamo.wire import AttributeValue, Item
+from core.errors import NewerFormat
 from core.files import file_lock, size_and_digest, write_atomically
+from core.formats import check_format
 from core.settings import Files
 from deploy.data.formats.file_input import open_input
 from deploy.errors import CommandError
@@ -72,7 +74,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """By short name: `users`."""
     sha256: str = ""
     """Of this manifest's encoding without this field."""
-    format: Literal[1] = FORMAT
+    format: int = FORMAT
 
     @property
     def items(self) -> int:
@@ -89,6 +91,12 @@ class Manifest(msgspec.Struct, frozen=True):
         bare = msgspec.structs.replace(self, sha256="")
         digest = hashlib.sha256(_ENCODER.encode(bare)).hexdigest()
         return msgspec.structs.replace(self, sha256=digest)
+
+
+class _Formatted(msgspec.Struct):
+    """What is read of a manifest before anything else."""
+
+    format: int = FORMAT
 
 
 class SegmentFile:
@@ -209,7 +217,10 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         CommandError: it is not valid, or was changed.
     """
     try:
+        check_format(msgspec.json.decode(data, type=_Formatted).format, FORMAT, MANIFEST)
         manifest = msgspec.json.decode(data, type=Manifest)
+    except NewerFormat as error:
+        raise CommandError(f"{where}: {error}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CommandError(f"{where}: is not valid: {error}") from None
     if manifest.sealed() != manifest:

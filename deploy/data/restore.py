@@ -13,7 +13,9 @@ import msgspec
 
 from core.concurrency import for_each, gather, in_thread
 from core.dynamo import tables
+from core.dynamo.items import check_row
 from core.dynamo.wire import Item
+from core.errors import NewerFormat
 from core.models import now, timestamp
 from core.resources import Resources
 from core.settings import Files
@@ -79,6 +81,7 @@ async def restore(
     async with open_reader(place, resources.settings) as reader:
         manifest = await _verified(reader, place, resources.settings.files, progress)
         run = _Run(resources, reader, manifest, progress)
+        await run.read_models()
         full = await run.full_tables()
         await _check_allowed(resources, manifest, full, force=force, message=message)
         epochs = await run.epochs()
@@ -153,6 +156,20 @@ class _Run:
         self.models: list[Item] = []
         """The records of the model versions, as they are in the backup."""
 
+    async def read_models(self) -> None:
+        """Reads the records of the model versions.
+
+        Raises:
+            CommandError: a later release wrote one.
+        """
+        async for block in self._blocks(self._manifest.tables[tables.MODELS.name]):
+            for item in block:
+                try:
+                    check_row(item, f"{item['model_version'].S!r} in the backup")
+                except NewerFormat as error:
+                    raise CommandError(str(error)) from None
+            self.models += block
+
     async def full_tables(self) -> set[str]:
         """The tables that have items: `users` and so on."""
         return {
@@ -197,8 +214,6 @@ class _Run:
             Rows of each model version, to look for in ModelVersionIndex.
         """
         probes = IndexProbes()
-        async for block in self._blocks(self._manifest.tables[tables.MODELS.name]):
-            self.models += block
 
         def restored(table: tables.Table, item: Item) -> Item:
             if table is tables.EMBEDDINGS:

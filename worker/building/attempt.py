@@ -20,6 +20,7 @@ from core.errors import (
     LeaseLost,
     ModelBeingDeleted,
     ModelGone,
+    NewerFormat,
     NotFound,
     Pinned,
     Unavailable,
@@ -37,6 +38,7 @@ from worker.building.verification import verify
 
 _BACKOFF = RetryPolicy(first_s=1.0, max_s=60.0)
 _PROGRESS_EVERY_S = 1.0
+_NEWER_WAIT_S = 60.0
 _RELEASE_TIMEOUT_S = 10.0
 """A worker that stops does not wait longer for a DynamoDB that is unavailable."""
 
@@ -295,6 +297,10 @@ class BuildAttempt:
             self._succeed()
             return
         reason = _describe(error)
+        if isinstance(error, NewerFormat):
+            # No later attempt of this process succeeds; one of an upgraded process may.
+            await self.release(reason, wait_s=_NEWER_WAIT_S)
+            return
         if not isinstance(error, K9Error):
             self._log.exception("unexpected error in a build", exc_info=error)
         faults = self._build.faults + 1

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from core import telemetry
-from core.errors import Corrupt, NotFound
+from core.errors import Corrupt, NewerFormat, NotFound
 from core.index.files import IDS, NEIGHBORS
 from core.index.manifest import FORMAT, FORMAT_NEAR_COPIES, FileInfo, Manifest, RecentRows
 from core.index.rows import RowWriter
@@ -141,7 +141,7 @@ class VersionBuilder:
             record = VersionRecord.of(await self.resources.builds.get_build(build_id))
             files = (IDS, NEIGHBORS)
             manifest = await self.resources.versions.fetch(record, directory, files)
-        except (NotFound, Corrupt) as error:
+        except (NotFound, Corrupt, NewerFormat) as error:
             # Its files can be built again, perhaps by this build; there is nothing to compare now.
             _log.warning("current version not available", build_id=build_id, reason=str(error))
             return None

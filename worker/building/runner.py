@@ -33,7 +33,10 @@ _log = telemetry.logger(__name__)
 class BuildRunner:
     """Runs up to `jobs_max` builds."""
 
-    def __init__(self, resources: Resources, background: Background) -> None:
+    def __init__(
+        self, resources: Resources, background: Background, *, paused: bool = False
+    ) -> None:
+        """Starts builds at once, or if it is `paused` after `resume`."""
         self._resources = resources
         self._garbage = GarbageCollector(resources, background)
         self._slots = resources.settings.building.jobs_max
@@ -43,6 +46,8 @@ class BuildRunner:
         self._closed = False
         telemetry.BUILD_SLOTS.set(self._slots)
         telemetry.BUILDS_RUNNING.set_function(lambda: len(self._running))
+        self._paused = paused
+        self._reason = ""
         self.slot_freed = asyncio.Event()
         """Set whenever a build has ended; whoever waits for it clears it. A failed claim does not
         count: the next claim is likely to fail too."""
@@ -50,7 +55,19 @@ class BuildRunner:
     @property
     def free_slots(self) -> int:
         """The number of builds that can be started now."""
-        return self._slots - self._used
+        return 0 if self._paused else self._slots - self._used
+
+    def pause(self, reason: str) -> None:
+        """Starts no build until `resume`, and releases those that run."""
+        if reason != self._reason:
+            _log.error("work refused", reason=reason)
+        self._paused, self._reason = True, reason
+        for task in self._running:
+            task.cancel()
+
+    def resume(self) -> None:
+        """Starts builds again."""
+        self._paused, self._reason = False, ""
 
     async def start(self, job: BuildJob) -> bool:
         """Claims a build and starts it; returns once it is claimed.

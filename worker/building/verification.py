@@ -1,10 +1,8 @@
 """A verification: a published build's files, built again from the current rows and compared."""
 
-import msgspec
-
 from core.errors import BuildFailed, Corrupt, NotFound
 from core.index.comparison import comparable, digest
-from core.index.manifest import Manifest
+from core.index.manifest import Manifest, manifest_of
 from core.models import Build
 from core.repositories.verifications import Difference, Verification
 from core.resources import Resources
@@ -53,8 +51,9 @@ async def _manifest_of(resources: Resources, verification: Build) -> Manifest:
                 f"build {build.build_id} was removed at {build.removed_at}: tombstones deleted "
                 "since then make it impossible to verify"
             )
-        return msgspec.convert(build.manifest, Manifest)
+        manifest = manifest_of(build.manifest)
     except NotFound as error:
         raise BuildFailed(str(error)) from None
-    except msgspec.ValidationError as error:
-        raise Corrupt(f"the manifest of build {verification.verifies} is not valid") from error
+    if manifest is None:
+        raise Corrupt(f"the manifest of build {verification.verifies} is not valid")
+    return manifest

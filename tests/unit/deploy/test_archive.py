@@ -222,3 +222,13 @@ def test_no_directory_at_all_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CommandError, match="File exists"), open_backup(tmp_path / "file"):
         pytest.fail("never")
+
+
+def test_a_backup_of_a_later_release_is_refused_as_such(backup: Path) -> None:
+    """Whatever else is in its manifest; the line has both numbers and what to do."""
+    path = backup / MANIFEST
+    later = msgspec.json.decode(path.read_bytes()) | {"format": 2}
+    for fields in (later, {"format": 2, "tables": []}):
+        path.write_bytes(msgspec.json.encode(fields))
+        with pytest.raises(CommandError, match=r"format 2, .* up to 1: .* Upgrade"):
+            read_manifest(backup)

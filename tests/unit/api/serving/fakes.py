@@ -88,6 +88,7 @@ class FakeModels(ModelRepository):
 
     def __init__(self, *models: Model) -> None:
         self.models = list(models)
+        self.refused = {}
         self.failure: Exception | None = None
         self.lists = 0
         self.reads = 0

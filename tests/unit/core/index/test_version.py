@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from core.errors import Corrupt
+from core.errors import Corrupt, NewerFormat
 from core.index import files
-from core.index.manifest import Manifest, decode_manifest
+from core.index.manifest import Manifest, decode_manifest, manifest_of
 from core.index.rows import RowWriter
 from core.index.version import IdTable, MappedVersion, verify_files
 from core.models import BuildParameters, Embedding, Family
@@ -120,11 +120,23 @@ def test_manifests_of_earlier_releases_are_read(version: tuple[Path, Manifest]) 
     assert MappedVersion.open(directory, read).searcher.n == ROWS
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"format": 3}'])
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"format": "2"}'])
 def test_what_is_no_manifest_is_corrupt(data: bytes) -> None:
-    """Cut short, of another format, or something else."""
+    """Cut short, or something else."""
     with pytest.raises(Corrupt, match="manifest"):
         decode_manifest(data)
+
+
+def test_a_manifest_of_a_later_release_is_refused_as_such(version: tuple[Path, Manifest]) -> None:
+    """Not as damaged, whatever else is in it; the error has both numbers and what to do."""
+    directory, _ = version
+    later = msgspec.json.decode((directory / "manifest.json").read_bytes()) | {"format": 3}
+    for fields in (later, {"format": 3}, later | {"index": "of another kind"}):
+        data = msgspec.json.encode(fields)
+        with pytest.raises(NewerFormat, match=r"format 3, .* up to 2: .* Upgrade"):
+            decode_manifest(data)
+        with pytest.raises(NewerFormat, match="format 3"):
+            manifest_of(fields)
 
 
 def test_the_same_rows_make_the_same_bytes(version: tuple[Path, Manifest], tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a release is made of, and what makes one: `make licences`, `make audit`, `make release`."""
