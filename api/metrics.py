@@ -21,7 +21,7 @@ SECONDS: Final = Histogram(
     "k9_http_request_seconds",
     "Seconds from a request's first byte here to its answer's last.",
     ["route"],
-    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 READY: Final = Gauge("k9_ready", "1 while readiness is 200, else 0.")
 DEPENDENCY_FAILING: Final = Gauge(
@@ -74,13 +74,19 @@ INDEX_TARGET: Final = Gauge(
     "Recall that the build of the version in use was to reach.",
     ["model_version"],
 )
+LOADED_ROWS: Final = Gauge("k9_loaded_rows", "Rows of the version in use.", ["model_version"])
 INDEX_BYTES: Final = Gauge(
     "k9_index_loaded_bytes",
     "Bytes of the files in memory of the version in use.",
     ["model_version"],
 )
-LOAD_FAILED: Final = Counter(
-    "k9_index_load_failed_total", "Index versions that could not be put to use.", ["reason"]
+LOAD_FAILED: Final = telemetry.begun(
+    Counter(
+        "k9_index_load_failed_total", "Index versions that could not be put to use.", ["reason"]
+    ),
+    "Corrupt",
+    "NotFound",
+    "Unavailable",
 )
 FRESH_ROWS: Final = Gauge(
     "k9_fresh_rows",
@@ -106,7 +112,7 @@ NOTIFICATIONS_BEGUN: Final = Counter(
 )
 
 _OF_MODELS: Final = (
-    telemetry.LOADED_ROWS,
+    LOADED_ROWS,
     INDEX_BYTES,
     INDEX_BUILT,
     INDEX_RECALL,
@@ -149,7 +155,7 @@ def method_label(method: str) -> str:
 def show_index(manifest: Manifest, rows: int, resident_bytes: int) -> None:
     """Shows the version that a model version is answered from."""
     name = manifest.model_version
-    telemetry.LOADED_ROWS.labels(name).set(rows)
+    LOADED_ROWS.labels(name).set(rows)
     INDEX_BYTES.labels(name).set(resident_bytes)
     INDEX_BUILT.labels(name).set(parse_timestamp(manifest.built_at).timestamp())
     INDEX_RECALL.labels(name).set(manifest.recall.value)

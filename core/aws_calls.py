@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 
 import msgspec
-from prometheus_client import Counter
 
 from core import telemetry, tracing
 
@@ -52,19 +51,16 @@ class Capacity(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Series:
-    """The metrics of one operation, found once: that takes longer than to count."""
+    """The metrics of one operation, found once: that takes longer than to count.
+
+    All outcomes have a series from the start, as `telemetry.begun` has it.
+    """
 
     def __init__(self, service: str, operation: str, table: str) -> None:
-        self._labels = service, operation, table
-        self.seconds = telemetry.AWS_SECONDS.labels(*self._labels)
-        self._outcomes: dict[Outcome, Counter] = {}
-
-    def count(self, outcome: Outcome) -> None:
-        counter = self._outcomes.get(outcome)
-        if counter is None:
-            counter = telemetry.AWS_ATTEMPTS.labels(*self._labels, outcome)
-            self._outcomes[outcome] = counter
-        counter.inc()
+        names = service, operation, table
+        self.seconds = telemetry.AWS_SECONDS.labels(*names)
+        outcomes: tuple[Outcome, ...] = get_args(Outcome)
+        self.outcomes = {each: telemetry.AWS_ATTEMPTS.labels(*names, each) for each in outcomes}
 
 
 _SERIES: Final[dict[tuple[str, str, str], _Series]] = {}
@@ -118,7 +114,7 @@ class AwsCall:
     def attempted(self, outcome: Outcome) -> None:
         """Counts one attempt."""
         self._attempts += 1
-        self._series.count(outcome)
+        self._series.outcomes[outcome].inc()
 
     def consumed(self, capacity: Capacity | list[Capacity], tables: Mapping[str, str]) -> None:
         """Counts the units that DynamoDB charged; `tables` has short names by the full ones."""

@@ -184,6 +184,16 @@ def join_logs(request_id: str | None, **ids: str) -> None:
     structlog.contextvars.bind_contextvars(**ids)
 
 
+def begun(counter: Counter, *values: str) -> Counter:
+    """A counter of one label, with a series of each value from the start.
+
+    Prometheus' `increase` does not see the first event of a series that begins with it.
+    """
+    for value in values:
+        counter.labels(value)
+    return counter
+
+
 AWS_SECONDS = Histogram(
     "k9_aws_call_seconds",
     "Seconds of a call to AWS, its retries included.",
@@ -207,50 +217,6 @@ UNPROCESSED_ITEMS = Counter(
     "Items that DynamoDB left out of a batch call that it took; they are sent again.",
     ["table"],
 )
-BUILDS_ENDED = Counter("k9_builds_ended_total", "Builds that ended, by how.", ["status"])
-BUILD_SECONDS = Histogram(
-    "k9_build_stage_seconds",
-    "Seconds a stage of a build took.",
-    ["stage"],
-    buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600),
-)
-_BUILD_BUCKETS: Final = (1, 5, 15, 60, 300, 900, 3600, 10800)
-BUILD_TOTAL_SECONDS = Histogram(
-    "k9_build_seconds",
-    "Seconds from the request of a build to its publication.",
-    buckets=_BUILD_BUCKETS,
-)
-BUILD_QUEUED_SECONDS = Histogram(
-    "k9_build_queued_seconds",
-    "Seconds from the request of a build to its first claim.",
-    buckets=(0.1, 0.5, *_BUILD_BUCKETS),
-)
-BUILD_ATTEMPTS_RELEASED = Counter(
-    "k9_build_attempts_released_total",
-    "Attempts at builds that were given up for another one: after a fault, or stopped.",
-    ["cause"],
-)
-BUILDS_RUNNING = Gauge("k9_builds_running", "Builds that this worker runs.")
-BUILD_SLOTS = Gauge("k9_build_slots", "Builds that this worker may run at a time.")
-BUILDS_OPEN = Gauge(
-    "k9_builds_open", "Builds and verifications in the table that have not ended.", ["status"]
-)
-OLDEST_OPEN_BUILD = Gauge(
-    "k9_oldest_open_build_seconds",
-    "Seconds since the oldest open build was requested; 0 where none is open.",
-)
-OLDEST_WAITING_BUILD = Gauge(
-    "k9_oldest_waiting_build_seconds",
-    "Seconds for which the open build that waits longest has had no worker; 0 where none waits.",
-)
-QUEUE_JOBS = Gauge("k9_queue_jobs", "Jobs in the queue in Valkey; NaN while it does not answer.")
-DELETIONS_WAITING = Gauge(
-    "k9_deletions_waiting", "Users, and model versions, that are marked for deletion.", ["kind"]
-)
-RECONCILED_AT = Gauge(
-    "k9_reconciled_timestamp_seconds",
-    "When this worker last read the tables for open work to the end; the start until then.",
-)
 BUILDS_UNREADABLE = Counter(
     "k9_build_rows_unreadable_total",
     "Rows of the builds table that could not be read, and were skipped.",
@@ -259,17 +225,24 @@ ROWS_WRITTEN = Counter("k9_embeddings_written_total", "Embeddings stored, tombst
 ROWS_UNPROCESSED = Counter(
     "k9_embeddings_unprocessed_total", "Embeddings DynamoDB did not take within the deadline."
 )
-VERSIONS_REFUSED = Counter(
-    "k9_versions_refused_total", "Index versions refused, by reason.", ["reason"]
+VERSIONS_REFUSED = begun(
+    Counter("k9_versions_refused_total", "Index versions refused, by where.", ["reason"]),
+    "cache",
+    "s3",
 )
 ENQUEUE_FAILED = Counter(
     "k9_enqueue_failed_total", "Jobs that Redis did not take; the reconciler enqueues them again."
 )
-NOTIFICATIONS_LOST = Counter(
-    "k9_hints_lost_total", "Changed rows whose notification was lost; a poll finds them.", ["why"]
+NOTIFICATIONS_LOST = begun(
+    Counter(
+        "k9_hints_lost_total",
+        "Changed rows whose notification was lost; a poll finds them.",
+        ["why"],
+    ),
+    "no room",
+    "not sent",
+    "not understood",
 )
-RECONCILED = Counter("k9_builds_reconciled_total", "Open builds that were enqueued again.")
-LOADED_ROWS = Gauge("k9_loaded_rows", "Rows of the version in use.", ["model_version"])
 LOOP_DELAY = Histogram(
     "k9_event_loop_delay_seconds",
     "How late the event loop came to a callback that was due.",

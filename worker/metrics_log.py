@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from core import telemetry
 from core.metrics_log import value
+from worker import metrics
 
 
 def reader() -> Callable[[], dict[str, float]]:
@@ -12,12 +12,12 @@ def reader() -> Callable[[], dict[str, float]]:
 
     def read() -> dict[str, float]:
         nonlocal reported
-        failed = telemetry.BUILDS_ENDED.labels("failed")
+        failed = metrics.BUILDS_ENDED.labels("failed")
         (family,) = failed.collect()
         total = next(s.value for s in family.samples if s.name.endswith("_total"))
         since, reported = total - reported, total
         return {
-            "oldest_open_build_s": round(value(telemetry.OLDEST_OPEN_BUILD), 1),
+            "oldest_open_build_s": round(value(metrics.OLDEST_OPEN_BUILD), 1),
             "builds_failed": since,
         }
 

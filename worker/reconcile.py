@@ -18,6 +18,7 @@ from core.models import Build, now, parse_timestamp
 from core.queue import BuildJob
 from core.repositories.build_rows import OPEN_STATUSES
 from core.resources import Resources
+from worker import metrics
 from worker.background import Background
 from worker.building.runner import BuildRunner
 from worker.model_deletion import delete_model
@@ -56,7 +57,7 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
                 await runner.start(BuildJob.of(build))
         except Exception:  # noqa: BLE001 - one build must not keep the others from being started
             _log.exception("open build skipped", build_id=build.build_id)
-    telemetry.RECONCILED.inc(len(waiting))
+    metrics.RECONCILED.inc(len(waiting))
     users = await resources.user_deletions.list_marked()
     # Shuffled, so that the workers, each with room for some, do not all start with the same users.
     for user_id in random.sample(users, len(users)):
@@ -65,9 +66,9 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
     for model in models:
         name = f"delete-model/{model.model_version}"
         background.start(name, partial(delete_model, resources, model))
-    telemetry.DELETIONS_WAITING.labels("user").set(len(users))
-    telemetry.DELETIONS_WAITING.labels("model").set(len(models))
-    telemetry.RECONCILED_AT.set(time.time())
+    metrics.DELETIONS_WAITING.labels("user").set(len(users))
+    metrics.DELETIONS_WAITING.labels("model").set(len(models))
+    metrics.RECONCILED_AT.set(time.time())
     return len(waiting) + len(users) + len(models)
 
 
@@ -76,7 +77,7 @@ async def reconcile_forever(
 ) -> None:
     """Runs rounds, with jitter, until cancelled. A round that fails is logged."""
     every_s = resources.settings.building.reconcile_s
-    telemetry.RECONCILED_AT.set(time.time())  # the alert on its age must not fire at once
+    metrics.RECONCILED_AT.set(time.time())  # the alert on its age must not fire at once
     while True:
         runner.slot_freed.clear()
         try:
@@ -89,7 +90,7 @@ async def reconcile_forever(
             _log.exception("reconcile failed")
         pause_s = every_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
         jobs = await resources.queue.depth()
-        telemetry.QUEUE_JOBS.set(math.nan if jobs is None else jobs)
+        metrics.QUEUE_JOBS.set(math.nan if jobs is None else jobs)
         if jobs is not None:
             await asyncio.sleep(pause_s)
             continue
@@ -107,9 +108,9 @@ def _measure(open_builds: Sequence[Build], waiting: Sequence[Build]) -> None:
     """Shows what the table has open: every worker shows the same."""
     for status in OPEN_STATUSES:
         count = sum(build.status == status for build in open_builds)
-        telemetry.BUILDS_OPEN.labels(status).set(count)
-    telemetry.OLDEST_OPEN_BUILD.set(_longest_s(_requested_s, open_builds))
-    telemetry.OLDEST_WAITING_BUILD.set(_longest_s(_waiting_s, waiting))
+        metrics.BUILDS_OPEN.labels(status).set(count)
+    metrics.OLDEST_OPEN_BUILD.set(_longest_s(_requested_s, open_builds))
+    metrics.OLDEST_WAITING_BUILD.set(_longest_s(_waiting_s, waiting))
 
 
 def _longest_s(measure: Callable[[Build], float], builds: Sequence[Build]) -> float:

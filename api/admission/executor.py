@@ -42,6 +42,7 @@ class FairExecutor:
         self._threads = threads
         self._free = width
         self._wait_s = wait_s
+        self._too_late = metrics.SHED.labels(name, "deadline")
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """By caller, the next one first."""
 
@@ -106,7 +107,7 @@ class FairExecutor:
             turn.cancel()
             if not isinstance(error, TimeoutError):
                 raise
-            metrics.SHED.labels(self._name, "deadline").inc()
+            self._too_late.inc()
             raise Overloaded(
                 f"too many {self._name} are in flight; try again shortly",
                 retry_after_s=_RETRY_AFTER_S,

@@ -39,6 +39,8 @@ class Quota:
         self.name = name
         self.total = total
         self.in_use = 0
+        self._over_share = metrics.SHED.labels(name, "share")
+        self._full = metrics.SHED.labels(name, "full")
         self._by_caller: dict[str, int] = {}
 
     def of(self, caller: str) -> int:
@@ -60,12 +62,12 @@ class Quota:
         mine = self.of(caller)
         if mine + amount > free:
             if mine:
-                metrics.SHED.labels(self.name, "share").inc()
+                self._over_share.inc()
                 raise OverShare(
                     f"this caller has too many {self.name} in flight; try again once some are done",
                     retry_after_s=_RETRY_AFTER_S,
                 )
-            metrics.SHED.labels(self.name, "full").inc()
+            self._full.inc()
             raise Overloaded(
                 f"too many {self.name} are in flight; try again shortly",
                 retry_after_s=_RETRY_AFTER_S,

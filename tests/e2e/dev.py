@@ -56,7 +56,8 @@ class Dev:
         }
 
 
-def _environ() -> dict[str, str]:
+def environ_of_commands() -> dict[str, str]:
+    """The environment of commands in another directory: they find the tests, and no AWS."""
     return os.environ | {"PYTHONPATH": path_with(_ROOT), "AWS_PROFILE": "someone-elses"}
 
 
@@ -70,7 +71,7 @@ async def running_dev(directory: Path, *options: str, **environ: str) -> AsyncIt
         "0",
         *options,
         cwd=directory,
-        env=_environ() | environ,
+        env=environ_of_commands() | environ,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -85,7 +86,12 @@ async def running_dev(directory: Path, *options: str, **environ: str) -> AsyncIt
 async def run_in(directory: Path, *arguments: str) -> tuple[int, str, str]:
     """Status, standard output and standard error of a command."""
     process = await start(
-        "k9", *arguments, environ=_environ(), directory=directory, stdout=PIPE, stderr=PIPE
+        "k9",
+        *arguments,
+        environ=environ_of_commands(),
+        directory=directory,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     out, error = await process.communicate()
     return process.returncode or 0, out.decode(), error.decode()

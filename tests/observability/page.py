@@ -11,15 +11,12 @@ from typing import Any, Final
 from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 
-import api.app
-import core.telemetry
-import worker.main
+import api.metrics
+import worker.metrics
 
 PAGE: Final = Path(__file__).parents[2] / "deploy/docs/metrics.md"
 BEGIN: Final = "<!-- from the code: make metrics-page -->"
 END: Final = "<!-- end -->"
-_IMPORTED: Final = (api.app, core.telemetry, worker.main)
-"""Importing these defines every metric."""
 _UNITS: Final = {
     "_timestamp_seconds": "Unix time in seconds",
     "_seconds": "seconds",
@@ -42,13 +39,21 @@ def defined() -> dict[str, MetricWrapperBase]:
 
 def rows() -> Iterator[str]:
     """The table of the page."""
-    yield "| metric | type | labels | unit | meaning |"
-    yield "|---|---|---|---|---|"
+    yield "| metric | process | type | labels | unit | meaning |"
+    yield "|---|---|---|---|---|---|"
     for name, metric in defined().items():
         labels = ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001
         unit = next((unit for end, unit in _UNITS.items() if name.endswith(end)), "")
         meaning = metric._documentation  # noqa: SLF001
-        yield f"| `{name}` | {metric._type} | {labels} | {unit} | {meaning} |"  # noqa: SLF001
+        kind = metric._type  # noqa: SLF001
+        yield f"| `{name}` | {_process(metric)} | {kind} | {labels} | {unit} | {meaning} |"
+
+
+def _process(metric: MetricWrapperBase) -> str:
+    """Which process serves it, by the module that defines it."""
+    if any(metric is each for each in vars(api.metrics).values()):
+        return "API"
+    return "worker" if any(metric is each for each in vars(worker.metrics).values()) else "both"
 
 
 def table_of(text: str) -> str:

@@ -11,7 +11,6 @@ import pytest
 from arq.constants import in_progress_key_prefix, retry_key_prefix
 from prometheus_client import REGISTRY
 
-from core import telemetry
 from core.dynamo.expressions import Update, expressions, key
 from core.errors import Corrupt, NotFound, Unavailable
 from core.models import Build, User, now, timestamp
@@ -22,6 +21,7 @@ from core.settings import Settings
 from tests.worker.processes import until
 from tests.worker.test_durability import has_ended, hurried, published_once, requested, worker
 from tests.worker.work import lose_redis, reconciled, work
+from worker import metrics
 from worker.background import Background
 from worker.building.runner import BuildRunner
 from worker.context import open_context
@@ -271,7 +271,7 @@ async def test_the_metrics_show_what_waits(resources: Resources, model_version: 
     hour_ago = timestamp(now() - timedelta(hours=1))
     await rewrite(resources, "builds", {"build_id": build_id}, requested_at=hour_ago)
     await marked_user(resources)
-    telemetry.RECONCILED_AT.set(0)
+    metrics.RECONCILED_AT.set(0)
     await reconciled(resources)
     assert shown("k9_builds_open", status="queued") >= 1
     assert shown("k9_oldest_open_build_seconds") >= 3600

@@ -32,6 +32,7 @@ from core.queue import BuildJob
 from core.resources import Resources
 from core.retry import RetryPolicy
 from core.vectors.changes import Changes
+from worker import metrics
 from worker.building.builder import VersionBuilder, assemble_manifest
 from worker.building.costs import BuildCosts
 from worker.building.verification import verify
@@ -81,7 +82,7 @@ class BuildAttempt:
             _log.info("build not claimed", build_id=job.build_id, reason=str(error))
             return None
         if build.fence == 1 and build.verifies is None:
-            telemetry.BUILD_QUEUED_SECONDS.observe(_since_request_s(build))
+            metrics.BUILD_QUEUED_SECONDS.observe(_since_request_s(build))
         return cls(resources, build, published)
 
     async def run(self) -> None:
@@ -140,7 +141,7 @@ class BuildAttempt:
         A `fault` counts towards the attempts that a build has.
         """
         self._log.warning("build released", reason=reason, wait_s=round(wait_s, 1))
-        telemetry.BUILD_ATTEMPTS_RELEASED.labels("fault" if fault else "stopped").inc()
+        metrics.BUILD_ATTEMPTS_RELEASED.labels("fault" if fault else "stopped").inc()
         tracing.fail("BuildReleased")
         try:
             async with asyncio.timeout(_RELEASE_TIMEOUT_S):
@@ -198,7 +199,7 @@ class BuildAttempt:
             await self._resources.promotions.publish(build, model, msgspec.to_builtins(manifest))
             last = {"upload": uploaded - began, "publish": perf_counter() - uploaded}
             for stage, seconds in {**manifest.stages, **last}.items():
-                telemetry.BUILD_SECONDS.labels(stage).observe(seconds)
+                metrics.BUILD_SECONDS.labels(stage).observe(seconds)
 
     async def _model(self) -> Model:
         """The model version of the build.
@@ -275,8 +276,8 @@ class BuildAttempt:
         if self._build.verifies is not None:
             self._log.info("verification finished")
             return
-        telemetry.BUILDS_ENDED.labels("published").inc()
-        telemetry.BUILD_TOTAL_SECONDS.observe(_since_request_s(self._build))
+        metrics.BUILDS_ENDED.labels("published").inc()
+        metrics.BUILD_TOTAL_SECONDS.observe(_since_request_s(self._build))
         self._log.info("build published")
         self._published(self._build.model_version, self._tombstones)
 
@@ -289,7 +290,7 @@ class BuildAttempt:
         except K9Error as not_written:
             self._log.warning("build's end not written", reason=str(not_written))
         else:
-            telemetry.BUILDS_ENDED.labels("failed").inc()
+            metrics.BUILDS_ENDED.labels("failed").inc()
 
     async def _retry(self, error: Exception) -> None:
         """Releases the build for a later attempt, or fails it after the last one."""

@@ -17,6 +17,7 @@ from core.files import file_lock
 from core.index.cache import LEASE
 from core.queue import BUILD_JOB, BuildJob
 from core.resources import Resources
+from worker import metrics
 from worker.background import Background
 from worker.building.attempt import BuildAttempt
 from worker.building.garbage_collector import GarbageCollector
@@ -44,8 +45,8 @@ class BuildRunner:
         self._claiming: set[asyncio.Task[bool]] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
-        telemetry.BUILD_SLOTS.set(self._slots)
-        telemetry.BUILDS_RUNNING.set_function(lambda: len(self._running))
+        metrics.BUILD_SLOTS.set(self._slots)
+        metrics.BUILDS_RUNNING.set_function(lambda: len(self._running))
         self._paused = paused
         self._reason = ""
         self.slot_freed = asyncio.Event()

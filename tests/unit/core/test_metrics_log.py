@@ -8,9 +8,10 @@ from typing import Any
 import structlog
 
 from api import metrics
-from core import metrics_log, telemetry
+from core import metrics_log
 from core.metrics_log import logged_metrics
 from tests.templates import read_template
+from worker import metrics as worker_metrics
 from worker.metrics_log import reader
 
 
@@ -47,13 +48,13 @@ def test_failed_builds_are_counted_once() -> None:
     """A line has those since the line before."""
     read = reader()
     read()
-    telemetry.BUILDS_ENDED.labels("failed").inc(2)
-    telemetry.OLDEST_OPEN_BUILD.set(12.34)
+    worker_metrics.BUILDS_ENDED.labels("failed").inc(2)
+    worker_metrics.OLDEST_OPEN_BUILD.set(12.34)
     try:
         assert read() == {"oldest_open_build_s": 12.3, "builds_failed": 2.0}
         assert read()["builds_failed"] == 0.0
     finally:
-        telemetry.OLDEST_OPEN_BUILD.set(0)
+        worker_metrics.OLDEST_OPEN_BUILD.set(0)
 
 
 def test_an_unchanged_index_has_no_age() -> None:
