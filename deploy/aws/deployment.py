@@ -25,7 +25,6 @@ from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
 
 _OWN_ADDRESS: Final = "https://checkip.amazonaws.com"
-_SMOKE_WAIT_S: Final = 300.0
 _STACKS: Final = ("base", "data", "capacity", "service", "alarms")
 _GATEWAY_SERVICES: Final = ("dynamodb", "s3")
 
@@ -56,6 +55,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Mapping[str, str] = {}
     """Of any of the templates, by name."""
     smoke_test: bool = True
+    smoke_wait_s: float = 300.0
+    """How long the API may take to answer as it should."""
     alarms: bool = True
 
 
@@ -132,7 +133,7 @@ class Deployer:
         before = await self._current("service")
         service = await self._apply(await self._service(deployment, base, image))
         if deployment.smoke_test:
-            await self._smoke_test(service, before)
+            await self._smoke_test(service, before, deployment.smoke_wait_s)
         if deployment.alarms:
             await self._apply(self._alarms(deployment, service))
         return service["Url"]
@@ -285,10 +286,12 @@ class Deployer:
         reply = await self._client.get_template(StackName=name, TemplateStage="Original")
         return StackSpec(name, str(reply["TemplateBody"]), await self._values(stack))
 
-    async def _smoke_test(self, service: Mapping[str, str], before: StackSpec | None) -> None:
+    async def _smoke_test(
+        self, service: Mapping[str, str], before: StackSpec | None, wait_s: float
+    ) -> None:
         try:
             await check_api(
-                service["Url"], service["LoadBalancerDnsName"], self._message, wait_s=_SMOKE_WAIT_S
+                service["Url"], service["LoadBalancerDnsName"], self._message, wait_s=wait_s
             )
         except CommandError as error:
             if before is None:

@@ -19,7 +19,9 @@ from core.settings import Settings
 from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.data_stack import create_tables, stack_spec
+from deploy.aws.deployment import Deployer, Deployment
 from deploy.aws.tables import describe_tables
+from deploy.errors import CommandError
 from tests.emulators import settings_for
 from tests.templates import read_template
 
@@ -176,6 +178,35 @@ async def test_a_failing_update_is_rolled_back(account: Account) -> None:
     # Without the mistake it goes on from there.
     await account.deploy("example/k9:2")
     assert await account.images() == {"api": "example/k9:2", "worker": "example/k9:2"}
+
+
+async def test_an_api_that_does_not_answer_is_taken_back(account: Account) -> None:
+    """After an update the service is what it was before; a first deployment stays as it is."""
+    said: list[str] = []
+    parameters = dict(each.split("=") for each in _LEFT_OUT)
+
+    async def deploy(image: str) -> str:
+        deployment = Deployment(
+            pool_id=account.pool_id,
+            certificate_arn=_CERTIFICATE,
+            domain="k9.example.com",
+            image=image,
+            parameters=parameters,
+            smoke_wait_s=0.01,
+            alarms=False,
+        )
+        async with open_client("cloudformation", account.settings) as client:
+            with pytest.raises(CommandError) as raised:
+                await Deployer(account.settings, client, said.append).deploy(deployment)
+        return str(raised.value)
+
+    failure = await deploy("example/k9:1")
+    assert failure.startswith("the API does not answer as it should: /health/ready: no answer")
+    assert failure.endswith("it was never deployed before, so it stays")
+    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
+    assert (await deploy("example/k9:2")).endswith("what was deployed before is back")
+    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
+    assert any("going back to what was deployed before" in line for line in said)
 
 
 async def test_a_pool_of_another_environment_is_refused(account: Account) -> None:
