@@ -141,29 +141,50 @@ async def old_keeps_answering(environment: Environment, ledger: Ledger, before: 
     return f"recall {share:.4f} from the build before it; {seen}"
 
 
+def _rows_of_new() -> dict[str, Vectors]:
+    return {f"p{n}": np.random.default_rng(n).normal(size=8).astype(np.float32) for n in range(50)}
+
+
+async def old_restarts(environment: Environment, ledger: Ledger, before: str) -> str:
+    """SIGKILL to the old API, which cannot find the current index: its disk has the one before."""
+    await environment.kill_api("old")
+    took = await follows(environment, "old", before)
+    share = await recall_of(environment, ledger, "old", 0.9)
+    return f"{took}; recall {share:.4f}"
+
+
 async def model_of_new(environment: Environment, name: str) -> str:
     """A model version that the new release creates is built by it, whoever else runs."""
     await environment.start("old-worker", "new-worker")
-    new, old = environment.client("new"), environment.client("old")
-    rows = {f"p{n}": np.random.default_rng(n).normal(size=8).astype(np.float32) for n in range(50)}
-    await store(new, name, rows)
+    new = environment.client("new")
+    await store(new, name, _rows_of_new())
     for _ in range(4):
         reply = await new.post(f"/models/{name}/builds", json={"matrix_k": 5, "force": True})
         ended = await environment.build(code(reply, httpx.codes.ACCEPTED).json()["build_id"])
         assert ended.status == "published", (ended.status, ended.error)
-    assert len(await listed(environment, "new", name)) == 50
-    reply = await old.put(f"/models/{name}/embeddings/p1", json={"vector": [0.0] * 7 + [1.0]})
-    assert reply.status_code >= httpx.codes.BAD_REQUEST, reply.text
+    return "4 builds published beside the old worker, which does not see them"
+
+
+async def refused_by_old(environment: Environment, name: str) -> str:
+    """What the old API answers for a model version of the new release, whose rows stay."""
+    old = environment.client("old")
+    row = f"/models/{name}/embeddings/p1"
     batch = {"embeddings": [{"product_id": "p1", "vector": [1.0] * 8}]}
-    reply = await old.post(f"/models/{name}/embeddings:batch", json=batch)
-    assert reply.status_code >= httpx.codes.BAD_REQUEST, reply.text
-    reply = await old.delete(f"/models/{name}/embeddings/p1")
-    assert reply.status_code >= httpx.codes.BAD_REQUEST, reply.text
-    reply = await old.post(f"/models/{name}/builds", json={})
-    assert reply.status_code >= httpx.codes.BAD_REQUEST, reply.text
-    found = await listed(environment, "new", name)
-    assert all(np.array_equal(found[key], rows[key]) for key in rows)
-    return "4 builds published beside the old worker; writes through the old API change nothing"
+    statuses = {
+        "put": (await old.put(row, json={"vector": [0.0] * 7 + [1.0]})).status_code,
+        "batch": (await old.post(f"/models/{name}/embeddings:batch", json=batch)).status_code,
+        "delete": (await old.delete(row)).status_code,
+        "build": (await old.post(f"/models/{name}/builds", json={})).status_code,
+        "search": (
+            await old.post(f"/models/{name}/search", json={"vector": [1.0] * 8})
+        ).status_code,
+    }
+    assert all(status >= httpx.codes.BAD_REQUEST for status in statuses.values()), statuses
+    listed_by_old = code(await old.get(f"/models/{name}/embeddings"), httpx.codes.OK).json()
+    found, expected = await listed(environment, "new", name), _rows_of_new()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    told = ", ".join(f"{what} {status}" for what, status in statuses.items())
+    return f"{told}; it lists {len(listed_by_old['items'])} of {len(found)} rows; nothing changes"
 
 
 async def verified(environment: Environment, model: str) -> str:

@@ -42,6 +42,9 @@ class Journeys:
     async def _check(self, what: str, checking: Callable[[], Awaitable[str]]) -> None:
         await self._report.check(what, checking)
 
+    async def _limit(self, what: str, checking: Callable[[], Awaitable[str]]) -> None:
+        await self._report.check(what, checking, limit=True)
+
     async def _traffic(self, phase: Callable[[], Awaitable[None]], name: str) -> None:
         """Runs a phase, with writes through every API that runs."""
         self._report.begin(name)
@@ -106,7 +109,7 @@ class Journeys:
             )
         await self._check("keys of old, replayed by new",
                           partial(records.keys_of_old, environment, ledger))  # fmt: skip
-        await self._check("keys of new, sent to old",
+        await self._limit("replay what new answered under a key",
                           partial(records.keys_of_new, environment, ledger))  # fmt: skip
         await self._check("a replay undoes nothing",
                           partial(records.key_overwritten, environment, ledger))  # fmt: skip
@@ -122,20 +125,26 @@ class Journeys:
         await self._check("followed by new", partial(self._follows, "new"))
         await self._check("recall through new", partial(self._measured, "new"))
         if before is not None:
-            await self._check(
-                "old does not find it, and answers on",
+            await self._limit(
+                "find the index that new published",
                 partial(indexes.old_keeps_answering, environment, ledger, before.build_id),
+            )
+            await self._check(
+                "old is killed then, and answers from its disk",
+                partial(indexes.old_restarts, environment, ledger, before.build_id),
             )
         await self._deletions()
 
     async def _deletions(self) -> None:
         environment = self._environment
-        await self._check("user deleted at new, old worker runs",
+        await self._limit("delete a user whose deletion new accepted",
                           partial(records.deletion_left_alone, environment))  # fmt: skip
         await self._check("user deleted at old, new worker runs",
                           partial(records.deletion_by_new_worker, environment))  # fmt: skip
         await self._check("model version made by new, old worker runs",
                           partial(indexes.model_of_new, environment, _MADE_BY_NEW))  # fmt: skip
+        await self._limit("write or build a model version that new created",
+                          partial(indexes.refused_by_old, environment, _MADE_BY_NEW))  # fmt: skip
         await self._check("verification of its build, old worker runs",
                           partial(indexes.verified, environment, _MADE_BY_NEW))  # fmt: skip
         await self._check("model version deleted at new, old worker runs",

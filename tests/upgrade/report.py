@@ -30,8 +30,13 @@ class Report:
         self.phase = phase
         print(f"{time.monotonic() - self._began:6.1f} s  {phase}", flush=True)
 
-    async def check(self, what: str, checking: Callable[[], Awaitable[str]]) -> None:
-        """Runs a check, which returns what it saw or raises."""
+    async def check(
+        self, what: str, checking: Callable[[], Awaitable[str]], *, limit: bool = False
+    ) -> None:
+        """Runs a check, which returns what it saw or raises.
+
+        It is a `limit` if it shows what the earlier release does not do, harmlessly.
+        """
         try:
             seen = await checking()
         except Exception as error:  # noqa: BLE001 - whatever it is, the check failed
@@ -39,11 +44,7 @@ class Report:
             seen = f"{type(error).__name__} ({_place(place)}): {error}"
             self._add("FAILED", what, seen)
         else:
-            self._add("ok", what, seen)
-
-    def cannot(self, what: str, seen: str) -> None:
-        """Notes what the earlier release does not do, as it was seen."""
-        self._add("cannot", what, seen)
+            self._add("cannot" if limit else "ok", what, seen)
 
     def _add(self, result: str, what: str, seen: str) -> None:
         self.rows.append(Row(self.phase, what, result, seen))
@@ -55,7 +56,7 @@ class Report:
         return sum(row.result == "FAILED" for row in self.rows)
 
     def print(self) -> None:
-        """The table, by phase."""
+        """The table, by phase, and what the earlier release cannot do."""
         width = max(len(row.what) for row in self.rows)
         phase = ""
         for row in self.rows:
@@ -63,6 +64,10 @@ class Report:
                 phase = row.phase
                 print(f"\n{phase}")
             print(f"  {row.result:7}{row.what:{width}}  {row.seen[:160]}")
+        print("\nWhat the old release cannot do, beside the new one or after it:")
+        for row in self.rows:
+            if row.result == "cannot":
+                print(f"  {row.what}: {row.seen}")
 
 
 def _place(frame: traceback.FrameSummary) -> str:
