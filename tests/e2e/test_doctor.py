@@ -1,8 +1,6 @@
 """`k9 doctor`: a sound environment, each kind of fault by its name, and nothing left behind."""
 
 import asyncio
-import json
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from deploy.doctor.services import BUCKET_ACTIONS
 from deploy.doctor.tables import ACTIONS
 from tests.api.pool import CLIENT_ID, Pool, running_pool
 from tests.e2e.commands import run_k9
+from tests.e2e.guarded import enforce_policies, new_user
 from tests.emulators import create_tables, running, settings_for
 
 _NOWHERE = "http://127.0.0.1:1"
@@ -154,6 +153,10 @@ async def test_a_bucket_redis_and_pool_that_are_not_there(sound: Settings, pool:
     assert "did not answer with a key set" in found["token keys"]
 
 
+def _statement(effect: str, actions: list[str]) -> dict[str, Any]:
+    return {"Effect": effect, "Action": actions, "Resource": "*"}
+
+
 class Guarded(msgspec.Struct, frozen=True):
     """Its settings, and the access key and secret of each user."""
 
@@ -179,10 +182,12 @@ async def guarded() -> AsyncIterator[Guarded]:
     with running("moto") as url:
         made = await create_tables(settings_for(url))
         keys = {
-            "worker": await _user(url, "worker", sorted(worker), []),
-            "denied": await _user(url, "denied", ["*"], denied),
+            "worker": await new_user(url, "worker", [_statement("Allow", sorted(worker))]),
+            "denied": await new_user(
+                url, "denied", [_statement("Allow", ["*"]), _statement("Deny", denied)]
+            ),
         }
-        _enforce(url)
+        enforce_policies(url)
         yield Guarded(made, keys)
 
 
@@ -216,25 +221,6 @@ async def test_a_denied_action_is_named(
     assert found[f"bucket {settings.aws.bucket}"] == "denied: s3:DeleteObject"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
     assert list(_failed(await _examine(settings))) == ["credentials"]
-
-
-async def _user(url: str, name: str, allowed: list[str], denied: list[str]) -> tuple[str, str]:
-    """The access key and secret of a new user with these rights."""
-    statements = [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]
-    statements += [{"Effect": "Deny", "Action": denied, "Resource": "*"}] if denied else []
-    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
-    async with aioboto3.Session().client("iam", endpoint_url=url) as client:
-        await client.create_user(UserName=name)
-        await client.put_user_policy(UserName=name, PolicyName="k9", PolicyDocument=policy)
-        key: dict[str, Any] = (await client.create_access_key(UserName=name))["AccessKey"]
-    return key["AccessKeyId"], key["SecretAccessKey"]
-
-
-def _enforce(url: str) -> None:
-    """Makes moto evaluate policies from now on."""
-    headers = {"Content-Type": "text/plain"}  # the body of a form would be taken for fields
-    request = urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", headers)  # noqa: S310
-    urllib.request.urlopen(request).close()  # noqa: S310 - our own address
 
 
 async def test_without_anything_it_reports_in_time(tmp_path: Path) -> None:
