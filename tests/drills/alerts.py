@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from time import perf_counter
 
 import aiohttp
@@ -40,6 +41,7 @@ async def drill() -> None:
         await _rows_change(stack, api)
         await _build_fails(stack)
         await _dynamodb_hangs(stack, api)
+        await _starts_without_anything(stack)
         await _files_damaged(stack)
         await stack.k9("doctor", "--calls", "0")
 
@@ -202,6 +204,22 @@ async def _dynamodb_hangs(stack: Stack, api: Api) -> None:
     )
 
 
+async def _starts_without_anything(stack: Stack) -> None:
+    """A new API process without a cache, while DynamoDB hangs."""
+    aws = stack.dev.parts()["aws"].pid
+    os.kill(aws, signal.SIGSTOP)
+    os.kill(stack.dev.parts()["api"].pid, signal.SIGKILL)
+    _empty(stack.dev.directory / ".k9" / "cache")
+    await _until(stack, "K9NotReady", _API, lambda f: f is not None and f.get("k9_ready", 1.0) == 0)
+    os.kill(aws, signal.SIGCONT)
+    await _until(stack, "K9NotReady ends", _API, _has("k9_ready"))
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
 async def _files_damaged(stack: Stack) -> None:
     answer = await stack.neighbors(PRODUCT)
     build = answer["index"]["build_id"]
@@ -209,8 +227,7 @@ async def _files_damaged(stack: Stack) -> None:
     key = await _damage(stack, build)
     say(f"one bit of {key} flipped")
     os.kill(stack.dev.parts()["api"].pid, signal.SIGKILL)
-    shutil.rmtree(home / "cache")
-    (home / "cache").mkdir()
+    _empty(home / "cache")
     await _until(stack, "K9VersionRefused", _API, _has("k9_versions_refused_total"))
     log = (home / "logs/api.log").read_text(encoding="utf-8")
     refused = [line for line in log.splitlines() if "index version refused" in line]
