@@ -41,8 +41,8 @@ check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, templat
 	$(BIN)/cfn-lint deploy/cloudformation/*.yaml
 	$(BIN)/python -m pytest -q $(SHARED) tests/unit $(ARGS)
 
-image-check: $(VENV)-infra/.ready ## Checks the Dockerfile and compose.yaml, without Docker
-	$(VENV)-infra/bin/hadolint deploy/container/Dockerfile
+image-check: $(VENV)-infra/.ready ## Checks the Dockerfiles and compose.yaml, without Docker
+	$(VENV)-infra/bin/hadolint deploy/container/Dockerfile*
 	$(VENV)-infra/bin/docker-compose --profile '*' config --quiet
 
 image-test: image-check $(VENV)/.dev ## Builds the image, and runs compose.yaml under faults (Docker, or root)

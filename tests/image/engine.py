@@ -20,6 +20,7 @@ from typing import Final
 LAUNCHER: Final = Path(__file__).parents[2] / "deploy" / "local" / "launch.py"
 _BRIDGE: Final = Path("/sys/class/net/docker0")
 _BUILDX_FROM: Final = 23
+_FORWARDING: Final = Path("/proc/sys/net/ipv4/ip_forward")
 _START_S: Final = 60.0
 _STOP_S: Final = 120.0
 
@@ -106,7 +107,7 @@ def engine() -> Iterator[Engine]:
         )
     directory = Path(tempfile.mkdtemp(prefix="k9-image-"))
     try:
-        with _firewall_put_back(), _running(daemon, directory) as started:
+        with _network_put_back(), _running(daemon, directory) as started:
             yield started
     finally:
         shutil.rmtree(directory)
@@ -165,15 +166,38 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def _firewall_put_back() -> Iterator[None]:
+def _network_put_back() -> Iterator[None]:
+    """Removes what the engine's network leaves: its bridge, rules of the firewall, forwarding."""
     save, restore = shutil.which("iptables-save"), shutil.which("iptables-restore")
     if _BRIDGE.exists() or save is None or restore is None:
         yield
         return
-    before = subprocess.run([save], capture_output=True, check=True).stdout
+    before = _tables(save)
+    forwarding = _FORWARDING.read_text()
     try:
         yield
     finally:
-        subprocess.run([restore], input=before, check=True)
+        after = _tables(save)
+        for table in after.keys() - before.keys():  # nobody had used it: it is left empty
+            chains = [line.split() for line in after[table] if line.startswith(":")]
+            policies = [f"{chain[0]} ACCEPT [0:0]" for chain in chains if chain[1] != "-"]
+            before[table] = [f"*{table}", *policies, "COMMIT"]
+        lines = "\n".join(line for table in before.values() for line in table) + "\n"
+        subprocess.run([restore], input=lines, text=True, check=True)
+        _FORWARDING.write_text(forwarding)
         if _BRIDGE.exists():
-            subprocess.run(["ip", "link", "delete", _BRIDGE.name], check=True)  # noqa: S607 - iproute2's
+            ip = shutil.which("ip") or "/sbin/ip"
+            subprocess.run([ip, "link", "delete", _BRIDGE.name], check=True)
+
+
+def _tables(save: str) -> dict[str, list[str]]:
+    """The lines of each table of the firewall, by its name."""
+    said = subprocess.run([save], capture_output=True, text=True, check=True).stdout
+    tables: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in said.splitlines():
+        if line.startswith("*"):
+            lines = tables[line[1:]] = []
+        if not line.startswith("#"):
+            lines.append(line)
+    return tables

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 import httpx
@@ -25,7 +25,7 @@ from tests.image.traffic import traffic
 
 _LARGE: Final = "large"
 """A model version whose build lasts long enough to be interrupted."""
-_ROWS: Final = 30_000
+_ROWS: Final = 10_000
 _DIMENSION: Final = 384
 
 
@@ -40,9 +40,15 @@ def _step(name: str) -> Iterator[Callable[[str], None]]:
 
 
 def _ask(url: str, token: str, path: str) -> Any:
-    reply = httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {token}"}, timeout=30)
-    reply.raise_for_status()
-    return reply.json()
+    """An answer of the API. A 503 is asked again: the emulator, busy with a build, keeps others."""
+    headers = {"Authorization": f"Bearer {token}"}
+    deadline = monotonic() + 120
+    while True:
+        reply = httpx.get(f"{url}{path}", headers=headers, timeout=30)
+        if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or monotonic() > deadline:
+            reply.raise_for_status()
+            return reply.json()
+        sleep(int(reply.headers.get("retry-after", "1")))
 
 
 def _neighbors(url: str, token: str) -> list[str]:
@@ -120,7 +126,7 @@ def _stop_worker(project: Stack) -> None:
         progress = _ask(url, token, f"/builds/{build_id}")["progress"]
         took = project.stop(first)
         assert "build released" in _said(project, first, build_id)
-        wait_for(ended, "the build to end", 300)
+        wait_for(ended, "the build to end", 600)
         build = _ask(url, token, f"/builds/{build_id}")
         assert build["status"] == "published", build
         assert "build published" in _said(project, other, build_id)
