@@ -106,6 +106,35 @@ async def test_a_process_serves_searches_and_drains(service: Service) -> None:
             assert await process.wait() == 0
 
 
+async def test_readiness_fails_before_the_port_closes(service: Service) -> None:
+    """So that a load balancer sends nothing here any more before a request could be refused."""
+    port, metrics_port = free_port(), free_port()
+    environ = environ_of(
+        service.settings, K9_PORT=str(port), K9_METRICS_PORT=str(metrics_port), K9_NOTICE_S="10"
+    )
+    token = service.pool.token("operators")
+    async with running(environ) as process, client_at(port, token) as client:
+        await eventually(client, MODEL)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(8):
+            while True:
+                ready = await client.get(f"http://127.0.0.1:{metrics_port}/health/ready")
+                if ready.status_code == 503:
+                    break
+                await asyncio.sleep(0.02)
+        assert ready.json()["status"] == "draining"
+        path = path_of(MODEL, "products", IDS[0], "neighbors")
+        for _ in range(3):  # each on a new connection
+            reply = await client.get(path)
+            assert (reply.status_code, reply.headers["connection"]) == (200, "close")
+        assert (await client.get("/health/ready")).status_code == 503
+        assert (await client.get("/health/live")).status_code == 200
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+        with pytest.raises(httpx.ConnectError):
+            await client.get("/health/live")
+
+
 async def test_a_taken_port_is_one_line_and_an_exit(service: Service) -> None:
     """Rather than half of the requests, which a shared port would give it."""
     with socket.socket() as taken:
