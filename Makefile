@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check image-check image-test deploy-check drills load upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants lock clean
+.PHONY: help dev test check image-check image-test deploy-check deploy-test drills load upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -57,6 +57,9 @@ upgrade-test: $(VENV)/.dev ## Runs commit 23e14f8 beside this code: an upgrade a
 deploy-check: $(VENV)-infra/.ready ## What is deployed by: checkov over the templates, shellcheck over the script
 	$(VENV)-infra/bin/shellcheck deploy/*.sh
 	$(VENV)-infra/bin/checkov --config-file deploy/checkov.yaml
+
+deploy-test: $(VENV)/.dev ## Builds, pushes and deploys by deploy.sh, on the embedded AWS (Docker, docker-registry)
+	$(BIN)/python -m tests.image.push
 
 aws-calls: $(VENV)/.dev ## Records anew which calls of AWS the API and the worker make (20 minutes)
 	rm -rf build/aws-calls && mkdir -p build/aws-calls

@@ -87,7 +87,7 @@ def build_images(engine: Engine) -> dict[str, float]:
     """Builds every target; how many seconds each took."""
     took: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="k9-pip-") as temporary:
-        secrets = _pip_secrets(Path(temporary))
+        secrets = pip_secrets(Path(temporary))
         for target, tag in TARGETS.items():
             began = monotonic()
             options = ["--file", str(DOCKERFILE), "--target", target, "--tag", tag, *secrets]
@@ -96,7 +96,7 @@ def build_images(engine: Engine) -> dict[str, float]:
     return took
 
 
-def _pip_secrets(directory: Path) -> list[str]:
+def pip_secrets(directory: Path) -> list[str]:
     """This machine's package index as secrets of a build, which cannot reach `file:` ones."""
     settings = _pip_settings()
     lines = ["[global]"]
