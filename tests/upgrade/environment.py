@@ -151,6 +151,12 @@ class Environment:
                 self.running.discard(name)
                 await self.programs[name].drain()
 
+    async def kill_worker(self, release: str) -> None:
+        """SIGKILL to a worker, which is not started again."""
+        name = f"{release}-worker"
+        self.running.discard(name)
+        await self.programs[name].stop()
+
     async def kill_api(self, release: str) -> None:
         """SIGKILL to an API; it answers again when this returns."""
         assert self.programs[f"{release}-api"].kill()

@@ -279,18 +279,42 @@ def _urls(body: Any) -> list[str]:
     return [body] if isinstance(body, str) and body.startswith("http") else []
 
 
-async def killed_in_build(environment: Environment, release: str, requester: str) -> str:
-    """SIGKILL to a worker in a build: it is done by the worker that takes its place."""
-    await environment.start(f"{release}-worker")
+async def taken_over(environment: Environment, first: str) -> str:
+    """SIGKILL to a worker in a build, for good: the worker of the other release does the build."""
+    second = OTHER[first]
+    await environment.start(f"{first}-worker")
+    await environment.stop(f"{second}-worker")
     body = {"matrix_k": 20, "force": True}
-    reply = await environment.client(requester).post(f"/models/{MODEL}/builds", json=body)
+    reply = await environment.client(second).post(f"/models/{MODEL}/builds", json=body)
     build_id = code(reply, httpx.codes.ACCEPTED).json()["build_id"]
+    running = await _built_so_far(environment, build_id)
+    await environment.kill_worker(first)
+    await environment.start(f"{second}-worker")
+    ended = await environment.build(build_id)
+    assert ended.status == "published", (ended.status, ended.error)
+    assert ended.fence > running.fence
+    followed = await follows(environment, "new", build_id)
+    return f"killed in stage {running.progress.stage}, published by the {second} worker; {followed}"
+
+
+async def _built_so_far(environment: Environment, build_id: str) -> Build:
+    """A build once its rows are read, which must find it running."""
     running = await build_until(
         environment.resources,
         build_id,
         lambda build: not build.open or build.progress.stage not in {"queued", "pull"},
     )
     assert running.open, running.status
+    return running
+
+
+async def killed_in_build(environment: Environment, release: str, requester: str) -> str:
+    """SIGKILL to a worker in a build: it is done by the worker that takes its place."""
+    await environment.start(f"{release}-worker")
+    body = {"matrix_k": 20, "force": True}
+    reply = await environment.client(requester).post(f"/models/{MODEL}/builds", json=body)
+    build_id = code(reply, httpx.codes.ACCEPTED).json()["build_id"]
+    running = await _built_so_far(environment, build_id)
     stage = running.progress.stage
     assert environment.programs[f"{release}-worker"].kill()
     ended = await environment.build(build_id)

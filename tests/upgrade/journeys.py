@@ -27,6 +27,7 @@ class Journeys:
         self._recall = 0.0
         self._build: Build | None = None
         """The last build of the catalogue."""
+        self._build_ids: list[str] = []
         self._pending = ""
         """A caller whose deletion waits for a new worker."""
 
@@ -59,14 +60,18 @@ class Journeys:
             )
 
     async def _measured(self, release: str) -> str:
-        least = self._recall - RECALL_LOSS_MAX
-        share = await indexes.recall_of(self._environment, self._ledger, release, least)
-        before, self._recall = self._recall, max(share, self._recall)
-        return f"recall {share:.4f}" + (f", {before:.4f} before" if before else "")
+        before = self._recall
+        least = before - RECALL_LOSS_MAX
+        self._recall = await indexes.recall_of(self._environment, self._ledger, release, least)
+        return f"recall {self._recall:.4f}" + (f", {before:.4f} before" if before else "")
 
     async def _built(self, requester: str, worker: str) -> str:
         self._build = await indexes.build(self._environment, requester, worker)
+        self._build_ids.append(self._build.build_id)
         return f"{self._build.build_id} by the {worker} worker"
+
+    async def _promoted(self, release: str, number: int) -> str:
+        return await indexes.promoted(self._environment, release, self._build_ids[number])
 
     async def _follows(self, release: str) -> str:
         assert self._build is not None
@@ -118,6 +123,8 @@ class Journeys:
             await self._check(f"followed by {release}", partial(self._follows, release))
         await self._check("matrix of old's build through new",
                           partial(indexes.matrix, environment, "new"))  # fmt: skip
+        for release, number in (("new", -2), ("old", -1)):
+            await self._check(f"promoted at {release}", partial(self._promoted, release, number))
         before = self._build
         for first in ("old", "new"):
             await self._check(f"cursors of {first}", partial(records.cursors, environment, first))
@@ -132,6 +139,11 @@ class Journeys:
             await self._check(
                 "old is killed then, and answers from its disk",
                 partial(indexes.old_restarts, environment, ledger, before.build_id),
+            )
+        for first in ("old", "new"):
+            await self._check(
+                f"{first} worker killed in a build, the other's takes it over",
+                partial(indexes.taken_over, environment, first),
             )
         await self._deletions()
 
