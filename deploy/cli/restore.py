@@ -89,11 +89,12 @@ async def _restore_files(settings: Settings, place: str, *, force: bool) -> None
     from deploy.terminal import progress_display  # noqa: PLC0415
 
     began = monotonic()
+    source = parse_place(place)
     async with environment.open_resources(settings) as resources:
         with progress_display() as display:
             restored = await restore(
                 resources,
-                parse_place(place),
+                source,
                 force=force,
                 progress=display.update,
                 message=lambda line: click.echo(line, err=True),
