@@ -8,6 +8,7 @@ from core.dynamo import tables
 from core.settings import Settings
 from deploy.aws import stacks
 from deploy.aws.clients import code_of, open_client
+from deploy.aws.replicas import replica_states
 from deploy.aws.tables import describe_table
 from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
@@ -16,14 +17,20 @@ _PAGE: Final = 1000
 
 
 async def check_deletable(settings: Settings) -> None:
-    """Checks that no table is protected, before anything is deleted.
+    """Checks that no table is protected or has a replica, before anything is deleted.
 
     Raises:
-        CommandError: one is; with how to turn protection off.
+        CommandError: one is or has; with what to do.
     """
     async with open_client("dynamodb", settings) as client:
         for table in tables.ALL:
             described = await describe_table(client, settings.table(table.name)) or {}
+            if described and (replicas := await replica_states(client, settings.table(table.name))):
+                regions = ", ".join(replicas)
+                raise CommandError(
+                    f"{settings.table(table.name)} has replicas in {regions}, which would stay: "
+                    "remove them first, as deploy/docs/deployment.md says"
+                )
             if described.get("DeletionProtectionEnabled"):
                 raise CommandError(
                     f"{settings.table(table.name)} is protected against deletion: "

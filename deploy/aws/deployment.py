@@ -17,6 +17,7 @@ from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.data_stack import stack_spec as data_spec
 from deploy.aws.images import build_image, check_docker, push_image
+from deploy.aws.replicas import ensure_replicas
 from deploy.aws.smoke_test import check_api
 from deploy.aws.stacks import Plan, StackSpec
 from deploy.aws.tables import ensure_settings
@@ -52,6 +53,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     repository: str | None = None
     """Where to push it, other than the stack's own repository of ECR."""
     build_options: tuple[str, ...] = ()
+    replica_regions: tuple[str, ...] = ()
+    """Regions that the tables are to have replicas in; those that they have stay."""
     parameters: Mapping[str, str] = {}
     """Of any of the templates, by name."""
     smoke_test: bool = True
@@ -91,6 +94,11 @@ class Deployer:
         known = set[str]().union(*(template_parameters(name) for name in _STACKS))
         for name in deployment.parameters.keys() - known:
             raise CommandError(f"no template has the parameter {name}: there is {sorted(known)}")
+        if self._settings.aws.region in deployment.replica_regions:
+            raise CommandError(
+                f"{self._settings.aws.region} is the region of the tables themselves: a replica is "
+                "in another one"
+            )
         await check_pool(self._settings, deployment.pool_id)
         if deployment.image is None:
             await check_docker()
@@ -129,6 +137,8 @@ class Deployer:
         image = deployment.image or await self._image(deployment, base)
         await self._data(deployment)
         await ensure_settings(self._settings, self._message)
+        if deployment.replica_regions:
+            await ensure_replicas(self._settings, deployment.replica_regions, self._message)
         await claim_pool(self._settings, deployment.pool_id)
         before = await self._current("service")
         service = await self._apply(await self._service(deployment, base, image))
@@ -160,7 +170,10 @@ class Deployer:
 
     async def _data(self, deployment: Deployment) -> None:
         """The tables and the bucket, and what scales units that are provisioned."""
-        spec = data_spec(self._settings, self._of("data", deployment))
+        given = self._of("data", deployment)
+        if deployment.replica_regions:
+            given = {"Streams": "on", **given}  # which replication is made of
+        spec = data_spec(self._settings, given)
         billing = {**await self._values("data"), **spec.parameters}.get("Billing")
         if billing != "provisioned":
             # Before the change: a table on demand has no units that could be scaled.

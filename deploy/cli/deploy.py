@@ -31,6 +31,11 @@ _CONTEXT = {"max_content_width": 100}
 @click.option("--build-secret", multiple=True, help="Passed to docker build as --secret.")
 @click.option("--build-arg", multiple=True, help="Passed to docker build.")
 @click.option(
+    "--replica-region",
+    multiple=True,
+    help="A region for a replica of each table, for recovery; given again for each.",
+)
+@click.option(
     "--parameter",
     "parameters",
     multiple=True,
@@ -63,6 +68,7 @@ async def command(  # noqa: PLR0913 - an option each
     repository: str | None,
     build_secret: tuple[str, ...],
     build_arg: tuple[str, ...],
+    replica_region: tuple[str, ...],
     parameters: tuple[str, ...],
     dry_run: bool,
     smoke_test: bool,
@@ -100,6 +106,7 @@ async def command(  # noqa: PLR0913 - an option each
             *(f"--secret={each}" for each in build_secret),
             *(f"--build-arg={each}" for each in build_arg),
         ),
+        replica_regions=replica_region,
         parameters=dict(_pair(each) for each in parameters),
         smoke_test=smoke_test,
         alarms=alarms,

@@ -13,6 +13,7 @@ from pathlib import Path
 import aioboto3
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from core.dynamo import tables
 from core.settings import Settings
@@ -20,6 +21,7 @@ from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.data_stack import create_tables, stack_spec
 from deploy.aws.deployment import Deployer, Deployment
+from deploy.aws.replicas import replica_states
 from deploy.aws.tables import describe_tables
 from deploy.errors import CommandError
 from tests.emulators import settings_for
@@ -161,6 +163,37 @@ async def test_tables_change_their_billing_in_place(account: Account) -> None:
             stream = table.get("StreamSpecification") or {}
             assert stream.get("StreamEnabled", False) is (streams == "on")
             assert "Item" in await dynamo.get_item(TableName=users, Key={"user_id": {"S": "u"}})
+
+
+async def test_tables_get_replicas_in_place(account: Account) -> None:
+    """Tables that exist become global ones, with their rows; a second run makes nothing."""
+    settings = account.settings
+    await create_tables(settings, protection="false")
+    users = settings.table("users")
+    async with open_client("dynamodb", settings) as client:
+        await client.put_item(TableName=users, Item={"user_id": {"S": "u"}})
+    options = ("--replica-region", "eu-west-1", "--parameter", "DeletionProtection=false")
+    _, said = await account.deploy("example/k9:1", *options)
+    assert said.count("making a replica in eu-west-1") == len(tables.ALL)
+    there = replace(settings, aws=replace(settings.aws, region="eu-west-1"))
+    async with open_client("dynamodb", there) as client:
+        found = await client.get_item(TableName=users, Key={"user_id": {"S": "u"}})
+        assert found["Item"] == {"user_id": {"S": "u"}}
+    async with open_client("dynamodb", settings) as client:
+        for table in tables.ALL:
+            assert await replica_states(client, settings.table(table.name)) == {
+                "eu-west-1": "ACTIVE"
+            }
+    _, said = await account.deploy("example/k9:1", *options)
+    assert "making a replica" not in said
+    _, said = await account.deploy("example/k9:1", "--replica-region", "us-east-1", ok=False)
+    assert "is the region of the tables themselves" in said.splitlines()[-1]
+    environment = settings.environment
+    _, said = await account.deploy_sh(
+        *("--environment", environment, "--delete", "--delete-data", environment), ok=False
+    )
+    assert "has replicas in eu-west-1" in said.splitlines()[-1]
+    assert await account.stack_status("service") is not None
 
 
 async def test_a_failing_update_is_rolled_back(account: Account) -> None:
