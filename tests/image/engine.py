@@ -4,6 +4,7 @@ Its own keeps everything in one temporary directory. What it changes outside of 
 rules of the firewall, is put back, unless another engine is there already and uses them too.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from typing import Final
 LAUNCHER: Final = Path(__file__).parents[2] / "deploy" / "local" / "launch.py"
 _BRIDGE: Final = Path("/sys/class/net/docker0")
 _BUILDX_FROM: Final = 23
+_LOCK: Final = Path("/run/k9-test-engine.lock")
+"""Held while an engine of a test runs; the next test waits for it."""
 _FORWARDING: Final = Path("/proc/sys/net/ipv4/ip_forward")
 _START_S: Final = 60.0
 _STOP_S: Final = 120.0
@@ -105,12 +108,14 @@ def engine() -> Iterator[Engine]:
             "set DOCKER_HOST, as in DOCKER_HOST=unix:///var/run/docker.sock, or run as root where "
             "Debian's docker.io is installed"
         )
-    directory = Path(tempfile.mkdtemp(prefix="k9-image-"))
-    try:
-        with _network_put_back(), _running(daemon, directory) as started:
-            yield started
-    finally:
-        shutil.rmtree(directory)
+    with _LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # engines of two tests would share a bridge
+        directory = Path(tempfile.mkdtemp(prefix="k9-image-"))
+        try:
+            with _network_put_back(), _running(daemon, directory) as started:
+                yield started
+        finally:
+            shutil.rmtree(directory)
 
 
 @contextmanager
