@@ -200,6 +200,9 @@ def main() -> int:
     except (AssertionError, RuntimeError, TimeoutError, httpx.HTTPError) as error:
         sys.stderr.write(f"failed: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was started has been ended\n")
+        return 130
     print(f"all of it held, in {monotonic() - began:.0f} s, and nothing is left running")
     return 0
 
