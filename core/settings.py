@@ -4,7 +4,7 @@ The limits that the contract fixes are in `core.limits`, those that an operator 
 
 A field `rows_max` of any group is the variable `K9_ROWS_MAX`; AWS, Redis and the tables have
 customary names, such as AWS_ENDPOINT_URL_S3, REDIS_URL and DYNAMODB_USERS_TABLE. Credentials are
-not here: they stay in AWS's own chain.
+not here: they stay in AWS's own chain. `OTEL_*` is read by `core.tracing` and OpenTelemetry's SDK.
 """
 
 from collections.abc import Mapping

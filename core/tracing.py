@@ -5,6 +5,7 @@ is what no failure loses. Spans of calls to AWS are made only within another spa
 regular polls of a process make no traces.
 """
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from core import __version__
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, Tracer
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
@@ -23,6 +25,8 @@ _OFF: Final = "none"
 _FLUSH_S: Final = 3.0
 """A process that stops waits no longer than this for its last spans to be taken."""
 
+_log: Final = logging.getLogger(__name__)
+"""Not by `core.telemetry`, which asks this module for the ids of spans."""
 _tracer: "Tracer | None" = None
 
 
@@ -40,22 +44,19 @@ def open_tracing(service: str, environ: Mapping[str, str]) -> Iterator[None]:
     """Records spans until the end of the block, where `configured`, and then sends the last ones.
 
     Sampling, limits, headers and addresses are those of the SDK's own variables. `service` is the
-    `service.name`, unless OTEL_SERVICE_NAME gives another.
+    `service.name`, unless OTEL_SERVICE_NAME gives another. Variables that the SDK refuses are a
+    warning: work does not depend on traces.
     """
-    if not configured(environ):
+    global _tracer  # noqa: PLW0603 - one a process, as its metrics are
+    provider = None
+    if configured(environ):
+        try:
+            provider = _provider(environ.get("OTEL_SERVICE_NAME") or service)
+        except Exception as error:  # noqa: BLE001 - the SDK says nowhere what it may raise
+            _log.warning("tracing not started: %s: %s", type(error).__name__, error)
+    if provider is None:
         yield
         return
-    # Imported here: some 120 modules, which a process without traces need not have.
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-
-    name = environ.get("OTEL_SERVICE_NAME") or service
-    resource = Resource.create({"service.name": name, "service.version": __version__})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    global _tracer  # noqa: PLW0603 - one a process, as its metrics are
     _tracer = provider.get_tracer("k9", __version__)
     try:
         yield
@@ -65,6 +66,19 @@ def open_tracing(service: str, environ: Mapping[str, str]) -> Iterator[None]:
         closing = threading.Thread(target=provider.shutdown, name="traces", daemon=True)
         closing.start()
         closing.join(_FLUSH_S)
+
+
+def _provider(service: str) -> "TracerProvider":
+    # Imported here: some 120 modules, which a process without traces need not have.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    resource = Resource.create({"service.name": service, "service.version": __version__})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
 
 
 def enabled() -> bool:

@@ -21,8 +21,10 @@ otherwise does not import its SDK:
 
 The SDK's other variables hold as well: `OTEL_SERVICE_NAME` (`k9-api` and `k9-worker` by default),
 `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, and
-`OTEL_SDK_DISABLED=true` or `OTEL_TRACES_EXPORTER=none` to turn it off. A request goes on in the
-trace of its caller's `traceparent`.
+`OTEL_SDK_DISABLED=true` or `OTEL_TRACES_EXPORTER=none` to turn it off. Of the protocols K9 has HTTP
+with protobuf alone (port 4318 by custom), not gRPC. Variables that the SDK refuses are a warning in
+the log, and a receiver that is away costs spans and nothing else. A request goes on in the trace of
+its caller's `traceparent`.
 
 A request is a span, and so is each call to AWS within it, retries included, with its table or key
 and the units that it was charged. The `traceparent` of the request that opens a build is stored in

@@ -94,6 +94,28 @@ def test_a_caller_that_names_no_trace_gets_a_new_one(
     assert span.parent_id == ""
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_BSP_SCHEDULE_DELAY", "0"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+    ],
+)
+def test_what_the_sdk_refuses_is_a_warning(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process starts and works without traces, and says why, or the SDK uses its own default."""
+    with receiving() as receiver:
+        monkeypatch.setenv(ENDPOINT, receiver.url)
+        monkeypatch.setenv(variable, value)
+        with tracing.open_tracing("tests", os.environ), tracing.span("a"):
+            enabled = tracing.enabled()
+    assert not tracing.enabled()
+    assert enabled == bool(receiver.spans)
+    assert enabled != ("tracing not started" in caplog.text)
+
+
 def test_without_its_receiver_a_process_works_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The spans are lost, and nothing else."""
     monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{free_port()}")
