@@ -59,6 +59,7 @@ deploy-check: $(VENV)-infra/.ready ## What is deployed by: checkov over the temp
 	$(VENV)-infra/bin/checkov --config-file deploy/checkov.yaml
 
 deploy-test: $(VENV)/.dev ## Builds, pushes and deploys by deploy.sh, on the embedded AWS (Docker, docker-registry)
+	$(BIN)/python -m pytest -q tests/e2e/deploy_journey.py
 	$(BIN)/python -m tests.image.push
 
 aws-calls: $(VENV)/.dev ## Records anew which calls of AWS the API and the worker make (20 minutes)

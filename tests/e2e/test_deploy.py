@@ -1,4 +1,6 @@
-"""`deploy/deploy.sh` against the embedded AWS: created, changed, rolled back, deleted.
+"""A deployment against the embedded AWS: created, changed, rolled back, deleted.
+
+`deploy_journey.py` does the same by `deploy/deploy.sh` (`make deploy-test`).
 
 The emulator lacks some types. What makes them is turned off here by parameters that are the
 templates' own: NAT gateways, the firewall, scaling. It also lacks alarms on sums over operations,
@@ -9,6 +11,7 @@ only linted: by cfn-lint in `make check`, by checkov in `make deploy-check`.
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import aioboto3
 import pytest
@@ -20,8 +23,8 @@ from core.settings import Settings
 from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.data_stack import create_tables, stack_spec
+from deploy.aws.deletion import check_deletable, delete_data
 from deploy.aws.deployment import Deployer, Deployment
-from deploy.aws.replicas import replica_states
 from deploy.aws.tables import describe_tables
 from deploy.errors import CommandError
 from tests.emulators import settings_for
@@ -30,7 +33,7 @@ from tests.templates import read_template
 _SCRIPT = Path(__file__).parent.parent.parent / "deploy" / "deploy.sh"
 _LEFT_OUT = ("NatGateways=0", "RequestsPerMinute=0", "Scaling=off")
 _OPTIONS = [option for each in _LEFT_OUT for option in ("--parameter", each)]
-_CERTIFICATE = "arn:aws:acm:us-east-1:000000000000:certificate/11111111-2222-3333-4444-555555555555"
+CERTIFICATE = "arn:aws:acm:us-east-1:000000000000:certificate/11111111-2222-3333-4444-555555555555"
 
 
 class Account:
@@ -57,7 +60,7 @@ class Account:
         """Deploys an image, with TLS, without what the emulator lacks."""
         return await self.deploy_sh(
             *("--environment", self.settings.environment, "--user-pool-id", self.pool_id),
-            *("--certificate-arn", _CERTIFICATE, "--domain", "k9.example.com"),
+            *("--certificate-arn", CERTIFICATE, "--domain", "k9.example.com"),
             *("--image", image, "--no-smoke-test", "--no-alarms", *_OPTIONS, *options),
             ok=ok,
         )
@@ -91,56 +94,35 @@ async def create_pool(settings: Settings) -> str:
         return str((await client.create_user_pool(PoolName="of-the-account"))["UserPool"]["Id"])
 
 
+async def deploy_here(account: Account, image: str, **changes: Any) -> list[str]:
+    """Deploys in this process, without what the emulator lacks; the lines that were said."""
+    said: list[str] = []
+    given: dict[str, Any] = {
+        "pool_id": account.pool_id,
+        "certificate_arn": CERTIFICATE,
+        "domain": "k9.example.com",
+        "image": image,
+        "smoke_test": False,
+        "alarms": False,
+        **changes,
+        "parameters": {
+            **dict(each.split("=") for each in _LEFT_OUT),
+            **changes.get("parameters", {}),
+        },
+    }
+    async with open_client("cloudformation", account.settings) as client:
+        deployer = Deployer(account.settings, client, said.append)
+        deployment = Deployment(**given)
+        await deployer.check(deployment)
+        await deployer.deploy(deployment)
+    return said
+
+
 @pytest.fixture
 async def account(ministack: str) -> Account:
     """An account with a user pool and nothing of K9's."""
     settings = settings_for(ministack)
     return Account(settings, await create_pool(settings))
-
-
-async def test_an_environment_is_created_changed_and_deleted(account: Account) -> None:
-    """The way of an environment: dry run, creation, again, a new image, deletion; data at last."""
-    environment = account.settings.environment
-    _, said = await account.deploy("example/k9:1", "--dry-run")
-    assert f"k9-base-{environment} to create:" in said
-    assert "add    EmbeddingsTable (AWS::DynamoDB::Table)" in said
-    assert said.endswith("nothing was changed\n")
-    assert [await account.stack_status(name) for name in ("base", "data", "service")] == [None] * 3
-
-    url, _ = await account.deploy("example/k9:1")
-    assert url == "https://k9.example.com\n"
-    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
-    assert all(table.deletion_protection for table in await describe_tables(account.settings))
-
-    _, said = await account.deploy("example/k9:1")
-    for name in ("base", "data", "service"):
-        assert f"k9-{name}-{environment}: no change" in said
-
-    _, said = await account.deploy("example/k9:2")
-    assert await account.images() == {"api": "example/k9:2", "worker": "example/k9:2"}
-    assert said.index("WorkerService: update complete") < said.index("ApiService: update complete")
-
-    # Without the options: they keep the values of the last run.
-    await account.deploy_sh(
-        *("--environment", environment, "--user-pool-id", account.pool_id),
-        *("--image", "example/k9:3", "--no-smoke-test", "--no-alarms"),
-    )
-    assert await account.images() == {"api": "example/k9:3", "worker": "example/k9:3"}
-
-    _, said = await account.deploy_sh("--environment", environment, "--delete")
-    assert [await account.stack_status(name) for name in ("base", "service")] == [None] * 2
-    assert {table.status for table in await describe_tables(account.settings)} == {"ACTIVE"}
-    # Deployed again, it takes up the tables that it left.
-    await account.deploy("example/k9:1")
-
-    delete_all = ("--environment", environment, "--delete", "--delete-data", environment)
-    _, said = await account.deploy_sh(*delete_all, ok=False)
-    assert "is protected against deletion" in said
-    assert await account.stack_status("service") is not None
-    await account.deploy("example/k9:1", "--parameter", "DeletionProtection=false")
-    await account.deploy_sh(*delete_all)
-    assert {table.status for table in await describe_tables(account.settings)} == {"MISSING"}
-    assert await account.stack_status("data") is None
 
 
 async def test_tables_change_their_billing_in_place(account: Account) -> None:
@@ -163,113 +145,6 @@ async def test_tables_change_their_billing_in_place(account: Account) -> None:
             stream = table.get("StreamSpecification") or {}
             assert stream.get("StreamEnabled", False) is (streams == "on")
             assert "Item" in await dynamo.get_item(TableName=users, Key={"user_id": {"S": "u"}})
-
-
-async def test_tables_get_replicas_in_place(account: Account) -> None:
-    """Tables that exist become global ones, with their rows; a second run makes nothing."""
-    settings = account.settings
-    await create_tables(settings, protection="false")
-    users = settings.table("users")
-    async with open_client("dynamodb", settings) as client:
-        await client.put_item(TableName=users, Item={"user_id": {"S": "u"}})
-    options = ("--replica-region", "eu-west-1", "--parameter", "DeletionProtection=false")
-    _, said = await account.deploy("example/k9:1", *options)
-    assert said.count("making a replica in eu-west-1") == len(tables.ALL)
-    there = replace(settings, aws=replace(settings.aws, region="eu-west-1"))
-    async with open_client("dynamodb", there) as client:
-        found = await client.get_item(TableName=users, Key={"user_id": {"S": "u"}})
-        assert found["Item"] == {"user_id": {"S": "u"}}
-    async with open_client("dynamodb", settings) as client:
-        for table in tables.ALL:
-            assert await replica_states(client, settings.table(table.name)) == {
-                "eu-west-1": "ACTIVE"
-            }
-    _, said = await account.deploy("example/k9:1", *options)
-    assert "making a replica" not in said
-    _, said = await account.deploy("example/k9:1", "--replica-region", "us-east-1", ok=False)
-    assert "is the region of the tables themselves" in said.splitlines()[-1]
-    environment = settings.environment
-    _, said = await account.deploy_sh(
-        *("--environment", environment, "--delete", "--delete-data", environment), ok=False
-    )
-    assert "has replicas in eu-west-1" in said.splitlines()[-1]
-    assert await account.stack_status("service") is not None
-
-
-async def test_a_failing_update_is_rolled_back(account: Account) -> None:
-    """Subnets that are not there: the command fails with the reason, and what ran still runs."""
-    await account.deploy("example/k9:1")
-    _, said = await account.deploy(
-        "example/k9:2", "--parameter", "PrivateSubnets=subnet-0,subnet-1", ok=False
-    )
-    last = said.splitlines()[-1]
-    assert last.startswith(
-        f"k9: k9-service-{account.settings.environment} ended as UPDATE_ROLLBACK_COMPLETE: "
-        "ValkeySubnets:"
-    )
-    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
-    # Without the mistake it goes on from there.
-    await account.deploy("example/k9:2")
-    assert await account.images() == {"api": "example/k9:2", "worker": "example/k9:2"}
-
-
-async def test_an_api_that_does_not_answer_is_taken_back(account: Account) -> None:
-    """After an update the service is what it was before; a first deployment stays as it is."""
-    said: list[str] = []
-    parameters = dict(each.split("=") for each in _LEFT_OUT)
-
-    async def deploy(image: str) -> str:
-        deployment = Deployment(
-            pool_id=account.pool_id,
-            certificate_arn=_CERTIFICATE,
-            domain="k9.example.com",
-            image=image,
-            parameters=parameters,
-            smoke_wait_s=0.01,
-            alarms=False,
-        )
-        async with open_client("cloudformation", account.settings) as client:
-            with pytest.raises(CommandError) as raised:
-                await Deployer(account.settings, client, said.append).deploy(deployment)
-        return str(raised.value)
-
-    failure = await deploy("example/k9:1")
-    assert failure.startswith("the API does not answer as it should: /health/ready: no answer")
-    assert failure.endswith("it was never deployed before, so it stays")
-    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
-    assert (await deploy("example/k9:2")).endswith("what was deployed before is back")
-    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
-    assert any("going back to what was deployed before" in line for line in said)
-
-
-async def test_a_pool_of_another_environment_is_refused(account: Account) -> None:
-    """One pool, one environment: the second one is told which has it, and nothing is made."""
-    await account.deploy("example/k9:1")
-    other = Account(settings_for(str(account.settings.aws.endpoint_url)), account.pool_id)
-    _, said = await other.deploy("example/k9:1", ok=False)
-    assert f"is that of the environment '{account.settings.environment}'" in said
-    assert await other.stack_status("base") is None
-
-
-async def test_wrong_options_change_nothing(account: Account) -> None:
-    """Each is one line that says what to do."""
-    environment = account.settings.environment
-    base = ("--environment", environment, "--image", "example/k9:1")
-    pool = ("--user-pool-id", account.pool_id)
-    tls = ("--certificate-arn", _CERTIFICATE)
-    for options, expected in {
-        base: "Missing option '--user-pool-id'",
-        (*base, *pool): "needs TLS: give --certificate-arn",
-        (*base, *pool, *tls): "needs --domain",
-        (*base, "--user-pool-id", "us-east-1_nosuchone", *tls, "--domain", "a.b"): "no user pool",
-        (*base, *pool, *tls, "--domain", "a.b", "--parameter", "Nothing=1"): "parameter Nothing",
-        (*base, *pool, "--vpc-id", "vpc-1"): "go together",
-        (*base, "--delete", "--delete-data", "another"): "names the environment",
-        (*base, "--delete-data", environment): "goes with --delete",
-    }.items():
-        _, said = await account.deploy_sh(*options, ok=False)
-        assert expected in said.splitlines()[-1]
-    assert await account.stack_status("base") is None
 
 
 async def test_alarms_and_dashboard(account: Account) -> None:
@@ -336,3 +211,68 @@ async def test_the_api_as_a_function(account: Account) -> None:
             assert made["Environment"]["Variables"]["K9_REDIS_URL_SECRET"] == secret
         assert await stacks.delete(client, spec.name)
         assert await stacks.describe(client, spec.name) is None
+
+
+async def test_a_failing_update_is_rolled_back(account: Account) -> None:
+    """Subnets that are not there: it fails with the reason, and what ran still runs."""
+    await deploy_here(account, "example/k9:1")
+    with pytest.raises(CommandError, match="UPDATE_ROLLBACK_COMPLETE: ValkeySubnets:"):
+        await deploy_here(
+            account, "example/k9:2", parameters={"PrivateSubnets": "subnet-0,subnet-1"}
+        )
+    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
+    # Without the mistake it goes on from there.
+    said = await deploy_here(account, "example/k9:2")
+    assert await account.images() == {"api": "example/k9:2", "worker": "example/k9:2"}
+    assert said.index("WorkerService: update complete") < said.index("ApiService: update complete")
+
+
+async def test_an_api_that_does_not_answer_is_taken_back(account: Account) -> None:
+    """After an update the service is what it was before; a first deployment stays as it is."""
+    with pytest.raises(CommandError) as raised:
+        await deploy_here(account, "example/k9:1", smoke_test=True, smoke_wait_s=0.01)
+    failure = str(raised.value)
+    assert failure.startswith("the API does not answer as it should: /health/ready: no answer")
+    assert failure.endswith("it was never deployed before, so it stays")
+    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
+    with pytest.raises(CommandError, match="what was deployed before is back"):
+        await deploy_here(account, "example/k9:2", smoke_test=True, smoke_wait_s=0.01)
+    assert await account.images() == {"api": "example/k9:1", "worker": "example/k9:1"}
+
+
+async def test_replicas_pools_and_deletion(account: Account) -> None:
+    """Tables become global ones with their rows; a pool is one environment's; data goes last."""
+    settings = account.settings
+    await create_tables(settings, protection="false")
+    users = settings.table("users")
+    async with open_client("dynamodb", settings) as client:
+        await client.put_item(TableName=users, Item={"user_id": {"S": "u"}})
+    options = {"DeletionProtection": "false"}
+    regions = ("eu-west-1",)
+    said = await deploy_here(account, "example/k9:1", replica_regions=regions, parameters=options)
+    assert sum("making a replica in eu-west-1" in line for line in said) == len(tables.ALL)
+    there = replace(settings, aws=replace(settings.aws, region="eu-west-1"))
+    async with open_client("dynamodb", there) as client:
+        found = await client.get_item(TableName=users, Key={"user_id": {"S": "u"}})
+        assert found["Item"] == {"user_id": {"S": "u"}}
+    with pytest.raises(CommandError, match="is the region of the tables themselves"):
+        await deploy_here(account, "example/k9:1", replica_regions=("us-east-1",))
+
+    other = Account(settings_for(str(settings.aws.endpoint_url)), account.pool_id)
+    with pytest.raises(CommandError, match=f"environment '{settings.environment}'"):
+        await deploy_here(other, "example/k9:1")
+    assert await other.stack_status("base") is None
+
+    with pytest.raises(CommandError, match="has replicas in eu-west-1"):
+        await check_deletable(settings)
+    async with open_client("dynamodb", settings) as client:
+        for table in tables.ALL:
+            gone = {"Delete": {"RegionName": "eu-west-1"}}
+            await client.update_table(TableName=settings.table(table.name), ReplicaUpdates=[gone])
+    await check_deletable(settings)
+    async with open_client("cloudformation", settings) as client:
+        await Deployer(settings, client, said.append).delete(None)
+    assert {table.status for table in await describe_tables(settings)} == {"ACTIVE"}
+    await delete_data(settings, said.append)
+    assert {table.status for table in await describe_tables(settings)} == {"MISSING"}
+    await deploy_here(other, "example/k9:1")  # the pool is free again
