@@ -12,8 +12,9 @@ from core.queue import BuildJob
 from core.resources import Resources
 from core.settings import Settings
 from tests.worker.processes import children_of, until
-from tests.worker.test_durability import has_ended, is_heavy, requested, worker
+from tests.worker.test_durability import has_ended, hurried, is_heavy, requested, worker
 from tests.worker.work import build, store
+from worker.context import open_context
 
 
 async def test_a_cancelled_build_is_stopped(
@@ -69,7 +70,7 @@ async def test_a_build_is_cancelled_before_a_step(
         "publish": (resources.promotions, "publish"),
     }[step]
     cancelling(resources, build_id, monkeypatch, owner, name)
-    async with worker(settings, reconcile_s=60.0) as context:
+    async with open_context(hurried(settings), reconcile=False) as context:
         await context.runner.start(BuildJob(build_id, 0))
         await context.runner.drain()
     ended = await resources.builds.get_build(build_id)
