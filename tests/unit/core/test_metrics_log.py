@@ -60,6 +60,8 @@ def test_failed_builds_are_counted_once() -> None:
 def test_an_unchanged_index_has_no_age() -> None:
     """Only an index that rows have changed since is to be built again."""
     names = ("metrics-log-old", "metrics-log-changed")
+    metrics.INDEX_BUILT.clear()  # of tests before it in this process
+    metrics.FRESH_ROWS.clear()
     try:
         for name, built in zip(names, (1.0, 1000.0), strict=True):
             metrics.INDEX_BUILT.labels(name).set(built)
