@@ -149,5 +149,6 @@ endif
 $(VENV)/.%: requirements/%.txt pyproject.toml | $(VENV)/pyvenv.cfg
 	@echo "installing requirements/$*.txt into $(VENV)"
 	@$(INSTALL) $(LOCKED) requirements/$*.txt
+	@$(INSTALL) $(LOCKED) requirements/build.txt
 	@$(INSTALL) $(ITSELF)
 	@touch $@

@@ -106,8 +106,15 @@ async def open_client(
         async with asyncio.timeout(_OPEN_DEADLINE_S):
             return await context.__aenter__()
 
+    opening = asyncio.ensure_future(asyncio.to_thread(lambda: asyncio.run(create())))
     try:
-        client = await asyncio.to_thread(lambda: asyncio.run(create()))
+        client = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The thread goes on; what it opens has no other owner.
+        await asyncio.wait({opening})
+        if not opening.cancelled() and opening.exception() is None:
+            await opening.result().__aexit__(None, None, None)
+        raise
     except TimeoutError:
         raise Unavailable(f"no client of {service} could be made in time") from None
     except BotoCoreError as error:

@@ -30,6 +30,12 @@ _log: Final = logging.getLogger(__name__)
 _tracer: "Tracer | None" = None
 
 
+def _without_header(record: logging.LogRecord) -> bool:
+    """Rewrites the SDK's warning of a header that is not valid: it shows the header, a secret."""
+    record.msg, record.args = "a header in OTEL_EXPORTER_OTLP_*HEADERS is not valid: name=value", ()
+    return True
+
+
 def configured(environ: Mapping[str, str]) -> bool:
     """Whether the environment names a receiver of traces, and does not turn them off."""
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
@@ -75,6 +81,7 @@ def _provider(service: str) -> "TracerProvider":
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
+    logging.getLogger("opentelemetry.util.re").addFilter(_without_header)
     resource = Resource.create({"service.name": service, "service.version": __version__})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -51,12 +51,7 @@ async def ensure_pool(settings: Settings) -> UserPool:
             app = (await client.create_user_pool_client(**access))["UserPoolClient"]
         else:  # it may be of an earlier release
             await client.update_user_pool_client(ClientId=app["ClientId"], **access)
-        for group in GROUPS:
-            try:
-                await client.create_group(UserPoolId=pool_id, GroupName=group)
-            except ClientError as error:
-                if code_of(error) != "GroupExistsException":
-                    raise
+        await create_groups(client, pool_id)
     region = settings.aws.region
     return UserPool(
         pool_id=pool_id,
@@ -92,6 +87,16 @@ async def fetch_token(
             AuthParameters={"USERNAME": user, "PASSWORD": password},
         )
     return str(reply["AuthenticationResult"]["AccessToken"])
+
+
+async def create_groups(client: Any, pool_id: str) -> None:
+    """Creates the groups of K9's that a pool lacks."""
+    for group in GROUPS:
+        try:
+            await client.create_group(UserPoolId=pool_id, GroupName=group)
+        except ClientError as error:
+            if code_of(error) != "GroupExistsException":
+                raise
 
 
 async def _create_user(client: Any, pool_id: str, user: str, password: str) -> None:

@@ -315,16 +315,8 @@ class Deployer:
 
 
 def template_parameters(stack: str) -> frozenset[str]:
-    """The names of a template's parameters."""
-    text = (stacks.TEMPLATES / f"{stack}.yaml").read_text(encoding="utf-8")
-    section = text.partition("\nParameters:\n")[2]
-    names = set()
-    for line in section.splitlines():
-        if line and not line.startswith((" ", "#")):
-            break
-        if line.startswith("  ") and line[2:3].isalpha():
-            names.add(line.partition(":")[0].strip())
-    return frozenset(names)
+    """The names of the parameters of a stack's template."""
+    return stacks.parameter_names((stacks.TEMPLATES / f"{stack}.yaml").read_text(encoding="utf-8"))
 
 
 async def own_address() -> str:

@@ -50,13 +50,21 @@ class StackSpec(msgspec.Struct, frozen=True):
         set_here = [
             {"ParameterKey": key, "ParameterValue": value} for key, value in self.parameters.items()
         ]
-        kept = [
-            {"ParameterKey": each["ParameterKey"], "UsePreviousValue": True}
-            for each in (stack or {}).get("Parameters", [])
-            if each["ParameterKey"] not in self.parameters
-            and f"\n  {each['ParameterKey']}:" in self.template
-        ]
-        return set_here + kept
+        before = {each["ParameterKey"] for each in (stack or {}).get("Parameters", [])}
+        kept = before & parameter_names(self.template) - self.parameters.keys()
+        return set_here + [{"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)]
+
+
+def parameter_names(template: str) -> frozenset[str]:
+    """The names of the parameters in a template's text."""
+    section = template.partition("\nParameters:\n")[2]
+    names = set()
+    for line in section.splitlines():
+        if line and not line.startswith((" ", "#")):
+            break
+        if line.startswith("  ") and line[2:3].isalpha():
+            names.add(line.partition(":")[0].strip())
+    return frozenset(names)
 
 
 class ResourceChange(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from core.settings import Settings
 from deploy.aws.clients import code_of, open_client
-from deploy.aws.cognito import GROUPS
+from deploy.aws.cognito import create_groups
 from deploy.errors import CommandError
 
 TAG: Final = "k9:environment"
@@ -42,12 +42,7 @@ async def claim_pool(settings: Settings, pool_id: str) -> None:
         pool = await _describe(client, settings, pool_id)
         if (pool.get("UserPoolTags") or {}).get(TAG) != settings.environment:
             await client.tag_resource(ResourceArn=pool["Arn"], Tags={TAG: settings.environment})
-        for group in GROUPS:
-            try:
-                await client.create_group(UserPoolId=pool_id, GroupName=group)
-            except ClientError as error:
-                if code_of(error) != "GroupExistsException":
-                    raise
+        await create_groups(client, pool_id)
 
 
 async def release_pool(settings: Settings, pool_id: str) -> None:

@@ -28,7 +28,7 @@ _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*", re.ASCII)
 _ABOUT: Final = "about.txt"
 _EXPLANATION: Final = b"A backup of K9's tables. It is complete once it has manifest.json.\n"
-_K9S_OWN: Final = ("environments", "indexes")
+_INDEX_PREFIXES: Final = ("environments", "indexes")
 """Prefixes below which K9 keeps index versions, and removes what it does not need."""
 
 
@@ -71,7 +71,7 @@ def parse_place(text: str) -> Place:
         raise CommandError(f"{text}: {bucket!r} is no name of a bucket: write s3://BUCKET/PREFIX")
     if prefix and not _PREFIX.fullmatch(prefix):
         raise CommandError(f"{text}: the prefix may have A-Z a-z 0-9 ! _ . * ' ( ) = - and /")
-    if prefix.partition("/")[0] in _K9S_OWN:
+    if prefix.partition("/")[0] in _INDEX_PREFIXES:
         raise CommandError(f"{text}: K9 keeps its indexes there; choose another prefix")
     return S3Location(bucket, prefix)
 
@@ -100,7 +100,7 @@ class _DirectoryWriter:
         self.directory = directory
 
     async def add(self, entry: FileEntry) -> None:
-        """It is where it belongs."""
+        """Does nothing: the file is in the backup's directory already."""
 
     async def finish(self, manifest: Manifest) -> Manifest:
         return await asyncio.to_thread(archive.finish, self.directory, manifest)

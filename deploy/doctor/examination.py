@@ -131,10 +131,9 @@ class _Examination:
         )
         if self._calls and usable:
             async with open_dynamo(self._settings) as dynamo:
-                measured = await measure(
+                timed, latencies = await measure(
                     dynamo, self._settings, self._key, self._calls, writes=self._process != "worker"
                 )
-                timed, latencies = measured
             checks += timed
             self.measured += latencies
         return checks

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -286,18 +287,27 @@ class SavingGateway:
     async def _save_in_fork(self) -> None:
         self._child = os.fork()
         if self._child == 0:
+            status = 1
             try:
                 os.closerange(3, _FILES_MAX)  # connections end where the parent ends them
                 os.nice(10)
                 self._save()
+                status = 0
+            except Exception:  # noqa: BLE001 - a fork must not go on as the parent would
+                traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(status)
         deadline = asyncio.get_running_loop().time() + _SAVE_S_MAX
-        while not os.waitpid(self._child, os.WNOHANG)[0]:  # noqa: ASYNC222 - it does not block
+        while True:
+            ended, status = os.waitpid(self._child, os.WNOHANG)  # noqa: ASYNC222 - does not block
+            if ended:
+                break
             if asyncio.get_running_loop().time() > deadline:
                 os.kill(self._child, signal.SIGKILL)
             await asyncio.sleep(_SAVE_POLL_S)
         self._child = 0
+        if status:
+            self._gateway.changed = True  # so that it is tried again
 
     async def _stop(self, saving: "asyncio.Task[None]") -> None:
         saving.cancel()

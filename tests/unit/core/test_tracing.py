@@ -116,6 +116,20 @@ def test_what_the_sdk_refuses_is_a_warning(
     assert enabled != ("tracing not started" in caplog.text)
 
 
+def test_a_header_that_is_not_valid_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the receiver's key, which the SDK itself would write into the log."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api key secret-of-the-receiver")
+    with receiving() as receiver:
+        monkeypatch.setenv(ENDPOINT, receiver.url)
+        with tracing.open_tracing("tests", os.environ), tracing.span("a"):
+            pass
+    assert len(receiver.spans) == 1
+    assert "OTEL_EXPORTER_OTLP_*HEADERS is not valid" in caplog.text
+    assert "secret-of-the-receiver" not in caplog.text
+
+
 def test_without_its_receiver_a_process_works_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The spans are lost, and nothing else."""
     monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{free_port()}")

@@ -1,0 +1,50 @@
+"""Clients of AWS: opened in a thread, and closed whoever asked for them."""
+
+import asyncio
+import threading
+from typing import Any, Self, cast
+
+import aioboto3
+import pytest
+
+from core.aws import client_config, open_client
+from core.settings import Settings
+
+
+class Opening:
+    """A client whose opening takes until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.closed = False
+
+    def client(self, *_: Any, **__: Any) -> Self:
+        """What a session does."""
+        return self
+
+    async def __aenter__(self) -> Self:
+        self.begun.set()
+        await asyncio.to_thread(self.go_on.wait)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.closed = True
+
+
+async def test_a_client_that_nobody_waits_for_any_more_is_closed() -> None:
+    """Its thread cannot be stopped, and opens it all the same."""
+    opening = Opening()
+    session = cast("aioboto3.Session", opening)
+
+    async def use() -> None:
+        async with open_client(session, "sts", client_config(Settings()), None):
+            raise AssertionError("nobody waits for it")
+
+    using = asyncio.create_task(use())
+    await asyncio.to_thread(opening.begun.wait)
+    using.cancel()
+    await asyncio.sleep(0)
+    opening.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    assert opening.closed
