@@ -1,6 +1,5 @@
 """`k9 restore`."""
 
-import shlex
 from collections.abc import Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -14,8 +13,6 @@ from deploy.local.files import RunningStack
 
 if TYPE_CHECKING:  # it imports the clients
     from deploy.data.builds import BuildRequest
-
-_CONNECTION = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @click.command("restore")
@@ -191,17 +188,13 @@ def _next_steps(
     """How to continue with a restored environment."""
     current = settings.environment
     bucket = settings.aws.bucket or f"k9-indexes-{current}-ACCOUNT"
-    # With an explicit address a command ignores the stack's settings, its environment among them.
-    environ = stack.environ if stack else {}
-    prefix = "".join(
-        f"{key}={shlex.quote(value)} " for key, value in environ.items() if key in _CONNECTION
-    )
-    yield "to serve it, start API and worker with"
-    yield f"    {prefix}K9_ENVIRONMENT={name} K9_BUCKET={bucket}"
+    own = " the embedded stack's settings (its stack.json) and" if stack else ""
+    yield f"to serve it, start API and worker with{own}"
+    yield f"    K9_ENVIRONMENT={name} K9_BUCKET={bucket}"
     yield f"or bring {current} itself back to that time, by new tables of another name:"
     options = f"--copy-back --into {name[:27]}-back{' --writes-stopped' if stack else ''}"
     # The embedded stack of this directory is found without settings.
-    where = "" if stack else f"{prefix}K9_ENVIRONMENT={current} "
+    where = "" if stack else f"K9_ENVIRONMENT={current} "
     yield f"    {where}k9 restore --to-time {to_time} {options}"
     yield f"{current} is not changed until then; the tables of {name} stay until you delete them"
 
