@@ -20,3 +20,11 @@ URL_CHARACTERS_MAX: Final = 2048
 TITLE_CHARACTERS_MAX: Final = 500
 AUTHOR_CHARACTERS_MAX: Final = 500
 REFERENCE_CHARACTERS_MAX: Final = 2000
+ATTRIBUTES_MAX: Final = 64
+"""Names of one embedding's attributes."""
+ATTRIBUTES_BYTES_MAX: Final = 8192
+"""Of all attributes of one embedding, as compact JSON in UTF-8."""
+ATTRIBUTE_CHARACTERS_MAX: Final = 256
+"""Of a string, alone or in a list."""
+ATTRIBUTE_LIST_MAX: Final = 64
+"""Strings of a list."""

@@ -1,0 +1,140 @@
+"""The attributes of an embedding: what may be in them, how they are stored, and merge patches.
+
+They are stored as JSON text, since DynamoDB's numbers hold not every finite float64.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from core.errors import Corrupt, FieldError
+from core.limits import (
+    ATTRIBUTE_CHARACTERS_MAX,
+    ATTRIBUTE_LIST_MAX,
+    ATTRIBUTES_BYTES_MAX,
+    ATTRIBUTES_MAX,
+)
+
+Value = str | float | int | bool | list[str]
+"""One value. A whole number that float64 does not hold exactly is not valid."""
+Attributes = dict[str, Value]
+AttributesPatch = dict[str, Value | None]
+"""A merge patch (RFC 7396); None removes a name."""
+
+NAME: Final = r"[A-Za-z0-9_-]{1,64}"
+"""The pattern of a name."""
+
+_NAME: Final = re.compile(NAME, re.ASCII)
+_EXACT_MAX: Final = 1 << 53
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(Attributes).decode
+
+
+def is_name(text: str) -> bool:
+    """Whether an attribute may have this name."""
+    return bool(_NAME.fullmatch(text))
+
+
+def attribute_problems(
+    attributes: Mapping[str, Any], at: str = "attributes", *, removals: bool = False
+) -> list[FieldError]:
+    """What is wrong with attributes that came from outside: empty where they are valid.
+
+    `at` is the place of the object in the input. `removals` allows None, as in a merge patch.
+    """
+    if len(attributes) > ATTRIBUTES_MAX:
+        return [FieldError(at, f"has {len(attributes)} names, the most is {ATTRIBUTES_MAX}")]
+    problems = []
+    for name, value in attributes.items():
+        if not is_name(name):
+            shown = name[:80].encode(errors="backslashreplace").decode()
+            problem = f"{shown!r} is no name of an attribute: 1 to 64 of A-Z a-z 0-9 _ -"
+            problems.append(FieldError(at, problem))
+        elif value is not None or not removals:
+            why = _value_problem(value)
+            if why:
+                problems.append(FieldError(f"{at}.{name}", why))
+    return problems or _size_problems(attributes, at)
+
+
+def merge(attributes: Attributes, patch: AttributesPatch) -> Attributes:
+    """The attributes after a merge patch; the result may be over the limits."""
+    merged: AttributesPatch = {**attributes, **patch}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def encode_attributes(attributes: Attributes) -> str:
+    """Valid attributes as they are stored."""
+    return _encode(attributes).decode()
+
+
+def decode_attributes(stored: str) -> Attributes:
+    """The attributes of a stored text.
+
+    Raises:
+        Corrupt: they cannot be read.
+    """
+    try:
+        return _decode(stored)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Corrupt(f"stored attributes cannot be read: {error}") from None
+
+
+def _value_problem(value: object) -> str | None:
+    if isinstance(value, str):
+        return _text_problem(value)
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return None if abs(value) <= _EXACT_MAX or _is_exact(value) else _NO_FLOAT
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "is not a finite number"
+    if isinstance(value, list):
+        return _list_problem(value)
+    return "is not a string, number, boolean or list of strings"
+
+
+_NO_FLOAT: Final = "is no number that float64 holds exactly; send it as a string"
+
+
+def _is_exact(number: int) -> bool:
+    try:
+        return int(float(number)) == number
+    except OverflowError:
+        return False
+
+
+def _text_problem(text: str) -> str | None:
+    if len(text) > ATTRIBUTE_CHARACTERS_MAX:
+        return f"has {len(text)} characters, the most is {ATTRIBUTE_CHARACTERS_MAX}"
+    if not _is_unicode(text):
+        return "is not valid Unicode"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, from a JSON escape
+        return False
+    return True
+
+
+def _list_problem(texts: list[Any]) -> str | None:
+    if len(texts) > ATTRIBUTE_LIST_MAX:
+        return f"has {len(texts)} strings, the most is {ATTRIBUTE_LIST_MAX}"
+    for position, text in enumerate(texts):
+        why = _text_problem(text) if isinstance(text, str) else "is not a string"
+        if why:
+            return f"has an entry that is not valid: [{position}] {why}"
+    return None
+
+
+def _size_problems(attributes: Mapping[str, Any], at: str) -> list[FieldError]:
+    size = len(_encode(attributes))
+    if size <= ATTRIBUTES_BYTES_MAX:
+        return []
+    return [FieldError(at, f"has {size} bytes as JSON, the most is {ATTRIBUTES_BYTES_MAX}")]
