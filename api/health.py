@@ -32,6 +32,8 @@ class Health:
         self.dependencies: dict[str, Dependency] = dict.fromkeys(DEPENDENCIES, Dependency())
         self.answering = False
         """Searches can be answered: the current builds are known, from DynamoDB or the cache."""
+        self.loading = False
+        """Current builds are being loaded; until one is, its model version may answer with 503."""
         self.outdated: str | None = None
         """Why this process must not work on the tables: a later release has changed them."""
         self.draining = False

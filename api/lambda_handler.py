@@ -41,7 +41,7 @@ class LambdaApi:
         self._lifespan = LifespanCycle(cast("Any", self._app), "on")
         self._lifespan.__enter__()
         set_threads(1)
-        self._loop.run_until_complete(self._wait_until_answering())
+        self._loop.run_until_complete(self._wait_until_loaded())
 
     def answer(self, event: dict[str, Any], context: Any) -> dict[str, Any]:
         """The response to an event of payload format 2.0."""
@@ -63,9 +63,11 @@ class LambdaApi:
             scope["headers"] = [*headers, (b"content-length", b"%d" % _body_bytes(event))]
         await self._app(scope, receive, send)
 
-    async def _wait_until_answering(self) -> None:
-        deadline = self._loop.time() + _READY_S
-        while not self._app.health.answering and self._loop.time() < deadline:  # noqa: ASYNC110
+    async def _wait_until_loaded(self) -> None:
+        health, deadline = self._app.health, self._loop.time() + _READY_S
+        while not health.answering or health.loading:
+            if self._loop.time() >= deadline:
+                return
             await asyncio.sleep(_READY_POLL_S)  # readiness is a state that nothing announces
 
 

@@ -330,6 +330,7 @@ class IndexUpdater:
 
         Downloads are waited for only while nothing answers: S3 may hang.
         """
+        self._health.loading = bool(self._loading)
         loaded = self._registry.loaded
         pending = [name for name in self._loading if name not in loaded]
         if self._health.answering or not self._downloading.issuperset(pending):

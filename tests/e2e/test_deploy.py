@@ -26,6 +26,7 @@ from deploy.aws.data_stack import create_tables, stack_spec
 from deploy.aws.deletion import check_deletable, delete_data
 from deploy.aws.deployment import Deployer, Deployment
 from deploy.aws.tables import describe_tables
+from deploy.cli.main import run
 from deploy.errors import CommandError
 from tests.emulators import settings_for
 from tests.templates import read_template
@@ -123,6 +124,25 @@ async def account(ministack: str) -> Account:
     """An account with a user pool and nothing of K9's."""
     settings = settings_for(ministack)
     return Account(settings, await create_pool(settings))
+
+
+async def test_a_dry_run_changes_nothing(
+    account: Account, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command shows what would be made, and makes none of it."""
+    environment = account.settings.environment
+    monkeypatch.setenv("AWS_ENDPOINT_URL", str(account.settings.aws.endpoint_url))
+    monkeypatch.setenv("K9_ENVIRONMENT", environment)
+    options = ("--environment", environment, "--user-pool-id", account.pool_id)
+    tls = ("--certificate-arn", CERTIFICATE, "--domain", "k9.example.com")
+    command = ["deploy", *options, *tls, "--image", "example/k9:1", *_OPTIONS, "--dry-run"]
+    assert await asyncio.to_thread(run, command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"k9-base-{environment} to create:" in captured.err
+    assert "add    EmbeddingsTable (AWS::DynamoDB::Table)" in captured.err
+    assert captured.err.endswith("nothing was changed\n")
+    assert [await account.stack_status(name) for name in ("base", "data", "service")] == [None] * 3
 
 
 async def test_tables_change_their_billing_in_place(account: Account) -> None:

@@ -8,6 +8,10 @@ import pytest
 from deploy.cli import environment
 from deploy.cli.main import run
 
+_DEPLOY = ["deploy", "--environment", "dev"]
+_POOL = ["--user-pool-id", "us-east-1_XXXXXXXXX"]
+_NETWORK = ["--vpc-id", "vpc-1", "--public-subnets", "a,b"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
@@ -31,6 +35,14 @@ from deploy.cli.main import run
         (["restore", "--to-time", "yesterday"], 1, "RFC 3339"),
         (["token"], 1, "no embedded stack runs in this directory"),
         (["dev", "--port", "99999"], 64, "--port"),
+        (["deploy"], 64, "--environment"),
+        ([*_DEPLOY, "--dry-run"], 64, "--user-pool-id"),
+        ([*_DEPLOY, *_POOL, "--vpc-id", "vpc-1"], 64, "go together"),
+        ([*_DEPLOY, *_POOL, *_NETWORK, "--private-subnets", "c"], 64, "two subnets"),
+        ([*_DEPLOY, *_POOL, "--parameter", "ApiSize"], 64, "NAME=VALUE"),
+        ([*_DEPLOY, "--delete-data", "dev"], 64, "goes with --delete"),
+        ([*_DEPLOY, "--delete", "--delete-data", "prod"], 64, "names the environment, dev"),
+        ([*_DEPLOY, "--delete", "--dry-run"], 64, "--dry-run"),
     ],
 )
 def test_a_failure_is_one_line_and_a_status(
@@ -50,10 +62,30 @@ def test_a_failure_is_one_line_and_a_status(
     assert words in captured.err
 
 
+def test_a_deployment_has_one_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell that is set for another one is not overruled."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("K9_ENVIRONMENT", "prod")
+    assert run([*_DEPLOY, *_POOL]) == 1
+    assert "K9_ENVIRONMENT is 'prod'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        *("backup", "build", "dev", "doctor", "import", "migrate", "neighbors", "rebuild"),
+        *(
+            "backup",
+            "build",
+            "deploy",
+            "dev",
+            "doctor",
+            "import",
+            "migrate",
+            "neighbors",
+            "rebuild",
+        ),
         *("restore", "tables", "token", "verify-build"),
     ],
 )
