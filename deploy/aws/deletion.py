@@ -44,6 +44,8 @@ async def delete_data(settings: Settings, message: MessageCallback) -> None:
     name = f"k9-data-{settings.environment}"
     async with open_client("cloudformation", settings) as client:
         bucket = (await stacks.outputs(client, name)).get("IndexesBucketName")
+        if bucket is None:  # an earlier run was interrupted after it had deleted the stack
+            bucket = await _bucket_name(settings)
         message(f"deleting {name}")
         await stacks.delete(client, name, message)
     async with open_client("dynamodb", settings) as client:
@@ -53,14 +55,21 @@ async def delete_data(settings: Settings, message: MessageCallback) -> None:
                 message(f"deleting the table {full_name}")
                 await client.delete_table(TableName=full_name)
                 await client.get_waiter("table_not_exists").wait(TableName=full_name)
-    if bucket is not None:
-        async with open_client("s3", settings) as client:
-            message(f"deleting the bucket {bucket}")
-            await _delete_bucket(client, bucket)
+    async with open_client("s3", settings) as client:
+        await _delete_bucket(client, bucket, message)
 
 
-async def _delete_bucket(client: Any, bucket: str) -> None:
+async def _bucket_name(settings: Settings) -> str:
+    """As data.yaml names it."""
+    async with open_client("sts", settings) as client:
+        account = (await client.get_caller_identity())["Account"]
+    return f"k9-indexes-{settings.environment}-{account}"
+
+
+async def _delete_bucket(client: Any, bucket: str, message: MessageCallback) -> None:
     try:
+        await client.head_bucket(Bucket=bucket)
+        message(f"deleting the bucket {bucket}")
         while True:
             page = await client.list_objects_v2(Bucket=bucket, MaxKeys=_PAGE)
             keys = [{"Key": each["Key"]} for each in page.get("Contents", [])]
@@ -69,5 +78,5 @@ async def _delete_bucket(client: Any, bucket: str) -> None:
             await client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
         await client.delete_bucket(Bucket=bucket)
     except ClientError as error:
-        if code_of(error) != "NoSuchBucket":
+        if code_of(error) not in {"404", "NoSuchBucket"}:
             raise

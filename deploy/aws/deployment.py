@@ -9,13 +9,18 @@ parameters. Within the service the worker is changed before the API.
 from collections.abc import Mapping
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 
 from core.settings import Settings
 from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.data_stack import stack_spec as data_spec
+from deploy.aws.deployment_options import (
+    check_name,
+    check_parameters,
+    own_address,
+    template_parameters,
+)
 from deploy.aws.images import build_image, check_docker, push_image
 from deploy.aws.replicas import ensure_replicas
 from deploy.aws.smoke_test import check_api
@@ -25,8 +30,10 @@ from deploy.aws.user_pool import check_pool, claim_pool, release_pool
 from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
 
-_OWN_ADDRESS: Final = "https://checkip.amazonaws.com"
-_STACKS: Final = ("base", "data", "capacity", "service", "alarms")
+_ON_TOP: Final = ("lambda", "backup")
+"""Stacks that deploy.sh does not make, and that use what it makes."""
+_PLACES: Final = ("VpcCidr", "PublicSubnets", "PrivateSubnets", "TaskSubnets", "PublicAddresses")
+"""Parameters of the service that say where it stands, beside `VpcId`."""
 _GATEWAY_SERVICES: Final = ("dynamodb", "s3")
 
 
@@ -78,6 +85,8 @@ class Deployer:
         Raises:
             CommandError: with what is wrong and what to do.
         """
+        check_name(self._environment)
+        check_parameters(deployment.parameters)
         async with open_client("sts", self._settings) as client:
             identity = await client.get_caller_identity()
         self._message(
@@ -91,40 +100,54 @@ class Deployer:
                 )
             if not deployment.domain and not await self._has("Domain"):
                 raise CommandError(f"{self._environment} needs --domain, a name of the certificate")
-        known = set[str]().union(*(template_parameters(name) for name in _STACKS))
-        for name in deployment.parameters.keys() - known:
-            raise CommandError(f"no template has the parameter {name}: there is {sorted(known)}")
         if self._settings.aws.region in deployment.replica_regions:
             raise CommandError(
                 f"{self._settings.aws.region} is the region of the tables themselves: a replica is "
                 "in another one"
             )
+        await self._check_network(deployment.network)
         await check_pool(self._settings, deployment.pool_id)
         if deployment.image is None:
             await check_docker()
 
     async def dry_run(self, deployment: Deployment) -> None:
         """Shows what would change; makes change sets, and removes them again."""
-        planned = await self._plan(self._base(deployment))
-        await stacks.discard(self._client, planned)
-        base = await self._outputs("base")
+        await self._show(await self._base(deployment))
         if deployment.image is None:
             self._message("the image would be built and pushed")
-        planned = await self._plan(data_spec(self._settings, self._of("data", deployment)))
-        await stacks.discard(self._client, planned)
-        service = await self._outputs("service")
-        image = deployment.image or (await self._values("service")).get("Image", "to-be-built")
-        if not base and deployment.network is None:
+        await self._show_data(deployment)
+        base, service = await self._outputs("base"), await self._outputs("service")
+        network = deployment.network or await self._kept_network() or base
+        if not network:
             self._message(
-                f"k9-service-{self._environment}, k9-alarms-{self._environment}: planned once the "
-                "network is there, since they take its addresses"
+                f"{self._name('service')}, {self._name('alarms')}: not planned, nor their "
+                "parameters checked, since they take the addresses of a network that is not there"
             )
             return
-        planned = await self._plan(await self._service(deployment, base, image))
-        await stacks.discard(self._client, planned)
-        if service and deployment.alarms:
-            planned = await self._plan(self._alarms(deployment, service))
-            await stacks.discard(self._client, planned)
+        image = deployment.image or (await self._values("service")).get("Image", "to-be-built")
+        await self._show(await self._service(deployment, base, image))
+        if deployment.alarms and service:
+            await self._show(self._alarms(deployment, service))
+        elif deployment.alarms:
+            self._message(
+                f"{self._name('alarms')}: not planned, nor its parameters checked, since it takes "
+                "the names of a load balancer that is not there"
+            )
+
+    async def _show_data(self, deployment: Deployment) -> None:
+        spec, billing = await self._data_spec(deployment)
+        capacity = self._name("capacity")
+        scaled = await stacks.describe(self._client, capacity) is not None
+        if scaled and billing != "provisioned":
+            self._message(f"{capacity} to delete")
+        await self._show(spec)
+        if billing == "provisioned":
+            await self._show(self._spec("capacity", self._of("capacity", deployment)))
+        for region in deployment.replica_regions:
+            self._message(f"each table would have a replica in {region}")
+
+    async def _show(self, spec: StackSpec) -> None:
+        await stacks.discard(self._client, await self._plan(spec, dry_run=True))
 
     async def deploy(self, deployment: Deployment) -> str:
         """Creates or updates everything; returns the API's address.
@@ -133,7 +156,7 @@ class Deployer:
             CommandError: a step failed. What CloudFormation was changing is as it was before; where
                 the API does not answer after an update, the update is undone.
         """
-        base = await self._apply(self._base(deployment))
+        base = await self._apply(await self._base(deployment))
         image = deployment.image or await self._image(deployment, base)
         await self._data(deployment)
         await ensure_settings(self._settings, self._message)
@@ -149,7 +172,17 @@ class Deployer:
         return service["Url"]
 
     async def delete(self, pool_id: str | None) -> None:
-        """Deletes all but the data: tables, their backups and the bucket stay."""
+        """Deletes all but the data: tables, their backups and the bucket stay.
+
+        Raises:
+            CommandError: a stack stands on these, or CloudFormation does not delete one.
+        """
+        for name in map(self._name, _ON_TOP):
+            if await stacks.describe(self._client, name) is not None:
+                raise CommandError(
+                    f"{name} stands on these stacks: delete it first, by `aws cloudformation "
+                    f"delete-stack --stack-name {name}`"
+                )
         service = await stacks.describe(self._client, self._name("service"))
         values = {
             p["ParameterKey"]: p["ParameterValue"] for p in (service or {}).get("Parameters", [])
@@ -164,17 +197,22 @@ class Deployer:
 
     # --- stacks -----------------------------------------------------------------------------------
 
-    def _base(self, deployment: Deployment) -> StackSpec:
-        own = "false" if deployment.network else "true"
+    async def _base(self, deployment: Deployment) -> StackSpec:
+        others = deployment.network or await self._kept_network()
+        own = "false" if others else "true"
         return self._spec("base", {"CreateNetwork": own, **self._of("base", deployment)})
 
-    async def _data(self, deployment: Deployment) -> None:
-        """The tables and the bucket, and what scales units that are provisioned."""
+    async def _data_spec(self, deployment: Deployment) -> tuple[StackSpec, str | None]:
+        """The stack of the data, and the tables' billing in it."""
         given = self._of("data", deployment)
         if deployment.replica_regions:
             given = {"Streams": "on", **given}  # which replication is made of
         spec = data_spec(self._settings, given)
-        billing = {**await self._values("data"), **spec.parameters}.get("Billing")
+        return spec, {**await self._values("data"), **spec.parameters}.get("Billing")
+
+    async def _data(self, deployment: Deployment) -> None:
+        """The tables and the bucket, and what scales units that are provisioned."""
+        spec, billing = await self._data_spec(deployment)
         if billing != "provisioned":
             # Before the change: a table on demand has no units that could be scaled.
             await stacks.delete(self._client, self._name("capacity"), self._message)
@@ -229,15 +267,18 @@ class Deployer:
         return value not in {"", "0.0.0.0/0"}
 
     async def _values(self, stack: str) -> dict[str, str]:
-        found = await stacks.describe(self._client, self._name(stack)) or {}
+        """The parameters of a stack that was made: a failed creation leaves none to go on with."""
+        found = await stacks.describe(self._client, self._name(stack))
+        if found is None or not stacks.is_made(found):
+            return {}
         return {p["ParameterKey"]: p["ParameterValue"] for p in found.get("Parameters", [])}
 
     async def _outputs(self, stack: str) -> dict[str, str]:
         return await stacks.outputs(self._client, self._name(stack))
 
-    async def _plan(self, spec: StackSpec) -> Plan:
+    async def _plan(self, spec: StackSpec, *, dry_run: bool = False) -> Plan:
         """A change set, which is shown."""
-        planned = await stacks.plan(self._client, spec, self._message)
+        planned = await stacks.plan(self._client, spec, self._message, dry_run=dry_run)
         if planned.change == "unchanged":
             self._message(f"{spec.name}: no change")
         else:
@@ -250,14 +291,39 @@ class Deployer:
     async def _apply(self, spec: StackSpec) -> dict[str, str]:
         return await stacks.execute(self._client, await self._plan(spec), self._message)
 
+    async def _kept_network(self) -> dict[str, str]:
+        """What the service keeps of an existing VPC, where it was put into one."""
+        if (await self._values("base")).get("CreateNetwork") != "false":
+            return {}
+        values = await self._values("service")
+        return {name: values[name] for name in ("VpcId", *_PLACES) if name in values}
+
+    async def _check_network(self, network: Network | None) -> None:
+        """An environment stays in the VPC that it was put into.
+
+        Raises:
+            CommandError: the options would move it, or do not say where it is to stand.
+        """
+        before = (await self._values("base")).get("CreateNetwork")
+        kept = await self._kept_network()
+        if network is None and before == "false" and not kept:
+            raise CommandError(
+                f"{self._name('base')} was made without a network, and no service is there yet: "
+                "give --vpc-id, --public-subnets and --private-subnets again"
+            )
+        if network is not None and (
+            before == "true" or kept.get("VpcId", network.vpc_id) != network.vpc_id
+        ):
+            where = kept.get("VpcId", "a VPC of its own")
+            raise CommandError(
+                f"{self._environment} stands in {where}, and cannot be moved: leave out --vpc-id, "
+                "or --delete it first (its data stays)"
+            )
+
     async def _network(self, network: Network | None, base: Mapping[str, str]) -> dict[str, str]:
         """The service's parameters that say where it stands."""
         if network is None:
-            names = ("VpcId", "VpcCidr", "PublicSubnets", "PrivateSubnets", "TaskSubnets")
-            return {
-                **{name: base[name] for name in names},
-                "PublicAddresses": base["PublicAddresses"],
-            }
+            return await self._kept_network() or {name: base[name] for name in ("VpcId", *_PLACES)}
         async with open_client("ec2", self._settings) as client:
             vpcs = (await client.describe_vpcs(VpcIds=[network.vpc_id]))["Vpcs"]
             endpoints = await client.describe_vpc_endpoints(
@@ -294,7 +360,7 @@ class Deployer:
         """The stack as it is deployed now; None if there is none."""
         name = self._name(stack)
         found = await stacks.describe(self._client, name)
-        if found is None or found["StackStatus"] not in stacks.GOOD:
+        if found is None or not stacks.is_made(found):
             return None
         reply = await self._client.get_template(StackName=name, TemplateStage="Original")
         return StackSpec(name, str(reply["TemplateBody"]), await self._values(stack))
@@ -312,29 +378,3 @@ class Deployer:
             self._message(f"{error}: going back to what was deployed before")
             await self._apply(before)
             raise CommandError(f"{error}; what was deployed before is back") from error
-
-
-def template_parameters(stack: str) -> frozenset[str]:
-    """The names of the parameters of a stack's template."""
-    return stacks.parameter_names((stacks.TEMPLATES / f"{stack}.yaml").read_text(encoding="utf-8"))
-
-
-async def own_address() -> str:
-    """The range of this machine's public address alone, as AWS sees it.
-
-    Raises:
-        CommandError: AWS's service for it does not answer.
-    """
-    try:
-        timeout = aiohttp.ClientTimeout(total=5)
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(_OWN_ADDRESS) as reply,
-        ):
-            reply.raise_for_status()
-            return f"{(await reply.text()).strip()}/32"
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise CommandError(
-            f"{_OWN_ADDRESS} does not tell this machine's address ({type(error).__name__}): give "
-            "--client-range, the range of addresses that may connect, as in 203.0.113.7/32"
-        ) from error

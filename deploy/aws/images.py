@@ -41,7 +41,9 @@ async def check_docker() -> None:
     try:
         await _docker(["version", "--format", "{{.Server.Version}}"])
     except CommandError as error:
-        raise CommandError(f"docker's engine does not answer: {error}") from error
+        raise CommandError(
+            f"docker's engine does not answer: start it, or give --image of one pushed ({error})"
+        ) from error
 
 
 async def build_image(message: MessageCallback, *, build_options: Sequence[str] = ()) -> str:

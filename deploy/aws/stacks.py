@@ -27,6 +27,7 @@ _REVIEW: Final = "REVIEW_IN_PROGRESS"
 """A stack that has a change set and nothing else."""
 _BROKEN: Final = {"ROLLBACK_COMPLETE", "CREATE_FAILED", "ROLLBACK_FAILED", "DELETE_FAILED"}
 GOOD: Final = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "IMPORT_COMPLETE"}
+_OVERTAKEN: Final = {"ChangeSetNotFound", "ChangeSetNotFoundException", "InvalidChangeSetStatus"}
 _NO_CHANGES: Final = ("didn't contain changes", "No updates are to be performed")
 _CAPABILITIES: Final = ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"]
 
@@ -87,12 +88,21 @@ class Plan(msgspec.Struct, frozen=True):
     spec: StackSpec
     change: Change
     change_set: str
-    """Its ARN; empty where nothing changes."""
+    """Its ARN; empty where there is none."""
     changes: tuple[ResourceChange, ...]
 
 
-async def plan(client: Any, spec: StackSpec, message: MessageCallback = ignore) -> Plan:
-    """A change set for a stack, after waiting for the end of a change that is in progress."""
+async def plan(
+    client: Any, spec: StackSpec, message: MessageCallback = ignore, *, dry_run: bool = False
+) -> Plan:
+    """A change set for a stack, after waiting for the end of a change that is in progress.
+
+    What a failed first creation left is deleted before, and in a dry run only told of: then there
+    is no change set.
+    """
+    if dry_run and await is_broken(client, spec.name):
+        message(f"{spec.name}: the stack of a failed creation would be deleted first")
+        return Plan(spec, "created", "", ())
     stack = await _prepare(client, spec, message)
     creating = stack is None
     reply = await client.create_change_set(
@@ -153,6 +163,12 @@ async def _prepare(client: Any, spec: StackSpec, message: MessageCallback) -> di
     if stack and stack["StackStatus"].endswith("_IN_PROGRESS"):
         message(f"{spec.name}: another change is in progress, waiting for it")
         stack = await settle(client, spec.name, message, wait_s=spec.wait_s)
+    if stack and stack["StackStatus"] == "UPDATE_ROLLBACK_FAILED":
+        raise CommandError(
+            f"{spec.name}: CloudFormation could not roll its last update back. Remove the cause, "
+            "which the stack's events tell, and then `aws cloudformation continue-update-rollback "
+            f"--stack-name {spec.name}`"
+        )
     if stack and stack["StackStatus"] in _BROKEN:
         # CloudFormation rolled back a failed first creation, so the stack has no resources.
         message(f"{spec.name}: deleting the stack of a failed creation")
@@ -217,7 +233,15 @@ async def execute(client: Any, planned: Plan, message: MessageCallback = ignore)
     spec = planned.spec
     if planned.change != "unchanged":
         seen = await _seen(client, spec.name)
-        await client.execute_change_set(ChangeSetName=planned.change_set, StackName=spec.name)
+        try:
+            await client.execute_change_set(ChangeSetName=planned.change_set, StackName=spec.name)
+        except ClientError as error:
+            if code_of(error) not in _OVERTAKEN and "_IN_PROGRESS state" not in message_of(error):
+                raise
+            raise CommandError(
+                f"{spec.name} was changed by somebody else since this change was planned, so it "
+                "was not made: run the command again"
+            ) from error
         await _finish(client, spec, seen, message)
     if spec.policy is not None:
         await client.set_stack_policy(StackName=spec.name, StackPolicyBody=spec.policy)
@@ -226,7 +250,7 @@ async def execute(client: Any, planned: Plan, message: MessageCallback = ignore)
 
 async def discard(client: Any, planned: Plan) -> None:
     """Removes a change set, and the empty stack that it was to create."""
-    if planned.change == "unchanged":
+    if not planned.change_set:
         return
     name = planned.spec.name
     await client.delete_change_set(ChangeSetName=planned.change_set, StackName=name)
@@ -269,6 +293,18 @@ async def describe(client: Any, name: str) -> dict[str, Any] | None:
         raise
     stack: dict[str, Any] = reply["Stacks"][0]
     return None if stack["StackStatus"] == _DELETED else stack
+
+
+def is_made(stack: Mapping[str, Any]) -> bool:
+    """Whether a stack was created once: then it has resources, and values of its parameters."""
+    status = str(stack["StackStatus"])
+    return status in GOOD or status.startswith("UPDATE_")
+
+
+async def is_broken(client: Any, name: str) -> bool:
+    """Whether there is a stack whose first creation failed, which can only be deleted."""
+    stack = await describe(client, name)
+    return stack is not None and stack["StackStatus"] in _BROKEN
 
 
 async def settle(

@@ -4,6 +4,7 @@ A pool's tokens say nothing of an environment, so that a pool shared by two woul
 one into the other. The pool is tagged with its environment, and one of another is refused.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
@@ -25,22 +26,21 @@ async def check_pool(settings: Settings, pool_id: str) -> None:
     """
     async with open_client("cognito-idp", settings) as client:
         pool = await _describe(client, settings, pool_id)
-    owner = (pool.get("UserPoolTags") or {}).get(TAG)
-    if owner not in {None, settings.environment}:
-        raise CommandError(
-            f"the user pool {pool_id} is that of the environment {owner!r} (tag {TAG}): an "
-            f"environment needs a pool of its own"
-        )
+    _refuse_other(pool, settings)
 
 
 async def claim_pool(settings: Settings, pool_id: str) -> None:
     """Tags the pool with the environment, and creates groups of K9's that it lacks.
 
     Groups are not the stack's: deleting it must not take the users out of them.
+
+    Raises:
+        CommandError: another environment has claimed it since `check_pool`.
     """
     async with open_client("cognito-idp", settings) as client:
         pool = await _describe(client, settings, pool_id)
-        if (pool.get("UserPoolTags") or {}).get(TAG) != settings.environment:
+        _refuse_other(pool, settings)
+        if _owner(pool) != settings.environment:
             await client.tag_resource(ResourceArn=pool["Arn"], Tags={TAG: settings.environment})
         await create_groups(client, pool_id)
 
@@ -49,8 +49,21 @@ async def release_pool(settings: Settings, pool_id: str) -> None:
     """Removes the environment's tag from the pool; users and groups stay."""
     async with open_client("cognito-idp", settings) as client:
         pool = await _describe(client, settings, pool_id)
-        if (pool.get("UserPoolTags") or {}).get(TAG) == settings.environment:
+        if _owner(pool) == settings.environment:
             await client.untag_resource(ResourceArn=pool["Arn"], TagKeys=[TAG])
+
+
+def _owner(pool: Mapping[str, Any]) -> str | None:
+    return (pool.get("UserPoolTags") or {}).get(TAG)
+
+
+def _refuse_other(pool: Mapping[str, Any], settings: Settings) -> None:
+    owner = _owner(pool)
+    if owner not in {None, settings.environment}:
+        raise CommandError(
+            f"the user pool {pool['Id']} is that of the environment {owner!r} (tag {TAG}): an "
+            "environment needs a pool of its own"
+        )
 
 
 async def _describe(client: Any, settings: Settings, pool_id: str) -> dict[str, Any]:

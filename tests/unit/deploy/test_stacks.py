@@ -16,6 +16,7 @@ class _CloudFormation:
         self.statuses = list(statuses)
         self.failures = failures
         self.calls: list[str] = []
+        self.refusal: ClientError | None = None
 
     async def describe_stacks(self, StackName: str) -> dict[str, Any]:  # noqa: N803
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
@@ -42,6 +43,11 @@ class _CloudFormation:
 
     async def update_stack(self, **_: Any) -> None:
         self.calls.append("update_stack")
+
+    async def execute_change_set(self, **_: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append("execute_change_set")
 
     async def delete_stack(self, **_: Any) -> None:
         self.calls.append("delete_stack")
@@ -86,6 +92,40 @@ async def test_a_change_that_is_under_way_is_waited_for() -> None:
     assert await _apply(client, said) == "updated"
     assert "waiting" in said[0]
     assert client.calls == ["update_stack"]
+
+
+async def test_a_dry_run_deletes_nothing() -> None:
+    """Not even what a failed creation left, which it tells of."""
+    said: list[str] = []
+    client = _CloudFormation("ROLLBACK_COMPLETE")
+    spec = stacks.StackSpec("k9-data-dev", "Resources:")
+    planned = await stacks.plan(client, spec, said.append, dry_run=True)
+    await stacks.discard(client, planned)
+    assert client.calls == []
+    assert said == ["k9-data-dev: the stack of a failed creation would be deleted first"]
+
+
+async def test_a_change_that_another_one_overtook_says_so() -> None:
+    """CloudFormation drops the other change sets of a stack when it executes one."""
+    planned = stacks.Plan(stacks.StackSpec("k9-data-dev", "Resources:"), "updated", "arn", ())
+    for code, text in (
+        ("ChangeSetNotFound", "ChangeSet [arn] does not exist"),
+        ("InvalidChangeSetStatus", "cannot be executed in its current status of [OBSOLETE]"),
+        (
+            "ValidationError",
+            "Stack:k9-data-dev is in UPDATE_IN_PROGRESS state and can not be updated",
+        ),
+    ):
+        client = _CloudFormation("UPDATE_COMPLETE")
+        client.refusal = ClientError({"Error": {"Code": code, "Message": text}}, "ExecuteChangeSet")
+        with pytest.raises(CommandError, match=r"was changed by somebody else .* run the command"):
+            await stacks.execute(client, planned)
+
+
+async def test_a_rollback_that_failed_says_how_to_end_it() -> None:
+    """CloudFormation takes no other change until then."""
+    with pytest.raises(CommandError, match="continue-update-rollback --stack-name k9-data-dev"):
+        await _apply(_CloudFormation("UPDATE_ROLLBACK_FAILED"))
 
 
 async def test_table_names_of_ones_own_are_refused() -> None:
