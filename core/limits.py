@@ -28,3 +28,7 @@ ATTRIBUTE_CHARACTERS_MAX: Final = 256
 """Of a string, alone or in a list."""
 ATTRIBUTE_LIST_MAX: Final = 64
 """Strings of a list."""
+FILTER_LEVELS_MAX: Final = 16
+FILTER_CONDITIONS_MAX: Final = 256
+FILTER_VALUES_MAX: Final = 1000
+"""Of all conditions of a filter together."""

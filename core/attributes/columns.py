@@ -1,0 +1,227 @@
+"""The attributes of a version, mapped from their file: which rows match a filter, exactly."""
+
+import mmap
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, overload
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from core.attributes import column_format as layout
+from core.attributes.filters import AllOf, AnyOf, Exists, Filter, Not, OneOf, Within
+from core.errors import Corrupt
+
+Mask = NDArray[np.bool_]
+_HALF: Final = 2
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """The rows of a version that match a filter."""
+
+    mask: Mask
+    """Bool (rows,), in the order of the index's rows."""
+    count: int
+    """How many match."""
+
+
+class Columns:
+    """The columns of a version. Safe to use from any number of threads."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        """Maps a file that `ColumnWriter` wrote for so many rows.
+
+        Raises:
+            Corrupt: it is no such file, is cut short, or is of another number of rows.
+        """
+        arrays, directory = _opened(path)
+        if directory.rows != rows:
+            raise Corrupt(f"{path.name} is of {directory.rows} rows, not of {rows}", path.name)
+        self.rows = rows
+        self._columns = {
+            name: _Column(arrays, rows, column) for name, column in directory.columns.items()
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """The attributes that any row has, ascending."""
+        return list(self._columns)
+
+    def select(self, condition: Filter) -> Selection:
+        """The rows that match."""
+        mask = self._mask(condition)
+        return Selection(mask, int(np.count_nonzero(mask)))
+
+    def _mask(self, condition: Filter) -> Mask:
+        """Bool (rows,), which the caller may change."""
+        match condition:
+            case AllOf():
+                mask = np.ones(self.rows, dtype=np.bool_)
+                for each in condition.filters:
+                    mask &= self._mask(each)
+            case AnyOf():
+                mask = np.zeros(self.rows, dtype=np.bool_)
+                for each in condition.filters:
+                    mask |= self._mask(each)
+            case Not():
+                mask = self._mask(condition.filter)
+                np.logical_not(mask, out=mask)
+            case _:
+                column = self._columns.get(condition.name)
+                if column is None:
+                    return np.zeros(self.rows, dtype=np.bool_)
+                mask = column.mask(condition)
+        return mask
+
+
+class _Column:
+    """One attribute."""
+
+    def __init__(self, arrays: "_Arrays", rows: int, column: layout.Column) -> None:
+        self._present = _RowSet(arrays, rows, column.present)
+        self._booleans = {
+            value: _RowSet(arrays, rows, part)
+            for value, part in ((False, column.false), (True, column.true))
+            if part is not None
+        }
+        self._numbers = None if column.numbers is None else _Numbers(arrays, column.numbers)
+        self._strings = None if column.strings is None else _Strings(arrays, column.strings)
+
+    def mask(self, condition: OneOf | Within | Exists) -> Mask:
+        """The rows that match."""
+        if isinstance(condition, Exists):
+            return self._present.mask()
+        if isinstance(condition, Within):
+            return self._within(condition)
+        mask = self._present.empty()
+        for value in condition.booleans & self._booleans.keys():
+            mask |= self._booleans[value].mask()
+        if self._numbers is not None:
+            for number in condition.numbers:
+                mask[self._numbers.rows[self._numbers.between(Within("", number, number))]] = True
+        if self._strings is not None:
+            for text in condition.strings:
+                mask[self._strings.rows_of(text)] = True
+        return mask
+
+    def _within(self, condition: Within) -> Mask:
+        numbers = self._numbers
+        if numbers is None:
+            return self._present.empty()
+        inside = numbers.between(condition)
+        size = inside.stop - inside.start
+        only_numbers = self._strings is None and not self._booleans
+        if only_numbers and _HALF * size > numbers.rows.shape[0] and self._present.as_bits:
+            # Most rows match: fewer are cleared than would be set.
+            mask = self._present.mask()
+            mask[numbers.rows[: inside.start]] = False
+            mask[numbers.rows[inside.stop :]] = False
+            return mask
+        mask = self._present.empty()
+        mask[numbers.rows[inside]] = True
+        return mask
+
+
+class _RowSet:
+    """A set of rows, as their numbers or as bits."""
+
+    def __init__(self, arrays: "_Arrays", rows: int, part: layout.Part) -> None:
+        self._rows = rows
+        self.as_bits = part.kind == "bits"
+        self._values = arrays.of(part, "bits" if self.as_bits else "rows")
+
+    def empty(self) -> Mask:
+        """No row."""
+        return np.zeros(self._rows, dtype=np.bool_)
+
+    def mask(self) -> Mask:
+        """These rows."""
+        if self.as_bits:
+            return np.unpackbits(self._values, count=self._rows).view(np.bool_)
+        mask = self.empty()
+        mask[self._values] = True
+        return mask
+
+
+class _Numbers:
+    """The numbers of an attribute."""
+
+    def __init__(self, arrays: "_Arrays", parts: layout.Numbers) -> None:
+        self._values = arrays.of(parts.values, "floats")
+        self.rows = arrays.of(parts.rows, "rows", self._values.shape[0])
+
+    def between(self, bounds: Within) -> slice:
+        """Which of them are between these bounds."""
+        start = np.searchsorted(self._values, bounds.low, "right" if bounds.above_low else "left")
+        stop = np.searchsorted(self._values, bounds.high, "left" if bounds.below_high else "right")
+        return slice(int(start), max(int(start), int(stop)))
+
+
+class _Strings(Sequence[bytes]):
+    """The different strings of an attribute, ascending, as UTF-8."""
+
+    def __init__(self, arrays: "_Arrays", parts: layout.Strings) -> None:
+        self._text = arrays.of(parts.text, "text").data
+        self._text_starts = arrays.of(parts.text_starts, "starts").data
+        self._row_starts = arrays.of(parts.row_starts, "starts", len(self._text_starts))
+        self._rows = arrays.of(parts.rows, "rows")
+
+    def __len__(self) -> int:
+        return len(self._text_starts) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, at: Any) -> Any:
+        """One string; slices are not for this."""
+        return bytes(self._text[self._text_starts[at] : self._text_starts[at + 1]])
+
+    def rows_of(self, text: str) -> NDArray[np.int32]:
+        """The rows that have it."""
+        key = text.encode()
+        at = bisect_left(self, key)
+        if at == len(self) or self[at] != key:
+            return self._rows[:0]
+        return self._rows[self._row_starts[at] : self._row_starts[at + 1]]
+
+
+class _Arrays:
+    """The arrays of a mapped file."""
+
+    def __init__(self, data: mmap.mmap, start: int, file_name: str) -> None:
+        self._data = data
+        self._start = start
+        self._file_name = file_name
+
+    def of(self, part: layout.Part, kind: str, count: int | None = None) -> NDArray[Any]:
+        """One array, not a copy.
+
+        Raises:
+            Corrupt: it is of another kind or number, or the file ends before it.
+        """
+        dtype = np.dtype(layout.DTYPES[kind])
+        at = self._start + part.start
+        if part.kind != kind or (count is not None and part.count != count):
+            raise Corrupt(f"{self._file_name} has a part that does not fit", self._file_name)
+        if part.start < 0 or part.count < 0 or at + part.count * dtype.itemsize > len(self._data):
+            raise Corrupt(f"{self._file_name} is cut short", self._file_name)
+        return np.frombuffer(self._data, dtype=dtype, count=part.count, offset=at)
+
+
+def _opened(path: Path) -> tuple[_Arrays, layout.Directory]:
+    with path.open("rb") as file:
+        head = file.read(layout.HEAD_BYTES)
+        if len(head) < layout.HEAD_BYTES or not head.startswith(layout.COLUMNS_MAGIC):
+            raise Corrupt(f"{path.name} has no columns of attributes", path.name)
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = layout.HEAD_BYTES + int.from_bytes(head[len(layout.COLUMNS_MAGIC) :], "little")
+    if start > len(data):
+        raise Corrupt(f"{path.name} is cut short", path.name)
+    try:
+        directory = msgspec.json.decode(data[layout.HEAD_BYTES : start], type=layout.Directory)
+    except msgspec.DecodeError as error:
+        raise Corrupt(f"{path.name} has no valid directory: {error}", path.name) from None
+    return _Arrays(data, start, path.name), directory
