@@ -68,7 +68,7 @@ aws-calls: $(VENV)/.dev ## Records anew which calls of AWS the API and the worke
 	$(BIN)/python -m tests.aws_calls build/aws-calls
 
 drills: $(VENV)/.dev ## Loses data and services of an embedded stack, and brings all of it back (minutes)
-	for drill in backup table_lost region_lost pitr redis_lost alerts; do $(BIN)/python -m tests.drills.$$drill; done
+	for drill in backup table_lost region_lost pitr redis_lost alerts alerts_of_work; do $(BIN)/python -m tests.drills.$$drill; done
 
 fuzz: $(VENV)/.dev ## Ten thousand requests made from the OpenAPI document, and `schemathesis run`
 	$(BIN)/python -m pytest -q -s tests/api/fuzz.py $(ARGS)

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from prometheus_client import REGISTRY
 
 from tests.api.serving import assert_problem, path_of, vector
 from tests.emulators import create_tables, settings_for
@@ -55,6 +56,21 @@ async def read(site: ProxiedApi, rows: dict[str, list[float]]) -> dict[str, byte
     return {row.product_id: row.vector for row in found}
 
 
+def counted(name: str) -> float:
+    """What a counter without labels shows."""
+    return REGISTRY.get_sample_value(name) or 0.0
+
+
+def counted_throttles() -> float:
+    """How many requests of all tables the metrics call throttled."""
+    return sum(
+        sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "k9_aws_attempts_total" and sample.labels["outcome"] == "throttled"
+    )
+
+
 async def test_a_batch_is_stored_in_the_end(site: ProxiedApi) -> None:
     """With a third of all calls turned away, each answer is true, and the batch gets there."""
     rows, wanted = batch("thirds-")
@@ -75,11 +91,14 @@ async def test_a_batch_says_what_was_not_taken(site: ProxiedApi) -> None:
     rows, wanted = batch("parts-")
     ingest = msgspec.structs.replace(site.settings.ingest, batch_deadline_s=2.0)
     site.settings = msgspec.structs.replace(site.settings, ingest=ingest)
+    unprocessed, throttled = counted("k9_embeddings_unprocessed_total"), counted_throttles()
     async with site.api() as client:
         site.set(ALWAYS_IN_PART, "dynamodb")  # no batch is ever taken to its last row
         status, left = await post(client, rows)
         site.set(Faults(), "dynamodb")
         assert status == 503
+        assert counted("k9_embeddings_unprocessed_total") == unprocessed + len(left)
+        assert counted_throttles() > throttled
         there = await read(site, rows)
         assert wanted.keys() > there.keys() >= wanted.keys() - left
         assert all(vector == wanted[one] for one, vector in there.items())
