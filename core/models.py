@@ -120,6 +120,8 @@ class BuildParameters(msgspec.Struct, frozen=True):
     target_recall: float = 0.95
     matrix_k: int = 20
     deterministic: bool = False
+    """Of no effect: every build gives the same bytes for the same rows. Kept for clients, and so
+    that requests of earlier releases stay equal to their builds."""
     force: bool = False
 
     def again(self) -> "BuildParameters":

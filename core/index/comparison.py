@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from core.index.files import IDS, INDEX, NEIGHBORS, NPZ, PARQUET, REPORT, SCORES, VECTORS
+from core.index.files import IDS, VECTORS
 from core.index.manifest import FileInfo, Manifest
 
 _ABSENT: Final = "absent"
@@ -42,27 +42,12 @@ class Comparison(msgspec.Struct, frozen=True):
 
 def compare(before: Manifest, after: Manifest) -> Comparison:
     """Compares the files of two versions."""
-    names = sorted(set(before.files) | set(after.files))
     files = tuple(
         FileComparison(name, digest(before.files, name), digest(after.files, name))
-        for name in names
+        for name in sorted(set(before.files) | set(after.files))
     )
     differing = {file.name for file in files if not file.same}
     return Comparison(files, _reason(before, after, differing) if differing else "")
-
-
-def comparable(before: Manifest, after: Mapping[str, FileInfo]) -> tuple[str, ...]:
-    """The files whose bytes are the same whenever the rows are, in ascending order of their names.
-
-    Threads that add rows to a graph concurrently make another graph each time: its file, its
-    measured recall and a matrix computed with it differ.
-    """
-    names = set(before.files) | set(after)
-    if not before.parameters.deterministic and before.index.family != "exact":
-        names -= {INDEX, REPORT}
-        if not before.matrix.exact:
-            names -= {NEIGHBORS, SCORES, PARQUET, NPZ}
-    return tuple(sorted(names))
 
 
 def digest(files: Mapping[str, FileInfo], name: str) -> str:
@@ -82,6 +67,4 @@ def _reason(before: Manifest, after: Manifest, differing: set[str]) -> str:
         reasons.append(f"the software differs ({', '.join(others)})")
     if before.index.family != after.index.family:
         reasons.append(f"another family was chosen ({before.index.family} → {after.index.family})")
-    if differing.isdisjoint(comparable(before, after.files)):
-        reasons.append("a graph differs each time unless its build is deterministic")
     return "; ".join(reasons)

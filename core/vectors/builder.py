@@ -1,7 +1,8 @@
 """Choosing, building and tuning the index of a version.
 
 By counts, bytes and measured recall, never by time: the same rows get the same kind of index on any
-machine. Recall is measured on rows held out of the index, which are added last.
+machine. Recall is measured on rows held out of the index, which are added last. The same rows give
+the same bytes: FAISS adds rows to a graph in batches whose bounds do not depend on threads.
 """
 
 import math
@@ -82,7 +83,6 @@ def build_index(
     limits: IndexLimits,
     progress: ProgressCallback,
     forced: Family | None = None,
-    deterministic: bool = False,
     threads: int = 1,
 ) -> BuiltIndex:
     """The first planned index that reaches the target recall, with all rows in it.
@@ -94,7 +94,6 @@ def build_index(
         limits: of its size and search cost.
         progress: called with the stages `index` and `recall`.
         forced: the only family to try, whatever its size.
-        deterministic: add rows on one thread, so that the same rows give the same bytes.
         threads: of FAISS, set for the whole process.
 
     Raises:
@@ -110,8 +109,8 @@ def build_index(
         limits=limits,
         forced=forced,
     )
-    add_threads = 1 if deterministic else threads
-    attempts = _Attempts(rows, metric, target_recall, limits, progress, threads, add_threads)
+    set_threads(threads)
+    attempts = _Attempts(rows, metric, target_recall, limits, progress)
     for planned in plans:
         if planned.family == "exact":
             return _exact(planned, target_recall, norm_max, attempts.trials)
@@ -171,9 +170,6 @@ class _Attempts:
     target: float
     limits: IndexLimits
     progress: ProgressCallback
-    threads: int
-    add_threads: int
-    """1 where the same rows have to give the same bytes."""
     shares: list[float] = field(default_factory=lambda: list(RADIUS_SHARES))
     sample: QuerySample | None = None
     tuners: list[Tuner] = field(default_factory=list)
@@ -181,7 +177,6 @@ class _Attempts:
 
     def build(self, plan: Plan, norm_max: float) -> BuiltIndex | None:
         """The index with all rows in it; None where it does not reach the target."""
-        set_threads(self.threads)
         sample = self.sample = self.sample or self._next_sample()
         index = create_index(plan)
         self.progress(Progress("index", 0, self.rows.shape[0]))
@@ -240,8 +235,6 @@ class _Attempts:
 
     def _add(self, index: Any, plan: Plan, numbers: Ints) -> None:
         """Adds rows, in the order of `BuiltIndex.order`."""
-        set_threads(self.add_threads)
         for start in range(0, numbers.shape[0], ADD_ROWS):
             index.add(plan.layout.rows(self.rows[numbers[start : start + ADD_ROWS]]))
             self.progress(Progress("index", int(index.ntotal), self.rows.shape[0]))
-        set_threads(self.threads)

@@ -15,9 +15,7 @@ from deploy.cli.watch_build import check_published, watch
 @click.argument("model")
 @click.option("--target-recall", type=float, default=0.95, show_default=True)
 @click.option("--matrix-k", type=int, default=20, show_default=True)
-@click.option(
-    "--deterministic", is_flag=True, help="The same bytes for the same rows, on one thread."
-)
+@click.option("--deterministic", is_flag=True, help="Has no effect: every build is deterministic.")
 @click.option(
     "--force",
     is_flag=True,

@@ -26,8 +26,7 @@ async def command(models: tuple[str, ...]) -> None:
 
     For index files that were lost or damaged. Each is built with the parameters of the build that
     it replaces, and stays pinned if that was. Then its files are compared with those of the
-    replaced build: where no row has changed they have the same SHA-256 (a graph, if the build was
-    deterministic).
+    replaced build: where no row has changed they have the same SHA-256.
 
     Exits 0 when the API serves all of them.
     """

@@ -22,8 +22,8 @@ _EQUAL, _DIFFERENT, _CHANGED, _NOT_VERIFIED = 0, 1, 2, 3
 async def command(build_or_model: str | None) -> int:
     """Rebuilds a build's files from DynamoDB and compares their SHA-256 with its manifest.
 
-    Of a MODEL it takes the current build, and without an argument that of every model version. The
-    index is compared if the build was deterministic. A worker does it; nothing is published.
+    Of a MODEL it takes the current build, and without an argument that of every model version. A
+    worker does it; nothing is published.
 
     Exits 0 when all files are equal, 1 when some differ, 2 when rows have changed since the build,
     so that files cannot be compared, and 3 when a build could not be rebuilt. Ctrl-C leaves the

@@ -89,7 +89,6 @@ def build_version(spec: BuildSpec, report: ProgressCallback) -> BuildOutput:
         limits=spec.index_limits,
         progress=timer,
         forced=spec.family,
-        deterministic=spec.parameters.deterministic,
         threads=spec.threads,
     )
     matrix = _matrix(spec, valid.vectors, built, timer)

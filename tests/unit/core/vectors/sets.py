@@ -51,7 +51,7 @@ def truth(queries: Floats, rows: Floats, metric: Metric, k: int) -> tuple[Ints, 
 
 
 def build(
-    rows: Floats, metric: Metric, family: Family | None, target: float = 0.9, *, fixed: bool = False
+    rows: Floats, metric: Metric, family: Family | None, target: float = 0.9, threads: int = 1
 ) -> tuple[BuiltIndex, Searcher]:
     """An index over prepared rows, and what searches it."""
     built = build_index(
@@ -61,7 +61,6 @@ def build(
         limits=IndexLimits(),
         progress=lambda *_: None,
         forced=family,
-        deterministic=fixed,
-        threads=1,
+        threads=threads,
     )
     return built, Searcher(rows, metric, built.info, built.index, built.order, built.members)
