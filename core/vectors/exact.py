@@ -48,8 +48,8 @@ class CandidateSpace:
             largest = math.sqrt(largest)
             if largest and not 1e-6 < largest < 1e6:  # noqa: PLR2004 - squares within 1e±12
                 self._scale = 2.0 ** -round(float(np.log2(largest)))
-        # Eight partial sums at the least (AVX2): each gathers the rounding of d / 8 additions.
-        rounding = 2 * _FLOAT32_STEP * (rows.shape[1] / 8 + 8)
+        # A product of matrices may add up the d products of two rows one after the other.
+        rounding = 2 * _FLOAT32_STEP * (rows.shape[1] / 2 + 8)
         self.uncertainty = rounding * (2 * largest * self._scale) ** 2
         """The largest error of the difference of two float32 scores."""
 
@@ -99,14 +99,14 @@ def exact_top_k(
             )
             again = again[doubtful]
             if again.size:
-                row_ids[again], scores[again] = _float64_top_k(
-                    queries[again], rows, k, space.metric
-                )
+                row_ids[again], scores[again] = float64_top_k(queries[again], rows, k, space.metric)
     return row_ids, scores
 
 
-def _float64_top_k(queries: Floats, rows: Floats, k: int, metric: Metric) -> tuple[Ints, Floats]:
-    """The same by float64 products with every row, for queries with thousands of near copies.
+def float64_top_k(queries: Floats, rows: Floats, k: int, metric: Metric) -> tuple[Ints, Floats]:
+    """The same as `exact_top_k`, by float64 products with every row.
+
+    For queries with a crowd of near copies: up to 64 MiB of products are kept at a time.
 
     A product gives the final score of a row unless the bounds of its rounding error round to
     different float32: such rows are scored one by one, if they may be among the best.

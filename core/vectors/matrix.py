@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.models import Metric, Progress, ProgressCallback
+from core.vectors.all_pairs import nearest_of_all
 from core.vectors.arrays import Floats, Ints, pair_scores, row_blocks
-from core.vectors.copies import equal_rows
-from core.vectors.exact import QUERY_ROWS, CandidateSpace, exact_top_k
+from core.vectors.copies import Groups, equal_rows
+from core.vectors.exact import CandidateSpace
 from core.vectors.recall import ground_truth, recalls
 from core.vectors.search import Searcher
 
 _SAMPLE_ROWS: Final = 1000
 _INDEX_QUERY_ROWS: Final = 1024
+_GROUPS_AT_ONCE: Final = 4096
 _SEED: Final = 7
 
 
@@ -34,8 +36,10 @@ class Matrix(msgspec.Struct, frozen=True):
     """Measured at k where the index made it; None where it is exact."""
 
 
-def exact_matrix(rows: Floats, metric: Metric, k: int, progress: ProgressCallback) -> Matrix:
-    """The matrix of prepared rows (n, d), n at least 1, exactly.
+def exact_matrix(
+    rows: Floats, metric: Metric, k: int, progress: ProgressCallback, threads: int = 1
+) -> Matrix:
+    """The matrix of prepared rows (n, d), n at least 1, exactly, on so many threads.
 
     Equal rows are compared once, as one group: thousands of copies of a row tie with each other,
     and no margin of candidates would be enough for them.
@@ -44,18 +48,14 @@ def exact_matrix(rows: Floats, metric: Metric, k: int, progress: ProgressCallbac
     groups = equal_rows(rows)
     distinct = rows if groups.trivial else rows[groups.first]
     space = CandidateSpace(distinct, metric)
-    transformed = space.transform(distinct)
-    width = min(k + 1, distinct.shape[0])
-    top = np.full((distinct.shape[0], k + 1), -1, dtype=np.int32)
-    top_scores = np.full((distinct.shape[0], k + 1), -np.inf, dtype=np.float32)
-    for start in range(0, distinct.shape[0], QUERY_ROWS):
-        block = slice(start, min(distinct.shape[0], start + QUERY_ROWS))
-        found, scores = exact_top_k(distinct[block], distinct, width, space, transformed)
-        if not groups.trivial:
-            found, scores = groups.expand(found, scores, k + 1)
-        top[block, : found.shape[1]] = found
-        top_scores[block, : scores.shape[1]] = scores
-        progress(Progress("matrix", block.stop * total // distinct.shape[0], total))
+    found, found_scores = nearest_of_all(
+        distinct,
+        k + 1,
+        space,
+        threads,
+        lambda done: progress(Progress("matrix", done * total // distinct.shape[0], total)),
+    )
+    top, top_scores = _of_rows(groups, found, found_scores, k + 1)
     neighbors = np.empty((total, k), dtype=np.int32)
     scores = np.empty((total, k), dtype=np.float32)
     for block in row_blocks(total, k + 1):
@@ -93,6 +93,24 @@ def _sampled_recall(rows: Floats, metric: Metric, scores: Floats) -> float:
     drop &= np.cumsum(drop, axis=1) == 1
     truth = truth[~drop].reshape(-1, k)
     return float(recalls(scores[sample], truth).mean())
+
+
+def _of_rows(
+    groups: Groups, found: NDArray[np.int32], scores: Floats, width: int
+) -> tuple[NDArray[np.int32], Floats]:
+    """The best rows of each group, from its best groups (groups, any): both (groups, width)."""
+    if groups.trivial and found.shape[1] == width:
+        return found, scores
+    top = np.full((found.shape[0], width), -1, dtype=np.int32)
+    top_scores = np.full((found.shape[0], width), -np.inf, dtype=np.float32)
+    for start in range(0, found.shape[0], _GROUPS_AT_ONCE):
+        block = slice(start, start + _GROUPS_AT_ONCE)
+        rows, best = found[block].astype(np.int64), scores[block]
+        if not groups.trivial:
+            rows, best = groups.expand(rows, best, width)
+        top[block, : rows.shape[1]] = rows
+        top_scores[block, : best.shape[1]] = best
+    return top, top_scores
 
 
 def _without_self(

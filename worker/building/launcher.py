@@ -50,7 +50,8 @@ async def run_build_process(
         BuildProcessCrashed: the process ended without a result, or for want of memory or disk.
     """
     await asyncio.to_thread(spec_file.write_bytes, msgspec.json.encode(spec))
-    threads = str(spec.threads)  # numpy and FAISS read the variables when they are imported
+    # FAISS and numpy read the variables when they are imported. numpy works on threads of the
+    # build's own, each with one.
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -61,7 +62,7 @@ async def run_build_process(
         stderr=PIPE,
         limit=_LINE_BYTES_MAX,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+        env={**os.environ, "OMP_NUM_THREADS": str(spec.threads), "OPENBLAS_NUM_THREADS": "1"},
     )
     reading_stderr = asyncio.create_task(_stderr_tail(process))
     try:

@@ -163,7 +163,7 @@ def _matrix(
     total, k = vectors.shape[0], spec.parameters.matrix_k
     report(Progress("matrix", 0, total))
     if total <= spec.matrix_exact_rows_max or built.index is None:
-        return exact_matrix(vectors, spec.metric, k, report)
+        return exact_matrix(vectors, spec.metric, k, report, spec.threads)
     searcher = Searcher(vectors, spec.metric, built.info, built.index, built.order, built.members)
     return index_matrix(vectors, searcher, k, report)
 

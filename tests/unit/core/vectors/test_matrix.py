@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from core.models import Metric, Progress
 from core.vectors.arrays import prepare, row_scores
-from core.vectors.families import set_threads
 from core.vectors.matrix import exact_matrix, index_matrix
 from tests.unit.core.vectors.sets import METRICS, build, real, truth
 
@@ -30,11 +29,7 @@ def test_the_matrix_is_exact_top_k(metric: Metric) -> None:
 def test_threads_change_no_byte() -> None:
     """The same rows give the same matrix, however many threads there are."""
     rows = real(4500, "cosine")
-    made = []
-    for threads in (1, 2):
-        set_threads(threads)
-        made.append(exact_matrix(rows, "cosine", 20, lambda *_: None))
-    set_threads(1)
+    made = [exact_matrix(rows, "cosine", 20, lambda *_: None, threads) for threads in (1, 3)]
     assert made[0].neighbors.tobytes() == made[1].neighbors.tobytes()
     assert made[0].scores.tobytes() == made[1].scores.tobytes()
 
