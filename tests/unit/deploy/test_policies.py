@@ -76,6 +76,20 @@ def test_nothing_is_listed_above_the_prefixes() -> None:
         }
 
 
+def test_health_is_asked_where_clients_are_not() -> None:
+    """On the port for operations, which only the load balancer reaches, and no listener names."""
+    resources = arguments_only(read_template("service")["Resources"])
+    health = int(resources["Targets"]["Properties"]["HealthCheckPort"])
+    (container,) = resources["ApiTask"]["Properties"]["ContainerDefinitions"]
+    variables = {each["Name"]: each["Value"] for each in container["Environment"]}
+    assert variables["K9_METRICS_PORT"] == str(health) != variables["K9_PORT"]
+    (rule,) = resources["ApiGroup"]["Properties"]["SecurityGroupIngress"]
+    assert rule["FromPort"] <= health <= rule["ToPort"]
+    assert rule["SourceSecurityGroupId"] == "LoadBalancerGroup.GroupId"
+    (target,) = resources["ApiService"]["Properties"]["LoadBalancers"]
+    assert target["ContainerPort"] == int(variables["K9_PORT"])
+
+
 def test_calls_are_told_apart_by_table_and_index() -> None:
     """A transaction needs the right of each of its parts, a batch that of its tables."""
     found = needed(
