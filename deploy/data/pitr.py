@@ -25,9 +25,9 @@ from deploy.data.epochs import ended_build, epoch_of, is_open, next_epoch, renew
 from deploy.errors import CommandError
 
 TAG: Final = "k9:restored"
-"""A tag of the new models table: the restore is complete, and its value is the time."""
+"""A tag of the new models table: the restore is complete, and its value is time and source."""
 _UNCHANGED: Final = " unchanged"
-"""Follows the time where the rows are as DynamoDB restored them, to be copied back."""
+"""Follows the source where the rows are as DynamoDB restored them, to be copied back."""
 _RFC3339: Final = re.compile(
     r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})", re.ASCII | re.IGNORECASE
 )
@@ -97,14 +97,17 @@ async def restore_to_time(
         Unavailable: DynamoDB did not answer after all attempts.
     """
     target = restored_settings(settings, environment)
-    stamp = timestamp(moment) + ("" if served else _UNCHANGED)
+    # With the source: its rows would else replace those of another environment.
+    stamp = f"{timestamp(moment)} of {settings.environment}" + ("" if served else _UNCHANGED)
     tag = await read_tag(target, tables.MODELS, TAG)
-    if tag == stamp:
+    if tag == stamp or (served and tag == timestamp(moment)):  # as earlier releases wrote it
         return RestoredToTime(environment, [], already=True)
     if not served and tag is not None:
+        what = "of another time or environment"
+        if not tag.endswith(_UNCHANGED):
+            what = "to be served, and may have changed since"
         raise CommandError(
-            f"{environment} was restored to be served, and may have changed since: choose another "
-            "name by --into"
+            f"{environment} was restored {what} ({tag}): choose another name by --into"
         )
     await check_recoverable(settings, moment)
     await restore_tables(settings, target, moment, progress)

@@ -60,6 +60,10 @@ def parse_place(text: str) -> Place:
     Raises:
         CommandError: it is an address, and no location for backups.
     """
+    if not text:
+        raise CommandError(
+            "the place of the backup is empty: name a directory, or s3://BUCKET/PREFIX"
+        )
     scheme, colon, _ = text.partition(":/")
     if colon and scheme.isalnum() and not text.startswith(_SCHEME):
         raise CommandError(f"{text}: backups are in a directory, or below s3://BUCKET/PREFIX")

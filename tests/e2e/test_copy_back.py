@@ -31,7 +31,8 @@ from deploy.aws.write_stop import (
 from deploy.data import copying
 from deploy.data.bulk import delete_batch, put_batch, scan_segment
 from deploy.data.copying import copy_back
-from deploy.data.pitr import restore_to_time, restored_settings
+from deploy.data.pitr import TAG as RESTORED
+from deploy.data.pitr import parse_time, restore_to_time, restored_settings
 from deploy.data.restore import TAG
 from deploy.errors import CommandError
 from tests.e2e.commands import run_k9
@@ -142,6 +143,19 @@ async def test_what_was_restored_to_be_served_is_not_copied(one: Resources) -> N
     await restore_to_time(one.settings, moment, name)
     with pytest.raises(CommandError, match="was restored to be served"):
         await restore_to_time(one.settings, moment, name, served=False)
+
+
+async def test_a_restore_of_another_environment_is_not_copied(one: Resources) -> None:
+    """At the same time and under the same name: its rows would replace all that is here."""
+    was = await _restored(one)
+    other = msgspec.structs.replace(one.settings, environment="another")
+    tag = await read_tag(was, tables.MODELS, RESTORED)
+    assert tag is not None
+    moment = parse_time(tag.partition(" ")[0])
+    with pytest.raises(CommandError, match="was restored of another time or environment"):
+        await restore_to_time(other, moment, was.environment, served=False)
+    again = await restore_to_time(one.settings, moment, was.environment, served=False)
+    assert again.already
 
 
 async def test_a_policy_that_is_not_enforced_stops_nothing(one: Resources) -> None:

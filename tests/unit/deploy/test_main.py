@@ -31,6 +31,8 @@ _NETWORK = ["--vpc-id", "vpc-1", "--public-subnets", "a,b"]
         (["backup", "https://bucket/a"], 1, "below s3://BUCKET/PREFIX"),
         (["backup", "s3://"], 1, "no name of a bucket"),
         (["backup", "s3://bucket/environments/dev"], 1, "choose another prefix"),
+        (["backup", ""], 1, "the place of the backup is empty"),
+        (["restore", ""], 1, "the place of the backup is empty"),
         (["restore", "s3://bucket/a//b"], 1, "the prefix may have"),
         (["restore", "--to-time", "yesterday"], 1, "RFC 3339"),
         (["token"], 1, "no embedded stack runs in this directory"),
