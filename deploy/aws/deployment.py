@@ -2,20 +2,21 @@
 
 `k9-base-ENV` (repository, network) → image → `k9-data-ENV` (tables, bucket) → `k9-service-ENV`
 (API, worker, load balancer, Valkey) → `k9-alarms-ENV`; where the tables' units are provisioned,
-`k9-capacity-ENV` scales them. Each takes the outputs of those before it as
-parameters. Within the service the worker is changed before the API.
+`k9-capacity-ENV` scales them, and where backups are asked for, `k9-backup-ENV` makes them. Each
+takes the outputs of those before it as parameters. Within the service the worker is changed before
+the API.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
-
-import msgspec
 
 from core.settings import Settings
 from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.data_stack import stack_spec as data_spec
 from deploy.aws.deployment_options import (
+    Deployment,
+    Network,
     check_name,
     check_parameters,
     own_address,
@@ -31,43 +32,10 @@ from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
 
 _ON_TOP: Final = ("lambda", "backup")
-"""Stacks that deploy.sh does not make, and that use what it makes."""
+"""Stacks that use what the others make, and that `delete` leaves to whoever made them."""
 _PLACES: Final = ("VpcCidr", "PublicSubnets", "PrivateSubnets", "TaskSubnets", "PublicAddresses")
 """Parameters of the service that say where it stands, beside `VpcId`."""
 _GATEWAY_SERVICES: Final = ("dynamodb", "s3")
-
-
-class Network(msgspec.Struct, frozen=True):
-    """An existing VPC to deploy into."""
-
-    vpc_id: str
-    public_subnets: tuple[str, ...]
-    """Of the load balancer."""
-    private_subnets: tuple[str, ...]
-    """Of Valkey and the tasks, with a way out to AWS."""
-
-
-class Deployment(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be deployed."""
-
-    pool_id: str
-    certificate_arn: str | None = None
-    domain: str | None = None
-    client_range: str | None = None
-    network: Network | None = None
-    image: str | None = None
-    """An image that is in a registry; None builds and pushes one."""
-    repository: str | None = None
-    """Where to push it, other than the stack's own repository of ECR."""
-    build_options: tuple[str, ...] = ()
-    replica_regions: tuple[str, ...] = ()
-    """Regions that the tables are to have replicas in; those that they have stay."""
-    parameters: Mapping[str, str] = {}
-    """Of any of the templates, by name."""
-    smoke_test: bool = True
-    smoke_wait_s: float = 300.0
-    """How long the API may take to answer as it should."""
-    alarms: bool = True
 
 
 class Deployer:
@@ -133,6 +101,8 @@ class Deployer:
                 f"{self._name('alarms')}: not planned, nor its parameters checked, since it takes "
                 "the names of a load balancer that is not there"
             )
+        if await self._is_backed_up(deployment):
+            await self._show(await self._backup(deployment, base, image))
 
     async def _show_data(self, deployment: Deployment) -> None:
         spec, billing = await self._data_spec(deployment)
@@ -169,6 +139,8 @@ class Deployer:
             await self._smoke_test(service, before, deployment.smoke_wait_s)
         if deployment.alarms:
             await self._apply(self._alarms(deployment, service))
+        if await self._is_backed_up(deployment):
+            await self._apply(await self._backup(deployment, base, image))
         return service["Url"]
 
     async def delete(self, pool_id: str | None) -> None:
@@ -247,6 +219,23 @@ class Deployer:
         return self._spec(
             "alarms", {**{n: service[n] for n in names}, **self._of("alarms", deployment)}
         )
+
+    async def _is_backed_up(self, deployment: Deployment) -> bool:
+        """Whether backups are asked for, or were: their image is replaced with the service's."""
+        return deployment.backups or bool(await self._values("backup"))
+
+    async def _backup(
+        self, deployment: Deployment, base: Mapping[str, str], image: str
+    ) -> StackSpec:
+        places = await self._network(deployment.network, base)
+        topic = (await self._outputs("alarms")).get("TopicArn")
+        parameters = {
+            "Image": image,
+            **{name: places[name] for name in ("VpcId", "TaskSubnets", "PublicAddresses")},
+            **({"AlarmTopicArn": topic} if topic else {}),
+            **self._of("backup", deployment),
+        }
+        return self._spec("backup", parameters)
 
     def _spec(self, name: str, parameters: Mapping[str, str]) -> StackSpec:
         template = (stacks.TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8")

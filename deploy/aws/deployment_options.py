@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Final
 
 import aiohttp
+import msgspec
 
 from deploy.aws import stacks
 from deploy.errors import CommandError
 
-STACKS: Final = ("base", "data", "capacity", "service", "alarms")
+STACKS: Final = ("base", "data", "capacity", "service", "alarms", "backup")
 """Of an environment, in the order in which they are made."""
 _OWN_ADDRESS: Final = "https://checkip.amazonaws.com"
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -24,6 +25,41 @@ _SET_BY: Final = {
     "VpcId": "--vpc-id",
 }
 """Parameters whose options are checked, and tell more than the parameter."""
+
+
+class Network(msgspec.Struct, frozen=True):
+    """An existing VPC to deploy into."""
+
+    vpc_id: str
+    public_subnets: tuple[str, ...]
+    """Of the load balancer."""
+    private_subnets: tuple[str, ...]
+    """Of Valkey and the tasks, with a way out to AWS."""
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be deployed."""
+
+    pool_id: str
+    certificate_arn: str | None = None
+    domain: str | None = None
+    client_range: str | None = None
+    network: Network | None = None
+    image: str | None = None
+    """An image that is in a registry; None builds and pushes one."""
+    repository: str | None = None
+    """Where to push it, other than the stack's own repository of ECR."""
+    build_options: tuple[str, ...] = ()
+    replica_regions: tuple[str, ...] = ()
+    """Regions that the tables are to have replicas in; those that they have stay."""
+    parameters: Mapping[str, str] = {}
+    """Of any of the templates, by name."""
+    smoke_test: bool = True
+    smoke_wait_s: float = 300.0
+    """How long the API may take to answer as it should."""
+    alarms: bool = True
+    backups: bool = False
+    """Whether backups are made on a schedule; once made they stay."""
 
 
 def check_name(environment: str) -> None:

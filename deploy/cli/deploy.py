@@ -11,7 +11,7 @@ from deploy.cli import environment
 from deploy.errors import CommandError
 
 if TYPE_CHECKING:  # loaded when it is called, as in `environment`
-    from deploy.aws.deployment import Deployment, Network
+    from deploy.aws.deployment_options import Deployment, Network
 
 _ZONES_MIN = 2
 _CONTEXT = {"max_content_width": 100}
@@ -47,6 +47,11 @@ _CONTEXT = {"max_content_width": 100}
     "--smoke-test/--no-smoke-test", default=True, help="Whether the API is asked at the end."
 )
 @click.option("--alarms/--no-alarms", default=True, help="Whether alarms and dashboard are made.")
+@click.option(
+    "--backups",
+    is_flag=True,
+    help="Makes a bucket of backups, and one each night; later runs keep that.",
+)
 @click.option("--delete", is_flag=True, help="Deletes the service. Tables and bucket stay.")
 @click.option(
     "--delete-data",
@@ -73,6 +78,7 @@ async def command(  # noqa: PLR0913 - an option each
     dry_run: bool,
     smoke_test: bool,
     alarms: bool,
+    backups: bool,
     delete: bool,
     delete_data: str | None,
 ) -> None:
@@ -92,7 +98,7 @@ async def command(  # noqa: PLR0913 - an option each
         return
     if user_pool_id is None:
         raise click.UsageError("Missing option '--user-pool-id'.")
-    from deploy.aws.deployment import Deployment  # noqa: PLC0415 - see `environment`
+    from deploy.aws.deployment_options import Deployment  # noqa: PLC0415 - see `environment`
 
     deployment = Deployment(
         pool_id=user_pool_id,
@@ -110,6 +116,7 @@ async def command(  # noqa: PLR0913 - an option each
         parameters=dict(_pair(each) for each in parameters),
         smoke_test=smoke_test,
         alarms=alarms,
+        backups=backups,
     )
     await _deploy(settings, deployment, dry_run=dry_run)
 
@@ -135,7 +142,7 @@ def _network(vpc_id: str | None, public: str | None, private: str | None) -> "Ne
         return None
     if vpc_id is None or public is None or private is None:
         raise click.UsageError("--vpc-id, --public-subnets and --private-subnets go together")
-    from deploy.aws.deployment import Network  # noqa: PLC0415 - see `environment`
+    from deploy.aws.deployment_options import Network  # noqa: PLC0415 - see `environment`
 
     return Network(vpc_id, _subnets(public), _subnets(private))
 

@@ -24,7 +24,8 @@ from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.data_stack import create_tables, stack_spec
 from deploy.aws.deletion import check_deletable, delete_data
-from deploy.aws.deployment import Deployer, Deployment
+from deploy.aws.deployment import Deployer
+from deploy.aws.deployment_options import Deployment
 from deploy.aws.tables import describe_tables
 from deploy.cli.main import run
 from deploy.errors import CommandError

@@ -13,7 +13,8 @@ from deploy.aws import stacks
 from deploy.aws.clients import open_client
 from deploy.aws.data_stack import create_tables
 from deploy.aws.deletion import delete_data
-from deploy.aws.deployment import Deployer, Deployment, Network
+from deploy.aws.deployment import Deployer
+from deploy.aws.deployment_options import Deployment, Network
 from deploy.aws.user_pool import check_pool, claim_pool
 from deploy.errors import CommandError
 from tests.e2e.test_deploy import Account, account, deploy_here
@@ -135,6 +136,19 @@ async def test_a_pool_claimed_meanwhile_is_refused(account: Account) -> None:
     await claim_pool(account.settings, account.pool_id)
     with pytest.raises(CommandError, match="is that of the environment"):
         await claim_pool(other, account.pool_id)
+
+
+async def test_backups_follow_the_service(account: Account) -> None:
+    """Made once by the option, with the service's network; later runs replace their image."""
+    await deploy_here(account, "example/k9:1", backups=True, parameters={"RetentionDays": "7"})
+    await deploy_here(account, "example/k9:2")
+    backup = await parameters_of(account, "backup")
+    service = await parameters_of(account, "service")
+    assert (backup["Image"], backup["RetentionDays"]) == ("example/k9:2", "7")
+    for name in ("VpcId", "TaskSubnets", "PublicAddresses"):
+        assert backup[name] == service[name]
+    said = await dry_run(account, "example/k9:3")
+    assert f"k9-backup-{account.settings.environment} to update:" in said
 
 
 async def test_what_stands_on_it_goes_first(account: Account) -> None:
