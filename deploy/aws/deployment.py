@@ -55,6 +55,7 @@ class Deployer:
         """
         check_name(self._environment)
         check_parameters(deployment.parameters)
+        data_spec(self._settings, {})  # which refuses names of tables that are not the template's
         async with open_client("sts", self._settings) as client:
             identity = await client.get_caller_identity()
         self._message(

@@ -71,9 +71,12 @@ async def _describe(client: Any, settings: Settings, pool_id: str) -> dict[str, 
         reply = await client.describe_user_pool(UserPoolId=pool_id)
     except ClientError as error:
         if code_of(error) in _NOT_FOUND:
+            region, sign, _ = pool_id.partition("_")
+            advice = "`aws cognito-idp list-user-pools --max-results 60` lists them"
+            if sign and region != settings.aws.region:
+                advice = f"by its id it is in {region}: set AWS_REGION, which a profile does not"
             raise CommandError(
-                f"there is no user pool {pool_id} in {settings.aws.region}: `aws cognito-idp "
-                "list-user-pools --max-results 60` lists them"
+                f"there is no user pool {pool_id} in {settings.aws.region}: {advice}"
             ) from error
         raise
     pool: dict[str, Any] = reply["UserPool"]

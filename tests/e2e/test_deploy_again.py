@@ -129,6 +129,17 @@ async def test_a_dry_run_tells_what_it_cannot_plan(account: Account) -> None:
         assert await account.stack_status(name) is None
 
 
+async def test_what_is_elsewhere_or_has_another_name_is_told_first(account: Account) -> None:
+    """A pool of another region, and a table's name in the environment of the command."""
+    abroad = Account(account.settings, "eu-west-1_AbCdEfGhI")
+    with pytest.raises(CommandError, match="by its id it is in eu-west-1: set AWS_REGION"):
+        await deploy_here(abroad, "example/k9:1")
+    named = replace(account.settings, tables=replace(account.settings.tables, users_table="mine"))
+    with pytest.raises(CommandError, match="DYNAMODB_USERS_TABLE is 'mine'"):
+        await deploy_here(Account(named, account.pool_id), "example/k9:1")
+    assert await account.stack_status("base") is None
+
+
 async def test_a_pool_claimed_meanwhile_is_refused(account: Account) -> None:
     """Two environments may both find it free; one of them gets it."""
     other = replace(account.settings, environment="other")

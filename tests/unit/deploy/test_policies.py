@@ -76,6 +76,15 @@ def test_nothing_is_listed_above_the_prefixes() -> None:
         }
 
 
+def test_a_function_that_traces_may_write_its_traces() -> None:
+    """Lambda refuses to create it otherwise, which the emulator does not."""
+    resources = arguments_only(read_template("lambda")["Resources"])
+    assert resources["Function"]["Properties"]["TracingConfig"]["Mode"] == "Active"
+    (policy,) = resources["Role"]["Properties"]["Policies"]
+    actions = {a for s in policy["PolicyDocument"]["Statement"] for a in several(s["Action"])}
+    assert {"xray:PutTraceSegments", "xray:PutTelemetryRecords"} <= actions
+
+
 def test_health_is_asked_where_clients_are_not() -> None:
     """On the port for operations, which only the load balancer reaches, and no listener names."""
     resources = arguments_only(read_template("service")["Resources"])
