@@ -72,12 +72,10 @@ def client_config(settings: Settings, *, read_timeout_s: float | None = None) ->
     )
 
 
-def new_session(*, response_parser_factory: Any = None) -> aioboto3.Session:
-    """A session with AWS's chain of credentials, and botocore's own parsers unless given others."""
+def new_session() -> aioboto3.Session:
+    """A session with AWS's chain of credentials."""
     session = AioSession()
     session.register_component("data_loader", _models(session.get_config_variable("data_path")))
-    if response_parser_factory is not None:
-        session.register_component("response_parser_factory", response_parser_factory)
     return aioboto3.Session(botocore_session=session)
 
 

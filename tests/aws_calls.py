@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from aiobotocore.client import AioBaseClient
 
 from core.dynamo import tables
+from core.dynamo.endpoint import Endpoint
 
 RECORD: Final = "K9_RECORD_AWS_CALLS"
 LIST: Final = Path(__file__).parent / "aws_calls.txt"
@@ -142,6 +143,14 @@ def begin() -> None:
         watch(caller(sys._getframe()), service, operation, parameters)  # noqa: SLF001
         return await real_call(client, operation, parameters)
 
+    real_endpoint_call = Endpoint.call
+
+    async def endpoint_call(
+        endpoint: Endpoint, operation: str, name: str, parameters: dict[str, Any]
+    ) -> dict[str, Any]:
+        watch(caller(sys._getframe()), "dynamodb", name, parameters)  # noqa: SLF001
+        return await real_endpoint_call(endpoint, operation, name, parameters)
+
     real_create_task = asyncio.BaseEventLoop.create_task
 
     def create_task(
@@ -158,6 +167,7 @@ def begin() -> None:
         return real_create_task(loop, coro, name=name, context=context)
 
     AioBaseClient._make_api_call = make_api_call  # noqa: SLF001
+    Endpoint.call = endpoint_call  # type: ignore[method-assign, assignment]
     asyncio.BaseEventLoop.create_task = create_task  # type: ignore[method-assign, assignment]
 
 

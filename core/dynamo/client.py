@@ -12,7 +12,8 @@ from core import telemetry
 from core.aws import client_config, new_session, open_client, public_message, unreachable
 from core.aws_calls import OTHER, SEVERAL, UNREADABLE, AwsCall, count_timeout
 from core.dynamo import tables
-from core.dynamo.wire import ITEM_OPERATIONS, Item, WireParserFactory, WireSerializer, item_of
+from core.dynamo.endpoint import Endpoint
+from core.dynamo.wire import ITEM_OPERATIONS, Item, item_of
 from core.errors import (
     Busy,
     ConditionFailed,
@@ -61,14 +62,14 @@ class Dynamo:
 
     def __init__(
         self,
-        client: Any,
+        endpoint: Any,
         *,
         deadline_s: float,
         waits_out_throttling: bool = False,
         table_names: Mapping[str, str] | None = None,
     ) -> None:
-        """Takes botocore's client; `table_names` has the short names of tables by the full ones."""
-        self._client = client
+        """Takes an `Endpoint`; `table_names` has the short names of tables by the full ones."""
+        self._endpoint = endpoint
         self._table_names = table_names or {}
         self._deadline_s = deadline_s
         self._waits_out_throttling = waits_out_throttling
@@ -142,7 +143,9 @@ class Dynamo:
     async def _once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """The call with botocore's own attempts."""
         try:
-            reply: dict[str, Any] = await getattr(self._client, operation)(**parameters)
+            reply: dict[str, Any] = await self._endpoint.call(
+                operation, _camel(operation), parameters
+            )
         except ClientError as error:
             self._answered = asyncio.get_running_loop().time()
             raised = _translate(error, operation, parameters)
@@ -240,15 +243,12 @@ async def open_dynamo(settings: Settings) -> AsyncIterator[Dynamo]:
 
     Opening needs no DynamoDB: without one, or without credentials, each call raises `Unavailable`.
     """
-    session = new_session(response_parser_factory=WireParserFactory())
+    session = new_session()
     aws = settings.aws
     endpoint_url = aws.endpoint_url_dynamodb or aws.endpoint_url
     async with open_client(session, "dynamodb", client_config(settings), endpoint_url) as client:
-        # A session takes a custom parser, but no serializer: this is the one place where K9 reaches
-        # into a client. A test compares its requests with those of the stock serializer.
-        client._serializer = WireSerializer(client._serializer)  # noqa: SLF001
         yield Dynamo(
-            client,
+            Endpoint(client),
             deadline_s=aws.deadline_s,
             waits_out_throttling=aws.waits_out_throttling,
             table_names={settings.table(each.name): each.name for each in tables.ALL},

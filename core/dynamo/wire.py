@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from zlib import crc32
 
 import msgspec
-from aiobotocore.parsers import AioJSONParser, AioResponseParserFactory
+from aiobotocore.parsers import AioJSONParser
 
 from core.aws_calls import UNREADABLE, Capacity
 
@@ -78,7 +78,6 @@ class _Reply(TypedDict, total=False):
 
 _DECODER = msgspec.json.Decoder(_Reply)
 _RETURNED_TO_SENDER = ("UnprocessedItems", "UnprocessedKeys")
-_TARGET_PREFIX = "DynamoDB_20120810."
 ITEM_OPERATIONS = frozenset(
     {
         "BatchGetItem",
@@ -106,14 +105,14 @@ class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
         A body that does not decode, or does not match the checksum that came
         with it, becomes an error of code `UNREADABLE`.
 
-        A response has `body` (bytes), `headers` and `status_code`; the shape is botocore's, of the
-        operation's output or of an error.
+        A response has `body` (bytes), `headers` (names in lower case) and `status_code`; the shape
+        is botocore's, of the operation's output or of an error.
         """
         known = shape is not None and shape.name in _OUTPUT_SHAPES
         if not known or response["status_code"] >= 300:  # noqa: PLR2004 - HTTP's own
             stock: dict[str, Any] = await super().parse(response, shape)
             return stock
-        headers = {name.lower(): value for name, value in response["headers"].items()}
+        headers = response["headers"]
         metadata = {"HTTPStatusCode": response["status_code"], "HTTPHeaders": headers}
         if "x-amzn-requestid" in headers:
             metadata["RequestId"] = headers["x-amzn-requestid"]
@@ -142,43 +141,12 @@ def _unreadable(why: str) -> dict[str, Any]:
     return {"Error": {"Code": UNREADABLE, "Message": f"the reply cannot be read: {why}"}}
 
 
-_PARSER = WireParser()
+_ENCODER = msgspec.json.Encoder()
 
 
-class WireParserFactory(AioResponseParserFactory):  # type: ignore[misc] # botocore has no types
-    """Gives the wire parser for DynamoDB's protocol, and botocore's own for any other."""
-
-    def create_parser(self, protocol_name: str) -> Any:
-        """The parser for one reply; botocore requests one for each reply."""
-        if protocol_name == "json":
-            return _PARSER
-        return super().create_parser(protocol_name)
-
-
-class WireSerializer:
-    """Encodes requests that carry items: DynamoDB's JSON is the parameters as they stand.
+def encode(parameters: dict[str, Any]) -> bytes:
+    """The body of a request on items: DynamoDB's JSON is the parameters as they stand.
 
     bytes become base64, and an `AttributeValue` as it came off the wire is taken as a value.
     """
-
-    def __init__(self, stock: Any) -> None:
-        self._stock = stock
-        self._encoder = msgspec.json.Encoder()
-
-    def serialize_to_request(
-        self, parameters: dict[str, Any], operation_model: Any
-    ) -> dict[str, Any]:
-        """The request as botocore's own serializer makes it, by its model of the operation."""
-        if operation_model.name not in ITEM_OPERATIONS:
-            stock: dict[str, Any] = self._stock.serialize_to_request(parameters, operation_model)
-            return stock
-        return {
-            "url_path": "/",
-            "query_string": "",
-            "method": "POST",
-            "headers": {
-                "X-Amz-Target": _TARGET_PREFIX + operation_model.name,
-                "Content-Type": "application/x-amz-json-1.0",
-            },
-            "body": self._encoder.encode(parameters),
-        }
+    return _ENCODER.encode(parameters)
