@@ -21,7 +21,8 @@ _RECORD: Final = np.dtype([("id_bytes", "<u4"), ("slot", "<i8")])
 """For each row in order of arrival: the length of its id, and the slot of its vector or a code."""
 _TOMBSTONE: Final = -1
 _WRONG_DIMENSION: Final = -2
-_BUFFER_BYTES: Final = 1 << 20
+_BUFFER_BYTES: Final = 1 << 16
+"""The vectors of a page are longer, and so are written without another copy."""
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -53,13 +54,12 @@ class RowWriter:
 
     def append(self, embeddings: Sequence[Embedding]) -> None:
         """Adds one page. A later row of a product replaces its earlier one."""
-        records = np.empty(len(embeddings), dtype=_RECORD)
-        ids: list[bytes] = []
         vectors: list[bytes] = []
-        for position, row in enumerate(embeddings):
-            product_id = row.product_id.encode()
-            ids.append(product_id)
-            records[position] = (len(product_id), self._slot(row, vectors))
+        ids = [row.product_id.encode() for row in embeddings]
+        slots = [self._slot(row, vectors) for row in embeddings]
+        records = np.empty(len(embeddings), dtype=_RECORD)
+        records["id_bytes"] = [len(product_id) for product_id in ids]
+        records["slot"] = slots
         self._vectors.write(b"".join(vectors))
         self._ids.write(b"".join(ids))
         self._records.write(records.tobytes())
