@@ -7,6 +7,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from core.attributes.values import Attributes
+
 Metric = Literal["cosine", "ip", "l2"]
 Family = Literal["exact", "hnsw_flat", "hnsw_sq8", "ivf_pq"]
 BuildStatus = Literal["queued", "running", "published", "failed", "cancelled"]
@@ -83,6 +85,8 @@ class Embedding(msgspec.Struct, frozen=True, gc=False):
     """Set on a tombstone: the product was deleted then."""
     generation: int = 0
     """That of the model version it was written to."""
+    attributes: Attributes | None = None
+    """None where it has none, or where they were not read."""
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -107,6 +111,8 @@ class Model(msgspec.Struct, frozen=True):
     the same name; 0 in records of releases up to 23e14f8."""
     deleting_at: str | None = None
     """Set when its deletion is requested; a worker then removes its rows, builds and files."""
+    has_attributes: bool = False
+    """Set before the first attributes of any of its embeddings are written."""
 
     @property
     def data(self) -> tuple[int, int]:

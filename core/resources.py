@@ -9,6 +9,7 @@ from core.dynamo.cursors import Cursors
 from core.notifications import ChangeNotifier, open_notifier
 from core.object_store import ObjectStore, open_object_store
 from core.queue import JobQueue, open_queue
+from core.repositories.attributes import AttributeRepository
 from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import IdempotencyRepository
@@ -39,6 +40,7 @@ class Resources:
     notifier: ChangeNotifier
     models: ModelRepository
     embeddings: EmbeddingRepository
+    attributes: AttributeRepository
     builds: BuildRepository
     promotions: PromotionRepository
     verifications: VerificationRepository
@@ -67,6 +69,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     ):
         models = ModelRepository(dynamo, settings)
         embeddings = EmbeddingRepository(dynamo, settings)
+        attributes = AttributeRepository(dynamo, settings)
         builds = BuildRepository(dynamo, settings)
         promotions = PromotionRepository(dynamo, builds, models, settings)
         users = UserRepository(dynamo, settings)
@@ -79,6 +82,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             notifier=notifier,
             models=models,
             embeddings=embeddings,
+            attributes=attributes,
             builds=builds,
             promotions=promotions,
             verifications=VerificationRepository(dynamo, settings),
@@ -90,7 +94,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             versions=VersionStore(objects, settings.environment, settings.serving.cache_dir),
             cursors=Cursors(settings.cursor_keys, settings.cursor_ttl_s),
             watermarks=Watermarks(settings.cursor_keys),
-            embedding_service=EmbeddingService(models, embeddings, notifier, settings),
+            embedding_service=EmbeddingService(models, embeddings, attributes, notifier, settings),
             build_service=BuildService(models, embeddings, builds, queue),
             user_service=UserService(users, settings.records),
             report_service=ReportService(reports, settings),

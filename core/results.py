@@ -6,6 +6,7 @@ new field has a default, and a tag is never used for anything else.
 
 import msgspec
 
+from core.attributes.values import Attributes
 from core.errors import FieldError
 from core.models import Build, Family, Model, Report, User, Watermark
 
@@ -24,6 +25,22 @@ class StoredEmbedding(msgspec.Struct, frozen=True, tag="stored-embedding"):
     @property
     def watermark(self) -> Watermark:
         """Of the write."""
+        return Watermark(self.updated_at, self.product_id, self.generation)
+
+
+class PatchedAttributes(msgspec.Struct, frozen=True, tag="patched-attributes"):
+    """The attributes of an embedding were changed."""
+
+    product_id: str
+    attributes: Attributes
+    """All of them, after the change."""
+    updated_at: str
+    generation: int
+    """Of the model version of the embedding."""
+
+    @property
+    def watermark(self) -> Watermark:
+        """A search that is given it reflects the change."""
         return Watermark(self.updated_at, self.product_id, self.generation)
 
 
@@ -96,6 +113,7 @@ Result = (
     | DeletedReport
     | StoredEmbedding
     | DeletedEmbedding
+    | PatchedAttributes
     | StoredBatch
     | Build
     | ModelSummary

@@ -56,6 +56,11 @@ async def _delete(resources: Resources, deletion: ModelDeletion) -> bool:
             await resources.embeddings.remove_rows(page)
             removed += len(page)
             await resources.model_deletions.renew(deletion)
+    async with aclosing(resources.attributes.keys_by_model(model)) as attributes:
+        async for items in attributes:
+            await resources.attributes.remove(items)
+            removed += len(items)
+            await resources.model_deletions.renew(deletion)
     if removed:
         _log.info("rows removed", model_version=model.model_version, rows=removed)
         return False  # the index may lag: a later round must find none

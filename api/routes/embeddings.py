@@ -3,10 +3,11 @@
 from functools import partial
 from typing import Annotated, Final
 
-from litestar import Controller, delete, get, post, put
+from litestar import Controller, delete, get, patch, post, put
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody, QueryParameter
+from msgspec import UNSET
 
 from api.admission.executor import Steps
 from api.context import AppContext
@@ -15,8 +16,11 @@ from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
 from api.http.parameters import WATERMARK, MetricQuery, ModelVersion, ProductIdPath
 from api.http.request import ApiRequest, ApiResponse
+from api.wire.attributes import sent_attributes
 from api.wire.decoding import body_decoder
 from api.wire.embeddings import (
+    AttributesPatchBody,
+    AttributesPatched,
     BatchBody,
     BatchEntry,
     BatchStored,
@@ -26,10 +30,11 @@ from api.wire.embeddings import (
     EmbeddingStored,
 )
 from api.wire.vectors import DECODED_AT_ONCE, floats
+from core.attributes.values import Attributes
 from core.errors import FieldError, Invalid, Unreadable
 from core.identifiers import validate_product_id
 from core.models import Embedding, Watermark
-from core.repositories.embeddings import EmbeddingPosition
+from core.repositories.embedding_positions import EmbeddingPosition
 from core.usecases.embeddings import EmbeddingService, MalformedRows, Row
 from core.vectors.arrays import as_vector
 
@@ -65,10 +70,19 @@ class EmbeddingController(Controller):
 
         The first write of a model version fixes its dimension and metric.
         """
-        vector = floats(data.vector, "vector", msgpack=request.context.msgpack_in)
+        msgpack = request.context.msgpack_in
+        vector = floats(data.vector, "vector", msgpack=msgpack)
+        attributes = sent_attributes(data.attributes, "attributes", msgpack=msgpack)
         stored = await once(
             request,
-            partial(embedding_service.store_embedding, model_version, product_id, vector, metric),
+            partial(
+                embedding_service.store_embedding,
+                model_version,
+                product_id,
+                vector,
+                metric,
+                attributes=attributes,
+            ),
         )
         return ApiResponse(
             EmbeddingStored(
@@ -98,15 +112,51 @@ class EmbeddingController(Controller):
     ) -> ApiResponse[BatchStored]:
         """Stores many embeddings, each id once, or none of them when one is not valid."""
         context = request.context
-        rows, malformed = await context.decode(decode_entries(data, msgpack=context.msgpack_in))
+        rows, attributes, malformed = await context.decode(
+            decode_entries(data, msgpack=context.msgpack_in)
+        )
         stored = await once(
             request,
             partial(
-                embedding_service.store_batch, model_version, rows, metric, malformed=malformed
+                embedding_service.store_batch,
+                model_version,
+                rows,
+                metric,
+                malformed=malformed,
+                attributes=attributes,
             ),
         )
         headers = _header(request, stored.watermark)
         return ApiResponse(BatchStored(stored=stored.rows), headers=headers)
+
+    @patch(
+        "/embeddings/{product_id:str}",
+        guards=[operators],
+        summary="Change the attributes of an embedding",
+        response_headers=[WATERMARK],
+    )
+    async def change_attributes(
+        self,
+        request: ApiRequest,
+        model_version: ModelVersion,
+        product_id: ProductIdPath,
+        data: JSONBody[AttributesPatchBody],
+        embedding_service: NamedDependency[EmbeddingService],
+    ) -> ApiResponse[AttributesPatched]:
+        """Changes the attributes alone, by a JSON merge patch; 404 when there is no embedding."""
+        msgpack = request.context.msgpack_in
+        changes = sent_attributes(data.attributes, "attributes", msgpack=msgpack) or {}
+        patched = await once(
+            request, partial(embedding_service.patch_attributes, model_version, product_id, changes)
+        )
+        return ApiResponse(
+            AttributesPatched(
+                product_id=patched.product_id,
+                updated_at=patched.updated_at,
+                attributes=patched.attributes,
+            ),
+            headers=_header(request, patched.watermark),
+        )
 
     @get("/embeddings/{product_id:str}", guards=[readers], summary="Get an embedding")
     async def get_one(
@@ -172,14 +222,19 @@ class EmbeddingController(Controller):
         )
 
 
-def decode_entries(body: BatchBody, *, msgpack: bool) -> Steps[tuple[list[Row], MalformedRows]]:
-    """The rows of a batch, one an entry, and the errors of entries that are no embeddings at all.
+Entries = tuple[list[Row], list[Attributes | None], MalformedRows]
+"""The rows of a batch, their attributes, and the errors of those that are no embeddings at all."""
+
+
+def decode_entries(body: BatchBody, *, msgpack: bool) -> Steps[Entries]:
+    """The entries of a batch.
 
     Raises:
         Unreadable: one of them cannot be read.
     """
     decoder = body_decoder(BatchEntry)
     rows: list[Row] = []
+    attributes: list[Attributes | None] = []
     errors: dict[int, tuple[FieldError, ...]] = {}
     for position, raw in enumerate(body.embeddings):
         if position and position % DECODED_AT_ONCE == 0:
@@ -188,11 +243,16 @@ def decode_entries(body: BatchBody, *, msgpack: bool) -> Steps[tuple[list[Row], 
         try:
             entry = decoder.decode(raw, msgpack=msgpack, at=at)
             vector = floats(entry.vector, f"{at}.vector", msgpack=msgpack)
+            own = None
+            if entry.attributes is not UNSET:  # most often it is, and no name is made for nothing
+                own = sent_attributes(entry.attributes, f"{at}.attributes", msgpack=msgpack)
             rows.append((entry.product_id, vector))
+            attributes.append(own)
         except Invalid as error:
             rows.append(_NO_ROW)
+            attributes.append(None)
             errors[position] = error.errors
-    return rows, errors
+    return rows, attributes, errors
 
 
 def _item(embedding: Embedding) -> EmbeddingItem:
@@ -202,6 +262,7 @@ def _item(embedding: Embedding) -> EmbeddingItem:
         dimension=embedding.dimension,
         updated_at=embedding.updated_at,
         vector=None if vector is None else as_vector(vector),
+        attributes=embedding.attributes,
     )
 
 

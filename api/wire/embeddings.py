@@ -1,20 +1,52 @@
 """Embeddings, one and many."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
-from api.wire.fields import VECTOR, Answer, Body, EncodedVector, ProductId, Time
-from core.limits import BATCH_ROWS_MAX, DIMENSION_MAX, PRODUCT_ID_BYTES_MAX
+from api.wire.fields import (
+    ATTRIBUTE,
+    ATTRIBUTES,
+    VECTOR,
+    Answer,
+    Body,
+    EncodedAttributes,
+    EncodedVector,
+    ProductId,
+    StoredAttributes,
+    Time,
+)
+from core.limits import ATTRIBUTES_BYTES_MAX, BATCH_ROWS_MAX, DIMENSION_MAX, PRODUCT_ID_BYTES_MAX
 from core.vectors.arrays import Floats
+
+_PARTS_MAX: Final = DIMENSION_MAX + ATTRIBUTES_BYTES_MAX
+"""Commas that a vector and its attributes may have."""
+ATTRIBUTES_PATCH: Final[dict[str, Any]] = {
+    **ATTRIBUTES,
+    "additionalProperties": {"oneOf": [*ATTRIBUTE["oneOf"], {"type": "null"}]},
+}
 
 
 class EmbeddingBody(Body, frozen=True):
     """One embedding."""
 
     SCHEMA: ClassVar[dict[str, Any]] = {"example": {"vector": [0.12, -0.5, 0.33]}}
+    PARTS_MAX: ClassVar[int] = _PARTS_MAX
 
     vector: EncodedVector
+    attributes: EncodedAttributes | UnsetType = UNSET
+    """Absent: those that it has stay."""
+
+
+class AttributesPatchBody(Body, frozen=True):
+    """A change of the attributes of one embedding."""
+
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "example": {"attributes": {"price": 17.5, "in_stock": False, "label": None}}
+    }
+
+    attributes: Annotated[Raw, Meta(extra_json_schema=ATTRIBUTES_PATCH)]
+    """A merge patch (RFC 7396): null removes a name."""
 
 
 class BatchEntry(Body, frozen=True):
@@ -22,6 +54,8 @@ class BatchEntry(Body, frozen=True):
 
     product_id: ProductId
     vector: EncodedVector
+    attributes: EncodedAttributes | UnsetType = UNSET
+    """Absent: those that it has stay."""
 
 
 EncodedEntry = Annotated[
@@ -35,7 +69,7 @@ class BatchBody(Body, frozen=True):
     SCHEMA: ClassVar[dict[str, Any]] = {
         "example": {"embeddings": [{"product_id": "sku-1", "vector": [0.12, -0.5, 0.33]}]}
     }
-    PARTS_MAX: ClassVar[int] = BATCH_ROWS_MAX * (DIMENSION_MAX + PRODUCT_ID_BYTES_MAX)
+    PARTS_MAX: ClassVar[int] = BATCH_ROWS_MAX * (_PARTS_MAX + PRODUCT_ID_BYTES_MAX)
 
     embeddings: Annotated[
         list[EncodedEntry],
@@ -49,6 +83,15 @@ class EmbeddingStored(Answer):
     product_id: str
     dimension: int
     updated_at: Time
+
+
+class AttributesPatched(Answer):
+    """What became of a PATCH."""
+
+    product_id: str
+    updated_at: Time
+    attributes: StoredAttributes
+    """All of them, after the change."""
 
 
 class BatchStored(Answer):
@@ -65,6 +108,8 @@ class EmbeddingItem(Answer, omit_defaults=True):
     updated_at: Time
     vector: Annotated[Floats, Meta(extra_json_schema=VECTOR)] | None = None
     """As it was sent; absent with `?vectors=false`."""
+    attributes: StoredAttributes | None = None
+    """Absent where it has none."""
 
 
 class EmbeddingPage(Answer):

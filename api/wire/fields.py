@@ -11,7 +11,17 @@ from msgspec import Meta, Raw
 
 from api.admission.executor import Steps
 from api.wire.decoding import LARGE_BYTES, BodyDecoder, body_decoder, count_parts
-from core.limits import BUILD_ID_CHARACTERS_MAX, DIMENSION_MAX, MATRIX_K_MAX, PRODUCT_ID_BYTES_MAX
+from core.attributes.values import NAME as ATTRIBUTE_NAME
+from core.limits import (
+    ATTRIBUTE_CHARACTERS_MAX,
+    ATTRIBUTE_LIST_MAX,
+    ATTRIBUTES_BYTES_MAX,
+    ATTRIBUTES_MAX,
+    BUILD_ID_CHARACTERS_MAX,
+    DIMENSION_MAX,
+    MATRIX_K_MAX,
+    PRODUCT_ID_BYTES_MAX,
+)
 from core.vectors.arrays import NORM_MAX
 
 NUMBERS_CEILING: Final = 1_000_000
@@ -39,6 +49,36 @@ VECTOR: Final[dict[str, Any]] = {
 }
 """JSON Schema of a vector; `core.vectors.arrays.check_vector` checks it."""
 
+ATTRIBUTE: Final[dict[str, Any]] = {
+    "oneOf": [
+        {"type": "string", "maxLength": ATTRIBUTE_CHARACTERS_MAX},
+        {"type": "number"},
+        {"type": "boolean"},
+        {
+            "type": "array",
+            "items": {"type": "string", "maxLength": ATTRIBUTE_CHARACTERS_MAX},
+            "maxItems": ATTRIBUTE_LIST_MAX,
+        },
+    ]
+}
+"""JSON Schema of one attribute; `core.attributes.values` checks it."""
+ATTRIBUTES: Final[dict[str, Any]] = {
+    "type": "object",
+    "propertyNames": {"pattern": f"^{ATTRIBUTE_NAME}$"},
+    "maxProperties": ATTRIBUTES_MAX,
+    "additionalProperties": ATTRIBUTE,
+    "description": (
+        f"Up to {ATTRIBUTES_MAX} names with strings, finite numbers, booleans or lists of strings, "
+        f"{ATTRIBUTES_BYTES_MAX} bytes of JSON in all. A whole number is one that float64 holds "
+        "exactly."
+    ),
+    "example": {"brand": "acme", "price": 19.9, "in_stock": True, "colors": ["red", "blue"]},
+}
+"""JSON Schema of attributes."""
+
+EncodedAttributes = Annotated[Raw, Meta(extra_json_schema=ATTRIBUTES)]
+"""Attributes as they were sent; `api.wire.attributes.sent_attributes` decodes them."""
+StoredAttributes = Annotated[dict[str, Any], Meta(extra_json_schema=ATTRIBUTES)]
 ProductId = Annotated[str, Meta(extra_json_schema=PRODUCT_ID)]
 EncodedVector = Annotated[Raw, Meta(extra_json_schema=VECTOR)]
 """A vector as it was sent; `api.wire.vectors.floats` decodes it."""

@@ -59,7 +59,8 @@ async def delete_rows(
     async def worker() -> None:
         nonlocal deleted
         for key, condition in remaining:
-            deleted += await delete_row(dynamo, table, key, condition)
+            is_deleted = await delete_row(dynamo, table, key, condition)
+            deleted += is_deleted  # not in the line before: the others count meanwhile
 
     await gather(*(worker() for _ in range(concurrency)))
     return deleted

@@ -72,6 +72,19 @@ def shard_of(product_id: str, shards: int) -> int:
     return crc32(product_id.encode()) % shards
 
 
+def attributes_name(model_version: str) -> str:
+    """The sort key of the items that hold the attributes of a model version's embeddings.
+
+    No model version can have such a name, so that no release takes one for a row.
+    """
+    return f"{model_version}#attributes"
+
+
+def attributes_shard(model_version: str, shard: int, generation: int) -> str:
+    """The partition of ModelVersionIndex that these items are in: one of no rows."""
+    return f"{attributes_name(model_version)}#{generation}#{shard}"
+
+
 def model_shard(model_version: str, shard: int, generation: int = 0) -> str:
     """The text of ModelVersionIndex's partition key.
 

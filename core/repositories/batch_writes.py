@@ -1,7 +1,7 @@
 """Writing a batch of rows: by concurrent BatchWriteItem calls, or in transactions under a claim."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -17,9 +17,13 @@ from core.retry import RetryPolicy
 
 _ROWS: Final = 25
 """The most that one call takes."""
-_ONCE_ROWS: Final = 99
+_ONCE_ITEMS: Final = 99
 """A transaction has 100 parts, one of them the checkpoint."""
 _UNPROCESSED: Final = RetryPolicy(first_s=0.05, max_s=2.0)
+
+
+Group = Sequence[RequestItem]
+"""A row, and the item of its attributes where they are written with it."""
 
 
 class BatchWrite:
@@ -102,44 +106,96 @@ class BatchWrite:
         self._unreachable = time_s - self._silent_since >= self._patience_s
 
 
-async def write_once(
-    dynamo: Dynamo,
-    table: str,
-    model: Model,
-    items: Sequence[RequestItem],
-    claim: Claim,
-    deadline_s: float,
-) -> list[str]:
-    """Puts items in transactions of up to 99, each with a checkpoint under an idempotency key.
+class Transactions:
+    """Writes of rows in transactions, each row together with its attributes, if it has any."""
 
-    What has a checkpoint of an earlier try is left alone: it may have been overwritten since.
-    Returns the ids that DynamoDB did not take in time.
+    def __init__(self, dynamo: Dynamo, table: str, model: Model, deadline_s: float) -> None:
+        """No transaction begins later than `deadline_s` from now."""
+        self._dynamo = dynamo
+        self._table = table
+        self._model = model
+        self._clock = asyncio.get_running_loop().time
+        self._deadline = self._clock() + deadline_s
 
-    Raises:
-        InFlight: the claim was lost.
-        OtherGeneration: a row is of another model version of the same name.
-        TableMissing: a table is not there.
-    """
-    # Rows of an earlier model version of the name, and so what its checkpoints say, are gone.
-    prefix = f"{model.generation}_" if model.generation else ""
-    starts = range(0, len(items), _ONCE_ROWS)
-    waiting = [start for start in starts if f"{prefix}{start}" not in claim.checkpoints]
-    clock = asyncio.get_running_loop().time
-    until = clock() + deadline_s
-    while waiting and clock() < until:
-        start = waiting[0]
-        rows = items[start : start + _ONCE_ROWS]
+    async def write(self, groups: Sequence[Group], concurrency: int) -> list[str]:
+        """Puts groups, each product id once, and returns the ids that were not stored in time.
+
+        Raises:
+            OtherGeneration: a row is of another model version of the same name.
+            TableMissing: the table is not there.
+        """
+        gate = asyncio.Semaphore(concurrency)
+
+        async def attempt(chunk: Sequence[Group]) -> list[str]:
+            async with gate:
+                stored = await self._transact(chunk)
+            return [] if stored else _ids(chunk)
+
+        unstored = await gather(*(attempt(chunk) for _, chunk in _chunks(groups)))
+        return [product_id for ids in unstored for product_id in ids]
+
+    async def write_once(self, groups: Sequence[Group], claim: Claim) -> list[str]:
+        """The same, with a checkpoint under an idempotency key in each transaction.
+
+        What has a checkpoint of an earlier try is left alone: it may have been overwritten since.
+
+        Raises:
+            InFlight: the claim was lost.
+            OtherGeneration: a row is of another model version of the same name.
+            TableMissing: a table is not there.
+        """
+        # Rows of an earlier model version of the name, and so what its checkpoints say, are gone.
+        prefix = f"{self._model.generation}_" if self._model.generation else ""
+        unstored: list[str] = []
+        for start, chunk in _chunks(groups):
+            name = f"{prefix}{start}"
+            if name in claim.checkpoints:
+                continue
+            # After a fault nothing more is sent: the next try finds its checkpoint, or none.
+            if unstored or not await self._transact(chunk, claim.checkpoint(name)):
+                unstored += _ids(chunk)
+        return unstored
+
+    async def _transact(self, chunk: Sequence[Group], *also: transactions.Part) -> bool:
+        """Puts the items of groups; False where it is not known whether that happened."""
+        if self._clock() >= self._deadline:
+            return False
+        parts = []
+        for row, *others in chunk:
+            parts.append(transactions.put(self._table, row, writable(self._model)))
+            parts += [transactions.put(self._table, item) for item in others]
         try:
-            await transactions.transact(
-                dynamo,
-                *(transactions.put(table, item, writable(model)) for item in rows),
-                also=(claim.checkpoint(f"{prefix}{start}"),),
-            )
+            await transactions.transact(self._dynamo, *parts, also=also)
         except TransactionFailed:
-            raise other_generation(model) from None
+            raise other_generation(self._model) from None
         except TableMissing:
             raise
         except Unavailable:
-            break  # whether it happened is not known; the next try finds its checkpoint, or none
-        del waiting[0]
-    return [item["product_id"]["S"] for s in waiting for item in items[s : s + _ONCE_ROWS]]
+            return False
+        return True
+
+
+def grouped(
+    product_ids: Sequence[str], rows: Sequence[RequestItem], attributes: Mapping[str, RequestItem]
+) -> list[Group]:
+    """Rows, each with the item of its attributes, which are by product id."""
+    return [
+        [row, attributes[product_id]] if product_id in attributes else [row]
+        for product_id, row in zip(product_ids, rows, strict=True)
+    ]
+
+
+def _chunks(groups: Sequence[Group]) -> Iterator[tuple[int, Sequence[Group]]]:
+    """Groups that fit into one transaction, with the position of the first."""
+    start = items = 0
+    for position, group in enumerate(groups):
+        if items + len(group) > _ONCE_ITEMS:
+            yield start, groups[start:position]
+            start, items = position, 0
+        items += len(group)
+    if start < len(groups):
+        yield start, groups[start:]
+
+
+def _ids(chunk: Sequence[Group]) -> list[str]:
+    return [group[0]["product_id"]["S"] for group in chunk]

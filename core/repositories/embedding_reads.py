@@ -4,16 +4,21 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
+from core import telemetry
 from core.concurrency import gather
+from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.errors import Unavailable
+from core.dynamo.wire import Item, RequestItem
+from core.errors import Corrupt, Unavailable
 from core.models import Embedding
+from core.repositories.attribute_items import attached, attributes_key
 from core.repositories.embedding_rows import decode_any, row_key
 from core.retry import RetryPolicy
 
 _IDS_MAX: Final = 100
 """DynamoDB's, of one BatchGetItem."""
 _CONCURRENT_READS: Final = 4
+_log = telemetry.logger(__name__)
 _UNPROCESSED: Final = RetryPolicy(first_s=0.05, max_s=1.0, attempts_max=6)
 
 
@@ -42,19 +47,57 @@ async def read_rows(
     return [row for rows in chunks for row in rows if generation in {None, row.generation}]
 
 
+async def read_row(
+    dynamo: Dynamo, table: str, model_version: str, product_id: str
+) -> tuple[Item | None, Item | None]:
+    """The row of an id, and the item of its attributes, as one call finds both, consistently.
+
+    Raises:
+        Unavailable: DynamoDB did not give both in time.
+    """
+    keys = [row_key(model_version, product_id), attributes_key(model_version, product_id)]
+    items = {item["model_version"].S: item for item in await _read_items(dynamo, table, keys)}
+    return items.get(model_version), items.get(tables.attributes_name(model_version))
+
+
+async def with_attributes(dynamo: Dynamo, table: str, rows: Sequence[Embedding]) -> list[Embedding]:
+    """These rows, up to 100 of one model version, with their attributes.
+
+    Attributes that cannot be read are left out, and stop no other row.
+
+    Raises:
+        Unavailable: DynamoDB did not give all of them in time.
+    """
+    if not rows:
+        return []
+    keys = [attributes_key(row.model_version, row.product_id) for row in rows]
+    items = {item["product_id"].S: item for item in await _read_items(dynamo, table, keys)}
+    return [_attached(row, items.get(row.product_id)) for row in rows]
+
+
+def _attached(row: Embedding, item: Item | None) -> Embedding:
+    try:
+        return attached(row, item)
+    except Corrupt as error:
+        _log.warning("attributes cannot be read", product_id=row.product_id, why=str(error))
+        return row
+
+
 async def _read(
     dynamo: Dynamo, table: str, model_version: str, product_ids: Sequence[str]
 ) -> list[Embedding]:
-    keys: dict[str, Any] = {
-        "Keys": [row_key(model_version, product_id) for product_id in product_ids],
-        "ConsistentRead": True,
-    }
-    found: list[Embedding] = []
+    keys = [row_key(model_version, product_id) for product_id in product_ids]
+    return [decode_any(item) for item in await _read_items(dynamo, table, keys)]
+
+
+async def _read_items(dynamo: Dynamo, table: str, keys: Sequence[RequestItem]) -> list[Item]:
+    asked: dict[str, Any] = {"Keys": keys, "ConsistentRead": True}
+    found: list[Item] = []
     async for _ in _UNPROCESSED.attempts():
-        reply = await dynamo.call("batch_get_item", RequestItems={table: keys})
-        found += [decode_any(item) for item in reply.get("Responses", {}).get(table, ())]
+        reply = await dynamo.call("batch_get_item", RequestItems={table: asked})
+        found += reply.get("Responses", {}).get(table, ())
         left = reply.get("UnprocessedKeys", {}).get(table)
         if not left:
             return found
-        keys = {**left, "ConsistentRead": True}
+        asked = {**left, "ConsistentRead": True}
     raise Unavailable("DynamoDB did not return all rows in time")

@@ -4,21 +4,28 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from time import monotonic
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
-import msgspec
-
+from core.attributes.values import Attributes
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import above, equals, exists, expressions, missing
 from core.dynamo.pagination import paginate
 from core.dynamo.rows import delete_rows, get_row
-from core.dynamo.wire import Item, RequestItem
+from core.dynamo.wire import Item
 from core.errors import ConditionFailed, TransactionFailed, Unavailable
 from core.models import Embedding, Model, now, timestamp
 from core.repositories import transactions
-from core.repositories.batch_writes import BatchWrite, write_once
-from core.repositories.embedding_reads import read_rows
+from core.repositories.attribute_items import (
+    attached,
+    attributes_item,
+    attributes_key,
+    attributes_tombstone,
+)
+from core.repositories.batch_writes import BatchWrite, Transactions, grouped
+from core.repositories.embedding_positions import EmbeddingPosition, position_after, start_key
+from core.repositories.embedding_reads import read_row, read_rows, with_attributes
 from core.repositories.embedding_rows import (
     GENERATION,
     WITHOUT_VECTOR,
@@ -45,17 +52,9 @@ _LIST_QUERIES = 10
 _CHANGED_SHARDS = 2
 """Shards that are read concurrently for changes."""
 
+_NO_ATTRIBUTES: Final[Mapping[str, Attributes]] = MappingProxyType({})
+
 _Pages = asyncio.Queue[list[Embedding] | Exception | None]
-
-
-class EmbeddingPosition(msgspec.Struct, frozen=True):
-    """A position in a list of embeddings: a shard, and the last key that was read of it."""
-
-    shard: int = 0
-    updated_at: str | None = None
-    product_id: str | None = None
-    generation: int = 0
-    """Of the model version that is listed."""
 
 
 class EmbeddingRepository:
@@ -68,19 +67,25 @@ class EmbeddingRepository:
         self._patience_s = settings.aws.deadline_s
 
     async def store_embedding(
-        self, model: Model, product_id: str, vector: bytes, claim: Claim | None = None
+        self,
+        model: Model,
+        product_id: str,
+        vector: bytes,
+        claim: Claim | None = None,
+        attributes: Attributes | None = None,
     ) -> StoredEmbedding:
-        """Puts one row; under a claim in a transaction with the result.
+        """Puts one row; in a transaction with the result under a claim, and with attributes.
 
-        `vector` is float32 little-endian of the model version's dimension.
+        `vector` is float32 little-endian of the model version's dimension. Without `attributes`
+        those that it has stay.
 
         Raises:
             OtherGeneration: the row is of another model version of the same name.
             InFlight: the claim was lost.
-            Unavailable: under a claim, others kept writing the same row.
+            Unavailable: in a transaction, others kept writing the same row.
         """
-        if claim is not None:
-            return await self._store_once(model, product_id, vector, claim)
+        if claim is not None or attributes is not None:
+            return await self._store_together(model, product_id, vector, claim, attributes)
         written_at = timestamp(now())
         try:
             reply = await self._dynamo.call(
@@ -94,8 +99,13 @@ class EmbeddingRepository:
             raise other_generation(model) from None
         return _stored(model, product_id, written_at, reply.get("Attributes"))
 
-    async def _store_once(
-        self, model: Model, product_id: str, vector: bytes, claim: Claim
+    async def _store_together(
+        self,
+        model: Model,
+        product_id: str,
+        vector: bytes,
+        claim: Claim | None,
+        attributes: Attributes | None,
     ) -> StoredEmbedding:
         row = row_key(model.model_version, product_id)
         async for _ in transactions.CONFLICTS.attempts():
@@ -107,12 +117,12 @@ class EmbeddingRepository:
             written_at = timestamp(now())
             stored = _stored(model, product_id, written_at, before)
             item = live_row(model, product_id, vector, written_at)
+            parts = [transactions.put(self._table, item, unchanged(before))]
+            if attributes is not None:
+                own = attributes_item(model, product_id, attributes, written_at)
+                parts.append(transactions.put(self._table, own))
             try:
-                await transactions.transact(
-                    self._dynamo,
-                    transactions.put(self._table, item, unchanged(before)),
-                    also=completion(claim, stored),
-                )
+                await transactions.transact(self._dynamo, *parts, also=completion(claim, stored))
             except TransactionFailed:
                 continue  # the row has changed since it was read
             return stored
@@ -124,46 +134,57 @@ class EmbeddingRepository:
         rows: Sequence[tuple[str, bytes]],
         until: float | None = None,
         claim: Claim | None = None,
+        attributes: Mapping[str, Attributes] = _NO_ATTRIBUTES,
     ) -> list[str]:
         """Puts many rows, each id once; returns the ids that DynamoDB did not take in time.
 
-        Without a claim they are put without a condition, and by no call that begins or lasts after
-        `until` (`time.monotonic`); see `ModelRepository.batch_until`. Under a claim each row is put
-        once, however often the batch is sent.
+        Rows with attributes, which are by product id, are put in transactions with them. All others
+        are put without a condition unless there is a claim, and by no call that begins or lasts
+        after `until` (`time.monotonic`); see `ModelRepository.batch_until`. Under a claim each row
+        is put once, however often the batch is sent.
 
         Raises:
             InFlight: the claim was lost.
-            OtherGeneration: under a claim, a row is of another model version of the same name.
+            OtherGeneration: in a transaction, a row is of another model version of the same name.
         """
         written_at = timestamp(now())
         items = [live_row(model, product_id, vector, written_at) for product_id, vector in rows]
+        own = {
+            product_id: attributes_item(model, product_id, each, written_at)
+            for product_id, each in attributes.items()
+        }
+        ids = [product_id for product_id, _ in rows]
+        deadline_s = self._ingest.batch_deadline_s
+        together = Transactions(self._dynamo, self._table, model, deadline_s)
         if claim is not None:
-            return await write_once(
-                self._dynamo, self._table, model, items, claim, self._ingest.batch_deadline_s
-            )
-        left_s = self._ingest.batch_deadline_s
-        if until is not None:
-            left_s = min(left_s, until - monotonic())
+            return await together.write_once(grouped(ids, items, own), claim)
+        left_s = deadline_s if until is None else min(deadline_s, until - monotonic())
         writing = BatchWrite(self._dynamo, self._table, left_s, self._patience_s)
-        return await writing.run(items, self._ingest.batch_concurrency)
+        concurrency = self._ingest.batch_concurrency
+        if not own:
+            return await writing.run(items, concurrency)
+        groups = grouped(ids, items, own)
+        unstored = await writing.run([group[0] for group in groups if len(group) == 1], concurrency)
+        with_own = [group for group in groups if len(group) > 1]
+        return unstored + await together.write(with_own, concurrency)
 
     async def get_embedding(
         self, model_version: str, product_id: str, generation: int | None = None
     ) -> Embedding:
-        """One row, read consistently; where a generation is given, of that one alone.
+        """One row with its attributes, read consistently; of a generation alone, if one is given.
 
         Raises:
             NotFound: there is none, or it was deleted.
         """
-        item = await get_row(self._dynamo, self._table, row_key(model_version, product_id))
+        item, attributes = await read_row(self._dynamo, self._table, model_version, product_id)
         if item is None or "deleted_at" in item or generation not in {None, generation_of(item)}:
             raise unknown(model_version, product_id)
-        return decode(item)
+        return attached(decode(item), attributes)
 
     async def delete_embedding(
         self, model: Model, product_id: str, claim: Claim | None = None
     ) -> DeletedEmbedding:
-        """Turns a row into a tombstone, which running indexes learn of.
+        """Turns a row into a tombstone, which running indexes learn of, and its attributes too.
 
         Raises:
             NotFound: there is no such row, or it was deleted before.
@@ -172,21 +193,15 @@ class EmbeddingRepository:
         deleted = DeletedEmbedding(product_id, timestamp(now()), model.generation)
         change, lives = tombstone_update(model, deleted)
         row = row_key(model.model_version, product_id)
+        own = attributes_tombstone(model, product_id, deleted.deleted_at)
         try:
-            if claim is None:
-                await self._dynamo.call(
-                    "update_item",
-                    TableName=self._table,
-                    Key=row,
-                    **expressions(update=change, condition=lives),
-                )
-            else:
-                await transactions.transact(
-                    self._dynamo,
-                    transactions.update(self._table, row, change, lives),
-                    also=completion(claim, deleted),
-                )
-        except (ConditionFailed, TransactionFailed):
+            await transactions.transact(
+                self._dynamo,
+                transactions.update(self._table, row, change, lives),
+                transactions.put(self._table, own),
+                also=completion(claim, deleted),
+            )
+        except TransactionFailed:
             raise unknown(model.model_version, product_id) from None
         return deleted
 
@@ -200,14 +215,23 @@ class EmbeddingRepository:
     ) -> tuple[list[Embedding], EmbeddingPosition | None]:
         """Up to `limit` rows and the position to continue from, shard by shard, oldest first.
 
-        A page is short, or empty, where very many rows in a row are tombstones.
+        A page is short, or empty, where very many rows in a row are tombstones. The rows have their
+        attributes, read consistently, where the model version is noted to have any.
         """
+        found, further = await self._list_rows(model, limit, position, vectors=vectors)
+        if model.has_attributes:
+            found = await with_attributes(self._dynamo, self._table, found)
+        return found, further
+
+    async def _list_rows(
+        self, model: Model, limit: int, position: EmbeddingPosition | None, *, vectors: bool
+    ) -> tuple[list[Embedding], EmbeddingPosition | None]:
         at = position or EmbeddingPosition(generation=model.generation)
         found: list[Embedding] = []
         for _ in range(model.shards + _LIST_QUERIES):
             if at.shard >= model.shards:
                 return found, None
-            start = _start(model, at)
+            start = start_key(model, at)
             reply = await self._dynamo.call(
                 "query",
                 Limit=max(limit, _LIST_ROWS),
@@ -216,12 +240,12 @@ class EmbeddingRepository:
             )
             for item in reply["Items"]:
                 found.append(decode_any(item))
-                at = _after(model, at.shard, item)
+                at = position_after(model, at.shard, item)
                 if len(found) == limit:
                     return found, at
             last = reply.get("LastEvaluatedKey")
             at = (
-                _after(model, at.shard, last)
+                position_after(model, at.shard, last)
                 if last
                 else EmbeddingPosition(at.shard + 1, generation=model.generation)
             )
@@ -264,16 +288,24 @@ class EmbeddingRepository:
         """Removes those that are still the same, and returns their number.
 
         They are product ids with the time of their deletion. A product that was written again, or
-        deleted a second time, stays.
+        deleted a second time, stays. Those of their attributes are removed as well.
 
         Raises:
             Unavailable: DynamoDB did not take it in time; the remaining rows stay.
         """
-        rows = (
-            (row_key(model_version, product_id), equals("deleted_at", deleted_at))
-            for product_id, deleted_at in tombstones.items()
-        )
-        return await delete_rows(self._dynamo, self._table, rows, self._ingest.batch_concurrency)
+        removed = [
+            await delete_rows(
+                self._dynamo,
+                self._table,
+                (
+                    (key_of(model_version, product_id), equals("deleted_at", deleted_at))
+                    for product_id, deleted_at in tombstones.items()
+                ),
+                self._ingest.batch_concurrency,
+            )
+            for key_of in (attributes_key, row_key)
+        ]
+        return removed[1]
 
     def changed_since(self, model: Model, since: str) -> AsyncGenerator[list[Embedding], None]:
         """Pages of the rows changed after a time, as far as the index shows them."""
@@ -355,19 +387,3 @@ class EmbeddingRepository:
 def _stored(model: Model, product_id: str, written_at: str, before: Item | None) -> StoredEmbedding:
     created = before is None or "deleted_at" in before
     return StoredEmbedding(product_id, model.dimension, written_at, model.generation, created)
-
-
-def _start(model: Model, at: EmbeddingPosition) -> RequestItem | None:
-    if at.product_id is None or at.updated_at is None:
-        return None
-    return {
-        **row_key(model.model_version, at.product_id),
-        tables.MODEL_SHARD: {
-            "S": tables.model_shard(model.model_version, at.shard, model.generation)
-        },
-        "updated_at": {"S": at.updated_at},
-    }
-
-
-def _after(model: Model, shard: int, last: Item) -> EmbeddingPosition:
-    return EmbeddingPosition(shard, last["updated_at"].S, last["product_id"].S, model.generation)

@@ -13,7 +13,7 @@ from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, equals, exists, expressions, key, missing
 from core.dynamo.items import Codec, check_row, int_of
 from core.dynamo.pagination import paginate
-from core.dynamo.rows import get_row
+from core.dynamo.rows import get_row, update_row
 from core.dynamo.wire import AttributeValue, RequestItem
 from core.errors import (
     ConditionFailed,
@@ -21,6 +21,7 @@ from core.errors import (
     ModelBeingDeleted,
     NewerFormat,
     NotFound,
+    OtherGeneration,
     TransactionFailed,
 )
 from core.formats import TABLES_ROW
@@ -228,6 +229,24 @@ class ModelRepository:
         except ConditionFailed:
             return await self.get_model(model_version)
         return self._remember(model, began)
+
+    async def note_attributes(self, model: Model) -> Model:
+        """The model version, noted to have attributes: before the first of them is written.
+
+        Raises:
+            NotFound: it is gone.
+            ModelBeingDeleted: it is marked for deletion.
+            OtherGeneration: there is a later one of its name.
+        """
+        if model.has_attributes:
+            return model
+        began = monotonic()
+        where, noted = key(model_version=model.model_version), Update(set={"has_attributes": True})
+        if await update_row(self._dynamo, self._table, where, noted, same_model(model)):
+            return self._remember(msgspec.structs.replace(model, has_attributes=True), began)
+        self.forget(model.model_version)
+        await self.get_model(model.model_version)
+        raise OtherGeneration(f"there is a later model version {model.model_version}")
 
     async def mark_model(self, marked: Model, also: Sequence[Part] = ()) -> None:
         """Marks a model version for deletion, at its `deleting_at`.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import telemetry
+from core.attributes.values import Attributes, AttributesPatch, attribute_problems
 from core.errors import (
     FieldError,
     Invalid,
@@ -25,17 +26,21 @@ from core.errors import (
 from core.identifiers import product_id_problem, validate_model_version, validate_product_id
 from core.models import Metric, Model, Watermark, now, timestamp
 from core.notifications import ChangeNotifier
+from core.repositories.attributes import AttributeRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import Claim
 from core.repositories.models import ModelRepository
 from core.repositories.transactions import CONFLICTS
-from core.results import DeletedEmbedding, StoredBatch, StoredEmbedding
+from core.results import DeletedEmbedding, PatchedAttributes, StoredBatch, StoredEmbedding
 from core.settings import Settings
 from core.usecases.dimensions import common_dimension
 from core.vectors.arrays import check_vector
 
 T = TypeVar("T")
 Row = tuple[str, NDArray[np.float32]]
+
+RowAttributes = Sequence[Attributes | None]
+"""The attributes of each row of a batch; None for a row whose attributes stay as they are."""
 
 MalformedRows = Mapping[int, tuple[FieldError, ...]]
 """Rows that could not be decoded, by position, and why."""
@@ -48,6 +53,7 @@ class EmbeddingService:
 
     models: ModelRepository
     embeddings: EmbeddingRepository
+    attributes: AttributeRepository
     notifier: ChangeNotifier
     settings: Settings
 
@@ -58,11 +64,15 @@ class EmbeddingService:
         vector: NDArray[np.float32],
         metric: Metric | None = None,
         claim: Claim | None = None,
+        *,
+        attributes: Attributes | None = None,
     ) -> StoredEmbedding:
         """Stores one embedding; `vector` is float32 (d,).
 
+        Its attributes are replaced by those that are given, and stay where none are.
+
         Raises:
-            Invalid: the id, the name of the model version or the vector is not valid.
+            Invalid: the id, the name of the model version, the vector or an attribute is not valid.
             MetricConflict: the model version has another metric.
             ModelBeingDeleted: it is marked for deletion.
             Unavailable: DynamoDB did not take it in time.
@@ -74,12 +84,16 @@ class EmbeddingService:
             model = await self._known(model_version)
             dimension = model.dimension if model else None
             problem = check_vector(vector, _metric(model, metric), dimension)
-            if problem:
-                raise Invalid.of(FieldError("vector", problem))
+            problems = [FieldError("vector", problem)] if problem else []
+            problems += attribute_problems(attributes or {})
+            if problems:
+                raise Invalid.of(*problems)
             model = await self._model_for(model, model_version, len(vector), metric)
+            if attributes is not None:
+                model = await self.models.note_attributes(model)
             with self._notifying(model_version, (product_id,)):
                 stored = await self.embeddings.store_embedding(
-                    model, product_id, vector.tobytes(), claim
+                    model, product_id, vector.tobytes(), claim, attributes
                 )
             telemetry.ROWS_WRITTEN.inc()
             return stored
@@ -94,13 +108,14 @@ class EmbeddingService:
         claim: Claim | None = None,
         *,
         malformed: MalformedRows = _NONE_MALFORMED,
+        attributes: RowAttributes = (),
     ) -> StoredBatch:
         """Stores many embeddings, or none if one of them is not valid.
 
-        The rows are 1 to `BATCH_ROWS_MAX`. Under a claim, each is stored once, however often the
-        batch is sent. The claim itself is not completed: a batch may need more than one
-        transaction. `malformed` are the rows that could not be decoded, by position; in `rows`
-        there is a placeholder for each.
+        The rows are 1 to `BATCH_ROWS_MAX`, and so are their attributes, unless no row has any.
+        Under a claim, each is stored once, however often the batch is sent. The claim itself is not
+        completed: a batch may need more than one transaction. `malformed` are the rows that could
+        not be decoded, by position; in `rows` there is a placeholder for each.
 
         Raises:
             Invalid: with one of `errors` for each problem, such as `embeddings[3].vector`.
@@ -112,7 +127,7 @@ class EmbeddingService:
         return await self.in_one_generation(
             model_version,
             [product_id for product_id, _ in rows],
-            lambda: self._store_batch(model_version, rows, metric, claim, malformed),
+            lambda: self._store_batch(model_version, rows, metric, claim, malformed, attributes),
         )
 
     async def _store_batch(
@@ -122,20 +137,58 @@ class EmbeddingService:
         metric: Metric | None,
         claim: Claim | None,
         malformed: MalformedRows,
+        attributes: RowAttributes,
     ) -> StoredBatch:
         model = await self._known(model_version)
-        self._validate_batch(rows, model, metric, malformed)
+        self._validate_batch(rows, model, metric, malformed, attributes)
         model = await self._model_for(model, model_version, len(rows[0][1]), metric)
+        of_row = {
+            product_id: own
+            for (product_id, _), own in zip(rows, attributes, strict=False)
+            if own is not None
+        }
+        if of_row:
+            model = await self.models.note_attributes(model)
         packed = [(product_id, vector.tobytes()) for product_id, vector in rows]
         with self._notifying(model_version, [product_id for product_id, _ in rows]):
             until = self.models.batch_until(model)
-            unprocessed = await self.embeddings.store_batch(model, packed, until, claim)
+            unprocessed = await self.embeddings.store_batch(model, packed, until, claim, of_row)
         telemetry.ROWS_WRITTEN.inc(len(rows) - len(unprocessed))
         if unprocessed:
             telemetry.ROWS_UNPROCESSED.inc(len(unprocessed))
             raise PartlyStored(len(rows) - len(unprocessed), tuple(unprocessed))
         # Taken last: rows that a shard shows with a later time come after all of the batch.
         return StoredBatch(len(rows), Watermark(timestamp(now()), None, model.generation))
+
+    async def patch_attributes(
+        self,
+        model_version: str,
+        product_id: str,
+        patch: AttributesPatch,
+        claim: Claim | None = None,
+    ) -> PatchedAttributes:
+        """Applies a merge patch to the attributes of one embedding; its vector stays.
+
+        Raises:
+            Invalid: the id or an attribute is not valid, or there would be too many.
+            NotFound: there is no such model version or embedding.
+            ModelBeingDeleted: the model version is marked for deletion.
+            Unavailable: DynamoDB did not take it in time.
+        """
+        validate_product_id(product_id)
+        problems = attribute_problems(patch, removals=True)
+        if problems:
+            raise Invalid.of(*problems)
+
+        async def attempt() -> PatchedAttributes:
+            model = await self.models.known_model(model_version)
+            if not model.has_attributes:
+                await self.attributes.find_row(model, product_id)
+                model = await self.models.note_attributes(model)
+            with self._notifying(model_version, (product_id,)):
+                return await self.attributes.patch_attributes(model, product_id, patch, claim)
+
+        return await self.in_one_generation(model_version, (product_id,), attempt)
 
     async def delete_embedding(
         self, model_version: str, product_id: str, claim: Claim | None = None
@@ -164,8 +217,10 @@ class EmbeddingService:
         model: Model | None,
         metric: Metric | None,
         dimension: int | None = None,
+        *,
+        attributes: RowAttributes = (),
     ) -> dict[int, list[FieldError]]:
-        """The problems of each row of a batch that has any, of `product_id` and `vector`.
+        """The problems of each row of a batch that has any: of id, vector and attributes.
 
         If there is no model version yet, `dimension` is the one that it will have; None means the
         dimension of most rows.
@@ -191,6 +246,9 @@ class EmbeddingService:
             problem = check_vector(vector, kind, dimension)
             if problem:
                 found[row].append(FieldError("vector", problem))
+        for row, own in enumerate(attributes):
+            if own and (problems := attribute_problems(own)):
+                found[row] += problems
         return found
 
     def _validate_batch(
@@ -199,12 +257,13 @@ class EmbeddingService:
         model: Model | None,
         metric: Metric | None,
         malformed: MalformedRows,
+        attributes: RowAttributes,
     ) -> None:
         """Raises for all rows that are not valid at once, those that are malformed among them."""
         errors = dict(malformed)
         general: tuple[FieldError, ...] = ()
         try:
-            problems = self.find_problems(rows, model, metric)
+            problems = self.find_problems(rows, model, metric, attributes=attributes)
         except Invalid as error:
             if not malformed:
                 raise

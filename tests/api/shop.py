@@ -150,7 +150,9 @@ def shop(api_settings: Settings, resources: Resources, pool: Pool, tmp_path: Pat
             resources,
             settings=settings,
             embeddings=rows,
-            embedding_service=EmbeddingService(resources.models, rows, notifier, settings),
+            embedding_service=EmbeddingService(
+                resources.models, rows, resources.attributes, notifier, settings
+            ),
         )
         model = f"f-{uuid4().hex[:8]}"
         entries = [(f"p{number:02d}", vector(number)) for number in range(ROWS)]

@@ -65,6 +65,7 @@ async def test_until_it_is_done_every_other_route_is_a_conflict(
         await client.put(product, json=good, headers={"idempotency-key": "put-m-deleting"}),
         await client.post(path_of(model, "embeddings:batch"), json=batch),
         await client.get(product),
+        await client.patch(product, json={"attributes": {"a": 1}}),
         await client.delete(product),
         await client.get(path_of(model, "embeddings")),
         await client.post(path_of(model, "search"), json=good),

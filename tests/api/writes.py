@@ -69,6 +69,23 @@ async def delete_embedding(caller: Person, model: str) -> Write:
     return "DELETE", path, None
 
 
+async def patch_attributes(caller: Person, model: str) -> Write:
+    """Of an embedding that has some."""
+    method, path, body = await put_embedding(caller, model)
+    await caller.client.request(method, path, json={**body, "attributes": {"a": 1, "b": 2}})
+    return "PATCH", path, {"attributes": {"a": None, "c": ["x"]}}
+
+
+async def _put_attributes(_caller: Person, model: str) -> Write:
+    body = {"vector": vector(1).tolist(), "attributes": {"price": 9.5}}
+    return "PUT", path_of(model, "embeddings", "a/b"), body
+
+
+async def _store_attributes(_caller: Person, model: str) -> Write:
+    entries = [{**entry, "attributes": {"n": n}} for n, entry in enumerate(BATCH[:120])]
+    return "POST", f"/models/{model}/embeddings:batch", {"embeddings": entries}
+
+
 async def store_batch(_caller: Person, model: str) -> Write:
     """Of more rows than fit into one transaction."""
     return "POST", f"/models/{model}/embeddings:batch", {"embeddings": BATCH}
@@ -107,8 +124,11 @@ ALL: dict[str, tuple[Prepare, int]] = {
     "PATCH /reports": (_change_report, 200),
     "DELETE /reports": (_delete_report, 204),
     "PUT embedding": (put_embedding, 201),
+    "PUT attributes": (_put_attributes, 201),
+    "PATCH embedding": (patch_attributes, 200),
     "DELETE embedding": (delete_embedding, 204),
     "POST batch": (store_batch, 200),
+    "POST batch of attributes": (_store_attributes, 200),
     "POST builds": (request_build, 202),
     "DELETE build": (_cancel_build, 202),
     "DELETE model": (_delete_model, 202),

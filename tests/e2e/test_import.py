@@ -14,7 +14,7 @@ from core.repositories.idempotency import Claim
 from core.resources import open_resources
 from core.results import StoredBatch
 from core.settings import Settings
-from core.usecases.embeddings import EmbeddingService, MalformedRows, Row
+from core.usecases.embeddings import EmbeddingService, MalformedRows, Row, RowAttributes
 from deploy.data.formats.readers import open_embeddings
 from deploy.data.formats.rows import BadRow
 from deploy.data.importing import import_file
@@ -80,11 +80,14 @@ class _Throttled(EmbeddingService):
         claim: Claim | None = None,
         *,
         malformed: MalformedRows = MappingProxyType({}),
+        attributes: RowAttributes = (),
     ) -> StoredBatch:
         if rows[0][0] not in self.refused:
             self.refused.add(rows[0][0])
             raise PartlyStored(1, tuple(product_id for product_id, _ in rows[1:]))
-        return await super().store_batch(model_version, rows, metric, claim, malformed=malformed)
+        return await super().store_batch(
+            model_version, rows, metric, claim, malformed=malformed, attributes=attributes
+        )
 
 
 async def test_a_batch_that_was_taken_in_part_is_sent_again(

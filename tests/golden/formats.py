@@ -14,6 +14,7 @@ from unittest.mock import patch
 import msgspec
 
 from api.auth.keys import _CachedKeys
+from core.attributes.values import Attributes
 from core.dynamo.cursors import Cursors
 from core.dynamo.expressions import Update
 from core.dynamo.items import attribute_of
@@ -31,7 +32,7 @@ from core.index.manifest import (
 from core.models import Build, BuildParameters, Embedding, Model, Progress, Report, User, Watermark
 from core.notifications import ChangeNotification
 from core.queue import BuildJob, DeletionJob, deserialize, serialize
-from core.repositories import build_rows, embedding_rows, models
+from core.repositories import attribute_items, build_rows, embedding_rows, models
 from core.repositories.idempotency import _CODEC, _Record
 from core.repositories.reports import REPORT_CODEC
 from core.repositories.users import USER_CODEC
@@ -41,6 +42,7 @@ from core.results import (
     DeletedReport,
     LoadedBuild,
     ModelSummary,
+    PatchedAttributes,
     Refusal,
     Result,
     StoredBatch,
@@ -212,6 +214,14 @@ _OPEN_LATER: Final = msgspec.structs.replace(_OPEN, generation=_MICROSECONDS)
 _VERIFICATION: Final = msgspec.structs.replace(_OPEN, verifies="01a21eb467973b54709df4c2e127bffc")
 _EMBEDDING: Final = Embedding("p/1", "m-1", _VECTOR, 4, _NOON, generation=_MICROSECONDS)
 _TOMBSTONE: Final = Embedding("p/1", "m-1", None, 0, _ONE, _ONE, _MICROSECONDS)
+_ATTRIBUTES: Final[Attributes] = {
+    "brand": "Ünïcode",
+    "price": 19.9,
+    "huge": 1e308,
+    "stock": 3,
+    "sold": False,
+    "tags": ["a", "b"],
+}
 _BACKUP: Final = archive.Manifest(
     "0.1.0",
     "golden",
@@ -238,6 +248,19 @@ def _tombstone_row(tombstone: Embedding) -> RequestItem:
     deleted = DeletedEmbedding(tombstone.product_id, tombstone.updated_at, tombstone.generation)
     update, _ = embedding_rows.tombstone_update(_MODEL, deleted)
     return _updated(_live_row(_EMBEDDING), update)
+
+
+def _attributes_row(attributes: Attributes | None) -> RequestItem:
+    with patch("core.repositories.attribute_items.secrets.token_hex", lambda _: "ab" * 8):
+        if attributes is None:
+            return attribute_items.attributes_tombstone(_MODEL, "p/1", _ONE)
+        return attribute_items.attributes_item(_MODEL, "p/1", attributes, _NOON)
+
+
+def _attributes(item: Item) -> Attributes | None:
+    if "deleted_at" in item:
+        return None
+    return attribute_items.stored_attributes(item, _MICROSECONDS)
 
 
 def _result(sample: Result) -> Format[Result]:
@@ -273,6 +296,7 @@ _RESULTS: Final[tuple[Result, ...]] = (
     DeletedReport(),
     StoredEmbedding("p/1", 4, _NOON, _MICROSECONDS, created=True),
     DeletedEmbedding("p/1", _NOON, _MICROSECONDS),
+    PatchedAttributes("p/1", _ATTRIBUTES, _NOON, _MICROSECONDS),
     StoredBatch(2, Watermark(_NOON, None, _MICROSECONDS)),
     _PUBLISHED,
     ModelSummary(
@@ -295,7 +319,10 @@ FORMATS: Final[tuple[Format[Any], ...]] = (
     *map(_result, _RESULTS),
     _row("embedding", _EMBEDDING, _live_row, embedding_rows.decode),
     _row("tombstone", _TOMBSTONE, _tombstone_row, embedding_rows.decode),
-    _row("model", _MODEL, models.encode_model, models.decode_model),
+    _row("attributes", _ATTRIBUTES, _attributes_row, _attributes),
+    _row("attributes-tombstone", None, _attributes_row, _attributes),
+    _row("model", msgspec.structs.replace(_MODEL, has_attributes=True),
+         models.encode_model, models.decode_model),
     _row("model-without-generation", _FIRST_MODEL, models.encode_model, models.decode_model),
     _row("build", _PUBLISHED, build_rows.BUILD_CODEC.encode, build_rows.decode),
     _row("build-open", _OPEN, build_rows.open_row, build_rows.decode),

@@ -71,11 +71,14 @@ async def test_all_of_a_model_goes_and_its_name_can_be_used_again(
     """Rows, tombstones, builds, files and record; then with another dimension and metric."""
     await store(resources, model_version, 40)
     await resources.embedding_service.delete_embedding(model_version, "p00003")
+    for product_id in ("p00001", "p00002"):
+        await resources.embedding_service.patch_attributes(model_version, product_id, {"a": 1})
     published = await build(resources, model_version)
     waiting = await resources.build_service.request(model_version, BuildParameters(force=True))
     earlier = await marked(resources, model_version)
     await deleted(quick, earlier)
     assert await rows_of(resources, earlier) == []
+    assert [page async for page in resources.attributes.keys_by_model(earlier)] == []
     for build_id in (published.build_id, waiting.build_id):
         with pytest.raises(NotFound):
             await resources.builds.get_build(build_id)
@@ -85,6 +88,8 @@ async def test_all_of_a_model_goes_and_its_name_can_be_used_again(
     later = await resources.models.get_model(model_version)
     assert (later.dimension, later.metric, later.current_build_id) == (3, "l2", None)
     assert await rows_of(resources, later) == ["p00001"]
+    made_anew = await resources.embeddings.get_embedding(model_version, "p00001")
+    assert made_anew.attributes is None
     following = await build(resources, model_version)
     assert following.status == "published"
     assert following.manifest is not None

@@ -108,6 +108,7 @@ def test_a_batch_of_the_largest_kind_is_read_exactly() -> None:
         (msgspec.msgpack.encode({"embeddings": packed}), True),
     ):
         body = finished(BatchBody.decoding(data, msgpack=msgpack))
-        stored, malformed = finished(decode_entries(body, msgpack=msgpack))
+        stored, attributes, malformed = finished(decode_entries(body, msgpack=msgpack))
         assert not malformed
+        assert attributes == [None] * 20
         assert np.array_equal(np.stack([vector for _, vector in stored]), rows)
