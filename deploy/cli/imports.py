@@ -24,9 +24,20 @@ BAD_ROWS_SHOWN = 50
 )
 @click.option("--id-column", metavar="NAME", help="Of the ids, unless it is product_id.")
 @click.option("--vector-column", metavar="NAME", help="Of the vectors, unless it is vector.")
+@click.option(
+    "--attributes",
+    metavar="A,B",
+    default="",
+    help="Columns, arrays or members to store as attributes, under their own names.",
+)
 @environment.async_command
 async def command(
-    file: Path, model: str, metric: Metric | None, id_column: str | None, vector_column: str | None
+    file: Path,
+    model: str,
+    metric: Metric | None,
+    id_column: str | None,
+    vector_column: str | None,
+    attributes: str,
 ) -> None:
     """Stores the embeddings of FILE: Parquet, .npz or JSON.
 
@@ -35,9 +46,13 @@ async def command(
     bytes of FILE, which may be gzip, and JSON may be UTF-16; `-` is standard input. Ids that are
     integers or UUIDs are stored as text. Running it again is safe. Rows that are not valid are
     reported on standard error, and all others are stored.
+
+    With `--attributes`, each row's attributes become those that are named, of text, numbers,
+    booleans or lists of text; a row has none of a name where it is null, missing, or NaN in .npz.
+    Without it, attributes stay as they are.
     """
     # Imported here, so that `k9 import --help` answers at once.
-    from deploy.data.formats.columns import Columns  # noqa: PLC0415
+    from deploy.data.formats.columns import Columns, parse_attributes  # noqa: PLC0415
     from deploy.data.formats.readers import open_embeddings  # noqa: PLC0415
     from deploy.data.importing import BatchResult, import_file  # noqa: PLC0415
     from deploy.terminal import progress_display  # noqa: PLC0415
@@ -45,7 +60,7 @@ async def command(
     settings, _ = environment.enter()
     began = monotonic()
     stored = bad = read = 0
-    columns = Columns(id_column, vector_column)
+    columns = Columns(id_column, vector_column, parse_attributes(attributes))
     with open_embeddings(file, columns, settings.files) as reader, progress_display() as display:
         name = reader.short_name
         unit = "B" if reader.unit == "bytes" else ""

@@ -49,7 +49,7 @@ async def import_file(
 
     Batches are stored one by one until a row is stored, since the first write sets a new model
     version's dimension (that of most of its rows) and metric. Importing a file again overwrites the
-    same rows with the same vectors.
+    same rows with the same vectors, and with the same attributes where the reader reads any.
 
     Args:
         embeddings: Stores embeddings.
@@ -118,15 +118,17 @@ async def _store(
     model = await retried(lambda: embeddings.find_model(model_version))
     rows = [(row.product_id, row.vector) for row in batch.rows]
     bad = list(batch.bad)
-    problems = embeddings.find_problems(rows, model, metric)
+    attributes = [row.attributes for row in batch.rows]
+    problems = embeddings.find_problems(rows, model, metric, attributes=attributes)
     for index, errors in problems.items():
         row = batch.rows[index]
         reasons = "; ".join(f"{error.field} {error.message}" for error in errors)
         bad.append(BadRow(row.number, row.product_id, reasons))
     valid = [row for index, row in enumerate(rows) if index not in problems]
+    own = [each for index, each in enumerate(attributes) if index not in problems]
     if valid:
         await WRITE_RETRY.call(
-            lambda: embeddings.store_batch(model_version, valid, metric),
+            lambda: embeddings.store_batch(model_version, valid, metric, attributes=own),
             on=(PartlyStored, Unavailable),
             never=TableMissing,
         )

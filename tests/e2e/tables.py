@@ -40,6 +40,7 @@ async def fill(resources: Resources, rows: int = 60) -> Build:
     await resources.embedding_service.store_batch(
         "m1", [(f"p/{n} é", vectors[n]) for n in range(rows)]
     )
+    await resources.embedding_service.patch_attributes("m1", "p/1 é", {"price": 1e308})
     await resources.embedding_service.delete_embedding("m1", "p/0 é")
     await resources.embedding_service.store_embedding("m2", "gone", vectors[0])
     await resources.embedding_service.delete_embedding("m2", "gone")

@@ -65,6 +65,40 @@ async def test_bad_rows_are_named_and_lose_no_other(own_tables: Settings, tmp_pa
     assert (await item_counts(own_tables))[own_tables.table("embeddings")] == 245
 
 
+async def test_attributes_are_imported_by_the_command(own_tables: Settings, tmp_path: Path) -> None:
+    """Those that are named replace what was there; without any all stay; bad rows are named."""
+    rows: list[object] = [
+        {"product_id": f"p{n}", "vector": [n + 1.0, 1.0], "price": n / 2, "tags": ["a", f"t{n}"]}
+        for n in range(130)
+    ]
+    rows[7] = {"product_id": "p7", "vector": [1, 2], "price": {"net": 1}}
+    rows[8] = {"product_id": "p8", "vector": [1, 2]}
+    path = _lines(tmp_path / "a.jsonl", rows)
+    importing = ("import", str(path), "--model", "m3")
+    status, _, error = await run_k9(own_tables, tmp_path, *importing, "--attributes", "price,tags")
+    assert status == 1
+    assert "a.jsonl:8 ('p7'): attributes.price is not a string, number" in error
+    assert "1 rows are not valid; 129 were stored" in error
+    status, _, error = await run_k9(own_tables, tmp_path, *importing)
+    assert status == 0, error
+    async with open_resources(own_tables) as resources:
+        model = await resources.models.get_model("m3")
+        assert model.has_attributes
+        found = {
+            name: (await resources.embeddings.get_embedding("m3", name)).attributes
+            for name in ("p6", "p7", "p8", "p129")
+        }
+    assert found == {
+        "p6": {"price": 3.0, "tags": ["a", "t6"]},
+        "p7": None,
+        "p8": None,
+        "p129": {"price": 64.5, "tags": ["a", "t129"]},
+    }
+    status, _, error = await run_k9(own_tables, tmp_path, *importing, "--attributes", "a b")
+    assert status == 1
+    assert "'a b' is no name of an attribute" in error
+
+
 class _Throttled(EmbeddingService):
     """Takes only a part of each batch the first time it is sent."""
 

@@ -5,6 +5,8 @@ from typing import Final
 
 import msgspec
 
+from core.attributes.values import is_name
+from core.limits import ATTRIBUTES_MAX
 from deploy.errors import CommandError
 
 _IDS: Final = ("product_id", "product_ids")
@@ -27,6 +29,8 @@ class Columns(msgspec.Struct, frozen=True):
 
     product_id: str | None = None
     vector: str | None = None
+    attributes: tuple[str, ...] = ()
+    """Those to store as attributes, under their own names."""
 
     def choose(self, names: Sequence[str], name: str) -> tuple[str, str]:
         """The names of the ids and of the vectors in a file.
@@ -48,6 +52,11 @@ class Columns(msgspec.Struct, frozen=True):
                     )
             if ids == vectors:
                 raise CommandError(f"{name}: {ids!r} cannot be both the ids and the vectors")
+            for chosen in self.attributes:
+                if chosen in {ids, vectors}:
+                    raise CommandError(
+                        f"{name}: {chosen!r} has the ids or the vectors, so it is no attribute"
+                    )
             return ids, vectors
         missing: list[str] = []
         options: list[str] = []
@@ -63,6 +72,37 @@ class Columns(msgspec.Struct, frozen=True):
             f"{name}: has no {' and no '.join(missing)} (it has {_listed(names)}); say which it is "
             f"by {' '.join(options)}"
         )
+
+
+def parse_attributes(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, each once; none of an empty text.
+
+    Raises:
+        CommandError: one is no name of an attribute, or there are too many.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(","))) if text.strip() else ()
+    for name in names:
+        if not is_name(name):
+            raise CommandError(
+                f"--attributes: {name[:_NAME_SHOWN]!r} is no name of an attribute: 1 to 64 of "
+                "A-Z a-z 0-9 _ -; rename the column"
+            )
+    if len(names) > ATTRIBUTES_MAX:
+        raise CommandError(f"--attributes: {len(names)} names, the most is {ATTRIBUTES_MAX}")
+    return names
+
+
+def check_attributes(name: str, attributes: Iterable[str], names: Sequence[str]) -> None:
+    """Checks that a file has these columns, each once.
+
+    Raises:
+        CommandError: it has not.
+    """
+    for each in attributes:
+        if names.count(each) != 1:
+            many = f"{names.count(each)} times; rename all but one"
+            has = f"has {each!r} {many}" if each in names else f"has no {each!r}"
+            raise CommandError(f"{name}: {has} (it has {_listed(names)})")
 
 
 def _choose(names: Sequence[str], given: str | None, defaults: tuple[str, ...]) -> str | None:

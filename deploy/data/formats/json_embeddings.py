@@ -55,6 +55,9 @@ class JsonReader(EmbeddingReader):
         super().__init__(source)
         self._limits = limits
         self._columns = columns
+        self._attributes = {f"attribute_{n}": name for n, name in enumerate(columns.attributes)}
+        """Field of a decoded row → name of the attribute."""
+        self._unseen = dict.fromkeys(columns.attributes)
         self._path = source.path
         self.units = source.size
         self._first_pass: _Pass | None = self._begin(source)
@@ -77,6 +80,8 @@ class JsonReader(EmbeddingReader):
                     yield Batch(rows, bad, entry.end - read)
                     rows, bad, read = [], [], entry.end
             yield Batch(rows, bad, source.position - read)
+        if self._unseen:
+            self.notes.append(f"no row has {', '.join(map(repr, self._unseen))}")
 
     def _decoder(self, head: list[Entry]) -> Any:
         """A decoder of rows, for the names that the first entries have.
@@ -102,8 +107,16 @@ class JsonReader(EmbeddingReader):
             raise problems[0]
         line = msgspec.defstruct(
             "Line",
-            [("product_id", str | int), ("vector", list[float])],
-            rename={"product_id": ids or "product_id", "vector": vectors or "vector"},
+            [
+                ("product_id", str | int),
+                ("vector", list[float]),
+                *((field, Any, None) for field in self._attributes),
+            ],
+            rename={
+                "product_id": ids or "product_id",
+                "vector": vectors or "vector",
+                **self._attributes,
+            },
         )
         return msgspec.json.Decoder(line)
 
@@ -144,7 +157,15 @@ class JsonReader(EmbeddingReader):
             if isinstance(decoded.product_id, int) and not self.notes:
                 self.notes.append(f"integer ids, as on line {entry.line}, are stored as text")
             vector = as_float32(np.array(decoded.vector))
-            rows.append(Row(entry.line, str(decoded.product_id), vector))
+            own = {
+                name: value
+                for field, name in self._attributes.items()
+                if (value := getattr(decoded, field)) is not None
+            }
+            for name in self._unseen.keys() & own.keys():
+                del self._unseen[name]
+            attributes = own if self._attributes else None
+            rows.append(Row(entry.line, str(decoded.product_id), vector, attributes))
 
     def close(self) -> None:
         """Closes the file; a pass that has begun closes it itself."""

@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from core.settings import Files
-from deploy.data.formats.columns import Columns
+from deploy.data.formats.columns import Columns, check_attributes
 from deploy.data.formats.file_input import FileInput, expansion_problem
 from deploy.data.formats.rows import Batch, EmbeddingReader, as_float32, batch_of, decoded
 from deploy.errors import CommandError
@@ -63,6 +63,10 @@ class NpzReader(EmbeddingReader):
         self._ids = self._array(ids, members[names.index(ids)])
         self._vectors = self._array(vectors, members[names.index(vectors)])
         self._check(ids, vectors)
+        check_attributes(self.name, columns.attributes, names)
+        self._attributes = {
+            name: self._attribute(name, members[names.index(name)]) for name in columns.attributes
+        }
         self.units = self._ids.shape[0]
 
     def _check_archive(self, names: list[str]) -> None:
@@ -124,6 +128,19 @@ class NpzReader(EmbeddingReader):
         for name, array in ((ids, self._ids), (vectors, self._vectors)):
             self._check_size(name, array)
 
+    def _attribute(self, name: str, member: zipfile.ZipInfo) -> _Array:
+        array = self._array(name, member)
+        if array.dtype.kind not in "USiufb" or not array.dtype.itemsize or len(array.shape) != 1:
+            raise CommandError(
+                f"{self.name}: {name!r} is an array of {array.dtype} with shape {array.shape}; "
+                "attributes are text, numbers or booleans in one dimension"
+            )
+        if array.shape != self._ids.shape:
+            counts = f"{array.shape[0]:,} of {name!r} and {self._ids.shape[0]:,} ids"
+            raise CommandError(f"{self.name}: has {counts}; there must be as many of both")
+        self._check_size(name, array)
+        return array
+
     def _check_size(self, name: str, array: _Array) -> None:
         row_bytes = _row_bytes(array)
         size, have = row_bytes * array.shape[0], self._zip.getinfo(array.member).file_size
@@ -146,9 +163,11 @@ class NpzReader(EmbeddingReader):
     def _batches(self, rows_max: int) -> Iterator[Batch]:
         number = 1
         ids, vectors = self._blocks(self._ids, rows_max), self._blocks(self._vectors, rows_max)
-        for some_ids, some_vectors in zip(ids, vectors, strict=True):
+        others = [self._blocks(array, rows_max) for array in self._attributes.values()]
+        for some_ids, some_vectors, *some in zip(ids, vectors, *others, strict=True):
             texts = [decoded(i) if isinstance(i, bytes) else str(i) for i in some_ids.tolist()]
-            yield batch_of(number, texts, list(as_float32(some_vectors)))
+            attributes = dict(zip(self._attributes, map(_values, some), strict=True))
+            yield batch_of(number, texts, list(as_float32(some_vectors)), attributes)
             number += len(texts)
 
     def _blocks(self, array: _Array, rows_max: int) -> Iterator[NDArray[Any]]:
@@ -180,6 +199,16 @@ class NpzReader(EmbeddingReader):
 
 def _row_bytes(array: _Array) -> int:
     return array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=object))
+
+
+def _values(block: NDArray[Any]) -> list[Any]:
+    """The values of an attribute; None for NaN, which is how an array says that there is none."""
+    values = block.tolist()
+    if block.dtype.kind == "S":
+        return [decoded(value) for value in values]
+    if block.dtype.kind == "f":
+        return [None if value != value else value for value in values]  # noqa: PLR0124 - NaN
+    return list(values)
 
 
 def npy_error(name: str) -> CommandError:

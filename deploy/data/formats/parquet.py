@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core.settings import Files
-from deploy.data.formats.columns import Columns
+from deploy.data.formats.columns import Columns, check_attributes
 from deploy.data.formats.file_input import BLOCK_BYTES, FileInput, expansion_problem
 from deploy.data.formats.rows import Batch, EmbeddingReader, as_float32, batch_of, decoded, text_of
 from deploy.errors import CommandError
@@ -50,6 +50,13 @@ class ParquetReader(EmbeddingReader):
             self._ids, self._vectors = columns.choose(schema.names, self.name)
             self._check_ids(schema.field(self._ids).type)
             self._list_size = self._check_vectors(schema.field(self._vectors).type)
+            self._attributes = columns.attributes
+            check_attributes(self.name, self._attributes, schema.names)
+            leaves = [opened.schema.column(n).path for n in range(len(opened.schema))]
+            for name in self._attributes:
+                if self._check_attribute(name, schema.field(name).type):
+                    # Repeated texts are in memory once, those of lists too.
+                    self._dictionaries += [leaf for leaf in leaves if leaf.split(".")[0] == name]
             self.units = opened.metadata.num_rows
             self._encoded = sum(
                 opened.metadata.row_group(group).total_byte_size
@@ -70,7 +77,7 @@ class ParquetReader(EmbeddingReader):
     def _check_ids(self, kind: pa.DataType) -> None:
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
         if _is_text(plain):
-            self._dictionaries = [self._ids]
+            self._dictionaries.append(self._ids)
             return
         if pa.types.is_integer(plain) or _extension(plain) == "arrow.uuid":
             what = "UUIDs" if _extension(plain) else f"integers ({plain})"
@@ -95,6 +102,22 @@ class ParquetReader(EmbeddingReader):
             hint = "text is not taken apart, so write lists of floats"
         raise CommandError(f"{self.name}: {self._vectors!r} is of type {kind}; {hint}")
 
+    def _check_attribute(self, name: str, kind: pa.DataType) -> bool:
+        """Whether a column has text.
+
+        Raises:
+            CommandError: it is of a type that no attribute has.
+        """
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if _is_text(plain) or (_is_list(plain) and _is_text(plain.value_type)):
+            return True
+        if not (_is_number(plain) or pa.types.is_boolean(plain) or pa.types.is_null(plain)):
+            raise CommandError(
+                f"{self.name}: {name!r} is of type {kind}; attributes are text, numbers, booleans "
+                "or lists of text, so cast it, or leave it out of --attributes"
+            )
+        return False
+
     def _check_expansion(self, limits: Files) -> None:
         """Raises: CommandError: the columns are far larger in memory than in the file."""
         if self._list_size is not None:  # the size is known without the columns' footers
@@ -104,7 +127,10 @@ class ParquetReader(EmbeddingReader):
             return
         handle = self._file.fileno()
         done = subprocess.run(  # noqa: S603 - this interpreter, and a file that is open already
-            [sys.executable, "-c", _SIZES, f"/dev/fd/{handle}", self._ids, self._vectors],
+            [
+                *(sys.executable, "-c", _SIZES, f"/dev/fd/{handle}"),
+                *(self._ids, self._vectors, *self._attributes),
+            ],
             pass_fds=(handle,),
             capture_output=True,
             check=False,
@@ -122,11 +148,12 @@ class ParquetReader(EmbeddingReader):
     def _batches(self, rows_max: int) -> Iterator[Batch]:
         number = 1
         with self._open() as opened:
-            columns = [self._ids, self._vectors]
+            columns = [self._ids, self._vectors, *self._attributes]
             for table in opened.iter_batches(batch_size=rows_max, columns=columns):
                 ids = _texts(table.column(self._ids))
                 vectors = _vectors(table.column(self._vectors))
-                yield batch_of(number, ids, vectors)
+                attributes = {name: _values(table.column(name)) for name in self._attributes}
+                yield batch_of(number, ids, vectors, attributes)
                 number += len(ids)
 
     def close(self) -> None:
@@ -165,6 +192,23 @@ def _texts(column: Any) -> list[str | bytes | None]:
     except UnicodeDecodeError:
         values = column.cast(pa.large_binary()).to_pylist()
         return [None if value is None else decoded(value) for value in values]
+
+
+def _values(column: Any) -> list[Any]:
+    """Each row's value of an attribute; None where it is null, bytes where it is not UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        return _texts(column)
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return b""
 
 
 def _vectors(column: Any) -> list[NDArray[np.float32] | str]:

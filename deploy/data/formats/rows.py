@@ -5,7 +5,8 @@ import uuid
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 import msgspec
@@ -23,6 +24,9 @@ FAULTS: Final = (
 """What the libraries raise on damaged bytes; NotImplementedError is a RuntimeError."""
 
 
+_NO_ATTRIBUTES: Final[Mapping[str, Sequence[Any]]] = MappingProxyType({})
+
+
 class Row(msgspec.Struct, frozen=True):
     """One row that could be read."""
 
@@ -31,6 +35,8 @@ class Row(msgspec.Struct, frozen=True):
     product_id: str
     vector: NDArray[np.float32]
     """float32 (d,); infinite where the file's number is too large."""
+    attributes: dict[str, Any] | None = None
+    """As they stand in the file, not checked; None where none are read."""
 
 
 class BadRow(msgspec.Struct, frozen=True):
@@ -51,7 +57,10 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 def batch_of(
-    first: int, ids: Sequence[str | bytes | None], vectors: Sequence[NDArray[np.float32] | str]
+    first: int,
+    ids: Sequence[str | bytes | None],
+    vectors: Sequence[NDArray[np.float32] | str],
+    attributes: Mapping[str, Sequence[Any]] = _NO_ATTRIBUTES,
 ) -> Batch:
     """A batch of consecutive rows.
 
@@ -59,6 +68,7 @@ def batch_of(
         first: The number of the first row.
         ids: Bytes where an id is not UTF-8, None where it is null.
         vectors: Text where a vector is not valid: why.
+        attributes: The values of each attribute; None where a row has none of the name.
     """
     rows: list[Row] = []
     bad: list[BadRow] = []
@@ -69,7 +79,12 @@ def batch_of(
         elif isinstance(vector, str):
             bad.append(BadRow(number, product_id, f"vector {vector}"))
         else:
-            rows.append(Row(number, product_id, vector))
+            own = {
+                name: value
+                for name, values in attributes.items()
+                if (value := values[number - first]) is not None
+            }
+            rows.append(Row(number, product_id, vector, own if attributes else None))
     return Batch(rows, bad, len(ids))
 
 
