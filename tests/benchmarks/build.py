@@ -126,14 +126,15 @@ def measure_raw(path: Path, family: Any, threads: int) -> Raw:
 
 def _tune(index: Any, family: Any, queries: Floats, rows: Floats) -> int:
     """The least breadth that reaches the target."""
-    truth, _ = faiss.knn(queries, rows, _K, metric=faiss.METRIC_INNER_PRODUCT)
+    _, truth = faiss.knn(queries, rows, _K, metric=faiss.METRIC_INNER_PRODUCT)
 
     def reached(breadth: int) -> bool:
-        found, _ = index.search(queries, _K, params=search_parameters(family, breadth))
-        return float((found >= truth[:, -1:]).mean()) >= TARGET
+        _, found = index.search(queries, _K, params=search_parameters(family, breadth))
+        hits = (found[:, :, None] == truth[:, None]).any(axis=2)
+        return float(hits.mean()) >= TARGET
 
     breadth = below = _K
-    while not reached(breadth):
+    while not reached(breadth) and breadth < rows.shape[0]:
         below, breadth = breadth, 2 * breadth
     between = range(below, breadth, max(1, (breadth - below) // 8))
     return next((ef for ef in between if reached(ef)), breadth)
@@ -165,6 +166,7 @@ def compare(catalogue: Path, rows: int, turns: int, threads: int) -> bool:
             out.mkdir()
             outputs.append(ours(directory / "rows", out, vectors.shape[1], threads))
             raws.append(raw(directory / "raw.npy", outputs[-1].index.family, threads))
+            print(f"turn {turn + 1}: {outputs[-1].stages} {raws[-1]}", flush=True)
     last = outputs[-1]
     print(
         f"{len(vectors):,} rows of {vectors.shape[1]}, {last.index.family}, {threads} threads, "
