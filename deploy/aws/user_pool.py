@@ -74,7 +74,7 @@ async def _describe(client: Any, settings: Settings, pool_id: str) -> dict[str, 
             region, sign, _ = pool_id.partition("_")
             advice = "`aws cognito-idp list-user-pools --max-results 60` lists them"
             if sign and region != settings.aws.region:
-                advice = f"by its id it is in {region}: set AWS_REGION, which a profile does not"
+                advice = f"by its id it is in {region}: set AWS_REGION"
             raise CommandError(
                 f"there is no user pool {pool_id} in {settings.aws.region}: {advice}"
             ) from error

@@ -74,12 +74,32 @@ def enter() -> tuple[Settings, RunningStack | None]:
 
     Raises:
         SettingsError: a variable is not valid; it is named.
+        CommandError: AWS's configuration file cannot be read, or has no such profile.
     """
     stack = overlay(os.environ, Path.cwd())
     if stack is not None and sys.stderr.isatty():  # for people: scripts expect one line at most
         where = stack.environ["AWS_ENDPOINT_URL"]
         sys.stderr.write(f"\033[2musing the embedded stack of this directory ({where})\033[0m\n")
+    if not os.environ.get("AWS_REGION") and not os.environ.get("AWS_DEFAULT_REGION"):
+        region = _region_of_profile(os.environ)
+        if region:
+            os.environ["AWS_REGION"] = region
     return Settings.from_env(os.environ), stack
+
+
+def _region_of_profile(environ: Mapping[str, str]) -> str | None:
+    """The region of the chosen profile in AWS's configuration file; None where it has none."""
+    path = Path(environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+    if not path.is_file():
+        return None
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - see above
+    from botocore.session import Session  # noqa: PLC0415
+
+    try:
+        region: str | None = Session().get_config_variable("region")
+    except BotoCoreError as error:
+        raise CommandError(str(error)) from error
+    return region
 
 
 def quiet_logs() -> None:

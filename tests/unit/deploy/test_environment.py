@@ -8,6 +8,7 @@ from core.files import write_atomically
 from core.settings import Settings
 from deploy.cli import environment
 from deploy.cli.main import run
+from deploy.errors import CommandError
 from deploy.local.files import RunningStack, read_stack
 from deploy.local.processes import identity
 
@@ -132,3 +133,46 @@ async def test_a_token_of_ones_own_goes_where_one_says(tmp_path: Path) -> None:
     assert await environment.api_access(settings, stack, environ) == ("https://k9.example", None)
     environ["K9_TOKEN"] = "mine"
     assert await environment.api_access(settings, stack, environ) == ("https://k9.example", "mine")
+
+
+@pytest.mark.parametrize(
+    ("variables", "region"),
+    [
+        ({}, "eu-west-1"),
+        ({"AWS_PROFILE": "other"}, "ap-south-1"),
+        ({"AWS_PROFILE": "other", "AWS_REGION": "us-west-2"}, "us-west-2"),
+        ({"AWS_DEFAULT_REGION": "us-west-1"}, "us-west-1"),
+        ({"AWS_PROFILE": "without"}, "us-east-1"),
+    ],
+)
+def test_the_region_is_that_of_the_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], region: str
+) -> None:
+    """Where no variable names one."""
+    _configure(tmp_path, monkeypatch, variables)
+    settings, _ = environment.enter()
+    assert settings.aws.region == region
+
+
+def test_a_profile_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line."""
+    _configure(tmp_path, monkeypatch, {"AWS_PROFILE": "misspelt"})
+    with pytest.raises(CommandError, match="misspelt"):
+        environment.enter()
+
+
+def _configure(directory: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    file = directory / "config"
+    file.write_text(
+        "[default]\nregion = eu-west-1\n[profile other]\nregion = ap-south-1\n[profile without]\n"
+    )
+    monkeypatch.chdir(directory)
+    # Set first, so that what the command sets is undone.
+    monkeypatch.setenv("AWS_REGION", "")
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
