@@ -92,14 +92,9 @@ def _region_of_profile(environ: Mapping[str, str]) -> str | None:
     path = Path(environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
     if not path.is_file():
         return None
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - see above
-    from botocore.session import Session  # noqa: PLC0415
+    from deploy.aws import profile  # noqa: PLC0415 - see above
 
-    try:
-        region: str | None = Session().get_config_variable("region")
-    except BotoCoreError as error:
-        raise CommandError(str(error)) from error
-    return region
+    return profile.read_region()
 
 
 def quiet_logs() -> None:
