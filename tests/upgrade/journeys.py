@@ -5,7 +5,7 @@ from functools import partial
 from typing import Final
 
 from core.models import Build
-from tests.upgrade import indexes, records
+from tests.upgrade import attributes, indexes, records
 from tests.upgrade.catalogue import MODEL, sample, store
 from tests.upgrade.environment import Environment, open_environment
 from tests.upgrade.ledger import Ledger, Traffic
@@ -97,6 +97,7 @@ class Journeys:
 
     async def _both(self) -> None:
         environment, ledger = self._environment, self._ledger
+        few = dict(list(sample().items())[:12])
         await environment.start("new-api")
         await self._check("new follows what old published", partial(self._follows, "new"))
         await self._check("recall through new", partial(self._measured, "new"))
@@ -112,6 +113,8 @@ class Journeys:
                 f"writes of {first} seen by the other",
                 partial(indexes.freshness, environment, ledger, first),
             )
+        await self._check("attributes of new, beside writes of old",
+                          partial(attributes.beside, environment, few))  # fmt: skip
         await self._check("keys of old, replayed by new",
                           partial(records.keys_of_old, environment, ledger))  # fmt: skip
         await self._limit("replay what new answered under a key",
