@@ -46,6 +46,8 @@ OPEN_LATER_VALUE: Final = "2"
 """That of builds which workers of releases up to 23e14f8 would do wrongly: they do not query it."""
 OPEN_VALUES: Final = (OPEN_VALUE, OPEN_LATER_VALUE)
 
+_ATTRIBUTES: Final = "#attributes"
+
 USERS: Final = Table("users", Key("user_id"))
 REPORTS: Final = Table("reports", Key("id"), {USER_REPORTS_INDEX: Key("user_id", "created_at")})
 EMBEDDINGS: Final = Table(
@@ -77,7 +79,12 @@ def attributes_name(model_version: str) -> str:
 
     No model version can have such a name, so that no release takes one for a row.
     """
-    return f"{model_version}#attributes"
+    return model_version + _ATTRIBUTES
+
+
+def is_attributes_name(model_version: str) -> bool:
+    """Whether the sort key of an item is that of attributes."""
+    return model_version.endswith(_ATTRIBUTES)
 
 
 def attributes_shard(model_version: str, shard: int, generation: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import Raw
 from numpy.typing import NDArray
 
+from core.dynamo import tables
 from core.dynamo.wire import AttributeValue
 from core.errors import Corrupt, Invalid, Unreadable
 from core.identifiers import is_report_id, validate_model_version
@@ -176,6 +177,10 @@ def _embedding(members: _Members) -> tuple[LegacyEmbedding, str | None]:
     model_version = _decoded(members, "model_version", _TEXT)
     if model_version is None:
         raise Invalid("model_version is missing")
+    if tables.is_attributes_name(model_version):
+        raise Invalid(
+            "holds attributes, which are not migrated: `k9 backup` and `k9 restore` move them"
+        )
     validate_model_version(model_version)
     dimension = _decoded(members, "vector_dimension", _WHOLE)
     vector = _vector(members, dimension)

@@ -189,6 +189,7 @@ def test_vectors_of_every_form_are_float32(vector: Any) -> None:
         ("embeddings", {**_EMBEDDING, "vector_dimension": 3}, "2 numbers, vector_dimension 3"),
         ("embeddings", {**_EMBEDDING, "model_version": "a/b"}, "a model version takes"),
         ("embeddings", {**_EMBEDDING, "deleted_at": _AT}, "is deleted"),
+        ("embeddings", {**_EMBEDDING, "model_version": "m#attributes"}, "`k9 backup` and"),
         ("embeddings", {"product_id": "p", "model_version": "m"}, "embedding_vector is missing"),
     ],
 )
