@@ -1,6 +1,6 @@
 """`k9 import` against what the emulator takes at most: rows a second.
 
-    python -m tests.benchmarks.importing [--rows 20000] [--rounds 5]
+    python -m tests.benchmarks.importing [--rows 50000] [--rounds 5]
 
 The limit is the emulator's own: a client that does nothing but send has the same BatchWriteItem
 requests ready as bytes, made and signed ahead, and sends them over as many connections as an import
@@ -128,7 +128,7 @@ async def run(rows: int, rounds: int) -> bool:
 def main() -> None:
     """Runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     os.environ.update(CREDENTIALS, AWS_EC2_METADATA_DISABLED="true", AWS_DEFAULT_REGION="us-east-1")
