@@ -173,9 +173,11 @@ class _Parser:
             self._count_condition(at)
             if isinstance(name, str) and name.startswith("$"):
                 known = "$and, $or, $not, or the name of an attribute"
-                self._wrong(at, f"has {_shown(name)}, where it takes {known}")
+                self._wrong(at, f"has {_shown(name)!r}, where it takes {known}")
             else:
-                self._wrong(at, f"has the name {_shown(name)}: it takes 1 to 64 of A-Z a-z 0-9 _ -")
+                self._wrong(
+                    at, f"has the name {_shown(name)!r}: it takes 1 to 64 of A-Z a-z 0-9 _ -"
+                )
             return AllOf(())
         return self._condition(name, value, f"{at}.{name}", level)
 
@@ -198,7 +200,7 @@ class _Parser:
         if operator in _OPERATORS:
             return self._comparison(name, operator, value, f"{at}.{operator}")
         known = f"it takes {', '.join(_OPERATORS)}"
-        self._wrong(at, f"has {_shown(operator)}, which is no operator: {known}")
+        self._wrong(at, f"has {_shown(operator)!r}, which is no operator: {known}")
         return AllOf(())
 
     def _complement(self, name: str, value: Any, at: str, level: int) -> Filter:

@@ -5,6 +5,7 @@ from typing import Any, Final
 import faiss as _faiss
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, Ints
@@ -160,6 +161,37 @@ def stored_rows(index: Any) -> Floats | None:
     storage = faiss.downcast_index(index.storage)
     flat: Floats = faiss.rev_swig_ptr(storage.get_xb(), index.ntotal * index.d)
     return flat.reshape(index.ntotal, index.d)
+
+
+def graph_links(index: Any) -> tuple[NDArray[np.int32], NDArray[np.uint64], int] | None:
+    """The bottom level of an HNSW graph, not a copy; None of another index.
+
+    Valid only as long as the index is referenced.
+
+    Returns:
+        The links int32 (any,), -1 where there are fewer; uint64 (n + 1,), where those of each
+        position begin; and how many of them are of the bottom level.
+    """
+    if not isinstance(index, faiss.IndexHNSW):
+        return None
+    graph = index.hnsw
+    links: NDArray[np.int32] = faiss.rev_swig_ptr(graph.neighbors.data(), graph.neighbors.size())
+    starts: NDArray[np.uint64] = faiss.rev_swig_ptr(graph.offsets.data(), graph.offsets.size())
+    return links, starts, int(graph.nb_neighbors(0))
+
+
+def row_products(query: Floats, rows: Floats, numbers: Ints, metric: Metric) -> Floats:
+    """float32 (m,): approximate scores of these rows (m,) of `rows`, read where they are.
+
+    The product for `cosine` and `ip`, the negated squared distance for `l2`; both arrays
+    C-contiguous, `numbers` too.
+    """
+    count = numbers.shape[0]
+    result = np.empty(count, dtype=np.float32)
+    compute = faiss.fvec_L2sqr_by_idx if metric == "l2" else faiss.fvec_inner_products_by_idx
+    pointers = [swig_ptr(each) for each in (result, query, rows, numbers)]
+    compute(*pointers, rows.shape[1], 1, count)
+    return np.negative(result, out=result) if metric == "l2" else result
 
 
 swig_ptr: Final[Any] = faiss.swig_ptr

@@ -3,7 +3,7 @@
 Nothing here is changed by a search, so any number of threads may search one `Searcher`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
 import msgspec
@@ -28,7 +28,7 @@ _SLACK: Final = 8
 _FLOAT32_STEP: Final = 2.0**-24
 
 
-class _Plan(msgspec.Struct, frozen=True):
+class SearchPlan(msgspec.Struct, frozen=True):
     """How a number of rows is searched for."""
 
     candidates: int
@@ -131,14 +131,14 @@ class Searcher:
         self.info = info
         self.n = int(rows.shape[0])
         self.d = int(rows.shape[1])
-        self._index = index
-        self._order = order
-        self._members = members
+        self.index = index
+        self.order = order
+        self.members = members
         self._queries_unchanged = info.layout == Layout(self.d, "cosine")
         self._stored = stored_rows(index) if info.layout.plain(self.d) else None
         """The same rows at their positions in the index, where it has them whole: those that a
         search has just read are still in the processor's cache."""
-        self._plans: dict[int, _Plan] = {}
+        self._plans: dict[int, SearchPlan] = {}
         self._squares: Floats | None = None
 
     def search_one(
@@ -156,17 +156,17 @@ class Searcher:
             Row numbers int64 and scores float32, by (-score, row number).
         """
         query = prepare_one(query, self.metric)
-        if exact or self._index is None:
+        if exact or self.index is None:
             return self._scan(query[None], k, excluded)[0]
         if excluded is not None:
             return self._search_excluding(query, k, excluded)
-        plan = self._plans.get(k) or self._plan(k)
+        plan = self._plans.get(k) or self.plan_for(k)
         if not plan.scan:
-            positions = self._candidates(query[None], plan)[0]
+            positions = self.candidates(query[None], plan)[0]
             # FAISS puts -1 last where it found too little: in lists, or parts of a graph that
             # cannot be reached.
             if positions[-1] >= 0:
-                return self._rerank(query, positions, k)
+                return self.rerank(query, positions, k)
         return self._scan(query[None], k, None)[0]
 
     def _search_excluding(self, query: Floats, k: int, excluded: Exclusion) -> tuple[Ints, Floats]:
@@ -179,10 +179,10 @@ class Searcher:
         """
         count = k + _SLACK
         while True:
-            plan = self._plans.get(count) or self._plan(count)
+            plan = self._plans.get(count) or self.plan_for(count)
             if plan.scan:
                 return self._scan(query[None], k, excluded)[0]
-            positions = self._candidates(query[None], plan)[0]
+            positions = self.candidates(query[None], plan)[0]
             positions = positions[positions >= 0]
             dropped = self._excluded_positions(positions, excluded)
             passed = int(np.count_nonzero(dropped[:count]))
@@ -190,17 +190,17 @@ class Searcher:
             if 3 * passed <= 2 * (count - k):
                 break
             count = k + 2 * passed
-        rows, scores = self._rerank(query, positions[~dropped], k, excluded)
+        rows, scores = self.rerank(query, positions[~dropped], k, excluded.contains)
         if rows.shape[0] < min(k, self.n - excluded.count):
             return self._scan(query[None], k, excluded)[0]
         return rows, scores
 
     def _excluded_positions(self, positions: Ints, excluded: Exclusion) -> NDArray[np.bool_]:
         """Bool (any,): the positions all rows of which are left out."""
-        if self._members is None:
-            return excluded.contains(self._rows_at(positions))
-        rows, _ = self._members.expand(positions)
-        return self._members.all_marked(positions, excluded.contains(rows))
+        if self.members is None:
+            return excluded.contains(self.rows_at(positions))
+        rows, _ = self.members.expand(positions)
+        return self.members.all_marked(positions, excluded.contains(rows))
 
     def search(
         self, queries: Floats, k: int, *, exact: bool = False, excluded: Exclusion | None = None
@@ -211,28 +211,28 @@ class Searcher:
         scores = np.full((m, k), -np.inf, dtype=np.float32)
         queries = prepare(queries, self.metric)
         todo = list(range(m))
-        if exact or self._index is None:
+        if exact or self.index is None:
             for line, (best, top) in enumerate(self._scan(queries, k, excluded)):
                 rows[line, : best.shape[0]], scores[line, : best.shape[0]] = best, top
             return rows, scores
-        plan = self._plan(k)
+        plan = self.plan_for(k)
         if excluded is None and not plan.scan:
-            positions = self._candidates(queries, plan)
-            if self._members is None:
-                candidates = np.where(positions < 0, -1, self._rows_at(positions))
+            positions = self.candidates(queries, plan)
+            if self.members is None:
+                candidates = np.where(positions < 0, -1, self.rows_at(positions))
                 final = rescore(queries, self.rows, candidates, self.metric)
                 rows, scores = top_k_per_query(candidates, final, k)
                 todo = np.flatnonzero(rows[:, -1] < 0).tolist()
             else:
                 todo = np.flatnonzero(positions[:, -1] < 0).tolist()
                 for line in np.flatnonzero(positions[:, -1] >= 0).tolist():
-                    rows[line], scores[line] = self._rerank(queries[line], positions[line], k)
+                    rows[line], scores[line] = self.rerank(queries[line], positions[line], k)
         for line in todo:
             best, top = self.search_one(queries[line], k, excluded=excluded)
             rows[line, : best.shape[0]], scores[line, : best.shape[0]] = best, top
         return rows, scores
 
-    def _candidates(self, queries: Floats, plan: _Plan) -> Ints:
+    def candidates(self, queries: Floats, plan: SearchPlan) -> Ints:
         """int64 (m, plan.candidates): positions in the index, -1 where it found no more."""
         if not self._queries_unchanged:
             queries = self.info.layout.query(queries)
@@ -240,39 +240,42 @@ class Searcher:
         positions = np.empty((m, count), dtype=np.int64)
         distances = np.empty((m, count), dtype=np.float32)
         # The wrapper round this call checks shapes that are right by construction.
-        self._index.search_c(
+        self.index.search_c(
             m, swig_ptr(queries), count, swig_ptr(distances), swig_ptr(positions), plan.parameters
         )
         return positions
 
-    def _rows_at(self, positions: Ints) -> Ints:
+    def rows_at(self, positions: Ints) -> Ints:
         """int64: the row at each position, of any shape."""
-        if self._order is None:
+        if self.order is None:
             return positions
-        return self._order[positions].astype(np.int64)
+        return self.order[positions].astype(np.int64)
 
-    def _rerank(
-        self, query: Floats, positions: Ints, k: int, excluded: Exclusion | None = None
+    def rerank(
+        self,
+        query: Floats,
+        positions: Ints,
+        k: int,
+        dropped: Callable[[Ints], NDArray[np.bool_]] | None = None,
     ) -> tuple[Ints, Floats]:
-        """The best k at these positions, by final scores; copies that are excluded do not count."""
-        rows = self._rows_at(positions)
+        """The best k at these positions, by final scores; copies that are dropped do not count."""
+        rows = self.rows_at(positions)
         vectors = self.rows[rows] if self._stored is None else self._stored[positions]
         scores = row_scores(query, vectors, self.metric)
-        if self._members is not None:
-            dropped = None if excluded is None else excluded.contains
-            rows, scores = self._members.score(
+        if self.members is not None:
+            rows, scores = self.members.score(
                 query, positions, scores, k, self.rows, self.metric, dropped
             )
         return _top(rows, scores, k)
 
-    def _plan(self, k: int) -> _Plan:
+    def plan_for(self, k: int) -> SearchPlan:
         """How k rows are searched; kept once made."""
         breadth, count = effort_for(self.info.efforts, k)
         if self.info.family == "ivf_pq":
             broad = count > self.n // _RERANK_RATIO
         else:
             broad = breadth > self.n // _SCAN_RATIO
-        plan = _Plan(
+        plan = SearchPlan(
             candidates=min(count, self.info.positions),
             parameters=search_parameters(self.info.family, breadth),
             scan=k > self.info.positions or (broad and k > self.info.efforts[0].k),
@@ -292,7 +295,7 @@ class Searcher:
             for query, line, error in zip(part, approximate, errors, strict=True):
                 if excluded is not None:
                     excluded.mask(line)
-                result.append(self._refine(query, line, error, k))
+                result.append(self.refine(query, line, error, k))
         return result
 
     def _approximate_scores(self, queries: Floats) -> tuple[Floats, Floats]:
@@ -314,6 +317,15 @@ class Searcher:
         errors = np.full(queries.shape[0], 2 * step * norm_max, dtype=np.float32)
         return self._products(unit), errors
 
+    def approximate_query(self, query: Floats) -> tuple[Floats, np.float32]:
+        """The same for `families.row_products`: the query (d,) to score, and the error."""
+        norm = np.sqrt(np.vecdot(query, query, dtype=np.float64))
+        step = 2 * _FLOAT32_STEP * (self.d / 8 + 8)
+        if self.metric == "l2":
+            return query, np.float32(step * (norm + self.info.norm_max) ** 2)
+        unit = query if norm == 0 else (query / norm).astype(np.float32)
+        return unit, np.float32(step * self.info.norm_max)
+
     def _products(self, queries: Floats) -> Floats:
         """float32 (m, n), by one product of a matrix with a vector where there is one query."""
         products: Floats
@@ -323,18 +335,28 @@ class Searcher:
             products = queries @ self.rows.T
         return products
 
-    def _refine(
-        self, query: Floats, approximate: Floats, error: np.float32, k: int
+    def refine(
+        self,
+        query: Floats,
+        approximate: Floats,
+        error: np.float32,
+        k: int,
+        numbers: Ints | None = None,
     ) -> tuple[Ints, Floats]:
-        """The best k by final scores, among all rows that float32 cannot rule out."""
-        k = min(k, self.n)
-        least = np.partition(approximate, self.n - k)[self.n - k]
+        """The best k by final scores, among all rows that float32 cannot rule out.
+
+        `numbers` are the rows that the approximate scores are of; all rows where it is None.
+        """
+        n = approximate.shape[0]
+        k = min(k, n)
+        least = np.partition(approximate, n - k)[n - k]
         if np.isneginf(least):
             rows = np.flatnonzero(approximate != -np.inf)
         else:
             rows = np.flatnonzero(approximate >= least - error)
         if not rows.size:
             return rows, np.empty(0, dtype=np.float32)
+        rows = rows if numbers is None else numbers[rows]
         return _top(rows, row_scores(query, self.rows[rows], self.metric), k)
 
 

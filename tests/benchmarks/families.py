@@ -86,7 +86,7 @@ def mapped(built: BuiltIndex, rows: Floats, metric: Metric, directory: Path) -> 
 
 def raw_search(searcher: Searcher, built: BuiltIndex, asked: Floats) -> Callable[[int], Any]:
     """FAISS alone on query number i; a flat index stands for the family exact."""
-    index, count, parameters = searcher._index, _K, None  # noqa: SLF001 - the very same index
+    index, count, parameters = searcher.index, _K, None
     if index is None:
         flat = faiss.IndexFlatL2 if searcher.metric == "l2" else faiss.IndexFlatIP
         index = flat(searcher.d)

@@ -32,10 +32,7 @@ def eager(monkeypatch: pytest.MonkeyPatch, graph: Searcher, lists: Searcher) -> 
     """Both, asking the index even where a scan of so few rows would be cheaper."""
     monkeypatch.setattr("core.vectors.search._SCAN_RATIO", 1)
     monkeypatch.setattr("core.vectors.search._RERANK_RATIO", 1)
-    return [
-        Searcher(s.rows, s.metric, s.info, s._index, s._order, s._members)  # noqa: SLF001
-        for s in (graph, lists)
-    ]
+    return [Searcher(s.rows, s.metric, s.info, s.index, s.order, s.members) for s in (graph, lists)]
 
 
 def recall(found: Floats, wanted: Floats) -> float:
@@ -166,14 +163,14 @@ def test_an_index_that_finds_too_few_beside_those_left_out_is_scanned(
     """Parts of a graph may be out of reach, and lists short."""
     query = catalogue()[1900]
     order = truth(query[None], eager[0].rows, "cosine", 1900)[0][0]
-    whole = Searcher._candidates  # noqa: SLF001 - what the index finds is cut short here
+    whole = Searcher.candidates
 
     def ask(self: Searcher, *asked: Any) -> Ints:
         positions = whole(self, *asked)
         positions[:, 4:] = -1
         return positions
 
-    monkeypatch.setattr(Searcher, "_candidates", ask)
+    monkeypatch.setattr(Searcher, "candidates", ask)
     for searcher in eager:
         near, _ = searcher.search_one(query, 10, excluded=Exclusion(searcher.n, order[:1]))
         assert near.tolist() == order[1:11].tolist()

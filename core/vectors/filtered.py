@@ -1,0 +1,221 @@
+"""Searching among the rows that a filter allows. The plan follows from how many there are.
+
+Their number is known before the search, exactly. Few rows are scored one by one, which is exact. Of
+many rows the index is asked for so many more that enough of them are allowed; where the filter goes
+along with the vectors that finds too few, and the graph is walked among allowed rows, or all of
+them are scored after all. A selector inside FAISS's own search of a graph is none of the plans: it
+loses recall (decision record 0023).
+"""
+
+import math
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from core.vectors.arrays import Floats, Ints, prepare_one
+from core.vectors.copies import Members
+from core.vectors.families import row_products
+from core.vectors.search import Searcher, effort_for
+from core.vectors.walk import GraphWalk
+
+Plan = Literal["all", "scan", "past", "walk"]
+"""`all`: every row is allowed. `scan`: each allowed row is scored. `past`: the index is asked for
+more rows than are needed. `walk`: the graph is walked among allowed rows."""
+
+_SCAN_US: Final = 0.00025
+"""Microseconds to score one number of allowed rows, which are here and there in memory."""
+_HOP_US: Final = 0.0004
+"""For one number of a row that a graph leads to."""
+_LINKS: Final = 30
+"""Rows compared in a graph for each step of breadth."""
+_LIST_US: Final = 0.0003
+"""For one byte of a code in an inverted list."""
+_WALK_US: Final = 400.0
+_WALK_STEP_US: Final = 5.0
+"""A walk takes so much, and so much more for each step of breadth, besides the rows it scores."""
+_WALK_FEW: Final = 0.05
+"""The fewer rows are allowed, the more links are followed: at this share twice as many."""
+_GAIN: Final = 0.65
+"""A plan that may find too few, or not the nearest, has to be faster by this factor."""
+_WALK_BREADTH_MIN: Final = 112
+_WALK_BREADTH: Final = 2.0
+"""Breadth of a walk for each result (measured)."""
+_PAST_SPARE: Final = 1.5
+"""The index is asked for so many allowed rows for each result, and a few more."""
+_PAST_MORE: Final = 20
+_PAST_LEAST: Final = 1.35
+"""With fewer allowed rows for each result the filter goes along with the vectors: what was found is
+of the last ranks, which an index finds less surely."""
+
+
+class Allowed:
+    """The rows that a search may find: made once for a filter, used by any number of searches."""
+
+    def __init__(self, mask: NDArray[np.bool_], count: int | None = None) -> None:
+        """Takes a mask, bool (n,), as it is, and how many rows it has if that is known."""
+        self.mask = mask
+        self.count = int(np.count_nonzero(mask)) if count is None else count
+        self._positions: NDArray[np.bool_] | None = None
+
+    @cached_property
+    def rows(self) -> Ints:
+        """int64 (count,): the rows, ascending."""
+        return np.flatnonzero(self.mask)
+
+    def positions(self, members: Members) -> NDArray[np.bool_]:
+        """Bool (positions,): those of the index of which any row is allowed."""
+        if self._positions is None:
+            marked = self.mask[members.rows]
+            self._positions = np.logical_or.reduceat(marked, members.starts[:-1])
+        return self._positions
+
+    def refuses(self, rows: Ints) -> NDArray[np.bool_]:
+        """Bool of the shape of `rows`: which of them are not allowed."""
+        return ~self.mask[rows]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The best allowed rows, and how they were found."""
+
+    rows: Ints
+    """int64, by (-score, row number)."""
+    scores: Floats
+    """float32."""
+    plan: Plan
+
+    @property
+    def exact(self) -> bool:
+        """Whether every allowed row was scored."""
+        return self.plan == "scan"
+
+
+class FilteredSearcher:
+    """Searches one index among allowed rows. Never changed by a search."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+        walk = GraphWalk.of(searcher.index, searcher.rows, searcher.order, searcher.metric)
+        self._walk = walk if 0 < searcher.info.norm_max < math.inf else None
+
+    def plans(self, count: int, k: int) -> tuple[Plan, ...]:
+        """The plans to try in order, for k of so many allowed rows: the last one always succeeds.
+
+        The cheapest by estimate, and the cheapest that does not depend on where the rows are.
+        """
+        searcher = self._searcher
+        if searcher.index is None or count <= k:
+            return ("scan",)
+        if count >= searcher.n:
+            return ("all",)
+        share = count / searcher.n
+        sure: Plan = "scan"
+        sure_us = _SCAN_US * count * searcher.d
+        if self._walk is not None and self._walk_us(k, share) < _GAIN * sure_us:
+            sure, sure_us = "walk", self._walk_us(k, share)
+        asked = _asked(k, share)
+        if asked <= searcher.info.positions and self._past_us(asked) < _GAIN * sure_us:
+            return ("past", sure)
+        return (sure,)
+
+    def search_one(
+        self, query: Floats, k: int, allowed: Allowed, *, plan: Plan | None = None
+    ) -> Found:
+        """The best allowed rows of one query.
+
+        Args:
+            query: float32 (d,), checked.
+            k: how many, at least 1; fewer come back where fewer rows are allowed.
+            allowed: the rows.
+            plan: the only one to use, for measurements; a scan follows where it finds too few.
+        """
+        query = prepare_one(query, self._searcher.metric)
+        least = min(k, allowed.count)
+        if not least:
+            return Found(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), "scan")
+        for each in self.plans(allowed.count, k) if plan is None else (plan,):
+            if each == "all":
+                return Found(*self._searcher.search_one(query, k), each)
+            if each == "scan":
+                break
+            found = self._try(each, query, k, allowed)
+            if found is not None and found[0].shape[0] >= least:
+                return Found(*found, each)
+        return Found(*self._scan(query, k, allowed), "scan")
+
+    def _try(
+        self, plan: Plan, query: Floats, k: int, allowed: Allowed
+    ) -> tuple[Ints, Floats] | None:
+        """What a plan finds that may find too few; None where it surely did."""
+        if plan == "past":
+            positions = self._past(query, k, allowed)
+        else:
+            positions = self._walked(query, k, allowed)
+        if positions is None:
+            return None
+        return self._searcher.rerank(query, positions, k, allowed.refuses)
+
+    def _scan(self, query: Floats, k: int, allowed: Allowed) -> tuple[Ints, Floats]:
+        searcher = self._searcher
+        asked, error = searcher.approximate_query(query)
+        approximate = row_products(asked, searcher.rows, allowed.rows, searcher.metric)
+        return searcher.refine(query, approximate, error, k, allowed.rows)
+
+    def _past(self, query: Floats, k: int, allowed: Allowed) -> Ints | None:
+        searcher = self._searcher
+        asked = min(_asked(k, allowed.count / searcher.n), searcher.info.positions)
+        positions = searcher.candidates(query[None], searcher.plan_for(asked))[0]
+        positions = positions[positions >= 0]
+        positions = positions[self._allows(positions, allowed)]
+        least = min(math.ceil(_PAST_LEAST * k), allowed.count)
+        return positions if positions.shape[0] >= least else None
+
+    def _walked(self, query: Floats, k: int, allowed: Allowed) -> Ints | None:
+        if self._walk is None:
+            return None
+        share = allowed.count / self._searcher.n
+        asked = self._searcher.approximate_query(query)[0]
+        return self._walk.nearest(
+            asked, _walk_breadth(k), share, lambda positions: self._allows(positions, allowed)
+        )
+
+    def _allows(self, positions: NDArray[np.integer[Any]], allowed: Allowed) -> NDArray[np.bool_]:
+        """Bool of the shape of `positions`: those with at least one allowed row.
+
+        A position of -1 has any answer.
+        """
+        searcher = self._searcher
+        marked: NDArray[np.bool_]
+        if searcher.members is not None:
+            marked = allowed.positions(searcher.members)[positions]
+        elif searcher.order is not None:
+            marked = allowed.mask[searcher.order[positions]]
+        else:
+            marked = allowed.mask[positions]
+        return marked
+
+    def _past_us(self, asked: int) -> float:
+        info, d = self._searcher.info, self._searcher.d
+        breadth, candidates = effort_for(info.efforts, asked)
+        ranked = _HOP_US * candidates * d
+        if info.family == "ivf_pq":
+            lists = float(info.build.get("lists", 1))
+            code_bytes = float(info.build.get("code_bytes", d))
+            return ranked + _LIST_US * breadth * info.positions / max(1.0, lists) * code_bytes
+        return ranked + _HOP_US * breadth * _LINKS * d
+
+    def _walk_us(self, k: int, share: float) -> float:
+        breadth = _walk_breadth(k)
+        scored = _HOP_US * breadth * _LINKS * self._searcher.d
+        return (_WALK_US + _WALK_STEP_US * breadth + scored) * (1 + _WALK_FEW / share)
+
+
+def _asked(k: int, share: float) -> int:
+    """Of how many nearest rows enough are allowed, where the filter has nothing to do with them."""
+    return math.ceil((_PAST_SPARE * k + _PAST_MORE) / share)
+
+
+def _walk_breadth(k: int) -> int:
+    return max(_WALK_BREADTH_MIN, math.ceil(_WALK_BREADTH * k))
