@@ -64,6 +64,9 @@ def _rs512(pool: Pool) -> str:
     return jwt.encode(pool.claims(), pool.key, algorithm="RS512", headers={"kid": "key-1"})
 
 
+_DAY_S = 24 * 3600
+"""More than a run of all tests takes: the claims are made when they are collected."""
+
 BAD: dict[str, Callable[[Pool], str]] = {
     "nothing": lambda _: "",
     "no token": lambda _: "hello",
@@ -72,8 +75,8 @@ BAD: dict[str, Callable[[Pool], str]] = {
     "expired": _with(exp=int(time.time()) - 60),
     "without an end": _with(exp=None),
     "ends never": _with(exp=float("inf")),
-    "not valid yet": _with(nbf=int(time.time()) + 600),
-    "issued in the future": _with(iat=int(time.time()) + 600),
+    "not valid yet": _with(nbf=int(time.time()) + _DAY_S),
+    "issued in the future": _with(iat=int(time.time()) + _DAY_S),
     "unsigned": _unsigned,
     "signature cut off": _stripped,
     "HS256 by the public key": _hs256,
