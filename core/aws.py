@@ -124,4 +124,14 @@ async def open_client(
     try:
         yield client
     finally:
-        await client.__aexit__(None, None, None)
+        await _closed(client)
+
+
+async def _closed(client: Any) -> None:
+    """Closes a client to the end, also where its user is cancelled meanwhile."""
+    closing = asyncio.ensure_future(client.__aexit__(None, None, None))
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await asyncio.wait({closing})
+        raise

@@ -42,6 +42,8 @@ async def post(client: httpx.AsyncClient, rows: dict[str, list[float]]) -> tuple
     if reply.status_code == 200:
         assert reply.json() == {"stored": len(rows)}
         return 200, set()
+    if reply.status_code == 503 and reply.json()["type"] == "unavailable":
+        return 503, set(rows)  # the model version could not be read
     body: Any = assert_problem(reply, 503, "partly-stored")
     left = body["unprocessed"]
     assert left
@@ -76,7 +78,7 @@ async def test_a_batch_is_stored_in_the_end(site: ProxiedApi) -> None:
     rows, wanted = batch("thirds-")
     async with site.api() as client:
         site.set(THIRDS, "dynamodb")
-        for _ in range(5):
+        for _ in range(10):
             status, left = await post(client, rows)
             there = await read(site, rows)
             assert there.keys() >= wanted.keys() - left

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from typing import Any, Self, cast
+from unittest.mock import Mock
 
 import aioboto3
 import pytest
@@ -48,3 +49,37 @@ async def test_a_client_that_nobody_waits_for_any_more_is_closed() -> None:
     with pytest.raises(asyncio.CancelledError):
         await using
     assert opening.closed
+
+
+class Closing(Opening):
+    """A client that is open at once, and whose closing takes until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on.set()
+        self.meta = Mock()
+        self.closing, self.may_close = asyncio.Event(), asyncio.Event()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.closing.set()
+        await self.may_close.wait()
+        self.closed = True
+
+
+async def test_a_client_is_closed_to_the_end() -> None:
+    """Though its user is cancelled meanwhile: its connections would stay open."""
+    client = Closing()
+    session = cast("aioboto3.Session", client)
+
+    async def use() -> None:
+        async with open_client(session, "sts", client_config(Settings()), None):
+            pass
+
+    using = asyncio.create_task(use())
+    await client.closing.wait()
+    using.cancel()
+    await asyncio.sleep(0)
+    client.may_close.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    assert client.closed
