@@ -111,7 +111,7 @@ async def open_client(
         # The thread goes on; what it opens has no other owner.
         await asyncio.wait({opening})
         if not opening.cancelled() and opening.exception() is None:
-            await opening.result().__aexit__(None, None, None)
+            await _closed(opening.result())
         raise
     except TimeoutError:
         raise Unavailable(f"no client of {service} could be made in time") from None

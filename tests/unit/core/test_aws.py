@@ -32,16 +32,17 @@ class Opening:
         self.closed = True
 
 
+async def _use(client: Opening) -> None:
+    """Opens it by a session that has no other, and leaves it again."""
+    session = cast("aioboto3.Session", client)
+    async with open_client(session, "sts", client_config(Settings()), None):
+        pass
+
+
 async def test_a_client_that_nobody_waits_for_any_more_is_closed() -> None:
     """Its thread cannot be stopped, and opens it all the same."""
     opening = Opening()
-    session = cast("aioboto3.Session", opening)
-
-    async def use() -> None:
-        async with open_client(session, "sts", client_config(Settings()), None):
-            raise AssertionError("nobody waits for it")
-
-    using = asyncio.create_task(use())
+    using = asyncio.create_task(_use(opening))
     await asyncio.to_thread(opening.begun.wait)
     using.cancel()
     await asyncio.sleep(0)
@@ -69,13 +70,7 @@ class Closing(Opening):
 async def test_a_client_is_closed_to_the_end() -> None:
     """Though its user is cancelled meanwhile: its connections would stay open."""
     client = Closing()
-    session = cast("aioboto3.Session", client)
-
-    async def use() -> None:
-        async with open_client(session, "sts", client_config(Settings()), None):
-            pass
-
-    using = asyncio.create_task(use())
+    using = asyncio.create_task(_use(client))
     await client.closing.wait()
     using.cancel()
     await asyncio.sleep(0)
