@@ -22,6 +22,8 @@ _FLOAT32_STEP: Final = 2.0**-24
 _FLOAT64_STEP: Final = 2.0**-53
 _PRODUCT_NUMBERS: Final = 1 << 23
 """Float64 products kept at a time."""
+_RESCORED_NUMBERS: Final = 1 << 16
+"""Numbers of rows whose float64 copies stay within a core's own cache."""
 
 
 class CandidateSpace:
@@ -168,13 +170,63 @@ def rescore(queries: Floats, rows: Floats, candidates: Ints, metric: Metric) -> 
     """
     m, width = candidates.shape
     result = np.empty((m, width), dtype=np.float32)
-    step = max(1, (1 << 20) // max(1, width * rows.shape[1]))
+    step = max(1, _RESCORED_NUMBERS // max(1, width * rows.shape[1]))
     for start in range(0, m, step):
         block = slice(start, min(m, start + step))
         found = rows[np.maximum(candidates[block], 0)]
         result[block] = pair_scores(queries[block, None], found, metric)
     result[candidates < 0] = -np.inf
     return result
+
+
+class KnownScores:
+    """The final scores of some queries with rows, each computed when it is first asked for.
+
+    Args:
+        queries: float32 (m, d), prepared.
+        rows: float32 (n, d), prepared.
+        metric: what a score is.
+    """
+
+    def __init__(self, queries: Floats, rows: Floats, metric: Metric) -> None:
+        self._queries = queries
+        self._rows = rows
+        self._metric: Metric = metric
+        self._pairs: Ints = np.empty(0, dtype=np.int64)
+        """Sorted: the number of the query times n, plus the row."""
+        self._scores: Floats = np.empty(0, dtype=np.float32)
+
+    def rescore(self, candidates: Ints) -> Floats:
+        """The same as `rescore` of the queries with candidates (m, c), no row twice in a line."""
+        total = self._rows.shape[0]
+        asked = np.arange(candidates.shape[0])[:, None] * total + candidates
+        there = candidates >= 0
+        pairs = asked[there]
+        at = np.searchsorted(self._pairs, pairs)
+        known = at < self._pairs.shape[0]
+        known[known] = self._pairs[at[known]] == pairs[known]
+        scores = np.empty(pairs.shape, dtype=np.float32)
+        scores[known] = self._scores[at[known]]
+        missing = pairs[~known]
+        scores[~known] = found = self._computed(missing)
+        self._pairs = np.concatenate((self._pairs, missing))
+        order = np.argsort(self._pairs)
+        self._pairs = self._pairs[order]
+        self._scores = np.concatenate((self._scores, found))[order]
+        result = np.full(candidates.shape, -np.inf, dtype=np.float32)
+        result[there] = scores
+        return result
+
+    def _computed(self, pairs: Ints) -> Floats:
+        result = np.empty(pairs.shape, dtype=np.float32)
+        queries, rows = np.divmod(pairs, self._rows.shape[0])
+        step = max(1, _RESCORED_NUMBERS // self._rows.shape[1])
+        for start in range(0, pairs.shape[0], step):
+            part = slice(start, start + step)
+            result[part] = pair_scores(
+                self._queries[queries[part]], self._rows[rows[part]], self._metric
+            )
+        return result
 
 
 def top_k_per_query(rows: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from core.models import Family
 from core.vectors.arrays import Doubles, Floats, Ints
-from core.vectors.exact import rescore
+from core.vectors.exact import KnownScores, rescore
 from core.vectors.families import Plan, search_parameters
 from core.vectors.parameters import Effort, IndexLimits, Trial, ZeroRecall
 from core.vectors.recall import (
@@ -51,6 +51,11 @@ class Tuner:
     """The highest recall@10 that could be promised."""
     zero: ZeroRecall | None = None
     """The measurement of queries with a recall of 0, where the recall was high enough."""
+    _known: KnownScores = field(init=False)
+    """Scores of the queries that are searched again at each breadth."""
+
+    def __post_init__(self) -> None:
+        self._known = KnownScores(self.sample.queries, self.rows, self.sample.metric)
 
     def tune(self, target: float) -> tuple[Effort, Doubles] | None:
         """The cheapest effort that reaches the target recall@10, with the recalls behind it.
@@ -111,7 +116,7 @@ class Tuner:
         if family != "ivf_pq":
             # A graph search is at least as broad as its number of candidates.
             widest = max(k, min(widest, breadth))
-        positions, scores = self._candidates(queries, breadth, widest)
+        positions, scores = self._candidates(queries, breadth, widest, self._known)
         measurements = []
         for count in sorted({min(k * factor, widest) for factor in self._factors()}):
             found = self._result_scores(queries, positions[:, :count], scores[:, :count], k)
@@ -186,15 +191,19 @@ class Tuner:
         width = self.plan.layout.dimension * (4.0 if self.plan.family == "hnsw_flat" else 1.0)
         return effort.breadth * 30 * width + effort.candidates * row
 
-    def _candidates(self, queries: Floats, breadth: int, count: int) -> tuple[Ints, Floats]:
+    def _candidates(
+        self, queries: Floats, breadth: int, count: int, known: KnownScores | None = None
+    ) -> tuple[Ints, Floats]:
         """Positions and final scores of their rows, in the order the index gave them: (m, count).
 
-        -1 and -inf where there are fewer.
+        -1 and -inf where there are fewer. `known` is for queries that are searched more than once.
         """
         parameters = search_parameters(self.plan.family, breadth)
         asked = self.plan.layout.query(queries)
         _, positions = self.index.search(asked, count, params=parameters)
         rows = np.where(positions < 0, -1, self.sample.order[positions]).astype(np.int64)
+        if known is not None:
+            return positions, known.rescore(rows)
         return positions, rescore(queries, self.rows, rows, self.sample.metric)
 
     def _result_scores(self, queries: Floats, positions: Ints, scores: Floats, k: int) -> Floats:

@@ -63,6 +63,8 @@ class ServingMachine(RuleBasedStateMachine):
         self.seeds = 0
         self.built: list[str] = []
         self.answered = False
+        self.looked_at: Snapshot | None = None
+        self.vectors: dict[str, Floats | None] = {}
         self.written = ""
         """The product that was written last."""
 
@@ -72,9 +74,13 @@ class ServingMachine(RuleBasedStateMachine):
 
     def wait_for(self, seconds: float) -> None:
         """Lets time go on, and looks at what answers all the while."""
-        for _ in range(round(seconds / LOOK_S)):
-            self.run(asyncio.sleep(LOOK_S))
-            self.nothing_goes_back()
+
+        async def wait() -> None:
+            for _ in range(round(seconds / LOOK_S)):
+                await asyncio.sleep(LOOK_S)
+                self.look()
+
+        self.run(wait())
 
     @initialize(hard=st.sampled_from([3, 1000]))
     def start(self, hard: int) -> None:
@@ -193,7 +199,7 @@ class ServingMachine(RuleBasedStateMachine):
                 assert self.rig.rows.reads_fail or self.overflows
             else:
                 if not self.overflows:
-                    self.check(product_id, self.vector_in(snapshot, product_id), last)
+                    self.check(product_id, searched(snapshot)[product_id], last)
 
         self.run(read())
 
@@ -213,8 +219,9 @@ class ServingMachine(RuleBasedStateMachine):
         self.wait_for(30)
         if self.rig.build_id is None:
             return
+        found = searched(self.rig.snapshot)
         for name, writes in self.history.items():
-            present = self.vector_in(self.rig.snapshot, name)
+            present = found[name]
             if not self.overflows:
                 self.check(name, present, len(writes))
             elif not writes or writes[-1].vector is None:
@@ -224,16 +231,19 @@ class ServingMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_goes_back(self) -> None:
-        """What was seen stays seen, and what answers goes on answering."""
-        if not hasattr(self, "rig"):
-            return
+        """What was seen stays seen, and what answers goes on answering, whatever was done."""
+        if hasattr(self, "rig"):
+            self.looked_at = None
+            self.look()
+
+    def look(self) -> None:
+        """The same, where nothing was done but to wait."""
         snapshot = self.rig.registry.current("m")
         assert snapshot is not None or not self.answered
         if snapshot is None:
             return
         self.answered = True
-        for name in PRODUCTS:
-            present = self.vector_in(snapshot, name)
+        for name, present in self.vectors_in(snapshot).items():
             if not self.overflows:
                 self.check(name, present, self.seen[name])
             elif self.seen[name] == len(self.history[name]) > 0:
@@ -272,19 +282,26 @@ class ServingMachine(RuleBasedStateMachine):
             embedding(name, last.vector, last.moment) for name, last in self.shown_writes().items()
         ]
 
-    @staticmethod
-    def vector_in(snapshot: Snapshot, product_id: str) -> Floats | None:
-        """The vector by which a product is found; None where no search finds it."""
-        ref = snapshot.find(product_id)
-        present = None if ref is None else snapshot.vector(ref)
-        for exact in (False, True):
-            (hits,) = snapshot.search([ANY], 100, exact=exact)
-            scores = dict(zip(hits.product_ids, hits.scores, strict=True))
-            assert len(scores) == len(hits.product_ids)
-            assert (product_id in scores) == (present is not None)
-            if present is not None:
-                assert scores[product_id] == row_scores(ANY, present[None], "cosine")[0]
-        return present
+    def vectors_in(self, snapshot: Snapshot) -> dict[str, Floats | None]:
+        """The vector by which each product is found; None where no search finds it."""
+        if snapshot is not self.looked_at:
+            self.looked_at, self.vectors = snapshot, searched(snapshot)
+        return self.vectors
+
+
+def searched(snapshot: Snapshot) -> dict[str, Floats | None]:
+    """The same, by searches of both kinds, which must agree."""
+    refs = {name: snapshot.find(name) for name in PRODUCTS}
+    vectors = {name: None if ref is None else snapshot.vector(ref) for name, ref in refs.items()}
+    for exact in (False, True):
+        (hits,) = snapshot.search([ANY], 100, exact=exact)
+        assert dict(zip(hits.product_ids, hits.scores, strict=True)) == {
+            name: row_scores(ANY, present[None], "cosine")[0]
+            for name, present in vectors.items()
+            if present is not None
+        }
+        assert len(set(hits.product_ids)) == len(hits.product_ids)
+    return vectors
 
 
 def same(present: Floats | None, written: Floats | None) -> bool:
