@@ -12,7 +12,7 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import above, equals, exists, expressions, missing
 from core.dynamo.pagination import paginate
-from core.dynamo.rows import delete_rows, get_row
+from core.dynamo.rows import delete_rows, get_row, update_row
 from core.dynamo.wire import Item
 from core.errors import ConditionFailed, TransactionFailed, Unavailable
 from core.models import Embedding, Model, now, timestamp
@@ -184,7 +184,10 @@ class EmbeddingRepository:
     async def delete_embedding(
         self, model: Model, product_id: str, claim: Claim | None = None
     ) -> DeletedEmbedding:
-        """Turns a row into a tombstone, which running indexes learn of, and its attributes too.
+        """Turns a row into a tombstone, which running indexes learn of.
+
+        Where the model version is noted to have attributes, those of the row are deleted in the
+        same transaction; else see `delete_attributes`.
 
         Raises:
             NotFound: there is no such row, or it was deleted before.
@@ -193,17 +196,24 @@ class EmbeddingRepository:
         deleted = DeletedEmbedding(product_id, timestamp(now()), model.generation)
         change, lives = tombstone_update(model, deleted)
         row = row_key(model.model_version, product_id)
-        own = attributes_tombstone(model, product_id, deleted.deleted_at)
+        parts = [transactions.update(self._table, row, change, lives)]
+        if model.has_attributes:
+            own = attributes_tombstone(model, product_id, deleted.deleted_at)
+            parts.append(transactions.put(self._table, own))
+        elif claim is None:
+            if not await update_row(self._dynamo, self._table, row, change, lives):
+                raise unknown(model.model_version, product_id)
+            return deleted
         try:
-            await transactions.transact(
-                self._dynamo,
-                transactions.update(self._table, row, change, lives),
-                transactions.put(self._table, own),
-                also=completion(claim, deleted),
-            )
+            await transactions.transact(self._dynamo, *parts, also=completion(claim, deleted))
         except TransactionFailed:
             raise unknown(model.model_version, product_id) from None
         return deleted
+
+    async def delete_attributes(self, model: Model, deleted: DeletedEmbedding) -> None:
+        """Deletes the attributes of a row that was deleted before its model version had any."""
+        own = attributes_tombstone(model, deleted.product_id, deleted.deleted_at)
+        await self._dynamo.call("put_item", TableName=self._table, Item=own)
 
     async def list_embeddings(
         self,

@@ -203,8 +203,23 @@ class EmbeddingService:
         model = await self.models.known_model(model_version)
         with self._notifying(model_version, (product_id,)):
             deleted = await self.embeddings.delete_embedding(model, product_id, claim)
+            if not model.has_attributes:
+                await self._delete_first_attributes(model, deleted)
         telemetry.ROWS_WRITTEN.inc()
         return deleted
+
+    async def _delete_first_attributes(self, model: Model, deleted: DeletedEmbedding) -> None:
+        """Deletes attributes that another process may have begun to write since it was looked.
+
+        That process has noted it in the model version before it read the row, which was there: so
+        the note is read here, and what it then writes finds that its attributes have changed.
+        """
+        try:
+            latest = await self.models.get_model(model.model_version)
+        except (NotFound, ModelBeingDeleted):
+            return  # they go with the model version
+        if latest.has_attributes and latest.generation == model.generation:
+            await self.embeddings.delete_attributes(model, deleted)
 
     async def find_model(self, model_version: str) -> Model | None:
         """The model version, or None before its first write."""

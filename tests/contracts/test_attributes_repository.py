@@ -22,7 +22,9 @@ from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import Claim, IdempotencyRepository
 from core.repositories.models import ModelRepository
 from core.settings import Settings
+from core.usecases.embeddings import EmbeddingService
 from tests.contracts.test_embeddings_repository import pulled, vector
+from tests.unit.api.serving.fakes import FakeNotifier
 
 
 @pytest.fixture
@@ -70,6 +72,17 @@ async def items_of(dynamo: Dynamo, settings: Settings, model: Model) -> list[dic
     return [each for each in reply["Items"] if (each["model_version"].S or "").startswith(name)]
 
 
+def service_of(dynamo: Dynamo, settings: Settings, models: ModelRepository) -> EmbeddingService:
+    """The operations of a process on embeddings."""
+    return EmbeddingService(
+        models,
+        EmbeddingRepository(dynamo, settings),
+        AttributeRepository(dynamo, settings),
+        FakeNotifier(),
+        settings,
+    )
+
+
 class Watched(Dynamo):
     """Notes the items that are written, and does something once, before the first write."""
 
@@ -78,6 +91,8 @@ class Watched(Dynamo):
         self._inner = inner
         self._before = before
         self.written: list[dict[str, Any]] = []
+        self.operations: list[str] = []
+        """In their order."""
 
     async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """The call, as the other one makes it."""
@@ -87,6 +102,7 @@ class Watched(Dynamo):
             before, self._before = self._before, None
             await before()
         self.written += items
+        self.operations.append(operation)
         return await self._inner.call(operation, **parameters)
 
     def write_units(self) -> list[int]:
@@ -218,6 +234,58 @@ async def test_a_patch_that_a_deletion_overtakes_writes_nothing(
         await AttributeRepository(watched, settings).patch_attributes(model, "p", {"b": 2}, claim)
     await embeddings.store_embedding(model, "p", vector(1, 2))
     assert await found(embeddings, model, "p") == {}
+
+
+async def test_a_deletion_without_attributes_writes_the_row_alone(
+    dynamo: Dynamo, settings: Settings, models: ModelRepository
+) -> None:
+    """No transaction, which costs twice as much, and no second item."""
+    plain = await models.create_model(f"a-{uuid4().hex[:12]}", 2, "cosine", 4)
+    watched = Watched(dynamo)
+    service = service_of(watched, settings, ModelRepository(dynamo, settings))
+    await service.embeddings.store_embedding(plain, "p", vector(1, 2))
+    watched.operations.clear()
+    await service.delete_embedding(plain.model_version, "p")
+    assert watched.operations == ["update_item"]
+    with pytest.raises(NotFound):
+        await service.delete_embedding(plain.model_version, "p")
+    (tombstone,) = await items_of(dynamo, settings, plain)
+    assert "deleted_at" in tombstone
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("overtaken", [False, True], ids=["before", "while it is written"])
+async def test_first_attributes_go_with_a_row_that_a_process_deletes_without_knowing_of_them(
+    dynamo: Dynamo,
+    settings: Settings,
+    models: ModelRepository,
+    embeddings: EmbeddingRepository,
+    *,
+    overtaken: bool,
+    keyed: bool,
+) -> None:
+    """Its record of the model version is seconds old; stored again, the row has no attributes."""
+    fresh = await models.create_model(f"a-{uuid4().hex[:12]}", 2, "cosine", 4)
+    await embeddings.store_embedding(fresh, "p", vector(1, 2))
+    deleting = service_of(dynamo, settings, ModelRepository(dynamo, settings))
+    assert not (await deleting.models.known_model(fresh.model_version)).has_attributes
+    claim = await claimed(dynamo, settings) if keyed else None
+
+    async def delete() -> None:
+        await deleting.delete_embedding(fresh.model_version, "p", claim)
+
+    watched = Watched(dynamo, delete if overtaken else None)
+    patching = service_of(watched, settings, models)
+    if overtaken:
+        with pytest.raises(NotFound):
+            await patching.patch_attributes(fresh.model_version, "p", {"a": 1})
+    else:
+        await patching.patch_attributes(fresh.model_version, "p", {"a": 1})
+        await delete()
+    await embeddings.store_embedding(fresh, "p", vector(1, 2))
+    noted = await models.get_model(fresh.model_version)
+    assert noted.has_attributes
+    assert await found(embeddings, noted, "p") == {}
 
 
 async def test_a_patch_under_a_key_is_made_once(

@@ -1,7 +1,7 @@
 """Typed stand-ins for what serving reads from: each is the class it replaces, in memory."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,10 @@ class FakeNotifier(ChangeNotifier):
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[ChangeNotification | None] = asyncio.Queue()
+
+    @override
+    def publish(self, model_version: str, product_ids: Iterable[str]) -> None:
+        """Nobody hears of it."""
 
     @override
     async def subscribe(self) -> AsyncIterator[ChangeNotification | None]:
