@@ -3,7 +3,7 @@
 import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -73,8 +73,10 @@ def _count() -> None:
 class ObjectStore:
     """The bucket, opened by `open_object_store`."""
 
-    def __init__(self, client: Any, bucket: Callable[[], Awaitable[str]], aws: Aws) -> None:
-        self._client = client
+    def __init__(
+        self, client: Callable[[], Awaitable[Any]], bucket: Callable[[], Awaitable[str]], aws: Aws
+    ) -> None:
+        self._client_of = client
         self._bucket_of = bucket
         self._bucket: str | None = None
         self._deadline_s = aws.object_deadline_s
@@ -149,9 +151,10 @@ class ObjectStore:
 
     async def presign(self, key: str, expires_s: int) -> str:
         """A URL that reads the object without credentials for `expires_s` seconds. No request."""
+        client = await self._client_of()
         url: str = await self._within(
             key,
-            lambda bucket: self._client.generate_presigned_url(
+            lambda bucket: client.generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=expires_s
             ),
         )
@@ -269,9 +272,10 @@ class ObjectStore:
         self, key: str, *, max_bytes: int, **parameters: Any
     ) -> tuple[bytes, dict[str, Any]]:
         """The bytes and the reply, requested again where the body ends too early."""
+        client = await self._client_of()
 
         async def read(bucket: str) -> tuple[bytes, dict[str, Any]]:
-            reply = await self._client.get_object(Bucket=bucket, Key=key, **parameters)
+            reply = await client.get_object(Bucket=bucket, Key=key, **parameters)
             async with reply["Body"] as body:
                 if reply["ContentLength"] > max_bytes:
                     raise Corrupt(f"object {key} is over {max_bytes} bytes")
@@ -297,8 +301,9 @@ class ObjectStore:
 
     async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
         _count()
-        method = getattr(self._client, operation)
-        with AwsCall("s3", self._client.meta.method_to_api_mapping[operation], key=subject):
+        client = await self._client_of()
+        method = getattr(client, operation)
+        with AwsCall("s3", client.meta.method_to_api_mapping[operation], key=subject):
             reply: dict[str, Any] = await self._within(
                 subject, lambda bucket: method(Bucket=bucket, **parameters)
             )
@@ -348,7 +353,11 @@ def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
 
 @asynccontextmanager
 async def open_object_store(settings: Settings) -> AsyncIterator[ObjectStore]:
-    """The process's S3 client, open until the end of the block. Opening needs no S3."""
+    """The bucket, until the end of the block.
+
+    The client is made at the first use: it takes 50 ms, for which a start that finds its indexes in
+    the cache does not wait.
+    """
     aws = settings.aws
     session = new_session()
     endpoint_url = aws.endpoint_url_s3 or aws.endpoint_url
@@ -381,5 +390,15 @@ async def open_object_store(settings: Settings) -> AsyncIterator[ObjectStore]:
                 account = (await sts.get_caller_identity())["Account"]
         return names.default_bucket(settings.environment, account)
 
-    async with open_client(session, "s3", config, endpoint_url) as client:
+    async with AsyncExitStack() as stack:
+        lock = asyncio.Lock()
+        made: list[Any] = []
+
+        async def client() -> Any:
+            async with lock:
+                if not made:
+                    opening = open_client(session, "s3", config, endpoint_url)
+                    made.append(await stack.enter_async_context(opening))
+            return made[0]
+
         yield ObjectStore(client, bucket, aws)

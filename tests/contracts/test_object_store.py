@@ -180,7 +180,7 @@ class TestObjects:
         """When a part fails, the upload is aborted, and no object is there."""
         source = tmp_path / "source"
         source.write_bytes(large)
-        client = objects._client  # noqa: SLF001 - the fault has to be in the middle of an upload
+        client = await objects._client_of()  # noqa: SLF001 - the fault has to be in the middle of an upload
         seen: list[str] = []
 
         def cut(**_: object) -> None:
@@ -224,7 +224,7 @@ async def test_bytes_that_arrive_damaged_are_refused(ministack: str) -> None:
         params["body"] = b"hullo"
 
     async with open_object_store(settings) as store:
-        client = store._client  # noqa: SLF001 - the damage has to be done on the way
+        client = await store._client_of()  # noqa: SLF001 - the damage has to be done on the way
         client.meta.events.register("before-call.s3.PutObject", damage)
         with pytest.raises(Corrupt, match="arrived as other bytes"):
             await store.put("damaged", b"hello")

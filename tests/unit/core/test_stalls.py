@@ -1,6 +1,7 @@
 """A blocked event loop shows in the metrics and in the log."""
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -10,7 +11,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from core import stalls
-from core.stalls import LoopProbe, watched_loop
+from core.stalls import LoopProbe, freeze_memory, watched_loop
 
 EVERY_S = 0.02
 STALL_S = 0.2
@@ -127,3 +128,15 @@ async def test_the_longest_delay_of_two_windows_is_shown(monkeypatch: pytest.Mon
         while probe.longest_s() >= 2 * STALL_S - EVERY_S:
             await settle()
     probe.stop()
+
+
+def test_collections_begin_again_once_a_process_has_started() -> None:
+    """Imports turn them off; garbage of requests must not pile up."""
+    gc.disable()
+    try:
+        freeze_memory()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        gc.enable()
