@@ -84,6 +84,7 @@ def create_app(
             async with _open_context(settings, resources, keys, app.health) as context:
                 app.context = context
                 started()
+                await app.health.until_loaded(app.loading_s)
                 yield
         except BaseException as error:
             app.failure = error

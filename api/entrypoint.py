@@ -34,6 +34,8 @@ class Entrypoint:
         """Of a process that has started."""
         self.failure: BaseException | None = None
         """Why the start failed."""
+        self.loading_s = 0.0
+        """How long a start waits for the indexes, for a process that others answer in place of."""
         self._app = cast("ASGIApp", app)
         self._cors = Cors(settings.http)
         self._meter = metrics.Meter()

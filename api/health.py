@@ -3,13 +3,16 @@
 Nothing here calls anything: readiness must not add load where something is failing already.
 """
 
-from typing import Literal
+import asyncio
+from typing import Final, Literal
 
 import msgspec
 
 from core.models import now, timestamp
 
 State = Literal["unknown", "ok", "failing"]
+
+_POLL_S: Final = 0.02
 
 DEPENDENCIES = ("dynamodb", "s3", "redis", "cognito")
 
@@ -53,6 +56,15 @@ class Health:
     def is_failing(self, name: str) -> bool:
         """Whether its last use failed."""
         return self.dependencies[name].state == "failing"
+
+    async def until_loaded(self, at_most_s: float) -> None:
+        """Returns once every current build answers, or after this time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + at_most_s
+        while not self.answering or self.loading:
+            if loop.time() >= deadline:
+                return
+            await asyncio.sleep(_POLL_S)  # readiness is a state that nothing announces
 
     @property
     def ready(self) -> bool:

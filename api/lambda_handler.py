@@ -27,7 +27,6 @@ _SECRETS: Final = {"K9_REDIS_URL_SECRET": "REDIS_URL", "K9_CURSOR_KEYS_SECRET": 
 _TEXT: Final = ["text/", "application/json", "application/problem+json", "+json"]
 _READY_S: Final = 20.0
 """How long the first request waits for the current indexes."""
-_READY_POLL_S: Final = 0.02
 
 
 class LambdaApi:
@@ -41,7 +40,7 @@ class LambdaApi:
         self._lifespan = LifespanCycle(cast("Any", self._app), "on")
         self._lifespan.__enter__()
         set_threads(1)
-        self._loop.run_until_complete(self._wait_until_loaded())
+        self._loop.run_until_complete(self._app.health.until_loaded(_READY_S))
 
     def answer(self, event: dict[str, Any], context: Any) -> dict[str, Any]:
         """The response to an event of payload format 2.0."""
@@ -62,13 +61,6 @@ class LambdaApi:
             # Clients may send it in chunks; here all of it has come.
             scope["headers"] = [*headers, (b"content-length", b"%d" % _body_bytes(event))]
         await self._app(scope, receive, send)
-
-    async def _wait_until_loaded(self) -> None:
-        health, deadline = self._app.health, self._loop.time() + _READY_S
-        while not health.answering or health.loading:
-            if self._loop.time() >= deadline:
-                return
-            await asyncio.sleep(_READY_POLL_S)  # readiness is a state that nothing announces
 
 
 def _body_bytes(event: Mapping[str, Any]) -> int:

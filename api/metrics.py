@@ -23,6 +23,10 @@ SECONDS: Final = Histogram(
     ["route"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+RESTARTS: Final = Counter(
+    "k9_api_process_restarts_total",
+    "Times that this one of several API processes on one port ended and was started again.",
+)
 READY: Final = Gauge("k9_ready", "1 while readiness is 200, else 0.")
 DEPENDENCY_FAILING: Final = Gauge(
     "k9_dependency_failing", "1 while the last use of a dependency failed, else 0.", ["dependency"]

@@ -92,6 +92,9 @@ class Http(msgspec.Struct, frozen=True):
 
     host: str = "127.0.0.1"
     port: _Port = 3001
+    api_processes: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Processes that answer on `port`, one a core. An index is in memory once for all of them. The
+    limits of this group, and those of large searches in `Serving`, are each process's."""
     metrics_port: _Port = 3002
     """For operations: `/metrics`, `/health/live`, `/health/ready`, separate from clients'
     connections; 0 opens none."""

@@ -9,8 +9,8 @@ The builds table has a version's prefix and manifest: files in S3 and on disk ar
 
 import asyncio
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 from uuid import uuid4
@@ -27,6 +27,9 @@ from core.models import Build, Model, Progress, ProgressCallback
 from core.object_store import PART_BYTES, ObjectStore
 
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
+_DOWNLOAD_S: Final = 600.0
+"""How long a process waits for another one's download of a version."""
+_DOWNLOAD_POLL_S: Final = 0.05
 _FALLBACKS: Final = 1
 """Earlier versions of a model version that stay in the cache."""
 RECORD: Final = "record.json"
@@ -95,6 +98,8 @@ class VersionStore:
     def __init__(self, objects: ObjectStore, environment: str, cache_dir: Path) -> None:
         self._objects = objects
         self._cache_dir = names.directory_of(cache_dir, environment) / "versions"
+        self._downloads = self._cache_dir.parent / "downloads"
+        """A locked file for each version that is being downloaded."""
         self._early_dir = cache_dir / "versions"
         """The cache of releases up to 23e14f8, for all environments."""
 
@@ -159,11 +164,18 @@ class VersionStore:
     async def download(self, record: VersionRecord) -> tuple[Path, Manifest]:
         """A new local copy of a version.
 
+        Processes that share the cache download a version once: the others wait for that.
+
         Raises:
             Corrupt: the version in S3 is not the one that was published.
             NotFound: it is not in S3.
             Unavailable: S3 did not answer in time.
         """
+        async with self._turn(record) as waited:
+            found = await self.cached(record) if waited else None
+            return found or await self._download(record)
+
+    async def _download(self, record: VersionRecord) -> tuple[Path, Manifest]:
         directory = self.directory(record)
         incoming = directory.with_name(f".{directory.name}.{uuid4().hex}")
         try:
@@ -173,6 +185,31 @@ class VersionStore:
         finally:
             await asyncio.to_thread(shutil.rmtree, incoming, ignore_errors=True)
         return directory, manifest
+
+    @asynccontextmanager
+    async def _turn(self, record: VersionRecord) -> AsyncIterator[bool]:
+        """Waits while another process downloads the version; whether one did.
+
+        Not for ever: that process may hang. Two downloads at once harm nothing.
+        """
+        path = self._downloads / f"{record.model_version}.{record.build_id}.{record.fence}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _DOWNLOAD_S
+        waited = False
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(files.file_lock(path))
+                except BlockingIOError:
+                    if loop.time() >= deadline:
+                        break
+                    waited = True
+                    await asyncio.sleep(_DOWNLOAD_POLL_S)  # nothing announces the end of a lock
+                else:
+                    stack.callback(path.unlink, missing_ok=True)
+                    break
+            yield waited
 
     async def fetch(
         self, record: VersionRecord, directory: Path, only: Sequence[str] = ()

@@ -8,8 +8,14 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
 from functools import partial
 from typing import Any, Final, cast
 
@@ -19,6 +25,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from uvicorn.server import ServerState
 
 from api import metrics
@@ -33,6 +40,8 @@ from core.settings import Http
 BACKLOG: Final = 1024
 _HEALTH: Final = "/health/"
 _OPERATIONS_CONNECTIONS_MAX: Final = 64
+
+_SPREADS: Final = sys.platform == "linux"
 
 _log = telemetry.logger(__name__)
 
@@ -86,8 +95,8 @@ def _config(app: ASGIApp, table: ConnectionTable, *, lifespan: Any) -> uvicorn.C
     )
 
 
-def bound_socket(http: Http, port: int, variable: str) -> socket.socket:
-    """A socket that has the port, and does not listen yet.
+def bound_socket(http: Http, port: int, variable: str, *, shared: bool = False) -> socket.socket:
+    """A socket that has the port, and does not listen yet; `shared`: others may have it too.
 
     Raises:
         SettingsError: the port is taken, or the address is not this machine's.
@@ -98,6 +107,8 @@ def bound_socket(http: Http, port: int, variable: str) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             bound.bind(address)
         except OSError:
             bound.close()
@@ -109,19 +120,59 @@ def bound_socket(http: Http, port: int, variable: str) -> socket.socket:
     return bound
 
 
-@asynccontextmanager
-async def operations(app: ASGIApp, http: Http) -> AsyncIterator[None]:
-    """Answers `/metrics` and health on the port for operations until the end of the block.
+def reserved_socket(http: Http) -> socket.socket:
+    """A socket that has the API's port for all of its processes, and does not listen yet.
+
+    Raises:
+        SettingsError: as of `bound_socket`. A port of several is first bound as one that nobody
+            shares: another K9 on it would get a part of the requests.
+    """
+    alone = bound_socket(http, http.port, "K9_PORT")
+    if not _SPREADS or http.api_processes == 1:
+        return alone
+    port: int = alone.getsockname()[1]
+    alone.close()
+    return bound_socket(http, port, "K9_PORT", shared=True)
+
+
+def own_socket(http: Http, reserved: socket.socket) -> socket.socket:
+    """The socket on which one of several processes listens.
+
+    Linux spreads new connections over the sockets that listen on a port (decision 0026). Elsewhere
+    all processes accept from the same one.
+
+    Raises:
+        SettingsError: as of `bound_socket`.
+    """
+    if not _SPREADS:
+        return reserved
+    with reserved:
+        return bound_socket(http, reserved.getsockname()[1], "K9_PORT", shared=True)
+
+
+def operations_socket(http: Http) -> socket.socket | None:
+    """A socket that has the port for operations; None where there is none.
 
     A port that is taken is a warning: it is not worth refusing work for.
     """
     if http.metrics_port == 0:
-        yield
-        return
+        return None
     try:
-        bound = bound_socket(http, http.metrics_port, "K9_METRICS_PORT")
+        return bound_socket(http, http.metrics_port, "K9_METRICS_PORT")
     except SettingsError as error:
         _log.warning("no port for operations", error=str(error))
+        return None
+
+
+def operations(app: ASGIApp, http: Http) -> AbstractAsyncContextManager[None]:
+    """Answers `/metrics` and health on the port for operations until the end of the block."""
+    return listening(operations_app(app, REGISTRY), http, operations_socket(http))
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, http: Http, bound: socket.socket | None) -> AsyncIterator[None]:
+    """Has an application answer operations on a socket until the end of the block."""
+    if bound is None:
         yield
         return
     limits = msgspec.structs.replace(
@@ -131,7 +182,7 @@ async def operations(app: ASGIApp, http: Http) -> AsyncIterator[None]:
         trusted_proxies=(),
     )
     table = ConnectionTable(limits)
-    config = _config(_operations_app(app), table, lifespan="off")
+    config = _config(app, table, lifespan="off")
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
@@ -139,7 +190,10 @@ async def operations(app: ASGIApp, http: Http) -> AsyncIterator[None]:
     def protocol() -> HttpProtocol:
         return HttpProtocol(table, config=config, server_state=state, app_state={}, _loop=loop)
 
-    server = await loop.create_server(protocol, sock=bound, backlog=BACKLOG)
+    if bound.family == socket.AF_UNIX:
+        server = await loop.create_unix_server(protocol, sock=bound, backlog=BACKLOG)
+    else:
+        server = await loop.create_server(protocol, sock=bound, backlog=BACKLOG)
     try:
         yield
     finally:
@@ -149,27 +203,29 @@ async def operations(app: ASGIApp, http: Http) -> AsyncIterator[None]:
             connection.transport.abort()
 
 
-def _operations_app(app: ASGIApp) -> ASGIApp:
+def operations_app(app: ASGIApp, registry: Collector) -> ASGIApp:
+    """What answers `/metrics` from a registry, and health by the application."""
+
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path.startswith(_HEALTH):
             await app(scope, receive, send)
         elif path == "/metrics":
-            await _send_metrics(scope, send)
+            await _send_metrics(registry, scope, send)
         else:
             await problem_reply(HTTPException(status_code=404)).send(send, request_id_of(b""))
 
     return answer
 
 
-async def _send_metrics(scope: Scope, send: Send) -> None:
+async def _send_metrics(registry: Collector, scope: Scope, send: Send) -> None:
     """Sends the metrics, in the format that the scrape accepts.
 
     1,800 lines of them take 13 ms to write: in a thread, which gives way to the event loop.
     """
     accepted = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
     encode, content_type = choose_encoder(",".join(accepted))
-    text = await asyncio.to_thread(encode, REGISTRY)
+    text = await asyncio.to_thread(encode, registry)
     headers = [
         (b"content-type", content_type.encode()),
         (b"content-length", str(len(text)).encode()),

@@ -1,6 +1,7 @@
 """Index versions in S3 and in the cache: verified, repaired, never taken from under a reader."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -87,9 +88,31 @@ async def test_old_versions_go_but_not_from_under_a_reader(
 async def test_two_processes_may_fetch_the_same(
     resources: Resources, model: Model, tmp_path: Path
 ) -> None:
-    """Whoever settles first wins; the other takes what is there."""
+    """One of them downloads; the other waits, and takes what is there."""
     record = await current(resources, model)
     environment = resources.settings.environment
     other = VersionStore(resources.objects, environment, tmp_path / "cache")
-    first, second = await asyncio.gather(ensure(resources.versions, record), ensure(other, record))
+    with count_requests() as alone:
+        await resources.versions.download(record)
+    await asyncio.to_thread(shutil.rmtree, resources.versions.directory(record))
+    with count_requests() as count:
+        first, second = await asyncio.gather(
+            ensure(resources.versions, record), ensure(other, record)
+        )
     assert first == second
+    assert count.requests == alone.requests
+    assert not list((tmp_path / "cache").rglob("downloads/*"))
+
+
+async def test_a_download_that_fails_is_taken_up_by_another_process(
+    resources: Resources, model: Model, tmp_path: Path
+) -> None:
+    """Which waited for it, and finds nothing."""
+    record = await current(resources, model)
+    absent = msgspec.structs.replace(record, prefix="nowhere/")
+    other = VersionStore(resources.objects, resources.settings.environment, tmp_path / "cache")
+    failed, found = await asyncio.gather(
+        resources.versions.download(absent), other.download(record), return_exceptions=True
+    )
+    assert isinstance(failed, NotFound)
+    assert found == await other.cached(record)

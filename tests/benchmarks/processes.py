@@ -1,0 +1,243 @@
+"""What several API processes on one port cost against one: memory of the index, processor time.
+
+    python -m tests.benchmarks.processes --file CATALOGUE.parquet [--rows 100000]
+        [--processes 1,2,4] [--turns 5] [--seconds 3]
+
+On an emulator, a Valkey and a worker of its own. An API for each number of processes (see
+`K9_API_PROCESSES`) runs on one core, and wrk (Debian's package) with 16 connections on another, in
+turns. Told are, with the lowest and the highest turn:
+
+    processor    processor time a search by vector in JSON, of all processes and their parent
+    connections  how many of the 16 each process took
+    index        memory of the index: the proportional share (PSS) of the version's files over all
+                 processes, and for each of them what opening it takes besides
+    all          PSS of all processes and their parent
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from core.index.manifest import MANIFEST
+from core.vectors.arrays import Floats, json_floats
+from tests.benchmarks.http_search import (
+    MODEL,
+    ROOT,
+    SERVER_CORE,
+    K,
+    Request,
+    prepare,
+    queries_of,
+    run_wrk,
+    write_script,
+)
+from tests.benchmarks.published import read
+from tests.emulators import CREDENTIALS, free_port
+from tests.faults.site import Part, Site, open_site
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_KIB: Final = 1024
+
+
+class Api(msgspec.Struct, frozen=True):
+    """A running API."""
+
+    port: int
+    operations: int
+    part: Part
+    cache: Path
+
+    def processes(self) -> list[int]:
+        """The process, or the parent and its processes."""
+        pid = self.part.pid
+        if pid is None:
+            raise SystemExit(f"the API has ended: {self.part.log}")
+        return [pid, *self.part.children()]
+
+
+@asynccontextmanager
+async def serving(site: Site, count: int) -> AsyncIterator[Api]:
+    """An API of so many processes on the server's core, with its index loaded."""
+    port, operations = free_port(), free_port()
+    cache = site.directory / "cache-processes"
+    environ = site.environ | {
+        "K9_PORT": str(port),
+        "K9_METRICS_PORT": str(operations),
+        "K9_API_PROCESSES": str(count),
+        "K9_CACHE_DIR": str(cache),
+    }
+    python = str(ROOT / ".venv/bin/python")
+    pinned = ("taskset", "-c", str(SERVER_CORE), python, "-m", "api")
+    part = Part(f"api-of-{count}", site.directory, environ, *pinned, cwd=ROOT)
+    part.start()
+    api = Api(port, operations, part, cache)
+    try:
+        async with asyncio.timeout(300):
+            for _ in iter(int, 1):
+                ready = await figures(api, "k9_ready")
+                if ready == [1.0] * count and await figures(api, "k9_loaded_rows"):
+                    break
+                await asyncio.sleep(0.2)
+        yield api
+    finally:
+        await part.stop()
+
+
+async def figures(api: Api, name: str) -> list[float]:
+    """A metric of each process; none where it does not answer yet."""
+    url = f"http://127.0.0.1:{api.operations}/metrics"
+    try:
+        async with aiohttp.ClientSession() as session, session.get(url) as reply:
+            text = await reply.text() if reply.status == 200 else ""
+    except aiohttp.ClientConnectionError:
+        return []
+    return [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
+def searches(queries: Floats) -> list[Request]:
+    """A search by each vector."""
+    json_type = (("Content-Type", "application/json"),)
+    path = f"/models/{MODEL}/search"
+    return [
+        Request(
+            "POST", path, msgspec.json.encode({"vector": json_floats(query), "k": K}), json_type
+        )
+        for query in queries
+    ]
+
+
+def processor_s(api: Api) -> float:
+    """Processor time that all of them have used."""
+    used = 0
+    for pid in api.processes():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used += int(fields[11]) + int(fields[12])
+    return used / _TICKS
+
+
+def pss(api: Api) -> tuple[int, int]:
+    """Bytes of memory by proportional share: of the files in the cache, and in all."""
+    of_files = whole = 0
+    for pid in api.processes():
+        mapped = False
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                mapped = str(api.cache) in line
+            elif words[0] == "Pss:":
+                size = int(words[1]) * _KIB
+                whole += size
+                of_files += size if mapped else 0
+    return of_files, whole
+
+
+async def opening(directory: Path) -> int:
+    """Bytes of memory of its own that a process takes to open a version."""
+    words = (sys.executable, "-m", "tests.benchmarks.opening", str(directory))
+    process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    if process.returncode:
+        raise SystemExit("the version could not be opened")
+    return int(out)
+
+
+async def measure(site: Site, queries: Floats, plan: argparse.Namespace) -> None:
+    """All turns, and the report."""
+    made = searches(queries)
+    token = site.pool.token("operators")
+    each_us: dict[int, list[float]] = {count: [] for count in plan.processes}
+    taken: dict[int, list[float]] = {}
+    async with AsyncExitStack() as stack:
+        apis = {}
+        for count in plan.processes:
+            apis[count] = await stack.enter_async_context(serving(site, count))
+        scripts = {
+            count: write_script(site.directory, f"of-{count}", api.port, token, made)
+            for count, api in apis.items()
+        }
+        for turn in range(plan.turns + 1):  # the first warms up
+            for count, api in apis.items():
+                before = processor_s(api)
+                running = asyncio.create_task(run_wrk(scripts[count], api.port, plan.seconds))
+                await asyncio.sleep(plan.seconds / 2)
+                taken[count] = await figures(api, "k9_http_connections")
+                found = await running
+                if found.errors:
+                    raise SystemExit(f"{found.errors} requests failed")
+                if turn:
+                    each_us[count].append(1e6 * (processor_s(api) - before) / found.requests)
+    memory = {}
+    for count in plan.processes:  # one at a time: they would share the files with one another
+        async with serving(site, count) as api:
+            await run_wrk(
+                write_script(site.directory, f"alone-{count}", api.port, token, made), api.port, 10
+            )
+            memory[count] = pss(api)
+    manifest = next((site.directory / "cache-processes").rglob(MANIFEST))
+    report(each_us, taken, memory, await opening(manifest.parent))
+
+
+def report(
+    each_us: dict[int, list[float]],
+    taken: dict[int, list[float]],
+    memory: dict[int, tuple[int, int]],
+    own: int,
+) -> None:
+    """Prints the table; ratios are to the first number of processes."""
+    base = next(iter(each_us))
+    for count, us in each_us.items():
+        ratios = [now / then for now, then in zip(us, each_us[base], strict=True)]
+        print(
+            f"{count} processes: {statistics.median(us):6.1f} µs of processor time a search "
+            f"({min(us):.1f} to {max(us):.1f}), {statistics.median(ratios):.3f} of {base}'s "
+            f"({min(ratios):.3f} to {max(ratios):.3f}), connections {taken[count]}"
+        )
+    first = memory[base][0] + base * own
+    for count, (files, whole) in memory.items():
+        index = files + count * own
+        print(
+            f"{count} processes: index {index / 1e6:.1f} MB (files {files / 1e6:.1f}, "
+            f"{own / 1e6:.2f} each besides), {index / first:.3f} of {base}'s; "
+            f"all {whole / 1e6:.0f} MB"
+        )
+
+
+async def main(plan: argparse.Namespace) -> None:
+    """Builds, measures, prints."""
+    rows = dict(list(read(plan.file).items())[: plan.rows])
+    async with open_site(K9_WATERMARK_LAG_S="5", K9_LEASE_S="180") as site:
+        await prepare(site, rows, ROOT)
+        await measure(site, queries_of(rows), plan)
+
+
+def _counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--file", type=Path, required=True, help="a catalogue as Parquet")
+    parser.add_argument("--rows", type=int, default=100_000, help="of the file, at the most")
+    parser.add_argument("--processes", type=_counts, default=[1, 2, 4], help="as 1,2,4")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
+    given = parser.parse_args()
+    if not given.file.exists():
+        sys.exit(f"there is no file {given.file}")
+    os.environ |= CREDENTIALS
+    asyncio.run(main(given))
