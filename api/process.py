@@ -61,7 +61,11 @@ def main() -> int:
         if isinstance(supervised, int):
             return supervised
         place = _take(supervised, app)
-        bound = own_socket(settings.http, bound)
+        try:
+            bound = own_socket(settings.http, bound)
+        except SettingsError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
     with bound, tracing.open_tracing("k9-api", os.environ):
         return uvloop.run(serve(app, settings.http, bound, place))
 

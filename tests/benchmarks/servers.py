@@ -16,9 +16,10 @@ processor time a request, with the lowest and the highest turn:
 import argparse
 import asyncio
 import os
+import signal
 import statistics
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,6 +101,15 @@ def _started(site: Site, name: str, words: list[str], port: int) -> Part:
     return part
 
 
+async def _end(part: Part) -> None:
+    """Ends a server with its workers, which granian's would outlive."""
+    workers = part.children()
+    await part.stop()
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+
+
 async def _answering(port: int, request: Request, token: str) -> None:
     """Returns once the request is answered with 200."""
     url = f"http://127.0.0.1:{port}"
@@ -129,7 +139,7 @@ async def measure(site: Site, made: list[Request], plan: argparse.Namespace) -> 
             port = free_port()
             application_kind, words = commands(plan.granian, port)[name]
             part = _started(site, name, words, port)
-            stack.push_async_callback(part.stop)
+            stack.push_async_callback(_end, part)
             await _answering(port, made[0], token)
             api = Api(port, 0, part, site.directory)
             for kind, requests in kinds[application_kind].items():
