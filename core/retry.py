@@ -34,12 +34,13 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         longest_s = min(self.first_s * 2.0 ** min(failures - 1, _DOUBLINGS_MAX), self.max_s)
         return random.uniform((1 - self.jitter) * longest_s, longest_s)  # noqa: S311 - jitter
 
-    def attempts(self) -> "Attempts":
+    def attempts(self, within_s: float | None = None) -> "Attempts":
         """For `async for`: one step per attempt, with a delay before each but the first.
 
-        The caller leaves the loop on success; the loop ends after `attempts_max` attempts.
+        The caller leaves the loop on success. The loop ends after `attempts_max` attempts, and with
+        `within_s` where the next one would begin later than that from now.
         """
-        return Attempts(self)
+        return Attempts(self, within_s)
 
     async def call(
         self,
@@ -75,9 +76,11 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 class Attempts:
     """The attempts of one retried action. Not a generator: leaving the loop leaves nothing open."""
 
-    def __init__(self, policy: RetryPolicy) -> None:
+    def __init__(self, policy: RetryPolicy, within_s: float | None) -> None:
         self._policy = policy
         self._begun = 0
+        self._clock = asyncio.get_running_loop().time
+        self._until = None if within_s is None else self._clock() + within_s
 
     def __aiter__(self) -> "Attempts":
         return self
@@ -88,6 +91,9 @@ class Attempts:
         if attempt == self._policy.attempts_max:
             raise StopAsyncIteration
         if attempt:
-            await asyncio.sleep(self._policy.delay_s(attempt))
+            delay_s = self._policy.delay_s(attempt)
+            if self._until is not None and self._clock() + delay_s > self._until:
+                raise StopAsyncIteration
+            await asyncio.sleep(delay_s)
         self._begun += 1
         return attempt

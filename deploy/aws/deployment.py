@@ -157,10 +157,7 @@ class Deployer:
                     f"delete-stack --stack-name {name}`"
                 )
         service = await stacks.describe(self._client, self._name("service"))
-        values = {
-            p["ParameterKey"]: p["ParameterValue"] for p in (service or {}).get("Parameters", [])
-        }
-        pool_id = pool_id or values.get("UserPoolId")
+        pool_id = pool_id or stacks.parameter_values(service).get("UserPoolId")
         for name in ("alarms", "service", "capacity", "base"):
             self._message(f"deleting {self._name(name)}")
             if not await stacks.delete(self._client, self._name(name), self._message):
@@ -259,9 +256,7 @@ class Deployer:
     async def _values(self, stack: str) -> dict[str, str]:
         """The parameters of a stack that was made: a failed creation leaves none to go on with."""
         found = await stacks.describe(self._client, self._name(stack))
-        if found is None or not stacks.is_made(found):
-            return {}
-        return {p["ParameterKey"]: p["ParameterValue"] for p in found.get("Parameters", [])}
+        return stacks.parameter_values(found) if found and stacks.is_made(found) else {}
 
     async def _outputs(self, stack: str) -> dict[str, str]:
         return await stacks.outputs(self._client, self._name(stack))

@@ -1,6 +1,5 @@
 """Point-in-time recovery of tables into the tables of another environment."""
 
-import asyncio
 from datetime import datetime
 from typing import Any, Final
 
@@ -9,13 +8,14 @@ from botocore.exceptions import ClientError
 from core.concurrency import gather
 from core.dynamo import tables
 from core.models import timestamp
+from core.retry import RetryPolicy
 from core.settings import Settings
 from deploy.aws.clients import code_of, open_client
 from deploy.aws.tables import NOT_FOUND, describe_table, has_recovery, recovery_of, shape_problems
 from deploy.callbacks import ProgressCallback, ignore
 from deploy.errors import CommandError
 
-_POLL_FIRST_S, _POLL_MAX_S = 0.1, 15.0
+_POLL: Final = RetryPolicy(first_s=0.1, max_s=15.0, jitter=0.0)
 _NOT_FOUND: Final = {NOT_FOUND, "TableNotFoundException"}
 
 
@@ -114,8 +114,7 @@ def _is_restored_from(table: dict[str, Any], source: str, moment: datetime) -> b
 
 async def _wait(client: Any, name: str, progress: ProgressCallback) -> None:
     """Waits until a table and its indexes are active: minutes, or hours for a large one."""
-    pause_s = _POLL_FIRST_S
-    while True:
+    async for _ in _POLL.attempts():
         table = await describe_table(client, name) or {"TableStatus": "CREATING"}
         status = str(table["TableStatus"])
         indexes = table.get("GlobalSecondaryIndexes") or ()
@@ -124,5 +123,3 @@ async def _wait(client: Any, name: str, progress: ProgressCallback) -> None:
             return
         if status not in {"CREATING", "UPDATING", "ACTIVE"}:
             raise CommandError(f"{name} is {status.lower()}, and does not become active")
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, _POLL_MAX_S)

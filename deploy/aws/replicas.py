@@ -6,20 +6,19 @@ or a request twice. DynamoDB makes a table of `data.yaml` a global one in place,
 CloudFormation could only do that by importing it as a resource of another type.
 """
 
-import asyncio
 from typing import Any, Final
 
 import msgspec
 
 from core.dynamo import tables
+from core.retry import RetryPolicy
 from core.settings import Settings
 from deploy.aws.clients import open_client
 from deploy.aws.tables import describe_table, has_recovery, recovery_of
 from deploy.callbacks import MessageCallback
 from deploy.errors import CommandError
 
-_POLL_FIRST_S: Final = 0.1
-_POLL_MAX_S: Final = 10.0
+_POLL: Final = RetryPolicy(first_s=0.1, max_s=10.0, jitter=0.0)
 _WAIT_S: Final = 6 * 3600.0
 """A large table is copied for hours."""
 
@@ -62,16 +61,14 @@ async def replica_states(client: Any, name: str) -> dict[str, str]:
 
 
 async def _wait(client: Any, name: str, region: str) -> None:
-    loop = asyncio.get_running_loop()
-    deadline, pause_s = loop.time() + _WAIT_S, _POLL_FIRST_S
-    while True:
+    status = "CREATING"
+    async for _ in _POLL.attempts(within_s=_WAIT_S):
         status = (await replica_states(client, name)).get(region, "CREATING")
         if status == "ACTIVE":
             return
-        if status not in {"CREATING", "UPDATING"} or loop.time() > deadline:
-            raise CommandError(f"the replica of {name} in {region} is {status.lower()}")
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, _POLL_MAX_S)
+        if status not in {"CREATING", "UPDATING"}:
+            break
+    raise CommandError(f"the replica of {name} in {region} is {status.lower()}")
 
 
 async def _ensure_recovery(settings: Settings, region: str, message: MessageCallback) -> None:

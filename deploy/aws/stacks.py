@@ -4,8 +4,7 @@ A change that fails is rolled back by CloudFormation. Every function raises Comm
 CloudFormation did not answer or did not accept a call.
 """
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 from uuid import uuid4
@@ -13,6 +12,7 @@ from uuid import uuid4
 import msgspec
 from botocore.exceptions import ClientError
 
+from core.retry import RetryPolicy
 from deploy.aws.clients import code_of, message_of
 from deploy.callbacks import MessageCallback, ignore
 from deploy.errors import CommandError
@@ -20,8 +20,8 @@ from deploy.errors import CommandError
 TEMPLATES: Final = Path(__file__).parent.parent / "cloudformation"
 _TEMPLATE_BYTES_MAX: Final = 51_200
 """CloudFormation's limit for a template that is sent with the call."""
-_POLL_FIRST_S: Final = 0.05
-_POLL_MAX_S: Final = 3.0
+_POLL: Final = RetryPolicy(first_s=0.05, max_s=3.0, jitter=0.0)
+_WAIT_S: Final = 3600.0
 _DELETED: Final = "DELETE_COMPLETE"
 _REVIEW: Final = "REVIEW_IN_PROGRESS"
 """A stack that has a change set and nothing else."""
@@ -44,15 +44,14 @@ class StackSpec(msgspec.Struct, frozen=True):
     """Those that are set; of the others a stack that exists keeps its values."""
     policy: str | None = None
     """What updates may do to which resources, in JSON."""
-    wait_s: float = 3600.0
 
     def parameters_for(self, stack: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         """The parameters of a call; `stack` is the one that exists."""
         set_here = [
             {"ParameterKey": key, "ParameterValue": value} for key, value in self.parameters.items()
         ]
-        before = {each["ParameterKey"] for each in (stack or {}).get("Parameters", [])}
-        kept = before & parameter_names(self.template) - self.parameters.keys()
+        new = parameter_names(self.template) - self.parameters.keys()
+        kept = parameter_values(stack).keys() & new
         return set_here + [{"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)]
 
 
@@ -68,20 +67,6 @@ def parameter_names(template: str) -> frozenset[str]:
     return frozenset(names)
 
 
-class ResourceChange(msgspec.Struct, frozen=True):
-    """What a change set does to one resource."""
-
-    action: str
-    """`Add`, `Modify`, `Remove`."""
-    resource: str
-    kind: str
-    replacement: bool = False
-
-    def __str__(self) -> str:
-        replaced = ", by a new one" if self.replacement else ""
-        return f"{self.action.lower():7}{self.resource} ({self.kind}){replaced}"
-
-
 class Plan(msgspec.Struct, frozen=True):
     """A change set that was created and not executed."""
 
@@ -89,7 +74,8 @@ class Plan(msgspec.Struct, frozen=True):
     change: Change
     change_set: str
     """Its ARN; empty where there is none."""
-    changes: tuple[ResourceChange, ...]
+    changes: tuple[str, ...]
+    """A line per resource: whether it is added, modified or removed, and whether it is replaced."""
 
 
 async def plan(
@@ -100,15 +86,17 @@ async def plan(
     What a failed first creation left is deleted before, and in a dry run only told of: then there
     is no change set.
     """
-    if dry_run and await is_broken(client, spec.name):
-        message(f"{spec.name}: the stack of a failed creation would be deleted first")
-        return Plan(spec, "created", "", ())
+    if dry_run:
+        existing = await describe(client, spec.name)
+        if existing is not None and existing["StackStatus"] in _BROKEN:
+            message(f"{spec.name}: the stack of a failed creation would be deleted first")
+            return Plan(spec, "created", "", ())
     stack = await _prepare(client, spec, message)
-    creating = stack is None
+    change: Change = "created" if stack is None else "updated"
     reply = await client.create_change_set(
         StackName=spec.name,
         ChangeSetName=f"k9-{uuid4().hex}",
-        ChangeSetType="CREATE" if creating else "UPDATE",
+        ChangeSetType="CREATE" if stack is None else "UPDATE",
         TemplateBody=spec.template,
         Parameters=spec.parameters_for(stack),
         Capabilities=_CAPABILITIES,
@@ -116,12 +104,12 @@ async def plan(
     )
     described = await _wait_for_change_set(client, spec, reply["Id"])
     if described["Status"] == "FAILED":
-        await discard(client, Plan(spec, "created" if creating else "updated", reply["Id"], ()))
+        await discard(client, Plan(spec, change, reply["Id"], ()))
         reason = str(described.get("StatusReason", "no reason was given"))
         if any(text in reason for text in _NO_CHANGES):
             return Plan(spec, "unchanged", "", ())
         raise CommandError(f"{spec.name}: {' '.join(reason.split())}")
-    return Plan(spec, "created" if creating else "updated", reply["Id"], tuple(_changes(described)))
+    return Plan(spec, change, reply["Id"], tuple(_changes(described)))
 
 
 async def apply(client: Any, spec: StackSpec, message: MessageCallback = ignore) -> Change:
@@ -162,7 +150,7 @@ async def _prepare(client: Any, spec: StackSpec, message: MessageCallback) -> di
         return None
     if stack and stack["StackStatus"].endswith("_IN_PROGRESS"):
         message(f"{spec.name}: another change is in progress, waiting for it")
-        stack = await settle(client, spec.name, message, wait_s=spec.wait_s)
+        stack = await settle(client, spec.name, message)
     if stack and stack["StackStatus"] == "UPDATE_ROLLBACK_FAILED":
         raise CommandError(
             f"{spec.name}: CloudFormation could not roll its last update back. Remove the cause, "
@@ -173,12 +161,12 @@ async def _prepare(client: Any, spec: StackSpec, message: MessageCallback) -> di
         # CloudFormation rolled back a failed first creation, so the stack has no resources.
         message(f"{spec.name}: deleting the stack of a failed creation")
         await client.delete_stack(StackName=spec.name)
-        stack = await settle(client, spec.name, message, wait_s=spec.wait_s)
+        stack = await settle(client, spec.name, message)
     return stack
 
 
 async def _finish(client: Any, spec: StackSpec, seen: set[str], message: MessageCallback) -> None:
-    stack = await settle(client, spec.name, message, seen, wait_s=spec.wait_s)
+    stack = await settle(client, spec.name, message, seen)
     status = stack["StackStatus"] if stack else _DELETED
     if status not in GOOD:
         reason = await _first_failure(client, spec.name, seen, stack)
@@ -186,38 +174,27 @@ async def _finish(client: Any, spec: StackSpec, seen: set[str], message: Message
 
 
 async def _wait_for_change_set(client: Any, spec: StackSpec, arn: str) -> dict[str, Any]:
-    pause_s = _POLL_FIRST_S
-    deadline = asyncio.get_running_loop().time() + spec.wait_s
-    while True:
-        described: dict[str, Any] = await client.describe_change_set(
-            ChangeSetName=arn, StackName=spec.name
-        )
+    where = {"ChangeSetName": arn, "StackName": spec.name}
+    described: dict[str, Any] = {}
+    async for _ in _POLL.attempts(within_s=_WAIT_S):
+        described = await client.describe_change_set(**where)
         if described["Status"] in {"CREATE_COMPLETE", "FAILED"}:
             break
-        if asyncio.get_running_loop().time() > deadline:
-            raise CommandError(f"{spec.name}: the change set is still {described['Status']}")
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, _POLL_MAX_S)
+    else:
+        raise CommandError(f"{spec.name}: the change set is still {described['Status']}")
     page = described
     while token := page.get("NextToken"):
-        page = await client.describe_change_set(
-            ChangeSetName=arn, StackName=spec.name, NextToken=token
-        )
+        page = await client.describe_change_set(**where, NextToken=token)
         described["Changes"] = [*described["Changes"], *page["Changes"]]
     return described
 
 
-def _changes(described: Mapping[str, Any]) -> list[ResourceChange]:
-    found = [each["ResourceChange"] for each in described.get("Changes", [])]
-    return [
-        ResourceChange(
-            each["Action"],
-            each["LogicalResourceId"],
-            each["ResourceType"],
-            each.get("Replacement") in {"True", "Conditional"},
-        )
-        for each in found
-    ]
+def _changes(described: Mapping[str, Any]) -> Iterator[str]:
+    for each in described.get("Changes", []):
+        change = each["ResourceChange"]
+        replaced = change.get("Replacement") in {"True", "Conditional"}
+        resource = f"{change['LogicalResourceId']} ({change['ResourceType']})"
+        yield f"{change['Action'].lower():7}{resource}{', by a new one' if replaced else ''}"
 
 
 async def execute(client: Any, planned: Plan, message: MessageCallback = ignore) -> dict[str, str]:
@@ -265,9 +242,7 @@ async def outputs(client: Any, name: str) -> dict[str, str]:
     return {o["OutputKey"]: o["OutputValue"] for o in (stack or {}).get("Outputs", [])}
 
 
-async def delete(
-    client: Any, name: str, message: MessageCallback = ignore, *, wait_s: float = 3600.0
-) -> bool:
+async def delete(client: Any, name: str, message: MessageCallback = ignore) -> bool:
     """Deletes a stack with what its template does not retain; False if there is none."""
     stack = await describe(client, name)
     if stack is None:
@@ -275,7 +250,7 @@ async def delete(
     seen = await _seen(client, name)
     await client.delete_stack(StackName=name)
     # By its id, which a deleted stack still answers to.
-    stack = await settle(client, stack["StackId"], message, seen, wait_s=wait_s)
+    stack = await settle(client, stack["StackId"], message, seen)
     if stack is not None:
         reason = await _first_failure(client, name, seen, stack)
         raise CommandError(f"{name} ended as {stack['StackStatus']}: {reason}")
@@ -301,41 +276,31 @@ def is_made(stack: Mapping[str, Any]) -> bool:
     return status in GOOD or status.startswith("UPDATE_")
 
 
-async def is_broken(client: Any, name: str) -> bool:
-    """Whether there is a stack whose first creation failed, which can only be deleted."""
-    stack = await describe(client, name)
-    return stack is not None and stack["StackStatus"] in _BROKEN
+def parameter_values(stack: Mapping[str, Any] | None) -> dict[str, str]:
+    """The values of a stack's parameters; empty if there is no such stack."""
+    return {p["ParameterKey"]: p["ParameterValue"] for p in (stack or {}).get("Parameters", [])}
 
 
 async def settle(
-    client: Any,
-    name: str,
-    message: MessageCallback,
-    seen: set[str] | None = None,
-    *,
-    wait_s: float = 3600.0,
+    client: Any, name: str, message: MessageCallback, seen: set[str] | None = None
 ) -> dict[str, Any] | None:
     """The stack once no change is in progress; `message` is called with each resource's result."""
     known = set() if seen is None else set(seen)
-    pause_s = _POLL_FIRST_S
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait_s
-    while True:
+    status = ""
+    async for _ in _POLL.attempts(within_s=_WAIT_S):
         stack = await describe(client, name)
         if stack is not None and seen is not None:
             for event in await _events(client, name):
                 if event["EventId"] not in known:
                     known.add(event["EventId"])
                     if event["ResourceStatus"].endswith(("_COMPLETE", "_FAILED")):
-                        status = str(event["ResourceStatus"]).lower().replace("_", " ")
-                        message(f"{event['LogicalResourceId']}: {status}")
+                        result = str(event["ResourceStatus"]).lower().replace("_", " ")
+                        message(f"{event['LogicalResourceId']}: {result}")
         # This includes UPDATE_COMPLETE_CLEANUP_IN_PROGRESS.
-        if stack is None or not stack["StackStatus"].endswith("_IN_PROGRESS"):
+        status = stack["StackStatus"] if stack else _DELETED
+        if not status.endswith("_IN_PROGRESS"):
             return stack
-        if loop.time() > deadline:
-            raise CommandError(f"{name} is still {stack['StackStatus']} after {wait_s:.0f} s")
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, _POLL_MAX_S)
+    raise CommandError(f"{name} is still {status} after {_WAIT_S:.0f} s")
 
 
 async def _seen(client: Any, name: str) -> set[str]:

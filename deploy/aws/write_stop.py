@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from core.concurrency import gather
 from core.dynamo import tables
+from core.retry import RetryPolicy
 from core.settings import Settings
 from deploy.aws.attempts import Outcome, attempt
 from deploy.aws.clients import open_client
@@ -27,7 +28,7 @@ _WRITES: Final = tuple(
 )
 _IN_EFFECT_S: Final = 60.0
 """A policy takes some seconds to hold everywhere."""
-_POLL_S: Final = 0.5
+_POLL: Final = RetryPolicy(first_s=0.5, max_s=0.5, jitter=0.0)
 _NO_POLICY: Final = "PolicyNotFoundException"
 
 
@@ -131,8 +132,8 @@ async def _wait(
 ) -> None:
     """Waits until a write of the caller is denied, or fails by its condition, which never holds."""
     key = {attribute: {"S": f"k9-restore-{uuid4().hex}"} for attribute in table.key.attributes}
-    until = asyncio.get_running_loop().time() + in_effect_s
-    while True:
+    problem = ""
+    async for _ in _POLL.attempts(within_s=in_effect_s):
         made = await attempt(
             client,
             "delete_item",
@@ -143,12 +144,10 @@ async def _wait(
         )
         if made.outcome == expected:
             return
-        if asyncio.get_running_loop().time() > until:
-            break
-        await asyncio.sleep(_POLL_S)
+        problem = made.message or made.code
     if expected == "denied":
         raise CommandError(
             f"DynamoDB does not stop writes to {name} by its policy, as emulators do not: stop the "
             "API and the workers yourself, then add --writes-stopped"
         )
-    raise CommandError(f"{name}: {made.message or made.code}: writing to it must be allowed")
+    raise CommandError(f"{name}: {problem}: writing to it must be allowed")

@@ -1,19 +1,19 @@
 """`k9 rebuild`."""
 
-import asyncio
 from typing import Any
 
 import click
 import msgspec
 
 from core.models import BuildParameters
+from core.retry import RetryPolicy
 from deploy.api_client import Api, ProblemError, path_of
 from deploy.cli import environment
 from deploy.cli.watch_build import check_published, watch
 from deploy.errors import CommandError
 
 _PAGE = 100
-_POLL_S = 0.5
+_POLL = RetryPolicy(first_s=0.5, max_s=0.5, jitter=0.0)
 _SERVED_S = 90.0
 """How long the API may take to serve a build: it tries a version again within 60 s."""
 
@@ -135,13 +135,10 @@ class _Rebuild:
 
     async def _served(self, build_id: str) -> None:
         """Waits until the API serves this build, or a later one."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + _SERVED_S
-        while clock() < until:
+        async for _ in _POLL.attempts(within_s=_SERVED_S):
             loaded = (await self._model())["loaded"]
             if loaded is not None and loaded["build_id"] >= build_id:
                 return
-            await asyncio.sleep(_POLL_S)
         raise CommandError(
             f"build {build_id} is published, but the API does not serve it after {_SERVED_S:g} s: "
             "its /health/ready says why"

