@@ -24,14 +24,10 @@ DYNAMODB_READ_UNIT_HOUR: Final = 0.00013
 DYNAMODB_GB_MONTH: Final = 0.25
 DYNAMODB_RECOVERY_GB_MONTH: Final = 0.20
 """Point-in-time recovery, by the size of the table without its indexes."""
-DYNAMODB_RESTORE_GB: Final = 0.15
 
 # --- S3, standard class ---------------------------------------------------------------------------
 
 S3_GB_MONTH: Final = 0.023
-S3_PUT: Final = 0.005 / 1000
-"""A PUT, POST or LIST."""
-S3_GET: Final = 0.0004 / 1000
 
 # --- compute, memory, network ---------------------------------------------------------------------
 
@@ -43,20 +39,3 @@ FARGATE_DISK_GB_HOUR: Final = 0.000111
 VALKEY_NODE_HOUR: Final = {"cache.t4g.micro": 0.0128, "cache.t4g.small": 0.0256}
 LOAD_BALANCER_HOUR: Final = 0.0225
 LOAD_BALANCER_UNIT_HOUR: Final = 0.008
-TRANSFER_OUT_GB: Final = 0.09
-"""To the internet, up to 10 TB a month."""
-LAMBDA_GB_SECOND: Final = 0.0000166667
-LAMBDA_REQUEST: Final = 0.20e-6
-API_GATEWAY_REQUEST: Final = 1.00e-6
-"""Of an HTTP API."""
-
-# --- operations -----------------------------------------------------------------------------------
-
-LOGS_GB: Final = 0.50
-"""CloudWatch, ingested."""
-ALARM_MONTH: Final = 0.10
-METRIC_MONTH: Final = 0.30
-SECRET_MONTH: Final = 0.40
-WAF_ACL_MONTH: Final = 5.00
-WAF_RULE_MONTH: Final = 1.00
-WAF_REQUEST: Final = 0.60e-6
