@@ -28,12 +28,38 @@ _NO_CREDENTIALS: Final = (
     "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
     "AWS_PROFILE, or give the process a role"
 )
+DENIED: Final = frozenset(
+    {"403", "AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation"}
+)
+"""Codes of errors: the caller lacks the right."""
+UNACCEPTED: Final = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "IncompleteSignature",
+        "IncompleteSignatureException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+"""Codes of errors: AWS does not accept the credentials or the signature."""
+REFUSED: Final = DENIED | UNACCEPTED
 _OPEN_DEADLINE_S: Final = 20.0
 """For creating a client: reading botocore's models, and asking for a role's credentials."""
 
 
-def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
-    """What an error of botocore's own means for the caller; None for a mistake of ours."""
+def raise_unavailable(error: BotoCoreError, service: str) -> None:
+    """Translates an error of botocore's own; returns where it is a mistake of ours.
+
+    Raises:
+        Unavailable: there are no credentials, or the service could not be reached.
+    """
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         detail = _NO_CREDENTIALS
     elif isinstance(error, CredentialRetrievalError):
@@ -42,8 +68,8 @@ def unreachable(error: BotoCoreError, service: str) -> Unavailable | None:
         # The message of the error has the endpoint's address, which callers must not see.
         detail = f"{service} could not be reached: {type(error).__name__}"
     else:
-        return None
-    return Unavailable(detail, public=public_message(service))
+        return
+    raise Unavailable(detail, public=public_message(service)) from error
 
 
 def public_message(service: str) -> str:
@@ -116,10 +142,8 @@ async def open_client(
     except TimeoutError:
         raise Unavailable(f"no client of {service} could be made in time") from None
     except BotoCoreError as error:
-        raised = unreachable(error, service)
-        if raised is None:
-            raise
-        raise raised from error
+        raise_unavailable(error, service)
+        raise
     client.meta.events.register("response-received", count_attempt)
     try:
         yield client

@@ -15,7 +15,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
 from core import files, names
-from core.aws import client_config, new_session, open_client, unreachable
+from core.aws import REFUSED, client_config, new_session, open_client, raise_unavailable
 from core.aws_calls import AwsCall, count_timeout
 from core.concurrency import gather
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
@@ -35,9 +35,6 @@ _SHA256: Final = "sha256"
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 _EXISTS: Final = frozenset({"412", "PreconditionFailed"})
 _DAMAGED: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch"})
-_REFUSED: Final = frozenset(
-    {"403", "AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
-)
 _CONFLICT: Final = "ConditionalRequestConflict"
 
 
@@ -71,7 +68,10 @@ def _count() -> None:
 
 
 class ObjectStore:
-    """The bucket, opened by `open_object_store`."""
+    """The bucket, opened by `open_object_store`.
+
+    Every method but `presign` raises Unavailable where S3 does not answer in time.
+    """
 
     def __init__(
         self, client: Callable[[], Awaitable[Any]], bucket: Callable[[], Awaitable[str]], aws: Aws
@@ -92,7 +92,6 @@ class ObjectStore:
         Raises:
             Corrupt: the source has another digest, or arrived as other bytes.
             AlreadyExists: other bytes are there.
-            Unavailable: S3 did not take it in time.
         """
         size, digest = await asyncio.to_thread(files.size_and_digest, source)
         if sha256_hex is not None and digest != sha256_hex:
@@ -112,7 +111,6 @@ class ObjectStore:
         Raises:
             Corrupt: it has another size or digest; nothing is left on disk.
             NotFound: there is no such object.
-            Unavailable: S3 did not answer in time.
         """
         partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
         handle = await asyncio.to_thread(files.create_file, partial)
@@ -130,7 +128,6 @@ class ObjectStore:
         Raises:
             Corrupt: it is over `max_bytes`, or its bytes are not those that were put.
             NotFound: there is no such object.
-            Unavailable: S3 did not answer in time.
         """
         data, reply = await self._get(key, max_bytes=max_bytes)
         _, digest = await asyncio.to_thread(files.size_and_digest, data)
@@ -143,7 +140,6 @@ class ObjectStore:
 
         Raises:
             NotFound: there is no such object.
-            Unavailable: S3 did not answer in time.
         """
         reply = await self._call("head_object", key, Key=key, ChecksumMode="ENABLED")
         digest = reply.get("Metadata", {}).get(_SHA256)
@@ -161,11 +157,7 @@ class ObjectStore:
         return url
 
     async def list_keys(self, prefix: str) -> list[str]:
-        """The keys with this prefix, sorted.
-
-        Raises:
-            Unavailable: S3 did not answer in time.
-        """
+        """The keys with this prefix, sorted."""
         keys: list[str] = []
         more: dict[str, str] = {}
         while True:
@@ -325,10 +317,8 @@ class ObjectStore:
                 raise
             raise raised from error
         except BotoCoreError as error:
-            translated = unreachable(error, "S3")
-            if translated is None:
-                raise
-            raise translated from error
+            raise_unavailable(error, "S3")
+            raise
 
 
 def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
@@ -344,7 +334,7 @@ def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
         (code in _EXISTS, AlreadyExists, f"another object {subject} is there already"),
         (code in _DAMAGED, Corrupt, f"object {subject} arrived as other bytes"),
         (code == "InvalidRange", Corrupt, f"object {subject} is shorter than it should be"),
-        (code in _REFUSED, Unavailable, f"S3 refused K9's AWS credentials: {code}"),
+        (code in REFUSED, Unavailable, f"S3 refused K9's AWS credentials: {code}"),
         (code in {_CONFLICT, "SlowDown"}, Unavailable, f"S3 is busy: {code}"),
         (status >= 500, Unavailable, f"S3 failed: {code}"),  # noqa: PLR2004 - HTTP's own
     )

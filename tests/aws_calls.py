@@ -146,10 +146,10 @@ def begin() -> None:
     real_endpoint_call = Endpoint.call
 
     async def endpoint_call(
-        endpoint: Endpoint, operation: str, name: str, parameters: dict[str, Any]
+        endpoint: Endpoint, name: str, parameters: dict[str, Any]
     ) -> dict[str, Any]:
         watch(caller(sys._getframe()), "dynamodb", name, parameters)  # noqa: SLF001
-        return await real_endpoint_call(endpoint, operation, name, parameters)
+        return await real_endpoint_call(endpoint, name, parameters)
 
     real_create_task = asyncio.BaseEventLoop.create_task
 

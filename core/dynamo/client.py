@@ -9,11 +9,18 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core import telemetry
-from core.aws import client_config, new_session, open_client, public_message, unreachable
+from core.aws import (
+    REFUSED,
+    client_config,
+    new_session,
+    open_client,
+    public_message,
+    raise_unavailable,
+)
 from core.aws_calls import OTHER, SEVERAL, UNREADABLE, AwsCall, count_timeout
 from core.dynamo import tables
 from core.dynamo.endpoint import Endpoint
-from core.dynamo.wire import ITEM_OPERATIONS, Item, item_of
+from core.dynamo.wire import Item, item_of
 from core.errors import (
     Busy,
     ConditionFailed,
@@ -43,16 +50,6 @@ _BUSY = frozenset(
     }
 )
 _REJECTED = frozenset({"ItemCollectionSizeLimitExceededException", "ValidationException"})
-_REFUSED = frozenset(
-    {
-        "AccessDeniedException",
-        "ExpiredTokenException",
-        "IncompleteSignatureException",
-        "InvalidSignatureException",
-        "MissingAuthenticationTokenException",
-        "UnrecognizedClientException",
-    }
-)
 _THROTTLED = RetryPolicy(first_s=0.1, max_s=5.0)
 _UNPROCESSED = ("UnprocessedItems", "UnprocessedKeys")
 
@@ -77,7 +74,7 @@ class Dynamo:
         """When DynamoDB last answered any call, on the event loop's clock."""
 
     async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        """Calls one operation, with its retries, within the deadline.
+        """Calls one operation on items, with its retries, within the deadline.
 
         Args:
             operation: botocore's name: `get_item`, `batch_write_item`.
@@ -95,17 +92,16 @@ class Dynamo:
             Busy: throttled, or too slow while other calls of this process were answered.
             Unavailable: unreachable, too slow, or without credentials.
         """
-        name = _camel(operation)
-        if name in ITEM_OPERATIONS:
-            parameters["ReturnConsumedCapacity"] = "TOTAL"
-        with AwsCall("dynamodb", name, self._table(parameters)) as call:
+        parameters["ReturnConsumedCapacity"] = "TOTAL"
+        with AwsCall("dynamodb", _camel(operation), self._table(parameters)) as call:
             reply = await self._within_deadline(operation, parameters)
             capacity = reply.pop("ConsumedCapacity", None)
             if capacity is not None:
                 call.consumed(capacity, self._table_names)
             for member in _UNPROCESSED:
                 for table, left in (reply.get(member) or {}).items():
-                    telemetry.UNPROCESSED_ITEMS.labels(self._name(table)).inc(_count(left))
+                    items = left["Keys"] if isinstance(left, dict) else left
+                    telemetry.UNPROCESSED_ITEMS.labels(self._name(table)).inc(len(items))
         return reply
 
     def _table(self, parameters: dict[str, Any]) -> str:
@@ -143,9 +139,7 @@ class Dynamo:
     async def _once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """The call with botocore's own attempts."""
         try:
-            reply: dict[str, Any] = await self._endpoint.call(
-                operation, _camel(operation), parameters
-            )
+            reply: dict[str, Any] = await self._endpoint.call(_camel(operation), parameters)
         except ClientError as error:
             self._answered = asyncio.get_running_loop().time()
             raised = _translate(error, operation, parameters)
@@ -153,10 +147,8 @@ class Dynamo:
                 raise
             raise raised from error
         except BotoCoreError as error:
-            raised = unreachable(error, "DynamoDB")
-            if raised is None:
-                raise
-            raise raised from error
+            raise_unavailable(error, "DynamoDB")
+            raise
         self._answered = asyncio.get_running_loop().time()
         if "Error" in reply:
             raise Unavailable(
@@ -185,7 +177,7 @@ def _translate(error: ClientError, operation: str, parameters: dict[str, Any]) -
     if code in _REJECTED:
         message = str(reply.get("Error", {}).get("Message", ""))
         return Rejected(f"DynamoDB rejected {operation}: {message}")
-    if code in _REFUSED:
+    if code in REFUSED:
         return Unavailable(
             f"DynamoDB refused K9's AWS credentials for {operation}: {code}",
             public=public_message("DynamoDB"),
@@ -214,8 +206,7 @@ def _tables(parameters: dict[str, Any]) -> str:
     if "TableName" in parameters:
         index = parameters.get("IndexName")
         return f"table {parameters['TableName']}" + (f" or index {index}" if index else "")
-    names = _table_set(parameters)
-    return f"table among {', '.join(sorted(names))}" if names else "such table"
+    return f"table among {', '.join(sorted(_table_set(parameters)))}"
 
 
 def _table_set(parameters: dict[str, Any]) -> set[str]:
@@ -224,11 +215,6 @@ def _table_set(parameters: dict[str, Any]) -> set[str]:
     for operation in parameters.get("TransactItems", []):
         names |= {part["TableName"] for part in operation.values()}
     return names
-
-
-def _count(unprocessed: Any) -> int:
-    """The number of items that one table's part of a batch call was left without."""
-    return len(unprocessed["Keys"] if isinstance(unprocessed, dict) else unprocessed)
 
 
 @cache

@@ -19,7 +19,7 @@ from botocore.hooks import first_non_none_response
 
 from core.aws_calls import count_attempt
 from core.dynamo.signing import Signer
-from core.dynamo.wire import ITEM_OPERATIONS, WireParser, encode
+from core.dynamo.wire import WireParser, encode
 
 _PARSER: Final = WireParser()
 _TARGET_PREFIX: Final = "DynamoDB_20120810."
@@ -29,7 +29,7 @@ _Outcome: TypeAlias = tuple[Any, dict[str, Any]] | Exception
 
 
 class Endpoint:
-    """Calls an open client, and over its connections the operations on items."""
+    """Calls the operations on items, over the connections of an open client."""
 
     def __init__(self, client: Any) -> None:
         """Takes botocore's client."""
@@ -45,13 +45,8 @@ class Endpoint:
         self._url = ""
         self._signer: Signer | None = None
 
-    async def call(self, operation: str, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """One call with its attempts.
-
-        Args:
-            operation: botocore's name: `get_item`.
-            name: As AWS has it: `GetItem`.
-            parameters: See `Dynamo.call`.
+    async def call(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """One call of the operation that AWS names so (`GetItem`), with its attempts.
 
         Returns:
             The reply; with `Error` where the last attempt's could not be read.
@@ -60,12 +55,6 @@ class Endpoint:
             ClientError: DynamoDB refused it.
             BotoCoreError: there are no credentials, or no connection.
         """
-        if name in ITEM_OPERATIONS:
-            return await self._call_on_items(name, parameters)
-        stock: dict[str, Any] = await getattr(self._client, operation)(**parameters)
-        return stock
-
-    async def _call_on_items(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
         if name == "TransactWriteItems":
             # A repeated attempt must not be taken for another transaction.
             parameters.setdefault("ClientRequestToken", str(uuid4()))

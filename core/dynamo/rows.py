@@ -21,6 +21,12 @@ async def get_row(
     return item
 
 
+async def put_row(dynamo: Dynamo, table: str, item: RequestItem, condition: Condition) -> bool:
+    """Puts a row; False where the condition is not met."""
+    held = expressions(condition=condition)
+    return await _is_met(dynamo.call("put_item", TableName=table, Item=item, **held))
+
+
 async def update_row(
     dynamo: Dynamo, table: str, key: RequestItem, update: Update, condition: Condition
 ) -> bool:

@@ -7,43 +7,38 @@ time, the target and the body. A test compares signatures with botocore's.
 
 import hmac
 from hashlib import sha256
-from typing import Protocol
 from urllib.parse import quote, urlsplit
 
+from botocore.credentials import ReadOnlyCredentials
 from botocore.utils import normalize_url_path
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
+_SERVICE = "dynamodb"
 _CONTENT_TYPE = "application/x-amz-json-1.0"
-
-
-class Frozen(Protocol):
-    """Credentials of one moment, as botocore's `get_frozen_credentials` gives them."""
-
-    access_key: str
-    secret_key: str
-    token: str | None
 
 
 class Signer:
     """Signs requests to one address in one region."""
 
-    def __init__(self, url: str, region: str, service: str = "dynamodb") -> None:
-        """Takes the address that all requests go to, and the region and service they name."""
+    def __init__(self, url: str, region: str) -> None:
+        """Takes the address that all requests go to, and the region that they name."""
         parts = urlsplit(url)
         self._host = parts.netloc.rpartition("@")[2]
         self._path = quote(normalize_url_path(parts.path), safe="/~")
-        self._region, self._service = region, service
+        self._region = region
         self._key_of = ("", "")
         self._key = b""
         """Of the secret and the date in `_key_of`."""
 
-    def headers(self, credentials: Frozen, target: str, body: bytes, at: str) -> dict[str, str]:
+    def headers(
+        self, credentials: ReadOnlyCredentials, target: str, body: bytes, at: str
+    ) -> dict[str, str]:
         """The headers of a request, signature and `Host` among them.
 
         `at` is the time of signing, in UTC: `20260131T235959Z`.
         """
         date, token = at[:8], credentials.token
-        scope = f"{date}/{self._region}/{self._service}/aws4_request"
+        scope = f"{date}/{self._region}/{_SERVICE}/aws4_request"
         signed = "content-type;host;x-amz-date;x-amz-target"
         token_line = ""
         if token:
@@ -73,7 +68,7 @@ class Signer:
         """The key of a day, derived once."""
         if self._key_of != (secret, date):
             key = f"AWS4{secret}".encode()
-            for part in (date, self._region, self._service, "aws4_request"):
+            for part in (date, self._region, _SERVICE, "aws4_request"):
                 key = hmac.digest(key, part.encode(), "sha256")
             self._key_of, self._key = (secret, date), key
         return self._key

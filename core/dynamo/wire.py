@@ -2,8 +2,8 @@
 
 botocore walks both through its service model value by value, which costs more than everything
 else in a call. Here msgspec decodes a reply to the same dict, with items as
-`dict[str, AttributeValue]`, and encodes the body of a request. Operations without items (control
-plane) and all errors go through botocore's own code.
+`dict[str, AttributeValue]`, and encodes the body of a request. All errors go through botocore's own
+code.
 """
 
 from collections.abc import Mapping
@@ -78,20 +78,6 @@ class _Reply(TypedDict, total=False):
 
 _DECODER = msgspec.json.Decoder(_Reply)
 _RETURNED_TO_SENDER = ("UnprocessedItems", "UnprocessedKeys")
-ITEM_OPERATIONS = frozenset(
-    {
-        "BatchGetItem",
-        "BatchWriteItem",
-        "DeleteItem",
-        "GetItem",
-        "PutItem",
-        "Query",
-        "Scan",
-        "TransactWriteItems",
-        "UpdateItem",
-    }
-)
-_OUTPUT_SHAPES = frozenset(f"{operation}Output" for operation in ITEM_OPERATIONS)
 
 
 class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
@@ -108,8 +94,7 @@ class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
         A response has `body` (bytes), `headers` (names in lower case) and `status_code`; the shape
         is botocore's, of the operation's output or of an error.
         """
-        known = shape is not None and shape.name in _OUTPUT_SHAPES
-        if not known or response["status_code"] >= 300:  # noqa: PLR2004 - HTTP's own
+        if response["status_code"] >= 300:  # noqa: PLR2004 - HTTP's own
             stock: dict[str, Any] = await super().parse(response, shape)
             return stock
         headers = response["headers"]

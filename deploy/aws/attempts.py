@@ -9,28 +9,10 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from core.aws import DENIED, UNACCEPTED
 from deploy.aws.clients import code_of, message_of
 
 _TIMEOUT_S: Final = 10.0
-_DENIED: Final = frozenset(
-    {"403", "AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation"}
-)
-_CREDENTIALS: Final = frozenset(
-    {
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "IncompleteSignature",
-        "IncompleteSignatureException",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "InvalidSignatureException",
-        "MissingAuthenticationTokenException",
-        "RequestExpired",
-        "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch",
-        "UnrecognizedClientException",
-    }
-)
 
 Outcome = Literal["ok", "denied", "credentials", "unreachable", "error"]
 
@@ -62,9 +44,9 @@ async def attempt(client: Any, operation: str, **parameters: Any) -> Attempt:
     except ClientError as error:
         code = code_of(error)
         outcome: Outcome = "error"
-        if code in _DENIED:
+        if code in DENIED:
             outcome = "denied"
-        elif code in _CREDENTIALS:
+        elif code in UNACCEPTED:
             outcome = "credentials"
         return Attempt(outcome, code, message_of(error), server_time=_time_of(error.response))
     except TimeoutError:

@@ -152,14 +152,6 @@ class TestItems:
         with pytest.raises(TableMissing, match=r"table k9-nothing: `k9 tables create`"):
             await dynamo.call("get_item", TableName="k9-nothing", Key=key(id="a"))
 
-    async def test_the_control_plane_takes_botocores_own_way(
-        self, dynamo: Dynamo, models: str
-    ) -> None:
-        """A reply without items, with a time in it, comes as botocore has it."""
-        table = (await dynamo.call("describe_table", TableName=models))["Table"]
-        assert table["TableStatus"] == "ACTIVE"
-        assert table["CreationDateTime"].tzinfo is not None
-
 
 class TestConditions:
     """Conditional writes."""

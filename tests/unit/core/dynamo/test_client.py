@@ -230,7 +230,6 @@ async def test_a_request_that_is_not_valid_is_rejected() -> None:
             {"TransactItems": [{"Put": {"TableName": "t", "Item": {}}}]},
             "table among t",
         ),
-        ("list_tables", {}, "such table"),
     ],
 )
 async def test_a_missing_table_is_named(

@@ -98,7 +98,7 @@ async def test_it_sends_what_the_client_sends(
         monkeypatch.setenv("AWS_SESSION_TOKEN", token)
     connections = Connections()
     async with opened(connections, **aws) as (endpoint, client):
-        await endpoint.call("get_item", "GetItem", dict(KEY))
+        await endpoint.call("GetItem", dict(KEY))
         await client.get_item(**KEY)
     ours, stock = connections.requests
     assert (ours.url, ours.method) == (stock.url, stock.method)
@@ -127,7 +127,7 @@ async def test_each_attempt_is_signed_with_the_credentials_of_its_time() -> None
     connections = Connections((500, b"{}"))
     async with opened(connections) as (_, client):
         client._request_signer._credentials = Rotating()  # noqa: SLF001
-        await Endpoint(client).call("get_item", "GetItem", dict(KEY))
+        await Endpoint(client).call("GetItem", dict(KEY))
     first, second = map(sent, connections.requests)
     assert "Credential=AKID1/" in first["authorization"]
     assert "Credential=AKID2/" in second["authorization"]
@@ -138,11 +138,9 @@ async def test_the_attempts_of_a_transaction_are_one_transaction() -> None:
     """They carry one token, as botocore would give them; another call has another."""
     connections = Connections((500, b"{}"))
     async with opened(connections) as (endpoint, _):
-        await endpoint.call("transact_write_items", "TransactWriteItems", {"TransactItems": []})
-        await endpoint.call("transact_write_items", "TransactWriteItems", {"TransactItems": []})
-        await endpoint.call(
-            "transact_write_items", "TransactWriteItems", {"ClientRequestToken": "own"}
-        )
+        await endpoint.call("TransactWriteItems", {"TransactItems": []})
+        await endpoint.call("TransactWriteItems", {"TransactItems": []})
+        await endpoint.call("TransactWriteItems", {"ClientRequestToken": "own"})
     tokens = [json.loads(each.body)["ClientRequestToken"] for each in connections.requests]
     assert tokens[0] == tokens[1] != tokens[2]
     assert len(tokens[0]) == 36
@@ -155,15 +153,15 @@ async def test_retries_end_where_very_many_fail() -> None:
     async with opened(connections) as (endpoint, _):
         for _ in range(50):
             with pytest.raises(ClientError, match="Throttling"):
-                await endpoint.call("get_item", "GetItem", dict(KEY))
+                await endpoint.call("GetItem", dict(KEY))
         assert len(connections.requests) == 150
         with pytest.raises(ClientError, match="Throttling"):
-            await endpoint.call("get_item", "GetItem", dict(KEY))
+            await endpoint.call("GetItem", dict(KEY))
         assert len(connections.requests) == 151
         for _ in range(5):
-            await endpoint.call("get_item", "GetItem", dict(KEY))
+            await endpoint.call("GetItem", dict(KEY))
         connections._replies[:] = [(400, THROTTLED)]  # noqa: SLF001
-        reply = await endpoint.call("get_item", "GetItem", dict(KEY))
+        reply = await endpoint.call("GetItem", dict(KEY))
         assert reply["ResponseMetadata"]["RetryAttempts"] == 1
 
 
@@ -172,7 +170,7 @@ async def test_an_error_is_the_one_that_the_client_raises() -> None:
     connections = Connections((400, REFUSED), (400, REFUSED))
     async with opened(connections) as (endpoint, client):
         with pytest.raises(ClientError) as ours:
-            await endpoint.call("get_item", "GetItem", dict(KEY))
+            await endpoint.call("GetItem", dict(KEY))
         with pytest.raises(ClientError) as stock:
             await client.get_item(**KEY)
     assert type(ours.value) is type(stock.value)

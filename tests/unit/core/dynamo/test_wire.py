@@ -71,10 +71,6 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("TransactWriteItems", {}),
-    (
-        "DescribeTable",
-        {"Table": {"TableName": "t", "CreationDateTime": 1.5e9, "TableStatus": "ACTIVE"}},
-    ),
 ]
 UNREAD: list[tuple[str, dict[str, Any]]] = [
     ("Query", {"ScannedCount": 9}),
