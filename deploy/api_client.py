@@ -62,16 +62,14 @@ class Api:
                 allow_redirects=False,
             ) as reply:
                 data = await reply.read()
-                ok = reply.ok
-                status = reply.status
         except TimeoutError as error:
             raise CommandError(f"{self._base} did not answer in time") from error
         except (aiohttp.ClientError, ValueError) as error:
             raise CommandError(
                 f"{self._base} does not answer ({error}): is `k9 dev` running, or K9_URL right?"
             ) from error
-        if not ok:
-            raise _problem(status, data)
+        if not reply.ok:
+            raise _problem(reply.status, data)
         try:
             return msgspec.json.decode(data)
         except msgspec.DecodeError as error:

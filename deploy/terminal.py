@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
 from rich.progress import (
     BarColumn,
     Progress,
@@ -32,8 +33,7 @@ _STAGES = {
     "upload": "uploading",
     "publish": "publishing",
 }
-_PREFIXES = ("", "k", "M", "G", "T")
-_STEP = 1000
+_PREFIXES = ["", "k", "M", "G", "T"]
 
 
 def standard_output() -> Console:
@@ -98,11 +98,8 @@ class _AmountColumn(ProgressColumn):
 
 def _short(number: float) -> str:
     """`950`, `12.3k`, `4.0M`."""
-    for prefix in _PREFIXES[:-1]:
-        if number < _STEP:
-            return f"{number:.1f}{prefix}" if prefix else f"{number:.0f}"
-        number /= _STEP
-    return f"{number:.1f}{_PREFIXES[-1]}"
+    unit, prefix = pick_unit_and_suffix(int(number), _PREFIXES, 1000)
+    return f"{number / unit:.1f}{prefix}" if prefix else f"{number:.0f}"
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A Cognito user pool with K9's groups, and access tokens from it, for the embedded stack."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -40,13 +39,13 @@ async def ensure_pool(settings: Settings) -> UserPool:
     """
     async with open_client("cognito-idp", settings) as client:
         pools = client.get_paginator("list_user_pools").paginate(PaginationConfig={"PageSize": 60})
-        pool = await _first(pools, "UserPools", "Name", POOL)
+        pool = await anext(pools.search(f"UserPools[?Name=='{POOL}']"), None)
         if pool is None:
             pool = (await client.create_user_pool(PoolName=POOL))["UserPool"]
         pool_id = pool["Id"]
         access = {"UserPoolId": pool_id, "ClientName": CLIENT, **_ACCESS}
         clients = client.get_paginator("list_user_pool_clients").paginate(UserPoolId=pool_id)
-        app = await _first(clients, "UserPoolClients", "ClientName", CLIENT)
+        app = await anext(clients.search(f"UserPoolClients[?ClientName=='{CLIENT}']"), None)
         if app is None:
             app = (await client.create_user_pool_client(**access))["UserPoolClient"]
         else:  # it may be of an earlier release
@@ -109,12 +108,3 @@ async def _create_user(client: Any, pool_id: str, user: str, password: str) -> N
     await client.admin_set_user_password(
         UserPoolId=pool_id, Username=user, Password=password, Permanent=True
     )
-
-
-async def _first(pages: AsyncIterator[Any], key: str, name_key: str, name: str) -> Any:
-    """The entry of that name in a paginated list; None if there is none."""
-    async for page in pages:
-        for entry in page[key]:
-            if entry[name_key] == name:
-                return entry
-    return None

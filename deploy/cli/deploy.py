@@ -1,7 +1,7 @@
 """`k9 deploy`: an environment in an AWS account; `deploy/deploy.sh` runs it."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -32,6 +32,7 @@ _CONTEXT = {"max_content_width": 100}
 @click.option("--build-arg", multiple=True, help="Passed to docker build.")
 @click.option(
     "--replica-region",
+    "replica_regions",
     multiple=True,
     help="A region for a replica of each table, for recovery; given again for each.",
 )
@@ -63,30 +64,23 @@ async def command(  # noqa: PLR0913 - an option each
     *,
     name: str,
     user_pool_id: str | None,
-    certificate_arn: str | None,
-    domain: str | None,
-    client_range: str | None,
     vpc_id: str | None,
     public_subnets: str | None,
     private_subnets: str | None,
-    image: str | None,
-    repository: str | None,
     build_secret: tuple[str, ...],
     build_arg: tuple[str, ...],
-    replica_region: tuple[str, ...],
     parameters: tuple[str, ...],
     dry_run: bool,
-    smoke_test: bool,
-    alarms: bool,
-    backups: bool,
     delete: bool,
     delete_data: str | None,
+    **fields: Any,
 ) -> None:
     """Deploys an environment into the AWS account of your credentials (AWS_PROFILE, AWS_REGION).
 
     Creates or updates network, image, tables, service and alarms, shows each change before it makes
     it, and rolls back what fails. Options that are not given keep the values of the last run.
     """
+    # `fields` are the options that a `Deployment` has by the same name.
     settings = _settings(name)
     if delete or delete_data:
         if dry_run or not delete or delete_data not in {None, name}:
@@ -102,21 +96,13 @@ async def command(  # noqa: PLR0913 - an option each
 
     deployment = Deployment(
         pool_id=user_pool_id,
-        certificate_arn=certificate_arn,
-        domain=domain,
-        client_range=client_range,
         network=_network(vpc_id, public_subnets, private_subnets),
-        image=image,
-        repository=repository,
         build_options=(
             *(f"--secret={each}" for each in build_secret),
             *(f"--build-arg={each}" for each in build_arg),
         ),
-        replica_regions=replica_region,
         parameters=dict(_pair(each) for each in parameters),
-        smoke_test=smoke_test,
-        alarms=alarms,
-        backups=backups,
+        **fields,
     )
     await _deploy(settings, deployment, dry_run=dry_run)
 
@@ -166,11 +152,11 @@ async def _deploy(settings: Settings, deployment: "Deployment", *, dry_run: bool
     from deploy.aws.deployment import Deployer  # noqa: PLC0415
 
     async with open_client("cloudformation", settings) as client:
-        deployer = Deployer(settings, client, _say)
+        deployer = Deployer(settings, client, environment.say)
         await deployer.check(deployment)
         if dry_run:
             await deployer.dry_run(deployment)
-            _say("nothing was changed")
+            environment.say("nothing was changed")
             return
         url = await deployer.deploy(deployment)
     click.echo(url)
@@ -184,12 +170,10 @@ async def _delete(settings: Settings, pool_id: str | None, *, data: bool) -> Non
     if data:
         await check_deletable(settings)
     async with open_client("cloudformation", settings) as client:
-        await Deployer(settings, client, _say).delete(pool_id)
+        await Deployer(settings, client, environment.say).delete(pool_id)
     if data:
-        await delete_data(settings, _say)
+        await delete_data(settings, environment.say)
     else:
-        _say("tables and bucket stay: --delete-data with the environment's name deletes them too")
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+        environment.say(
+            "tables and bucket stay: --delete-data with the environment's name deletes them too"
+        )

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
+import click
+
 from core.errors import SettingsError
 from core.settings import Settings
 from deploy.errors import CommandError
@@ -26,6 +28,9 @@ if TYPE_CHECKING:  # loaded by the commands that need them: each takes a third o
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+say = functools.partial(click.echo, err=True)
+"""Prints a line on standard error: standard output is for a command's result."""
 
 STACK_VARIABLE = "K9_STACK"
 """`off` ignores a running stack; a path names the data directory of another one."""

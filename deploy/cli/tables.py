@@ -27,9 +27,7 @@ def command() -> None:
 async def create(protection: Protection) -> None:
     """Creates the tables and the bucket, or updates them to the template."""
     settings, _ = environment.enter()
-    made = await create_tables(
-        settings, protection=protection, message=lambda line: click.echo(line, err=True)
-    )
+    made = await create_tables(settings, protection=protection, message=environment.say)
     click.echo(f"{made.name}: {made.change}; the bucket is {made.bucket}")
 
 
