@@ -76,7 +76,10 @@ async def command(
     elif copy_back:
         await _restore_in_place(settings, stack, to_time or "", into, stopped=writes_stopped)
     else:
-        await _restore_to_time(settings, stack, to_time or "", into)
+        name, builds = await _restore_tables(settings, stack, to_time or "", into, served=True)
+        for line in _next_steps(settings, stack, name, to_time or ""):
+            click.echo(line)
+        _print_builds(builds)
 
 
 async def _restore_files(settings: Settings, place: str, *, force: bool) -> None:
@@ -90,11 +93,7 @@ async def _restore_files(settings: Settings, place: str, *, force: bool) -> None
     async with environment.open_resources(settings) as resources:
         with progress_display() as display:
             restored = await restore(
-                resources,
-                source,
-                force=force,
-                progress=display.update,
-                message=lambda line: click.echo(line, err=True),
+                resources, source, force=force, progress=display.update, message=environment.say
             )
     manifest = restored.manifest
     replaced = f", in place of {restored.emptied:,}" if restored.emptied else ""
@@ -105,40 +104,29 @@ async def _restore_files(settings: Settings, place: str, *, force: bool) -> None
     _print_builds(restored.builds)
 
 
-async def _restore_to_time(
-    settings: Settings, stack: RunningStack | None, to_time: str, into: str | None
-) -> None:
-    from deploy.data.pitr import environment_name, parse_time  # noqa: PLC0415
+async def _restore_tables(
+    settings: Settings, stack: RunningStack | None, to_time: str, into: str | None, *, served: bool
+) -> tuple[str, list["BuildRequest"]]:
+    from deploy.data.pitr import environment_name, parse_time, restore_to_time  # noqa: PLC0415
+    from deploy.terminal import progress_display  # noqa: PLC0415
 
     moment = parse_time(to_time)
     name = environment_name(settings, moment, into)
-    builds = await _restore_tables(settings, stack, to_time, name, served=True)
-    for line in _next_steps(settings, stack, name, to_time):
-        click.echo(line)
-    _print_builds(builds)
-
-
-async def _restore_tables(
-    settings: Settings, stack: RunningStack | None, to_time: str, name: str, *, served: bool
-) -> list["BuildRequest"]:
-    from deploy.data.pitr import parse_time, restore_to_time  # noqa: PLC0415
-    from deploy.terminal import progress_display  # noqa: PLC0415
-
     environment.quiet_logs()
     with progress_display() as display:
-        restored = await restore_to_time(
+        builds = await restore_to_time(
             settings.patient(),
-            parse_time(to_time),
+            moment,
             name,
             served=served,
             progress=display.update,
-            message=lambda line: click.echo(line, err=True),
+            message=environment.say,
         )
-    done = "was restored before" if restored.already else "restored"
+    done = "was restored before" if builds is None else "restored"
     click.echo(f"{settings.environment} as of {to_time} {done}, as environment {name}")
-    if stack is not None and not restored.already:
+    if stack is not None and builds is not None:
         click.echo("(the embedded DynamoDB keeps no history: these are the current rows)")
-    return restored.builds
+    return name, builds or []
 
 
 async def _restore_in_place(
@@ -147,28 +135,24 @@ async def _restore_in_place(
     from deploy.aws.write_stop import allow_writes, stop_writes  # noqa: PLC0415
     from deploy.data.builds import request_builds  # noqa: PLC0415
     from deploy.data.copying import copy_back  # noqa: PLC0415
-    from deploy.data.pitr import environment_name, parse_time, restored_settings  # noqa: PLC0415
+    from deploy.data.pitr import restored_settings  # noqa: PLC0415
     from deploy.terminal import progress_display  # noqa: PLC0415
 
     began = monotonic()
-    name = environment_name(settings, parse_time(to_time), into)
     if stack is not None and not stopped:
         raise CommandError(
             "the embedded DynamoDB does not stop writes by a policy: end what writes to it, then "
             "add --writes-stopped"
         )
-    await _restore_tables(settings, stack, to_time, name, served=False)
+    name, _ = await _restore_tables(settings, stack, to_time, into, served=False)
     if not stopped:
         await stop_writes(settings)
-        click.echo(f"writes to {settings.environment} are denied to everyone else", err=True)
+        environment.say(f"writes to {settings.environment} are denied to everyone else")
     async with environment.open_resources(settings) as resources:
         source = restored_settings(resources.settings, name)
         with progress_display() as display:
             copied = await copy_back(
-                resources,
-                source,
-                progress=display.update,
-                message=lambda line: click.echo(line, err=True),
+                resources, source, progress=display.update, message=environment.say
             )
         if not stopped:
             await allow_writes(settings)

@@ -34,16 +34,6 @@ _RFC3339: Final = re.compile(
 _ENVIRONMENT: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 
 
-class RestoredToTime(msgspec.Struct, frozen=True):
-    """The result of a point-in-time recovery."""
-
-    environment: str
-    builds: list[BuildRequest]
-    """One per model version; empty if an earlier run was complete."""
-    already: bool
-    """An earlier run was complete."""
-
-
 def parse_time(text: str) -> datetime:
     """A time to restore to, in UTC.
 
@@ -84,13 +74,16 @@ async def restore_to_time(
     served: bool = True,
     progress: ProgressCallback = ignore,
     message: MessageCallback = ignore,
-) -> RestoredToTime:
+) -> list[BuildRequest] | None:
     """Restores every table as of a moment, as the tables of a new environment.
 
     The new environment's model versions have a new epoch, its open builds are cancelled, and a
     build of each model version is requested: a worker of that environment runs them. After an
     interruption it can be run again. An environment that is not `served` gets none of that: its
     rows are as they were, to be copied back.
+
+    Returns:
+        The builds, one per model version; None if an earlier run has restored all of it.
 
     Raises:
         CommandError: a table cannot be restored, or a table of the new environment is another.
@@ -101,7 +94,7 @@ async def restore_to_time(
     stamp = f"{timestamp(moment)} of {settings.environment}" + ("" if served else _UNCHANGED)
     tag = await read_tag(target, tables.MODELS, TAG)
     if tag == stamp or (served and tag == timestamp(moment)):  # as earlier releases wrote it
-        return RestoredToTime(environment, [], already=True)
+        return None
     if not served and tag is not None:
         what = "of another time or environment"
         if not tag.endswith(_UNCHANGED):
@@ -115,12 +108,12 @@ async def restore_to_time(
     await copy_protection(settings, target)
     if not served:
         await write_tag(target, tables.MODELS, TAG, stamp)
-        return RestoredToTime(environment, [], already=False)
+        return []
     async with open_resources(target) as resources:
         models = await _renew(resources.dynamo, target)
         builds = await request_builds(resources, models, IndexProbes())
     await write_tag(target, tables.MODELS, TAG, stamp)
-    return RestoredToTime(environment, builds, already=False)
+    return builds
 
 
 def restored_settings(settings: Settings, environment: str) -> Settings:

@@ -65,11 +65,8 @@ async def test_a_restored_environment_builds_publishes_and_retires_beside_its_so
         await store(source, model_version, ROWS)
         first = await built_again(source, model_version)
         name = f"t-{uuid4().hex[:12]}"
-        (asked,) = [
-            entry
-            for entry in (await restore_to_time(settings, now() - timedelta(hours=1), name)).builds
-            if entry.model_version == model_version
-        ]
+        builds = await restore_to_time(settings, now() - timedelta(hours=1), name) or []
+        (asked,) = [entry for entry in builds if entry.model_version == model_version]
         restored = beside(settings, name)
         async with open_resources(restored) as other:
             await other.queue.enqueue(asked.detail, 0)
