@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
+from core import names
 from core.dynamo import tables
 from core.settings import Settings
 from deploy.aws import stacks
@@ -45,7 +46,9 @@ async def delete_data(settings: Settings, message: MessageCallback) -> None:
     async with open_client("cloudformation", settings) as client:
         bucket = (await stacks.outputs(client, name)).get("IndexesBucketName")
         if bucket is None:  # an earlier run was interrupted after it had deleted the stack
-            bucket = await _bucket_name(settings)
+            async with open_client("sts", settings) as sts:
+                account = (await sts.get_caller_identity())["Account"]
+            bucket = names.default_bucket(settings.environment, account)
         message(f"deleting {name}")
         await stacks.delete(client, name, message)
     async with open_client("dynamodb", settings) as client:
@@ -57,13 +60,6 @@ async def delete_data(settings: Settings, message: MessageCallback) -> None:
                 await client.get_waiter("table_not_exists").wait(TableName=full_name)
     async with open_client("s3", settings) as client:
         await _delete_bucket(client, bucket, message)
-
-
-async def _bucket_name(settings: Settings) -> str:
-    """As data.yaml names it."""
-    async with open_client("sts", settings) as client:
-        account = (await client.get_caller_identity())["Account"]
-    return f"k9-indexes-{settings.environment}-{account}"
 
 
 async def _delete_bucket(client: Any, bucket: str, message: MessageCallback) -> None:

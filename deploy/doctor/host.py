@@ -10,7 +10,7 @@ from typing import Final
 
 from core.settings import Settings
 from deploy.aws.attempts import Attempt
-from deploy.doctor.report import Check, failed, ok, skipped, warning
+from deploy.doctor.report import Check, failed, not_allowed, ok, skipped, warning
 
 _CLOCK_WARNING_S: Final = 2.0
 _CLOCK_FAILED_S: Final = 30.0
@@ -112,11 +112,7 @@ def check_account(limits: Attempt) -> Check:
     """DynamoDB's limits of the account, from what DescribeLimits came to."""
     subject = "limits of DynamoDB"
     if limits.outcome == "denied":
-        return skipped(
-            subject,
-            "dynamodb:DescribeLimits is denied",
-            "K9's processes do not need it; examine with an operator's credentials",
-        )
+        return not_allowed(subject, "dynamodb:DescribeLimits")
     if limits.outcome != "ok":
         return skipped(subject, limits.message or limits.code)
     reads = limits.reply.get("AccountMaxReadCapacityUnits", 0)

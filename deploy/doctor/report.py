@@ -67,6 +67,12 @@ def skipped(name: str, detail: str, advice: str = "") -> Check:
     return Check(name, "skipped", detail, advice)
 
 
+def not_allowed(name: str, action: str) -> Check:
+    """A check for which an action is denied that K9's own processes do not call."""
+    advice = "K9's processes do not need it; examine with an operator's credentials"
+    return skipped(name, f"{action} is denied", advice)
+
+
 def percentile(sorted_values: Sequence[float], percent: float) -> float:
     """The nearest-rank percentile of at least one value, in ascending order."""
     rank = max(1, -(-len(sorted_values) * percent // 100))

@@ -12,7 +12,7 @@ from core.errors import Unavailable
 from core.queue import open_queue
 from core.settings import Settings
 from deploy.aws.attempts import Attempt, attempt
-from deploy.doctor.report import Check, Process, failed, ok, skipped, warning
+from deploy.doctor.report import Check, Process, failed, not_allowed, ok, warning
 
 _JWKS_BYTES_MAX: Final = 256 * 1024
 _HTTP_OK: Final = 200
@@ -79,11 +79,7 @@ async def _check_lifecycle(client: Any, bucket: str) -> Check:
     subject = f"lifecycle of {bucket}"
     found = await attempt(client, "get_bucket_lifecycle_configuration", Bucket=bucket)
     if found.outcome == "denied":
-        return skipped(
-            subject,
-            "s3:GetLifecycleConfiguration is denied",
-            "K9's processes do not need it; examine with an operator's credentials",
-        )
+        return not_allowed(subject, "s3:GetLifecycleConfiguration")
     rules = found.reply.get("Rules", [])
     if any(rule.get("AbortIncompleteMultipartUpload") for rule in rules):
         return ok(subject, "interrupted uploads are removed")

@@ -7,7 +7,7 @@ from core.dynamo import tables
 from core.settings import Settings
 from deploy.aws.attempts import Attempt, attempt
 from deploy.aws.tables import shape_problems
-from deploy.doctor.report import Check, Process, failed, ok, skipped, warning
+from deploy.doctor.report import Check, Process, failed, not_allowed, ok, skipped, warning
 
 _CREATE: Final = "run `k9 tables create`"
 
@@ -28,7 +28,7 @@ async def _check_table(
     if described.code == "ResourceNotFoundException":
         return [failed(subject, "does not exist", _CREATE)]
     if described.outcome == "denied":
-        return [_not_allowed(subject, "dynamodb:DescribeTable")]
+        return [not_allowed(subject, "dynamodb:DescribeTable")]
     if described.outcome != "ok":
         return [failed(subject, described.message, "see the checks of DynamoDB above")]
     found = described.reply["Table"]
@@ -58,7 +58,7 @@ async def _safeguards(
     description = backups.reply.get("ContinuousBackupsDescription", {})
     recovery = description.get("PointInTimeRecoveryDescription", {})
     if backups.outcome == "denied":
-        checks.append(_not_allowed(subject, "dynamodb:DescribeContinuousBackups"))
+        checks.append(not_allowed(subject, "dynamodb:DescribeContinuousBackups"))
     elif recovery.get("PointInTimeRecoveryStatus") != "ENABLED":
         detail = backups.message or "point-in-time recovery is off"
         checks.append(failed(subject, detail, f"{_CREATE}, which turns it on"))
@@ -77,7 +77,7 @@ async def _time_to_live(client: Any, name: str, attribute: str) -> Check:
     described = await attempt(client, "describe_time_to_live", TableName=name)
     subject = f"TTL of {name}"
     if described.outcome == "denied":
-        return _not_allowed(subject, "dynamodb:DescribeTimeToLive")
+        return not_allowed(subject, "dynamodb:DescribeTimeToLive")
     ttl = described.reply.get("TimeToLiveDescription", {})
     on = ttl.get("TimeToLiveStatus") in {"ENABLED", "ENABLING"}
     if on and ttl.get("AttributeName") == attribute:
@@ -85,14 +85,6 @@ async def _time_to_live(client: Any, name: str, attribute: str) -> Check:
     other = f"on {ttl.get('AttributeName')} in place of {attribute}" if on else "off"
     return failed(
         subject, described.message or other, f"{_CREATE}: expired rows would stay, and be paid for"
-    )
-
-
-def _not_allowed(subject: str, action: str) -> Check:
-    return skipped(
-        subject,
-        f"{action} is denied",
-        "K9's processes do not need it; examine with an operator's credentials",
     )
 
 
