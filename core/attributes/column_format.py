@@ -16,6 +16,7 @@ COLUMNS_MAGIC: Final = b"K9COLS\x00\x01"
 HEAD_BYTES: Final = len(COLUMNS_MAGIC) + 8
 """Up to the directory."""
 ALIGNMENT: Final = 8
+Kind = Literal["rows", "bits", "starts", "floats", "text"]
 DTYPES: Final = {"rows": "<i4", "bits": "|u1", "starts": "<i8", "floats": "<f8", "text": "|u1"}
 """What the numbers of an array are, by its kind."""
 
@@ -23,7 +24,7 @@ DTYPES: Final = {"rows": "<i4", "bits": "|u1", "starts": "<i8", "floats": "<f8",
 class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One array of the file."""
 
-    kind: Literal["rows", "bits", "starts", "floats", "text"]
+    kind: Kind
     start: int
     """In bytes, from the end of the directory."""
     count: int

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from core.attributes.column_format import (
     HEAD_BYTES,
     Column,
     Directory,
+    Kind,
     Numbers,
     Part,
     Strings,
@@ -125,9 +126,7 @@ class _Arrays:
         self._rows = rows
         self._end = 0
 
-    def add(
-        self, kind: Literal["rows", "bits", "starts", "floats", "text"], values: NDArray[Any]
-    ) -> Part:
+    def add(self, kind: Kind, values: NDArray[Any]) -> Part:
         data = values.astype(DTYPES[kind], copy=False).tobytes()
         part = Part(kind, self._end, values.shape[0])
         self.data.append(data + bytes(-len(data) % ALIGNMENT))

@@ -2,9 +2,8 @@
 
 import mmap
 from bisect import bisect_left
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -15,16 +14,8 @@ from core.attributes.filters import AllOf, AnyOf, Exists, Filter, Not, OneOf, Wi
 from core.errors import Corrupt
 
 Mask = NDArray[np.bool_]
+"""Bool (rows,): which rows of a version, in the order of the index's rows."""
 _HALF: Final = 2
-
-
-class Selection(msgspec.Struct, frozen=True):
-    """The rows of a version that match a filter."""
-
-    mask: Mask
-    """Bool (rows,), in the order of the index's rows."""
-    count: int
-    """How many match."""
 
 
 class Columns:
@@ -44,29 +35,19 @@ class Columns:
             name: _Column(arrays, rows, column) for name, column in directory.columns.items()
         }
 
-    @property
-    def names(self) -> list[str]:
-        """The attributes that any row has, ascending."""
-        return list(self._columns)
-
-    def select(self, condition: Filter) -> Selection:
-        """The rows that match."""
-        mask = self._mask(condition)
-        return Selection(mask, int(np.count_nonzero(mask)))
-
-    def _mask(self, condition: Filter) -> Mask:
-        """Bool (rows,), which the caller may change."""
+    def select(self, condition: Filter) -> Mask:
+        """The rows that match, in a mask which the caller may change."""
         match condition:
             case AllOf():
                 mask = np.ones(self.rows, dtype=np.bool_)
                 for each in condition.filters:
-                    mask &= self._mask(each)
+                    mask &= self.select(each)
             case AnyOf():
                 mask = np.zeros(self.rows, dtype=np.bool_)
                 for each in condition.filters:
-                    mask |= self._mask(each)
+                    mask |= self.select(each)
             case Not():
-                mask = self._mask(condition.filter)
+                mask = self.select(condition.filter)
                 np.logical_not(mask, out=mask)
             case _:
                 column = self._columns.get(condition.name)
@@ -159,7 +140,7 @@ class _Numbers:
         return slice(int(start), max(int(start), int(stop)))
 
 
-class _Strings(Sequence[bytes]):
+class _Strings:
     """The different strings of an attribute, ascending, as UTF-8."""
 
     def __init__(self, arrays: "_Arrays", parts: layout.Strings) -> None:
@@ -168,24 +149,16 @@ class _Strings(Sequence[bytes]):
         self._row_starts = arrays.of(parts.row_starts, "starts", len(self._text_starts))
         self._rows = arrays.of(parts.rows, "rows")
 
-    def __len__(self) -> int:
-        return len(self._text_starts) - 1
-
-    @overload
-    def __getitem__(self, at: int) -> bytes: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, at: Any) -> Any:
-        """One string; slices are not for this."""
-        return bytes(self._text[self._text_starts[at] : self._text_starts[at + 1]])
-
     def rows_of(self, text: str) -> NDArray[np.int32]:
         """The rows that have it."""
-        key = text.encode()
-        at = bisect_left(self, key)
-        if at == len(self) or self[at] != key:
+        encoded, places = text.encode(), range(len(self._text_starts) - 1)
+        at = bisect_left(places, encoded, key=self._string)
+        if at == len(places) or self._string(at) != encoded:
             return self._rows[:0]
         return self._rows[self._row_starts[at] : self._row_starts[at + 1]]
+
+    def _string(self, at: int) -> bytes:
+        return bytes(self._text[self._text_starts[at] : self._text_starts[at + 1]])
 
 
 class _Arrays:

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from core.attributes.values import Value, is_name
+from core.attributes.values import Value, is_name, is_unicode
 from core.errors import FieldError, Invalid
 from core.limits import (
     ATTRIBUTE_CHARACTERS_MAX,
@@ -152,8 +152,7 @@ class _Parser:
         if not isinstance(value, dict) or not value:
             self._count_condition(at)
         if not isinstance(value, dict):
-            self._wrong(at, f"takes an object, not {_described(value)}")
-            return AllOf(())
+            return self._wrong(at, f"takes an object, not {_described(value)}")
         return _all([self._member(name, part, at, level) for name, part in value.items()])
 
     def _member(self, name: Any, value: Any, at: str, level: int) -> Filter:
@@ -161,8 +160,7 @@ class _Parser:
             place = f"{at}.{name}"
             if not isinstance(value, list) or not value:
                 self._count_condition(place)
-                self._wrong(place, "takes a list of at least one filter")
-                return AllOf(())
+                return self._wrong(place, "takes a list of at least one filter")
             parts = tuple(
                 self.filter(part, f"{place}[{i}]", level + 1) for i, part in enumerate(value)
             )
@@ -173,12 +171,9 @@ class _Parser:
             self._count_condition(at)
             if isinstance(name, str) and name.startswith("$"):
                 known = "$and, $or, $not, or the name of an attribute"
-                self._wrong(at, f"has {_shown(name)!r}, where it takes {known}")
-            else:
-                self._wrong(
-                    at, f"has the name {_shown(name)!r}: it takes 1 to 64 of A-Z a-z 0-9 _ -"
-                )
-            return AllOf(())
+                return self._wrong(at, f"has {_shown(name)!r}, where it takes {known}")
+            takes = "it takes 1 to 64 of A-Z a-z 0-9 _ -"
+            return self._wrong(at, f"has the name {_shown(name)!r}: {takes}")
         return self._condition(name, value, f"{at}.{name}", level)
 
     def _condition(self, name: str, value: Any, at: str, level: int) -> Filter:
@@ -200,8 +195,7 @@ class _Parser:
         if operator in _OPERATORS:
             return self._comparison(name, operator, value, f"{at}.{operator}")
         known = f"it takes {', '.join(_OPERATORS)}"
-        self._wrong(at, f"has {_shown(operator)!r}, which is no operator: {known}")
-        return AllOf(())
+        return self._wrong(at, f"has {_shown(operator)!r}, which is no operator: {known}")
 
     def _complement(self, name: str, value: Any, at: str, level: int) -> Filter:
         if level > FILTER_LEVELS_MAX:
@@ -209,8 +203,7 @@ class _Parser:
         if isinstance(value, dict):
             return Not(self._condition(name, value, at, level))
         self._count_condition(at)
-        self._wrong(at, f"takes an object of operators, not {_described(value)}")
-        return AllOf(())
+        return self._wrong(at, f"takes an object of operators, not {_described(value)}")
 
     def _comparison(self, name: str, operator: str, value: Any, at: str) -> Filter:
         if operator in _BOUNDS:
@@ -223,8 +216,7 @@ class _Parser:
         places = [at]
         if operator in {"$in", "$nin"}:
             if not isinstance(value, list):
-                self._wrong(at, f"takes a list of values, not {_described(value)}")
-                return AllOf(())
+                return self._wrong(at, f"takes a list of values, not {_described(value)}")
             values = value
             places = [f"{at}[{i}]" for i in range(len(value))]
         found = self._one_of(name, values, places)
@@ -280,9 +272,7 @@ class _Parser:
             most = f"no attribute has more than {ATTRIBUTE_CHARACTERS_MAX}"
             self._wrong(at, f"has {len(value)} characters: {most}")
             return None
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # a lone surrogate, from a JSON escape
+        if not is_unicode(value):
             self._wrong(at, "is not valid Unicode")
             return None
         return value
@@ -292,8 +282,10 @@ class _Parser:
         if self._conditions > FILTER_CONDITIONS_MAX:
             self._stop(at, f"is one condition too many: a filter has up to {FILTER_CONDITIONS_MAX}")
 
-    def _wrong(self, at: str, message: str) -> None:
+    def _wrong(self, at: str, message: str) -> AllOf:
+        """Notes an error; what stands in the place of the part until all are found."""
         self.errors.append(FieldError(at, message))
+        return AllOf(())
 
     def _stop(self, at: str, message: str) -> NoReturn:
         self._wrong(at, message)

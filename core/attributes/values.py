@@ -38,6 +38,15 @@ def is_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text))
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: a JSON escape may have been a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def attribute_problems(
     attributes: Mapping[str, Any], at: str = "attributes", *, removals: bool = False
 ) -> list[FieldError]:
@@ -57,7 +66,10 @@ def attribute_problems(
             why = _value_problem(value)
             if why:
                 problems.append(FieldError(f"{at}.{name}", why))
-    return problems or _size_problems(attributes, at)
+    if not problems and (size := len(_encode(attributes))) > ATTRIBUTES_BYTES_MAX:
+        problem = f"has {size} bytes as JSON, the most is {ATTRIBUTES_BYTES_MAX}"
+        problems.append(FieldError(at, problem))
+    return problems
 
 
 def merge(attributes: Attributes, patch: AttributesPatch) -> Attributes:
@@ -110,17 +122,9 @@ def _is_exact(number: int) -> bool:
 def _text_problem(text: str) -> str | None:
     if len(text) > ATTRIBUTE_CHARACTERS_MAX:
         return f"has {len(text)} characters, the most is {ATTRIBUTE_CHARACTERS_MAX}"
-    if not _is_unicode(text):
+    if not is_unicode(text):
         return "is not valid Unicode"
     return None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, from a JSON escape
-        return False
-    return True
 
 
 def _list_problem(texts: list[Any]) -> str | None:
@@ -131,10 +135,3 @@ def _list_problem(texts: list[Any]) -> str | None:
         if why:
             return f"has an entry that is not valid: [{position}] {why}"
     return None
-
-
-def _size_problems(attributes: Mapping[str, Any], at: str) -> list[FieldError]:
-    size = len(_encode(attributes))
-    if size <= ATTRIBUTES_BYTES_MAX:
-        return []
-    return [FieldError(at, f"has {size} bytes as JSON, the most is {ATTRIBUTES_BYTES_MAX}")]

@@ -71,7 +71,7 @@ class CandidateSpace:
 
 
 def exact_top_k(
-    queries: Floats, rows: Floats, k: int, space: CandidateSpace, transformed: Floats | None = None
+    queries: Floats, rows: Floats, k: int, space: CandidateSpace
 ) -> tuple[Ints, Floats]:
     """The k best rows of each query, by (-score, row number).
 
@@ -80,12 +80,11 @@ def exact_top_k(
         rows: float32 (n, d), prepared, n at least 1.
         k: how many, at most n.
         space: of these rows.
-        transformed: `space.transform(rows)`, for a caller that searches more than once.
 
     Returns:
         Row numbers int64 and scores float32, both (m, min(k, n)).
     """
-    transformed = space.transform(rows) if transformed is None else transformed
+    transformed = space.transform(rows)
     k = min(k, rows.shape[0])
     row_ids = np.empty((queries.shape[0], k), dtype=np.int64)
     scores = np.empty((queries.shape[0], k), dtype=np.float32)

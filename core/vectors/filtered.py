@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from core.vectors.arrays import Floats, Ints, prepare_one
 from core.vectors.copies import Members
-from core.vectors.families import row_products
+from core.vectors.families import graph_links, row_products
 from core.vectors.search import Searcher, effort_for
 from core.vectors.walk import GraphWalk
 
@@ -54,10 +54,10 @@ of the last ranks, which an index finds less surely."""
 class Allowed:
     """The rows that a search may find: made once for a filter, used by any number of searches."""
 
-    def __init__(self, mask: NDArray[np.bool_], count: int | None = None) -> None:
-        """Takes a mask, bool (n,), as it is, and how many rows it has if that is known."""
+    def __init__(self, mask: NDArray[np.bool_]) -> None:
+        """Takes a mask, bool (n,), as it is."""
         self.mask = mask
-        self.count = int(np.count_nonzero(mask)) if count is None else count
+        self.count = int(np.count_nonzero(mask))
         self._positions: NDArray[np.bool_] | None = None
 
     @cached_property
@@ -86,19 +86,21 @@ class Found(msgspec.Struct, frozen=True):
     """float32."""
     plan: Plan
 
-    @property
-    def exact(self) -> bool:
-        """Whether every allowed row was scored."""
-        return self.plan == "scan"
-
 
 class FilteredSearcher:
     """Searches one index among allowed rows. Never changed by a search."""
 
     def __init__(self, searcher: Searcher) -> None:
         self._searcher = searcher
-        walk = GraphWalk.of(searcher.index, searcher.rows, searcher.order, searcher.metric)
-        self._walk = walk if 0 < searcher.info.norm_max < math.inf else None
+        self._walk: GraphWalk | None = None
+        """None where the index is no graph."""
+        links = None if searcher.index is None else graph_links(searcher.index)
+        if (
+            links is not None
+            and searcher.order is not None
+            and 0 < searcher.info.norm_max < math.inf
+        ):
+            self._walk = GraphWalk(links, searcher.rows, searcher.order, searcher.metric)
 
     def plans(self, count: int, k: int) -> tuple[Plan, ...]:
         """The plans to try in order, for k of so many allowed rows: the last one always succeeds.
@@ -140,22 +142,13 @@ class FilteredSearcher:
                 return Found(*self._searcher.search_one(query, k), each)
             if each == "scan":
                 break
-            found = self._try(each, query, k, allowed)
-            if found is not None and found[0].shape[0] >= least:
-                return Found(*found, each)
+            find = self._past if each == "past" else self._walked
+            positions = find(query, k, allowed)
+            if positions is not None:
+                found = self._searcher.rerank(query, positions, k, allowed.refuses)
+                if found[0].shape[0] >= least:
+                    return Found(*found, each)
         return Found(*self._scan(query, k, allowed), "scan")
-
-    def _try(
-        self, plan: Plan, query: Floats, k: int, allowed: Allowed
-    ) -> tuple[Ints, Floats] | None:
-        """What a plan finds that may find too few; None where it surely did."""
-        if plan == "past":
-            positions = self._past(query, k, allowed)
-        else:
-            positions = self._walked(query, k, allowed)
-        if positions is None:
-            return None
-        return self._searcher.rerank(query, positions, k, allowed.refuses)
 
     def _scan(self, query: Floats, k: int, allowed: Allowed) -> tuple[Ints, Floats]:
         searcher = self._searcher
@@ -164,6 +157,7 @@ class FilteredSearcher:
         return searcher.refine(query, approximate, error, k, allowed.rows)
 
     def _past(self, query: Floats, k: int, allowed: Allowed) -> Ints | None:
+        """The allowed positions among more than are needed; None where they are surely too few."""
         searcher = self._searcher
         asked = min(_asked(k, allowed.count / searcher.n), searcher.info.positions)
         positions = searcher.candidates(query[None], searcher.plan_for(asked))[0]

@@ -50,11 +50,9 @@ def spread(rows: Floats, numbers: Ints, metric: Metric) -> float:
     other = (one + random.integers(1, count, _PAIRS)) % count
     apart = distances_between(rows, numbers[one], numbers[other])
     usual = float(np.quantile(apart, _USUAL))
-    return (
-        max(usual, float(np.sqrt(np.vecdot(apart, apart) / _PAIRS)))
-        if metric == "cosine"
-        else usual
-    )
+    if metric != "cosine":
+        return usual
+    return max(usual, float(np.sqrt(np.vecdot(apart, apart) / _PAIRS)))
 
 
 def representatives(rows: Floats, numbers: Ints, radius: float) -> Ints:

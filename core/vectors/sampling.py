@@ -92,11 +92,9 @@ class QuerySample:
         Queries in a dense region find it easily. A new product need not be in one.
         """
         sparse = recalls[self._sparse[: recalls.shape[0]]]
-        return (
-            recalls
-            if sparse.shape[0] < _QUERIES_MIN
-            else min(recalls, sparse, key=recall_lower_bound)
-        )
+        if sparse.shape[0] < _QUERIES_MIN:
+            return recalls
+        return min(recalls, sparse, key=recall_lower_bound)
 
     def new_queries(self, count: int) -> tuple[Floats, Floats]:
         """At least `count` queries and the best scores of each: float32 (m, d) and (m, 10).

@@ -7,14 +7,14 @@ expanded at a time, as each step is a few calls of numpy.
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.models import Metric
 from core.vectors.arrays import Floats, Ints
-from core.vectors.families import graph_links, row_products
+from core.vectors.families import row_products
 
 _SAMPLE: Final = 4096
 """Positions drawn at random, the allowed ones among which are where walks begin."""
@@ -50,14 +50,6 @@ class GraphWalk:
         n = order.shape[0]
         self._sample: Ints = np.random.default_rng(_SEED).permutation(n)[:_SAMPLE]
 
-    @classmethod
-    def of(
-        cls, index: Any, rows: Floats, order: NDArray[np.int32] | None, metric: Metric
-    ) -> Self | None:
-        """A walk over this index; None where it is no graph."""
-        links = None if index is None or order is None else graph_links(index)
-        return None if links is None or order is None else cls(links, rows, order, metric)
-
     def nearest(self, query: Floats, breadth: int, share: float, allowed: Test) -> Ints:
         """The nearest allowed positions that the walk finds, nearest first: at most `breadth`.
 
@@ -70,18 +62,10 @@ class GraphWalk:
         """
         through = max(4, round(2 / share))
         visited = np.zeros(self._order.shape[0], dtype=np.bool_)
-        found = self._sample[allowed(self._sample)][:_SEEDS]
-        visited[found] = True
-        found, scores = _best(found, self._scores(query, found), breadth)
-        expanded = np.zeros(found.shape[0], dtype=np.bool_)
+        new = self._sample[allowed(self._sample)][:_SEEDS]
+        visited[new] = True
+        found, scores, expanded = new[:0], np.empty(0, dtype=np.float32), visited[:0]
         while True:
-            step = np.flatnonzero(~expanded)[:_BEAM]
-            if not step.size:
-                return found
-            expanded[step] = True
-            new = self._linked(found[step], through, allowed, visited)
-            if not new.size:
-                continue
             new_scores = self._scores(query, new)
             if found.shape[0] >= breadth:
                 better = new_scores > scores[-1]
@@ -93,6 +77,11 @@ class GraphWalk:
                 found = np.concatenate((found, new))[order]
                 expanded = np.concatenate((expanded, np.zeros(new.shape[0], dtype=np.bool_)))[order]
                 scores = scores[order]
+            step = np.flatnonzero(~expanded)[:_BEAM]
+            if not step.size:
+                return found
+            expanded[step] = True
+            new = self._linked(found[step], through, allowed, visited)
 
     def _linked(self, nodes: Ints, through: int, allowed: Test, visited: Mask) -> Ints:
         """int64: allowed positions linked to these nodes that no walk was at; marks them."""
@@ -124,11 +113,6 @@ class GraphWalk:
     def _scores(self, query: Floats, positions: Ints) -> Floats:
         numbers = self._order[positions].astype(np.int64)
         return row_products(query, self._rows, numbers, self._metric)
-
-
-def _best(positions: Ints, scores: Floats, count: int) -> tuple[Ints, Floats]:
-    order = np.argsort(-scores, kind="stable")[:count]
-    return positions[order], scores[order]
 
 
 def _distinct(values: NDArray[np.int32]) -> NDArray[np.int32]:

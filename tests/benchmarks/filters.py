@@ -119,8 +119,7 @@ class K9:
 
     def __call__(self, number: int, asked: dict[str, Any], k: int) -> Any:
         """As `Engine`."""
-        selected = self._columns.select(parse_filter(asked))
-        allowed = Allowed(selected.mask, selected.count)
+        allowed = Allowed(self._columns.select(parse_filter(asked)))
         found = self._filtered.search_one(self._queries[number], k, allowed, plan=self._plan)
         self.used[found.plan] += 1
         return found.rows
@@ -131,7 +130,7 @@ def selector(searcher: Searcher, columns: Columns, queries: Floats) -> Engine:
     order = searcher.order
 
     def search(number: int, asked: dict[str, Any], k: int) -> Any:
-        mask = columns.select(parse_filter(asked)).mask[order]
+        mask = columns.select(parse_filter(asked))[order]
         parameters = search_parameters(searcher.info.family, max(_QDRANT_EF, k))
         bits = np.packbits(mask, bitorder="little")
         parameters.sel = chosen = faiss.IDSelectorBitmap(bits)

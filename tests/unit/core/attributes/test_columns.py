@@ -113,9 +113,7 @@ def test_any_filter_on_any_rows_is_exact(
     columns = written(tmp_path_factory.mktemp("columns") / "columns", rows)
     parsed = parse_filter(condition)
     wanted = [expected(condition, row) for row in rows]
-    selected = columns.select(parsed)
-    assert selected.mask.tolist() == wanted
-    assert selected.count == sum(wanted)
+    assert columns.select(parsed).tolist() == wanted
     assert [parsed.matches(row) for row in rows] == wanted
 
 
@@ -133,13 +131,12 @@ def test_ranges_of_many_rows(share: float, tmp_path: Path) -> None:
         for operator in ("$lt", "$lte", "$gt", "$gte"):
             condition = {name: {operator: share}}
             selected = columns.select(parse_filter(condition))
-            assert selected.mask.tolist() == [expected(condition, row) for row in rows]
+            assert selected.tolist() == [expected(condition, row) for row in rows]
 
 
 def test_each_type_of_a_name_is_its_own(tmp_path: Path) -> None:
     """One name may have numbers in some rows, and text, lists or booleans in others."""
     columns = written(tmp_path / "columns", ROWS)
-    assert columns.names == ["brand", "price", "stock", "tags"]
     for condition, rows in (
         ({"price": 20}, [0]),
         ({"price": "20"}, [3]),
@@ -151,7 +148,7 @@ def test_each_type_of_a_name_is_its_own(tmp_path: Path) -> None:
         ({"brand": {"$in": ["Zoë", 7]}}, [1, 3]),
         ({"brand": {"$nin": ["Zoë", 7]}}, [0, 2, 4]),
     ):
-        assert np.flatnonzero(columns.select(parse_filter(condition)).mask).tolist() == rows
+        assert np.flatnonzero(columns.select(parse_filter(condition))).tolist() == rows
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
@@ -173,8 +170,10 @@ def test_a_selection_is_the_callers(tmp_path: Path) -> None:
     columns = written(tmp_path / "columns", ROWS * 100)
     for condition in ({"price": {"$exists": True}}, {"stock": True}, {}):
         first = columns.select(parse_filter(condition))
-        first.mask[:] = False
-        assert columns.select(parse_filter(condition)).count == first.count > 0
+        assert first.any()
+        count = np.count_nonzero(first)
+        first[:] = False
+        assert np.count_nonzero(columns.select(parse_filter(condition))) == count
 
 
 def test_columns_over_the_limit_are_refused() -> None:
