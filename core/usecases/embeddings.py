@@ -88,7 +88,7 @@ class EmbeddingService:
             problems += attribute_problems(attributes or {})
             if problems:
                 raise Invalid.of(*problems)
-            model = await self._model_for(model, model_version, len(vector), metric)
+            model = await self.model_for(model, model_version, len(vector), metric)
             if attributes is not None:
                 model = await self.models.note_attributes(model)
             with self._notifying(model_version, (product_id,)):
@@ -141,7 +141,7 @@ class EmbeddingService:
     ) -> StoredBatch:
         model = await self._known(model_version)
         self._validate_batch(rows, model, metric, malformed, attributes)
-        model = await self._model_for(model, model_version, len(rows[0][1]), metric)
+        model = await self.model_for(model, model_version, len(rows[0][1]), metric)
         of_row = {
             product_id: own
             for (product_id, _), own in zip(rows, attributes, strict=False)
@@ -335,10 +335,16 @@ class EmbeddingService:
                 )
         raise Unavailable(f"{model_version} is being created again; try again")
 
-    async def _model_for(
+    async def model_for(
         self, model: Model | None, model_version: str, dimension: int, metric: Metric | None
     ) -> Model:
-        """The model version to write to, created if this is its first write."""
+        """The model version to write valid rows to, created if this is its first write.
+
+        Raises:
+            Invalid: another write has created it, with another dimension.
+            MetricConflict: it has another metric.
+            ModelBeingDeleted: it is marked for deletion.
+        """
         if model is not None and model.deleting_at is not None:
             raise ModelBeingDeleted(model_version)
         if model is None:

@@ -21,9 +21,10 @@ from core.settings import Settings
 from core.usecases.documents import is_object
 from core.usecases.reports import ReportService
 from core.usecases.users import preferences_problem, profile_problems
+from core.vectors.arrays import as_vector
 from deploy.data.formats.dynamodb_json import MEMBERS, key_problem, unwrap
 from deploy.data.formats.json_entries import Entry
-from deploy.data.migration.legacy_vectors import Binary, from_bytes, from_numbers, javascript_binary
+from deploy.data.migration.legacy_vectors import Binary, from_bytes, javascript_binary
 from deploy.data.migration.store import LegacyEmbedding
 from deploy.data.migration.timestamps import full_date, read_timestamp
 
@@ -328,7 +329,8 @@ def _vector(members: Mapping[str, Any], dimension: int | None) -> NDArray[np.flo
         value = javascript_binary(value) or value
     if isinstance(value, Binary):
         return from_bytes(value.data, dimension, own="model_shard" in members)
-    return from_numbers(_decoded(members, "embedding_vector", _NUMBERS))
+    numbers = _decoded(members, "embedding_vector", _NUMBERS)
+    return as_vector(numbers or ())
 
 
 def _time(members: Mapping[str, Any], name: str) -> str | None:

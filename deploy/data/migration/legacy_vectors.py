@@ -1,7 +1,7 @@
 """Vectors of older data: lists of numbers, or bytes, whose length determines the number type."""
 
 import re
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -44,11 +44,6 @@ def javascript_binary(text: bytes) -> Binary | None:
     return None
 
 
-def from_numbers(numbers: list[float] | None) -> NDArray[np.float32]:
-    """float32 (d,), infinite where a number is too large."""
-    return _float32(np.array(numbers, dtype=np.float64))
-
-
 def from_bytes(data: bytes, dimension: int | None, *, own: bool) -> NDArray[np.float32]:
     """float32 (d,), from bytes of float32, float64 or float16, little-endian.
 
@@ -60,10 +55,7 @@ def from_bytes(data: bytes, dimension: int | None, *, own: bool) -> NDArray[np.f
     Raises:
         Invalid: the bytes fit none of these types, or two of them.
     """
-    return _float32(np.frombuffer(data, dtype=_number_type(len(data), dimension, own=own)))
-
-
-def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    numbers = np.frombuffer(data, dtype=_number_type(len(data), dimension, own=own))
     with np.errstate(over="ignore", invalid="ignore"):  # validation rejects infinite values
         return numbers.astype(np.float32)
 

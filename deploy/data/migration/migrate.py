@@ -89,7 +89,7 @@ async def migrate_file(
                 on_position(block[-1].entry.end)
         except CommandError as error:
             damage = error  # raised once the rows before it are stored
-        for row in run.held_back():
+        for row in run.new_models.rest():
             yield row
 
     await for_each(rows(), run.store, ROWS_IN_FLIGHT)
@@ -109,12 +109,11 @@ class _Run:
         self._rows = LegacyStore(
             resources.dynamo,
             resources.settings,
-            resources.models,
             resources.user_deletions,
             resources.embedding_service,
         )
         self._parser = RowParser(table, resources.settings, resources.report_service)
-        self._new_models = NewModels(resources.embedding_service, metric)
+        self.new_models = NewModels(resources.embedding_service, metric)
         self._table = table
         self._metric = metric
         self._on_entry = on_entry
@@ -160,11 +159,7 @@ class _Run:
         if isinstance(entry, Deletion):
             self._report(EntryResult("deletions", entry.entry.line, entry.entry.number, entry.id))
             return []
-        return await self._new_models.add(entry)
-
-    def held_back(self) -> list[LegacyRow]:
-        """The rows of new model versions that are held back at the end of the file."""
-        return self._new_models.rest()
+        return await self.new_models.add(entry)
 
     async def store(self, row: LegacyRow) -> None:
         """Stores a row, and reports the result."""
@@ -185,9 +180,9 @@ class _Run:
         if isinstance(row.record, Report):
             return await self._rows.store_report(row.record, row.changed_at)
         name = row.record.model_version
-        if name in self._new_models.rejected:
-            raise RowError(self._new_models.rejected[name])
-        dimension = self._new_models.dimensions.get(name)
+        if name in self.new_models.rejected:
+            raise RowError(self.new_models.rejected[name])
+        dimension = self.new_models.dimensions.get(name)
         return await self._rows.store_embedding(row.record, row.changed_at, self._metric, dimension)
 
     def _report_bad(self, bad: BadEntry) -> None:

@@ -15,19 +15,9 @@ from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, equals, exists, expressions, missing
 from core.dynamo.items import int_of
 from core.dynamo.wire import Item, RequestItem
-from core.errors import (
-    ConditionFailed,
-    Invalid,
-    K9Error,
-    MetricConflict,
-    ModelBeingDeleted,
-    RowError,
-    Stale,
-    Unavailable,
-)
+from core.errors import ConditionFailed, Invalid, K9Error, RowError, Stale, Unavailable
 from core.models import Metric, Model, Report, User, next_version, now, timestamp
 from core.repositories.embedding_rows import generation_of, live_row, other_generation
-from core.repositories.models import ModelRepository
 from core.repositories.reports import REPORT_CODEC
 from core.repositories.transactions import CONFLICTS
 from core.repositories.user_deletions import UserDeletionRepository
@@ -72,13 +62,11 @@ class LegacyStore:
         self,
         dynamo: Dynamo,
         settings: Settings,
-        models: ModelRepository,
         deletions: UserDeletionRepository,
         embeddings: EmbeddingService,
     ) -> None:
         self._dynamo = dynamo
         self._settings = settings
-        self._models = models
         self._embeddings = embeddings
         # The worker that deletes a user looks for its reports until at least `deletion_settle_s`
         # after the user was marked. So a report that is written within that time of reading the
@@ -178,32 +166,11 @@ class LegacyStore:
     ) -> Model:
         name = legacy.model_version
         model = await self._embeddings.find_model(name)
-        self._check(legacy, model, metric, dimension)
-        if model is None:
-            model = await self._models.create_model(
-                name, len(legacy.vector), metric or "cosine", self._settings.ingest.shards
-            )
-            self._check(legacy, model, metric)  # another write may have created it just before
-        return model
-
-    def _check(
-        self,
-        legacy: LegacyEmbedding,
-        model: Model | None,
-        metric: Metric | None,
-        dimension: int | None = None,
-    ) -> None:
-        problems = self._embeddings.find_problems(
-            [(legacy.product_id, legacy.vector)], model, metric, dimension
-        )
+        row = (legacy.product_id, legacy.vector)
+        problems = self._embeddings.find_problems([row], model, metric, dimension)
         if problems:
             raise Invalid("; ".join(f"{each.field} {each.message}" for each in problems[0]))
-        if model is not None and metric not in {None, model.metric}:
-            raise MetricConflict(
-                f"{model.model_version} was created with metric {model.metric}, which stays"
-            )
-        if model is not None and model.deleting_at is not None:
-            raise ModelBeingDeleted(model.model_version)
+        return await self._embeddings.model_for(model, name, len(legacy.vector), metric)
 
     async def _put(
         self, table: tables.Table, item: Callable[[Item | None], RequestItem], rule: "_Precedence"
