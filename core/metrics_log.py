@@ -47,9 +47,3 @@ def values(gauge: Gauge) -> dict[str, float]:
     """The values of a gauge with one label, by that label."""
     (family,) = gauge.collect()
     return {value: sample.value for sample in family.samples for value in sample.labels.values()}
-
-
-def value(gauge: Gauge) -> float:
-    """The value of a gauge without labels."""
-    (family,) = gauge.collect()
-    return float(family.samples[0].value)

@@ -15,7 +15,7 @@ from core.settings import Settings
 from core.stalls import freeze_memory
 from worker.context import KEY, WorkerContext, context_of, open_context
 from worker.jobs import build, delete
-from worker.metrics_log import reader
+from worker.metrics import log_reader
 
 _JOB_TIMEOUT_S = 10.0
 """A job claims a build or starts a deletion. If its worker is killed, arq keeps it from the others
@@ -44,10 +44,7 @@ def create_listener(settings: Settings, context: WorkerContext, *, burst: bool =
     Results are not kept, because a kept one blocks its job id: the builds table has the outcome.
     """
     return Listener(
-        functions=[
-            func(build, name=queue.BUILD_JOB, timeout=_JOB_TIMEOUT_S, keep_result=0),
-            func(delete, name=queue.DELETION_JOB, timeout=_JOB_TIMEOUT_S, keep_result=0),
-        ],
+        functions=[func(build, name=queue.BUILD_JOB), func(delete, name=queue.DELETION_JOB)],
         ctx={KEY: context},
         queue_name=names.queue_name(settings.environment),
         redis_settings=queue.redis_settings(settings),
@@ -74,7 +71,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         port = settings.building.worker_metrics_port
         stack.enter_context(telemetry.metrics_server(settings.http.host, port))
         context = await stack.enter_async_context(open_context(settings))
-        await stack.enter_async_context(logged_metrics(settings.metrics_log_s, reader()))
+        await stack.enter_async_context(logged_metrics(settings.metrics_log_s, log_reader()))
         freeze_memory()
         stopping = asyncio.create_task(stop.wait())
         failures = 0

@@ -3,9 +3,10 @@
 `deploy/docs/metrics.md` lists all metrics; a test compares it with these.
 """
 
+from collections.abc import Callable
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from core import telemetry
 
@@ -64,3 +65,17 @@ RECONCILED_AT: Final = Gauge(
     "When this worker last read the tables for open work to the end; the start until then.",
 )
 RECONCILED: Final = Counter("k9_builds_reconciled_total", "Open builds that were enqueued again.")
+
+
+def log_reader() -> Callable[[], dict[str, float]]:
+    """Reads the age of the oldest open build, and the failed builds since it was last called."""
+    reported = 0.0
+
+    def read() -> dict[str, float]:
+        nonlocal reported
+        failed = REGISTRY.get_sample_value("k9_builds_ended_total", {"status": "failed"}) or 0.0
+        oldest_s = REGISTRY.get_sample_value("k9_oldest_open_build_seconds") or 0.0
+        since, reported = failed - reported, failed
+        return {"oldest_open_build_s": round(oldest_s, 1), "builds_failed": since}
+
+    return read

@@ -12,7 +12,7 @@ from core import metrics_log
 from core.metrics_log import logged_metrics
 from tests.templates import read_template
 from worker import metrics as worker_metrics
-from worker.metrics_log import reader
+from worker.metrics import log_reader
 
 
 async def test_lines_come_again_and_again() -> None:
@@ -46,7 +46,7 @@ async def test_zero_logs_nothing() -> None:
 
 def test_failed_builds_are_counted_once() -> None:
     """A line has those since the line before."""
-    read = reader()
+    read = log_reader()
     read()
     worker_metrics.BUILDS_ENDED.labels("failed").inc(2)
     worker_metrics.OLDEST_OPEN_BUILD.set(12.34)
@@ -81,7 +81,7 @@ def test_the_filters_read_what_is_logged() -> None:
         for name, resource in read_template("service")["Resources"].items()
         if resource["Type"] == "AWS::Logs::MetricFilter"
     }
-    logged = {"WorkerLogs": reader()(), "ApiLogs": metrics.logged()}
+    logged = {"WorkerLogs": log_reader()(), "ApiLogs": metrics.logged()}
     fields = set()
     for properties in filters.values():
         (field,) = re.findall(
