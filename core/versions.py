@@ -92,7 +92,8 @@ class VersionRecord(msgspec.Struct, frozen=True):
 class VersionStore:
     """Uploads versions to S3, and keeps verified copies in the cache directory.
 
-    Environments may share the cache directory.
+    Environments may share the cache directory. Every method that reads or writes S3 raises
+    Unavailable where it does not answer in time.
     """
 
     def __init__(self, objects: ObjectStore, environment: str, cache_dir: Path) -> None:
@@ -130,11 +131,7 @@ class VersionStore:
         await self._objects.put(prefix + MANIFEST, manifest.encode())
 
     async def is_there(self, record: VersionRecord) -> bool:
-        """Whether S3 has the version.
-
-        Raises:
-            Unavailable: S3 did not answer in time.
-        """
+        """Whether S3 has the version."""
         try:
             await self._objects.head(record.prefix + MANIFEST)
         except NotFound:
@@ -147,7 +144,6 @@ class VersionStore:
         Raises:
             Corrupt: it is not the one that was published.
             NotFound: it is not in S3.
-            Unavailable: S3 did not answer in time.
         """
         return record.check(await self._manifest(record))
 
@@ -169,7 +165,6 @@ class VersionStore:
         Raises:
             Corrupt: the version in S3 is not the one that was published.
             NotFound: it is not in S3.
-            Unavailable: S3 did not answer in time.
         """
         async with self._turn(record) as waited:
             found = await self.cached(record) if waited else None
@@ -221,7 +216,6 @@ class VersionStore:
         Raises:
             Corrupt: the version in S3 is not the one that was published.
             NotFound: it is not in S3.
-            Unavailable: S3 did not answer in time.
         """
         try:
             raw = await self._manifest(record)
@@ -268,7 +262,6 @@ class VersionStore:
         Raises:
             Corrupt: the file in S3 is not the one that was published.
             NotFound: it is not in S3.
-            Unavailable: S3 did not answer in time.
         """
         found = await self._objects.head(record.prefix + name)
         # Releases up to 23e14f8 recorded no S3 checksum, only a digest in the object's metadata,

@@ -16,7 +16,6 @@ from datetime import timedelta
 import msgspec
 
 from core import names, telemetry
-from core.errors import NotFound
 from core.models import Build, Model, now, parse_timestamp
 from core.resources import Resources
 from core.versions import VersionRecord
@@ -51,7 +50,7 @@ async def apply_retention(resources: Resources, model_version: str) -> Retention
         await resources.promotions.keep(latest)
     removed, retired = 0, False
     for build_id, attempts in stored.items():
-        build = kept.get(build_id) or await _find_build(resources, build_id)
+        build = kept.get(build_id) or await resources.builds.find_build(build_id)
         if build is None or build.model_version != model_version:
             continue  # not in this table, as after a restore
         published = VersionRecord.of(build).prefix
@@ -100,16 +99,9 @@ async def _kept_builds(resources: Resources, model: Model) -> list[Build]:
                 break
     current = model.current_build_id
     if current is not None and current not in {build.build_id for build in latest}:
-        found = await _find_build(resources, current)
+        found = await resources.builds.find_build(current)
         latest += [found] if found is not None else []
     return latest
-
-
-async def _find_build(resources: Resources, build_id: str) -> Build | None:
-    try:
-        return await resources.builds.get_build(build_id)
-    except NotFound:
-        return None
 
 
 async def _remove_record(resources: Resources, build: Build) -> bool:

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Annotated, Final
 
+import msgspec
 from litestar import Controller, delete, get, patch, post, put
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
@@ -34,7 +35,7 @@ from core.attributes.values import Attributes
 from core.errors import FieldError, Invalid, Unreadable
 from core.identifiers import validate_product_id
 from core.models import Embedding, Watermark
-from core.repositories.embedding_positions import EmbeddingPosition
+from core.repositories.embedding_rows import EmbeddingPosition
 from core.usecases.embeddings import EmbeddingService, MalformedRows, Row
 from core.vectors.arrays import as_vector
 
@@ -85,11 +86,7 @@ class EmbeddingController(Controller):
             ),
         )
         return ApiResponse(
-            EmbeddingStored(
-                product_id=stored.product_id,
-                dimension=stored.dimension,
-                updated_at=stored.updated_at,
-            ),
+            msgspec.convert(stored, EmbeddingStored, from_attributes=True),
             status_code=201 if stored.created else 200,
             headers=_header(request, stored.watermark),
         )
@@ -150,11 +147,7 @@ class EmbeddingController(Controller):
             request, partial(embedding_service.patch_attributes, model_version, product_id, changes)
         )
         return ApiResponse(
-            AttributesPatched(
-                product_id=patched.product_id,
-                updated_at=patched.updated_at,
-                attributes=patched.attributes,
-            ),
+            msgspec.convert(patched, AttributesPatched, from_attributes=True),
             headers=_header(request, patched.watermark),
         )
 

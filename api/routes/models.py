@@ -140,7 +140,7 @@ class ModelController(Controller):
         if model.current_build_id is None:
             raise NoIndex(f"{model_version} has no published build yet; POST one to its builds")
         build = await app.resources.builds.get_build(model.current_build_id)
-        manifest = _published(build)
+        manifest = manifest_of(build.manifest)
         if manifest is None:
             raise Corrupt(f"build {model.current_build_id} is current and has no manifest")
         record = VersionRecord.of(build)
@@ -182,10 +182,8 @@ async def _manifest(app: AppContext, model: Model) -> Manifest | None:
     loaded = app.registry.segment(model.model_version)
     if loaded is not None and loaded.build_id == model.current_build_id:
         return loaded.manifest
-    try:
-        return _published(await app.resources.builds.get_build(model.current_build_id))
-    except NotFound:
-        return None
+    build = await app.resources.builds.find_build(model.current_build_id)
+    return None if build is None else manifest_of(build.manifest)
 
 
 async def _check_files(versions: VersionStore, build: Build) -> None:
@@ -204,10 +202,6 @@ async def _file(
     info = manifest.files[name]
     url = await versions.presign(record, name, info, URL_EXPIRES_S)
     return MatrixFile(url=url, bytes=info.bytes, sha256=info.sha256)
-
-
-def _published(build: Build) -> Manifest | None:
-    return manifest_of(build.manifest)
 
 
 def _current(manifest: Manifest) -> results.CurrentBuild:

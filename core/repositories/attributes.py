@@ -9,9 +9,9 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import equals, exists, expressions
 from core.dynamo.pagination import paginate
-from core.dynamo.rows import delete_rows, get_row
+from core.dynamo.rows import delete_rows, get_row, put_row
 from core.dynamo.wire import Item, RequestItem
-from core.errors import ConditionFailed, Invalid, TransactionFailed, Unavailable
+from core.errors import Invalid, TransactionFailed, Unavailable
 from core.models import Model, now, timestamp
 from core.repositories import transactions
 from core.repositories.attribute_items import (
@@ -94,21 +94,12 @@ class AttributeRepository:
         claim: Claim | None,
     ) -> bool:
         """Puts an item in place of the one that was read; False where that has changed."""
+        if claim is None:
+            return await put_row(self._dynamo, self._table, item, is_same(before))
+        part = transactions.put(self._table, item, is_same(before))
         try:
-            if claim is None:
-                await self._dynamo.call(
-                    "put_item",
-                    TableName=self._table,
-                    Item=item,
-                    **expressions(condition=is_same(before)),
-                )
-            else:
-                await transactions.transact(
-                    self._dynamo,
-                    transactions.put(self._table, item, is_same(before)),
-                    also=completion(claim, patched),
-                )
-        except (ConditionFailed, TransactionFailed):
+            await transactions.transact(self._dynamo, part, also=completion(claim, patched))
+        except TransactionFailed:
             return False
         return True
 

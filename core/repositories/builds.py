@@ -73,10 +73,15 @@ class BuildRepository:
         Raises:
             NotFound: there is none.
         """
-        row = await get_row(self._dynamo, self._builds, key(build_id=build_id))
-        if row is None:
+        build = await self.find_build(build_id)
+        if build is None:
             raise NotFound(f"there is no build {build_id!r}")
-        return decode(row)
+        return build
+
+    async def find_build(self, build_id: str) -> Build | None:
+        """One build, read consistently; None if there is none."""
+        row = await get_row(self._dynamo, self._builds, key(build_id=build_id))
+        return None if row is None else decode(row)
 
     async def list_builds(
         self,

@@ -39,8 +39,9 @@ async def read_rows(
     gate = asyncio.Semaphore(_CONCURRENT_READS)
 
     async def read(chunk: Sequence[str]) -> list[Embedding]:
+        keys = [row_key(model_version, product_id) for product_id in chunk]
         async with gate:
-            return await _read(dynamo, table, model_version, chunk)
+            return [decode_any(item) for item in await _read_items(dynamo, table, keys)]
 
     starts = range(0, len(product_ids), _IDS_MAX)
     chunks = await gather(*(read(product_ids[start : start + _IDS_MAX]) for start in starts))
@@ -81,13 +82,6 @@ def _attached(row: Embedding, item: Item | None) -> Embedding:
     except Corrupt as error:
         _log.warning("attributes cannot be read", product_id=row.product_id, why=str(error))
         return row
-
-
-async def _read(
-    dynamo: Dynamo, table: str, model_version: str, product_ids: Sequence[str]
-) -> list[Embedding]:
-    keys = [row_key(model_version, product_id) for product_id in product_ids]
-    return [decode_any(item) for item in await _read_items(dynamo, table, keys)]
 
 
 async def _read_items(dynamo: Dynamo, table: str, keys: Sequence[RequestItem]) -> list[Item]:

@@ -1,6 +1,8 @@
-"""How embeddings are stored: rows, tombstones, and the shard of each."""
+"""How embeddings are stored: rows, tombstones, the shard of each, and positions in their lists."""
 
 from typing import Final
+
+import msgspec
 
 from core import telemetry
 from core.dynamo import tables
@@ -29,6 +31,33 @@ WITHOUT_VECTOR = (
 _log = telemetry.logger(__name__)
 
 
+class EmbeddingPosition(msgspec.Struct, frozen=True):
+    """A position in a list of embeddings: a shard, and the last key that was read of it."""
+
+    shard: int = 0
+    updated_at: str | None = None
+    product_id: str | None = None
+    generation: int = 0
+    """Of the model version that is listed."""
+
+
+def start_key(model: Model, at: EmbeddingPosition) -> RequestItem | None:
+    """The key after which a query of the shard continues; None at its start."""
+    if at.product_id is None or at.updated_at is None:
+        return None
+    partition = tables.model_shard(model.model_version, at.shard, model.generation)
+    return {
+        **row_key(model.model_version, at.product_id),
+        tables.MODEL_SHARD: {"S": partition},
+        "updated_at": {"S": at.updated_at},
+    }
+
+
+def position_after(model: Model, shard: int, last: Item) -> EmbeddingPosition:
+    """The position after an item of a shard."""
+    return EmbeddingPosition(shard, last["updated_at"].S, last["product_id"].S, model.generation)
+
+
 def shard_key(model: Model, product_id: str) -> str:
     """The partition of ModelVersionIndex that a product's row is in."""
     shard = tables.shard_of(product_id, model.shards)
@@ -36,7 +65,7 @@ def shard_key(model: Model, product_id: str) -> str:
 
 
 def of_generation(generation: int) -> Condition:
-    """The row is of this generation; where that is 0, it may be absent as well."""
+    """The row or record is of this generation; where that is 0, it may be absent as well."""
     return equals(GENERATION, generation) if generation else missing(GENERATION)
 
 

@@ -24,18 +24,20 @@ from core.repositories.attribute_items import (
     attributes_tombstone,
 )
 from core.repositories.batch_writes import BatchWrite, Transactions, grouped
-from core.repositories.embedding_positions import EmbeddingPosition, position_after, start_key
 from core.repositories.embedding_reads import read_row, read_rows, with_attributes
 from core.repositories.embedding_rows import (
     GENERATION,
     WITHOUT_VECTOR,
+    EmbeddingPosition,
     decode,
     decode_any,
     generation_of,
     live_row,
     of_generation,
     other_generation,
+    position_after,
     row_key,
+    start_key,
     tombstone_update,
     unchanged,
     unknown,

@@ -178,7 +178,10 @@ class IdempotencyRepository:
                     continue  # it had expired, and was removed
                 # Else it was claimed by this call, whose first answer was lost.
             bytes_max = self._records.idempotency_body_bytes_max
-            return Claim(self._table, caller, idempotency_key, token, bytes_max, _checkpoints(item))
+            done = frozenset(
+                name.removeprefix(_CHECKPOINT) for name in item if name.startswith(_CHECKPOINT)
+            )
+            return Claim(self._table, caller, idempotency_key, token, bytes_max, done)
         raise InFlight("another request with this idempotency key is being answered")
 
     async def complete(self, claim: Claim, result: Result) -> None:
@@ -298,9 +301,3 @@ class IdempotencyRepository:
 
 def _completed(encoded: bytes, *, lasting: bool = False) -> Update:
     return Update(set={_LASTING: lasting or None, "state": _COMPLETED, "result": encoded.decode()})
-
-
-def _checkpoints(item: Item) -> frozenset[str]:
-    return frozenset(
-        name.removeprefix(_CHECKPOINT) for name in item if name.startswith(_CHECKPOINT)
-    )

@@ -14,7 +14,7 @@ from core.dynamo.rows import delete_row, update_row
 from core.errors import LeaseLost
 from core.models import Build, Model
 from core.repositories.deletion_leases import DeletionLease
-from core.repositories.models import same_generation
+from core.repositories.embedding_rows import of_generation
 from core.settings import Settings
 
 
@@ -28,7 +28,7 @@ class ModelDeletion(msgspec.Struct, frozen=True):
     @property
     def held(self) -> Condition:
         """The record is still of this generation, and this worker has its lease."""
-        return same_generation(self.model) & self.lease.held
+        return of_generation(self.model.generation) & self.lease.held
 
 
 class ModelDeletionRepository:
@@ -45,8 +45,9 @@ class ModelDeletionRepository:
         if model.deleting_at is None:
             return None
         lease = DeletionLease(model.deleting_at)
-        change, condition = lease.renewed(self._lease_s), same_generation(model) & lease.available
-        return ModelDeletion(model, lease) if await self._update(model, change, condition) else None
+        condition = of_generation(model.generation) & lease.available
+        taken = await self._update(model, lease.renewed(self._lease_s), condition)
+        return ModelDeletion(model, lease) if taken else None
 
     async def renew(self, deletion: ModelDeletion) -> None:
         """Renews the lease.

@@ -10,13 +10,12 @@ import msgspec
 from core import telemetry
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import Condition, Update, equals, exists, expressions, key, missing
+from core.dynamo.expressions import Condition, Update, exists, key, missing
 from core.dynamo.items import Codec, check_row, int_of
 from core.dynamo.pagination import paginate
-from core.dynamo.rows import get_row, update_row
+from core.dynamo.rows import get_row, put_row, update_row
 from core.dynamo.wire import AttributeValue, RequestItem
 from core.errors import (
-    ConditionFailed,
     Corrupt,
     ModelBeingDeleted,
     NewerFormat,
@@ -27,6 +26,7 @@ from core.errors import (
 from core.formats import TABLES_ROW
 from core.models import Metric, Model, now, timestamp
 from core.repositories import transactions
+from core.repositories.embedding_rows import of_generation
 from core.repositories.transactions import Part
 from core.settings import Settings
 
@@ -81,16 +81,9 @@ async def read_model(dynamo: Dynamo, table: str, model_version: str) -> Model:
     return decode_model(item)
 
 
-def same_generation(model: Model) -> Condition:
-    """The record is of this generation."""
-    if model.generation:
-        return equals("generation", model.generation)
-    return missing("generation")
-
-
 def same_model(model: Model) -> Condition:
     """The record is of this generation, and not marked for deletion."""
-    return exists("model_version") & missing("deleting_at") & same_generation(model)
+    return exists("model_version") & missing("deleting_at") & of_generation(model.generation)
 
 
 class ModelRepository:
@@ -219,14 +212,8 @@ class ModelRepository:
             created_at=timestamp(now()),
             generation=time.time_ns() // 1000,
         )
-        try:
-            await self._dynamo.call(
-                "put_item",
-                TableName=self._table,
-                Item=encode_model(model),
-                **expressions(condition=missing("model_version")),
-            )
-        except ConditionFailed:
+        absent = missing("model_version")
+        if not await put_row(self._dynamo, self._table, encode_model(model), absent):
             return await self.get_model(model_version)
         return self._remember(model, began)
 

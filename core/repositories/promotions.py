@@ -100,18 +100,17 @@ class PromotionRepository:
             open_build = model.open_build_id
             same = missing(_OPEN) if open_build is None else equals(_OPEN, open_build)
             kept = equals("status", "published") & missing("removed_at")
+            condition = equals("epoch", model.epoch) & same_model(model) & same
+            parts = [
+                self._on_build(build_id, Update(remove=("retired_at",)), kept),
+                self._on_model(model_version, moved, condition),
+            ]
+            if open_build is not None:
+                # It must not replace the promoted build, unless an operator requests it again.
+                automatic = Update(set={"automatic": True})
+                parts.append(self._on_build(open_build, automatic, exists("build_id")))
             try:
-                await transactions.transact(
-                    self._dynamo,
-                    self._on_build(build_id, Update(remove=("retired_at",)), kept),
-                    self._on_model(
-                        model_version,
-                        moved,
-                        equals("epoch", model.epoch) & same_model(model) & same,
-                    ),
-                    *self._demotion(open_build),
-                    also=also,
-                )
+                await transactions.transact(self._dynamo, *parts, also=also)
             except TransactionFailed as failed:
                 if refused(failed, 0):
                     raise NotPromotable(
@@ -120,15 +119,6 @@ class PromotionRepository:
             else:
                 return
         raise Unavailable(f"concurrent builds of {model_version} kept interfering; try again")
-
-    def _demotion(self, build_id: str | None) -> list[Part]:
-        """Marks the open build as automatic, so that it does not replace the promoted one.
-
-        An operator who requests the same again makes it their own again.
-        """
-        if build_id is None:
-            return []
-        return [self._on_build(build_id, Update(set={"automatic": True}), exists("build_id"))]
 
     async def promotable(self, model_version: str, build_id: str) -> tuple[Build, Model]:
         """The build and its model version, if the build can be made current.

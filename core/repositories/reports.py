@@ -31,7 +31,10 @@ class ReportPosition(msgspec.Struct, frozen=True):
 
 
 class ReportRepository:
-    """The reports table."""
+    """The reports table.
+
+    A write raises InFlight where the idempotency claim in `also` was lost.
+    """
 
     def __init__(self, dynamo: Dynamo, users: UserRepository, settings: Settings) -> None:
         self._dynamo = dynamo
@@ -55,7 +58,6 @@ class ReportRepository:
         Raises:
             AlreadyExists: there is one of that id.
             BeingDeleted: its user is being deleted.
-            InFlight: the idempotency claim in `also` was lost.
         """
         item = REPORT_CODEC.encode(report)
         await self._write(
@@ -71,7 +73,6 @@ class ReportRepository:
             NotFound: there is none any more, or it is someone else's.
             Stale: it has another version by now.
             BeingDeleted: its user is being deleted.
-            InFlight: the idempotency claim in `also` was lost.
         """
         item = REPORT_CODEC.encode(report)
         condition = _owned(report.user_id) & equals("version", expected_version)
@@ -90,7 +91,6 @@ class ReportRepository:
             NotFound: there is none, or it is someone else's.
             Stale: it has another version.
             BeingDeleted: its user is being deleted.
-            InFlight: the idempotency claim in `also` was lost.
         """
         condition = _owned(user_id)
         if expected_version is not None:

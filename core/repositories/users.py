@@ -19,7 +19,10 @@ USER_CODEC = Codec(User)
 
 
 class UserRepository:
-    """The users table."""
+    """The users table.
+
+    A write raises InFlight where the idempotency claim in `also` was lost.
+    """
 
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
         self._dynamo = dynamo
@@ -43,7 +46,6 @@ class UserRepository:
         Raises:
             AlreadyExists: there is one of that id.
             BeingDeleted: the one of that id is being deleted.
-            InFlight: the idempotency claim in `also` was lost.
         """
         await self._write(
             transactions.put(self._table, USER_CODEC.encode(user), missing("user_id")), also
@@ -58,7 +60,6 @@ class UserRepository:
             NotFound: there is none any more.
             BeingDeleted: it is being deleted.
             Stale: it has changed since it was read.
-            InFlight: the idempotency claim in `also` was lost.
         """
         condition = exists("user_id") & missing("deleting_at") & equals("version", expected_version)
         await self._write(
@@ -71,7 +72,6 @@ class UserRepository:
         Raises:
             NotFound: there is none.
             BeingDeleted: it is marked already.
-            InFlight: the idempotency claim in `also` was lost.
         """
         mark = transactions.update(
             self._table,

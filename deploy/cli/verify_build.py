@@ -58,9 +58,8 @@ async def _chosen(resources: Resources, build_or_model: str | None) -> Sequence[
     try:
         model = await resources.models.get_model(build_or_model)
     except NotFound:
-        try:
-            build = await resources.builds.get_build(build_or_model)
-        except NotFound:
+        build = await resources.builds.find_build(build_or_model)
+        if build is None:
             raise CommandError(
                 f"{build_or_model!r} is neither a model version nor a build"
             ) from None

@@ -8,7 +8,7 @@ import msgspec
 from core.dynamo import tables
 from core.dynamo.expressions import equals, expressions
 from core.dynamo.wire import Item
-from core.errors import EmptyModel, K9Error, NotFound
+from core.errors import EmptyModel, K9Error
 from core.models import Build, BuildParameters
 from core.resources import Resources
 from deploy.terminal import BuildDisplay
@@ -103,12 +103,8 @@ async def request_builds(
 
 async def _parameters(resources: Resources, model: Item) -> BuildParameters:
     current = model.get("current_build_id")
-    if current is None or not current.S:
-        return BuildParameters()
-    try:
-        return (await resources.builds.get_build(current.S)).parameters.again()
-    except NotFound:
-        return BuildParameters()
+    build = await resources.builds.find_build(current.S) if current and current.S else None
+    return BuildParameters() if build is None else build.parameters.again()
 
 
 async def wait_for_build(resources: Resources, build_id: str, display: BuildDisplay) -> Build:

@@ -10,7 +10,7 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.errors import NotFound
 from core.models import Embedding, Model
-from core.repositories.embedding_positions import EmbeddingPosition
+from core.repositories.embedding_rows import EmbeddingPosition
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.models import ModelRepository
 from core.settings import Settings

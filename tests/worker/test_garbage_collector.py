@@ -14,7 +14,6 @@ from tests.worker.processes import until
 from tests.worker.test_durability import has_ended, requested, worker
 from tests.worker.test_history import changed, stored_builds
 from tests.worker.work import build, store
-from worker import retention
 from worker.background import Background
 from worker.building import garbage_collector
 from worker.building.runner import BuildRunner
@@ -107,13 +106,14 @@ async def test_a_build_that_is_promoted_during_a_round_is_not_retired(
         await store(resources, model_version, 10)
         first = await build(resources, model_version)
         await build(resources, model_version)
-        find_build = retention._find_build  # noqa: SLF001 - between two reads of the round
+        find_build = resources.builds.find_build
 
-        async def late(resources: Resources, build_id: str) -> Build | None:
+        async def late(build_id: str) -> Build | None:  # between two reads of the round
             if build_id == first.build_id:
+                monkeypatch.undo()  # the promotion reads builds too
                 await resources.promotions.promote(model_version, build_id)
-            return await find_build(resources, build_id)
+            return await find_build(build_id)
 
-        monkeypatch.setattr(retention, "_find_build", late)
+        monkeypatch.setattr(resources.builds, "find_build", late)
         await apply_retention(resources, model_version)
         assert (await resources.builds.get_build(first.build_id)).retired_at is None
