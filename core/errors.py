@@ -70,9 +70,7 @@ class NotAcceptedType(K9Error):
 class OverShare(K9Error):
     """This caller has as many requests in flight as its share allows."""
 
-    def __init__(self, detail: str, *, retry_after_s: int = 1) -> None:
-        super().__init__(detail)
-        self.retry_after_s = retry_after_s
+    retry_after_s = 1
 
 
 # --- what the state does not allow --------------------------------------------------------------

@@ -23,7 +23,6 @@ Steps = Generator[int, None, T]
 """Work in steps; yields how many bytes of memory the step has taken for its result."""
 
 _NICE: Final = 10
-_RETRY_AFTER_S: Final = 1
 
 
 class FairExecutor:
@@ -108,10 +107,7 @@ class FairExecutor:
             if not isinstance(error, TimeoutError):
                 raise
             self._too_late.inc()
-            raise Overloaded(
-                f"too many {self._name} are in flight; try again shortly",
-                retry_after_s=_RETRY_AFTER_S,
-            ) from None
+            raise Overloaded(f"too many {self._name} are in flight; try again shortly") from None
 
     def _pass_on(self) -> None:
         """Gives the turn to the caller whose last one is longest ago."""

@@ -20,7 +20,6 @@ from core.limits import (
 )
 from core.settings import Settings
 
-_RETRY_AFTER_S: Final = 1
 _NUMBER_BYTES: Final = 32
 """Of one number in JSON: 24 characters at the most, a comma, and some indentation."""
 _ESCAPED: Final = 6
@@ -64,14 +63,10 @@ class Quota:
             if mine:
                 self._over_share.inc()
                 raise OverShare(
-                    f"this caller has too many {self.name} in flight; try again once some are done",
-                    retry_after_s=_RETRY_AFTER_S,
+                    f"this caller has too many {self.name} in flight; try again once some are done"
                 )
             self._full.inc()
-            raise Overloaded(
-                f"too many {self.name} are in flight; try again shortly",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+            raise Overloaded(f"too many {self.name} are in flight; try again shortly")
 
     def acquire(self, caller: str, amount: int = 1) -> None:
         """Acquires an amount for a caller, who must `release` it; raises what `check` does."""

@@ -9,7 +9,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from api.auth.keys import KeyStore
-from core.errors import SettingsError, Unauthenticated, Unavailable
+from core.errors import SettingsError, Unauthenticated
 from core.models import Caller
 from core.settings import Settings
 
@@ -70,13 +70,6 @@ class Authenticator:
             caller = self._verify(authorization[len(_SCHEME) :].strip())
             self._remember(authorization, caller)
         return caller
-
-    def caller_or_none(self, authorization: bytes | None) -> Caller | None:
-        """The caller of an `Authorization` header; None where it has no valid token."""
-        try:
-            return self.caller(authorization)
-        except (Unauthenticated, Unavailable):
-            return None
 
     def _verify(self, token: bytes) -> Caller:
         try:

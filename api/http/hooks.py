@@ -17,7 +17,7 @@ from api.http.context import ANY, CONTEXT, RECORD, RequestContext, context_in
 from api.http.idempotency import claim_key, settle_key
 from api.http.problems import as_k9_error, log_failure, problem_reply
 from api.http.request import JSON_ONLY, ApiRequest, check_query
-from core.errors import Forbidden, NewerFormat
+from core.errors import Forbidden, NewerFormat, Unauthenticated, Unavailable
 
 OPEN: Final = "open"
 """The option of a handler that takes no token, and is answered however busy the process is."""
@@ -36,10 +36,11 @@ async def authenticate(connection: Connection, handler: BaseRouteHandler) -> Non
     """
     context = context_in(connection.scope)
     authenticator = context.app.authenticator
-    if handler.opt.get(OPEN):
-        context.known_caller = authenticator.caller_or_none(context.authorization)
-    else:
+    try:
         context.known_caller = authenticator.caller(context.authorization)
+    except (Unauthenticated, Unavailable):
+        if not handler.opt.get(OPEN):
+            raise
 
 
 async def readers(connection: Connection, _handler: BaseRouteHandler) -> None:

@@ -47,12 +47,8 @@ class BuildController(Controller):
 
         While one is open, the same request answers with it, and a different one is a conflict.
         """
-        parameters = BuildParameters(
-            target_recall=data.target_recall,
-            matrix_k=int(data.matrix_k),
-            deterministic=data.deterministic,
-            force=data.force,
-        )
+        # Not strict: a whole number of JSON is a float until here.
+        parameters = msgspec.convert(data, BuildParameters, strict=False, from_attributes=True)
         build = await once(request, partial(build_service.request, model_version, parameters))
         location = f"/builds/{build.build_id}"
         return ApiResponse(item(build), status_code=202, headers={"location": location})

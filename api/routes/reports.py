@@ -1,13 +1,11 @@
 """Reports, each visible to its owner alone."""
 
 from functools import partial
-from typing import Any, Final
 
 import msgspec
 from litestar import Controller, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
-from msgspec import UNSET
 
 from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
@@ -18,8 +16,6 @@ from core.identifiers import is_report_id
 from core.models import Report
 from core.repositories.reports import ReportPosition, ReportRepository, unknown_report
 from core.usecases.reports import ReportService
-
-_FIELDS: Final = ("title", "author", "date", "reference", "favorites")
 
 
 class ReportController(Controller):
@@ -37,7 +33,7 @@ class ReportController(Controller):
         report_service: NamedDependency[ReportService],
     ) -> ApiResponse[ReportItem]:
         """Creates a report of the caller's; duplicates in `favorites` are dropped."""
-        fields = _sent(data)
+        fields = msgspec.to_builtins(data)  # without those that were not sent
         report = await once(request, partial(report_service.create, request.caller.user_id, fields))
         response = _shown(report, status_code=201)
         response.set_header("location", f"/reports/{report.id}")
@@ -77,7 +73,7 @@ class ReportController(Controller):
         if_match: IfMatch = None,
     ) -> ApiResponse[ReportItem]:
         """Applies a JSON merge patch (RFC 7396); only the version that `If-Match` names."""
-        fields, versions = _sent(data), matching_versions(if_match)
+        fields, versions = msgspec.to_builtins(data), matching_versions(if_match)
         report_service.validate(fields)  # 422 comes before 404
         checked = _id(report_id)
         report = await once(
@@ -106,12 +102,6 @@ def _id(report_id: str) -> str:
     if not is_report_id(report_id):
         raise unknown_report()
     return report_id
-
-
-def _sent(body: ReportBody) -> dict[str, Any]:
-    """The fields that were sent."""
-    sent = {name: getattr(body, name) for name in _FIELDS}
-    return {name: value for name, value in sent.items() if value is not UNSET}
 
 
 def _shown(report: Report, status_code: int = 200) -> ApiResponse[ReportItem]:

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import quote
 
+import msgspec
 from litestar import Controller, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -19,8 +20,6 @@ from core.usecases.documents import check_text
 from core.usecases.users import UserService
 
 ME: Final = "me"
-
-_FIELDS: Final = ("name", "email", "avatar_url")
 
 
 class UserController(Controller):
@@ -86,11 +85,12 @@ def _own(request: ApiRequest, user_id: str) -> str:
 
 def _sent(body: UserBody) -> tuple[dict[str, str | None], bytes | None]:
     """The fields that were sent, and the preferences, which must be UTF-8, if they were too."""
-    sent = {name: getattr(body, name) for name in _FIELDS}
+    sent = msgspec.structs.asdict(body)
     fields = {name: value for name, value in sent.items() if value is not UNSET}
-    preferences = bytes(body.preferences) if isinstance(body.preferences, Raw) else None
-    if preferences is not None:
-        check_text(preferences)
+    if "preferences" not in fields:
+        return fields, None
+    preferences = bytes(fields.pop("preferences"))
+    check_text(preferences)
     return fields, preferences
 
 
