@@ -6,7 +6,6 @@ from time import monotonic
 
 import click
 
-from core.limits import BATCH_ROWS_MAX
 from core.models import Metric
 from deploy.cli import environment
 from deploy.errors import CommandError
@@ -80,12 +79,7 @@ async def command(
         async with environment.open_resources(settings) as resources:
             try:
                 await import_file(
-                    resources.embedding_service,
-                    model,
-                    reader,
-                    rows_max=BATCH_ROWS_MAX,
-                    metric=metric,
-                    on_batch=on_batch,
+                    resources.embedding_service, model, reader, metric=metric, on_batch=on_batch
                 )
             except CommandError as error:
                 raise CommandError(f"{error} (stored before that: {stored:,})") from error

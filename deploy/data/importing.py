@@ -7,6 +7,7 @@ import msgspec
 
 from core.concurrency import for_each, in_thread
 from core.errors import PartlyStored, TableMissing, Unavailable
+from core.limits import BATCH_ROWS_MAX
 from core.models import Metric
 from core.retry import RetryPolicy
 from core.usecases.embeddings import EmbeddingService
@@ -41,7 +42,7 @@ async def import_file(
     model_version: str,
     reader: EmbeddingReader,
     *,
-    rows_max: int,
+    rows_max: int = BATCH_ROWS_MAX,
     metric: Metric | None = None,
     on_batch: Callable[[BatchResult], None] = ignore,
 ) -> Imported:

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from core.dynamo import tables
 from core.errors import ModelBeingDeleted, NotFound
-from core.limits import BATCH_ROWS_MAX
 from core.models import Build, BuildParameters
 from core.settings import Settings
 from deploy.api_client import ProblemError, open_api, path_of
@@ -90,11 +89,7 @@ async def load(settings: Settings, console: Console) -> int:
 
         async with open_resources(settings.patient()) as resources:
             result = await import_file(
-                resources.embedding_service,
-                MODEL,
-                reader,
-                rows_max=BATCH_ROWS_MAX,
-                on_batch=on_batch,
+                resources.embedding_service, MODEL, reader, on_batch=on_batch
             )
     if result.bad:
         raise CommandError(f"{result.bad} rows of the sample are not valid: {CATALOGUE} is damaged")
