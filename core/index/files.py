@@ -1,6 +1,5 @@
 """Writing the files of a version. The same rows give the same bytes: no file contains a time."""
 
-import hashlib
 import zipfile
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +8,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from core.files import size_and_digest
 from core.index.manifest import FileInfo
 from core.vectors.arrays import Floats
 from core.vectors.matrix import Matrix
@@ -33,9 +33,8 @@ _ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)
 
 def file_info(path: Path) -> FileInfo:
     """Checksum and size of a file on disk."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(digest, path.stat().st_size)
+    size, digest = size_and_digest(path)
+    return FileInfo(digest, size)
 
 
 def write_ids(path: Path, ids: list[bytes]) -> None:
@@ -43,18 +42,11 @@ def write_ids(path: Path, ids: list[bytes]) -> None:
 
     All numbers are 64-bit little-endian; the offsets are one more than the ids.
     """
-    offsets = _offsets(ids)
     with path.open("wb") as file:
         file.write(IDS_MAGIC)
         file.write(np.array([len(ids)], dtype="<u8").tobytes())
-        file.write(offsets.astype("<u8").tobytes())
+        file.write(np.cumsum([0, *map(len, ids)], dtype="<u8").tobytes())
         file.write(b"".join(ids))
-
-
-def _offsets(ids: list[bytes]) -> NDArray[np.int64]:
-    offsets = np.zeros(len(ids) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)), out=offsets[1:])
-    return offsets
 
 
 def create_vectors(path: Path, rows: int, dimension: int) -> Floats:
@@ -115,7 +107,7 @@ def write_npz(path: Path, ids: list[bytes], matrix: Matrix) -> None:
         "shape": np.array([n, n], dtype=np.int64),
         "data": matrix.scores[present],
         "ids": np.frombuffer(b"".join(ids), dtype=np.uint8),
-        "id_offsets": _offsets(ids),
+        "id_offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
     }
     with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_STORED) as archive:
         for name, values in members.items():

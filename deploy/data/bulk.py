@@ -34,6 +34,10 @@ async def retried(action: Callable[[], Awaitable[T]]) -> T:
     return await _RETRY.call(action, on=Unavailable, never=TableMissing)
 
 
+async def _call(dynamo: Dynamo, operation: str, **parameters: Any) -> dict[str, Any]:
+    return await retried(partial(dynamo.call, operation, **parameters))
+
+
 async def scan_segment(
     dynamo: Dynamo,
     table: str,
@@ -53,12 +57,8 @@ async def scan_segment(
         attributes: Those to read; None: all.
         consistent: Whether reads are strongly consistent, at twice the price.
     """
-
-    async def call(operation: str, **parameters: Any) -> dict[str, Any]:
-        return await retried(partial(dynamo.call, operation, **parameters))
-
     async for page in paginate(
-        call,
+        partial(_call, dynamo),
         "scan",
         TableName=table,
         Segment=segment,
@@ -71,9 +71,7 @@ async def scan_segment(
 
 async def is_empty(dynamo: Dynamo, table: str) -> bool:
     """Whether a table has no item at all."""
-    reply = await retried(
-        lambda: dynamo.call("scan", TableName=table, ConsistentRead=True, Limit=1)
-    )
+    reply = await _call(dynamo, "scan", TableName=table, ConsistentRead=True, Limit=1)
     return not reply["Items"]
 
 
@@ -114,18 +112,20 @@ async def get_batch(
         items: Rows of another table, by whose key attributes rows are looked up.
         attributes: Those to read; None: all.
     """
-    pending: list[Any] = [{name: item[name] for name in key.attributes} for item in items]
+    asked: dict[str, Any] = {
+        "Keys": [{name: item[name] for name in key.attributes} for item in items],
+        "ConsistentRead": True,
+        **expressions(projection=attributes),
+    }
     found: list[Item] = []
-    projection = expressions(projection=attributes)
     async for _ in _RETRY.attempts():
-        asked = {"Keys": pending, "ConsistentRead": True, **projection}
-        parameters = {"RequestItems": {table: asked}}
-        reply = await retried(partial(dynamo.call, "batch_get_item", **parameters))
+        reply = await _call(dynamo, "batch_get_item", RequestItems={table: asked})
         found += reply["Responses"].get(table, [])
-        pending = reply.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
-        if not pending:
+        asked["Keys"] = reply.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
+        if not asked["Keys"]:
             return found
-    raise Unavailable(f"DynamoDB did not read {len(pending)} items of {table} after all attempts")
+    left = len(asked["Keys"])
+    raise Unavailable(f"DynamoDB did not read {left} items of {table} after all attempts")
 
 
 async def put_batch(dynamo: Dynamo, table: str, items: Sequence[Item]) -> None:
@@ -141,8 +141,7 @@ async def delete_batch(dynamo: Dynamo, table: str, key: tables.Key, items: Seque
 
 async def _write_batch(dynamo: Dynamo, table: str, requests: list[dict[str, Any]]) -> None:
     async for _ in _RETRY.attempts():
-        parameters = {"RequestItems": {table: requests}}
-        reply = await retried(partial(dynamo.call, "batch_write_item", **parameters))
+        reply = await _call(dynamo, "batch_write_item", RequestItems={table: requests})
         requests = reply.get("UnprocessedItems", {}).get(table, [])
         if not requests:
             return

@@ -213,13 +213,5 @@ def _ordered(value: AttributeValue) -> AttributeValue:
         return AttributeValue(M={name: _ordered(each) for name, each in value.M.items()})
     if value.L is not None:
         return AttributeValue(L=[_ordered(each) for each in value.L])
-    return AttributeValue(
-        S=value.S,
-        N=value.N,
-        B=value.B,
-        BOOL=value.BOOL,
-        NULL=value.NULL,
-        SS=sorted(value.SS) if value.SS else None,
-        NS=sorted(value.NS) if value.NS else None,
-        BS=sorted(value.BS) if value.BS else None,
-    )
+    sets = {name: sorted(found) for name in ("SS", "NS", "BS") if (found := getattr(value, name))}
+    return msgspec.structs.replace(value, **sets)

@@ -156,7 +156,8 @@ def make_private(directory: Path) -> None:
                 raise CommandError(f"{directory} is another user's: name one of your own by --data")
             if not found.st_mode & 0o077:
                 return
-            if not _is_data(os.listdir(handle)):  # noqa: PTH208 - of that handle
+            names = os.listdir(handle)  # noqa: PTH208 - of that handle
+            if names and "secrets.json" not in names and "lock" not in names:
                 raise CommandError(
                     f"{directory} holds other files, and other users may enter it: "
                     "name a new directory by --data"
@@ -166,10 +167,6 @@ def make_private(directory: Path) -> None:
             os.close(handle)
     except OSError as error:
         raise CommandError(f"{directory} cannot be used: {error.strerror}") from error
-
-
-def _is_data(names: list[str]) -> bool:
-    return not names or "secrets.json" in names or "lock" in names
 
 
 def read_stack(directory: Path) -> RunningStack | None:

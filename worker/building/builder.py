@@ -77,11 +77,9 @@ class VersionBuilder:
         )
         directory = self.directory / "rows"
         tombstones: dict[str, str] = {}
-        digest = (
-            PullDigest(watermark, timestamp(pulled_at))
-            if earlier is None
-            else PullDigest(earlier.watermark, earlier.pulled_at or earlier.watermark)
-        )
+        digest = PullDigest(watermark, timestamp(pulled_at))
+        if earlier is not None:
+            digest = PullDigest(earlier.watermark, earlier.pulled_at or earlier.watermark)
         self.report(Progress("pull"))
         with closing(RowWriter(directory, self.model.dimension)) as writer:
             async for page in self.resources.embeddings.get_embeddings_by_model(self.model):

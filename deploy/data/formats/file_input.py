@@ -11,9 +11,9 @@ import os
 import stat
 import tempfile
 import zlib
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final
 
 from core.settings import Files
 from deploy.errors import CommandError
@@ -62,15 +62,17 @@ _ENCODINGS: Final = (
 )
 
 
-class _Counted(io.RawIOBase):
+class _Readable(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+
+class _Counted(_Readable):
     """Counts the bytes read from a file, and fills each buffer whole, also from a slow pipe."""
 
     def __init__(self, file: io.RawIOBase) -> None:
         self._file = file
         self.position = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # any buffer
         view = memoryview(buffer)
@@ -81,7 +83,7 @@ class _Counted(io.RawIOBase):
         return filled
 
 
-class _Expanded(io.RawIOBase):
+class _Expanded(_Readable):
     """Decodes a gzip stream, within the limits."""
 
     def __init__(self, source: BinaryIO, counted: _Counted, name: str, limits: Files) -> None:
@@ -90,9 +92,6 @@ class _Expanded(io.RawIOBase):
         self._name = name
         self._limits = limits
         self._decoded = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # any buffer
         try:
@@ -106,7 +105,7 @@ class _Expanded(io.RawIOBase):
         return size
 
 
-class _Transcoded(io.RawIOBase):
+class _Transcoded(_Readable):
     """Converts text of another encoding to UTF-8."""
 
     def __init__(self, source: BinaryIO, encoding: str, name: str) -> None:
@@ -117,16 +116,13 @@ class _Transcoded(io.RawIOBase):
         self._name = name
         self._ready = b""
 
-    def readable(self) -> bool:
-        return True
-
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # any buffer
         while not self._ready:
             block = self._source.read(BLOCK_BYTES)
             try:
                 text = self._decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise CommandError(f"{self._name}: is not valid {self._encoding}") from (error)
+                raise CommandError(f"{self._name}: is not valid {self._encoding}") from error
             self._ready = text.encode("utf-8", "surrogatepass")
             if not block and not self._ready:
                 return 0
@@ -136,7 +132,7 @@ class _Transcoded(io.RawIOBase):
         return size
 
 
-class FileInput:
+class FileInput(AbstractContextManager["FileInput"]):
     """An opened file. `stream` has its bytes: decompressed, and text as UTF-8 without a BOM."""
 
     def __init__(self, path: Path, limits: Files) -> None:
@@ -224,9 +220,6 @@ class FileInput:
     def close(self) -> None:
         """Closes the file."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

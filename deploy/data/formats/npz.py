@@ -108,38 +108,35 @@ class NpzReader(EmbeddingReader):
                     f"{self.name}: {name!r} holds Python objects, which are never read: save it "
                     f"as np.asarray({name}, dtype={'str' if name == ids else 'np.float32'})"
                 )
-        shape, kind = self._ids.shape, self._ids.dtype.kind
-        if kind not in "USiu" or len(shape) != 1 or not self._ids.dtype.itemsize:
-            raise CommandError(
-                f"{self.name}: {ids!r} is an array of {self._ids.dtype} with shape {shape}; ids "
-                "are text or integers in one dimension"
-            )
-        if kind in "iu":
+        self._check_type(ids, self._ids, "USiu", 1, "ids are text or integers in one dimension")
+        if self._ids.dtype.kind in "iu":
             self.notes.append(f"{ids!r} holds integers ({self._ids.dtype}), stored as text")
-        shape, kind = self._vectors.shape, self._vectors.dtype.kind
-        if kind not in "fiu" or len(shape) != _MATRIX_DIMENSIONS:
-            raise CommandError(
-                f"{self.name}: {vectors!r} is an array of {self._vectors.dtype} with shape "
-                f"{shape}; vectors are numbers in two dimensions, one row a product"
-            )
-        if self._ids.shape[0] != shape[0]:
-            counts = f"{self._ids.shape[0]:,} ids and {shape[0]:,} vectors"
+        wanted = "vectors are numbers in two dimensions, one row a product"
+        self._check_type(vectors, self._vectors, "fiu", _MATRIX_DIMENSIONS, wanted)
+        if self._ids.shape[0] != self._vectors.shape[0]:
+            counts = f"{self._ids.shape[0]:,} ids and {self._vectors.shape[0]:,} vectors"
             raise CommandError(f"{self.name}: has {counts}; there must be as many of both")
         for name, array in ((ids, self._ids), (vectors, self._vectors)):
             self._check_size(name, array)
 
     def _attribute(self, name: str, member: zipfile.ZipInfo) -> _Array:
         array = self._array(name, member)
-        if array.dtype.kind not in "USiufb" or not array.dtype.itemsize or len(array.shape) != 1:
-            raise CommandError(
-                f"{self.name}: {name!r} is an array of {array.dtype} with shape {array.shape}; "
-                "attributes are text, numbers or booleans in one dimension"
-            )
+        wanted = "attributes are text, numbers or booleans in one dimension"
+        self._check_type(name, array, "USiufb", 1, wanted)
         if array.shape != self._ids.shape:
             counts = f"{array.shape[0]:,} of {name!r} and {self._ids.shape[0]:,} ids"
             raise CommandError(f"{self.name}: has {counts}; there must be as many of both")
         self._check_size(name, array)
         return array
+
+    def _check_type(
+        self, name: str, array: _Array, kinds: str, dimensions: int, wanted: str
+    ) -> None:
+        shape, dtype = array.shape, array.dtype
+        if dtype.kind not in kinds or len(shape) != dimensions or not dtype.itemsize:
+            raise CommandError(
+                f"{self.name}: {name!r} is an array of {dtype} with shape {shape}; {wanted}"
+            )
 
     def _check_size(self, name: str, array: _Array) -> None:
         row_bytes = _row_bytes(array)

@@ -4,10 +4,11 @@ import lzma
 import uuid
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -88,7 +89,7 @@ def batch_of(
     return Batch(rows, bad, len(ids))
 
 
-class EmbeddingReader(ABC):
+class EmbeddingReader(AbstractContextManager["EmbeddingReader"]):
     """An opened file of embeddings, read in batches; closed at the end of its block.
 
     A row that cannot be read becomes a `BadRow`. Whether a row can be stored is checked later, by
@@ -126,9 +127,6 @@ class EmbeddingReader(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes the file."""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
