@@ -28,6 +28,7 @@ MEASURED: Final = "TEST_COVERAGE"
 """Set in the environment of programs whose coverage is measured."""
 LENGTH: Final = struct.Struct("!I")
 NUMBER: Final = struct.Struct("!i")
+BUILD: Final = "worker.building.build_process"
 _FDS: Final = 3
 _ROOT: Final = Path(__file__).parent.parent
 _PACKAGES: Final = ("api", "core", "worker", "deploy.aws", "deploy.cli", "deploy.data")
@@ -37,10 +38,12 @@ class Order(msgspec.Struct, frozen=True):
     """What to run."""
 
     program: str
-    """A package that `python -m` would run, or `k9`."""
+    """A package or module that `python -m` would run, or `k9`."""
     arguments: list[str]
     environ: dict[str, str]
     directory: str
+    leads_group: bool = False
+    """Whether it is the first of a process group of its own."""
 
 
 def _preload() -> None:
@@ -94,6 +97,8 @@ def _serve(listener: socket.socket) -> Order:
                 os.close(waking)
                 _become(order, fds)
                 return order
+            if order.leads_group:
+                os.setpgid(child, child)  # before anyone knows of it
             for fd in fds:
                 os.close(fd)
             children[child] = connection
@@ -153,6 +158,12 @@ def main() -> None:
         from deploy.cli.main import main as k9  # noqa: PLC0415 - imported long ago
 
         k9()
+    elif order.program == BUILD:
+        from core.vectors.families import set_threads  # noqa: PLC0415 - as above
+        from worker.building.build_process import main as build  # noqa: PLC0415 - as above
+
+        set_threads(int(os.environ["OMP_NUM_THREADS"]))  # FAISS was imported without
+        sys.exit(build(order.arguments))
     else:
         runpy.run_module(order.program, run_name="__main__", alter_sys=True)
 

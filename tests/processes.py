@@ -74,6 +74,12 @@ class Process:
         await self.wait()
         return out, error
 
+    def close_stdin(self) -> None:
+        """Ends its standard input, unless `communicate` did."""
+        if self._stdin is not None:
+            os.close(self._stdin)
+            self._stdin = None
+
     def _feed(self, data: bytes) -> None:
         if self._stdin is not None:
             with suppress(BrokenPipeError), os.fdopen(self._stdin, "wb", buffering=0) as file:
@@ -90,6 +96,7 @@ async def start(
     stdin: int | None = None,
     stdout: Any = DEVNULL,
     stderr: Any = DEVNULL,
+    leads_group: bool = False,
 ) -> Process:
     """Starts `api`, `worker` or `k9`, as `python -m` or the command would, without the imports.
 
@@ -101,8 +108,10 @@ async def start(
         stdin: PIPE, or nothing to read.
         stdout: PIPE, DEVNULL or an open file.
         stderr: Likewise, or STDOUT.
+        leads_group: Whether it has a process group of its own, which signals may be sent to.
     """
-    order = Order(program, list(arguments), dict(environ), str(directory or Path.cwd()))
+    where = str(directory or Path.cwd())
+    order = Order(program, list(arguments), dict(environ), where, leads_group)
     theirs: list[int] = []
     ours: dict[str, int] = {}
     for name, wanted in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
@@ -148,6 +157,7 @@ def _server() -> str:
     path = f"{directory.name}/socket"
     # Its children write copies of their logs, under their own names.
     environ = {name: value for name, value in os.environ.items() if name != DIRECTORY}
+    environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported, and a build's value
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.fork_server", path],
         cwd=_ROOT,

@@ -13,6 +13,7 @@ from api.entrypoint import Entrypoint
 from core.queue import BuildJob
 from core.resources import Resources
 from core.vectors.arrays import Floats
+from tests.forked_builds import forked_builds
 from worker.building.attempt import BuildAttempt
 
 DIMENSION = 8
@@ -101,7 +102,8 @@ async def build_here(resources: Resources, build_id: str) -> None:
     build = await resources.builds.get_build(build_id)
     attempt = await BuildAttempt.claim(resources, BuildJob(build.build_id, build.fence))
     assert attempt is not None
-    await attempt.run()
+    with forked_builds():
+        await attempt.run()
 
 
 def assert_problem(reply: httpx.Response, status: int, kind: str | None = None) -> Any:

@@ -9,9 +9,10 @@ from core.models import Build, BuildParameters, Model
 from core.resources import Resources
 from core.settings import Settings
 from core.versions import VersionRecord, VersionStore
+from tests.forked_builds import forked_builds
 from worker.background import Background
 from worker.building.runner import BuildRunner
-from worker.context import open_context
+from worker.context import WorkerContext, open_context
 from worker.main import create_listener
 from worker.reconcile import reconcile
 
@@ -48,14 +49,19 @@ async def lose_redis(resources: Resources) -> None:
 
 async def work(settings: Settings) -> None:
     """Runs a worker until its queue is empty, and its work finished."""
-    async with open_context(settings, reconcile=False) as context:
-        listener = create_listener(settings, context, burst=True)
-        try:
-            await listener.async_run()
-            await context.runner.drain()
-            await context.background.drain()
-        finally:
-            await listener.close()
+    with forked_builds():
+        async with open_context(settings, reconcile=False) as context:
+            await _work(settings, context)
+
+
+async def _work(settings: Settings, context: WorkerContext) -> None:
+    listener = create_listener(settings, context, burst=True)
+    try:
+        await listener.async_run()
+        await context.runner.drain()
+        await context.background.drain()
+    finally:
+        await listener.close()
 
 
 async def reconciled(resources: Resources) -> int:
