@@ -69,7 +69,7 @@ async def resources(api_settings: Settings) -> AsyncIterator[Resources]:
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # with it end its looks at the tables, ten a second
 async def service(
     api_settings: Settings, resources: Resources, pool: Pool
 ) -> AsyncIterator[Service]:
