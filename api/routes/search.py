@@ -4,6 +4,7 @@
 leaves to Litestar, and for the OpenAPI document.
 """
 
+import asyncio
 from math import isfinite
 from typing import Annotated, Any, Final, TypeVar, cast
 
@@ -217,10 +218,17 @@ def _searching(
 async def _run(context: RequestContext, cost_us: float, steps: Steps[T]) -> T:
     """The result of a search, which runs in a thread where it is too long for the event loop.
 
+    Before and after a short one the other requests in flight have a turn. So all that are ready
+    are decoded, then all searched, then all encoded: code and index stay in the processor's caches
+    meanwhile, which takes a fifth off the time of a search (decision record 0026).
+
     Raises what `Admission.large_search` and `FairExecutor.run` do.
     """
     if cost_us <= INLINE_US_MAX:
-        return finished(steps)
+        await asyncio.sleep(0)
+        result = finished(steps)
+        await asyncio.sleep(0)
+        return result
     caller = context.caller.user_id
     with context.app.admission.large_search(caller, max(1, round(cost_us / 1000))):
         return await context.app.searching.run(caller, steps)

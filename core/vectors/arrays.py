@@ -5,6 +5,7 @@ in float64 from float32 numbers, one pair at a time, so a pair has the same scor
 """
 
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -34,6 +35,7 @@ _NORM_TOO_LARGE: Final = 3
 _BLOCK_NUMBERS: Final = 1 << 20
 _ROUNDING: Final = 2.0**-24 * 1.001
 """The norm of a float32 unit row is within this of 1: each number is rounded by 2^-24 at most."""
+_WIRE: Final = np.dtype("<f4")
 _TINY: Final = float(np.finfo(np.float64).tiny)
 _POWERS: Final = np.array([float(f"1e{e}") for e in range(23)])
 """10^0 to 10^22, which float64 represents exactly."""
@@ -50,7 +52,17 @@ def as_vector(values: Sequence[float] | bytes) -> Floats:
     if isinstance(values, bytes | bytearray | memoryview):
         if len(values) % 4:
             raise Invalid(f"a vector of {len(values)} bytes is no whole number of float32")
-        return np.frombuffer(values, dtype="<f4").astype(np.float32, copy=False)
+        packed = values
+    else:
+        try:
+            packed = struct.pack(f"<{len(values)}f", *values)
+        except (OverflowError, struct.error):  # beyond float32, or no numbers
+            return _converted(values)
+    return np.frombuffer(packed, dtype=_WIRE).astype(np.float32, copy=False)
+
+
+def _converted(values: Sequence[float]) -> Floats:
+    """What `as_vector` does with any numbers, in twice the time."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             vector: Floats = np.asarray(values, dtype=np.float32)
@@ -139,7 +151,7 @@ def prepare_one(query: Floats, metric: Metric) -> Floats:
     if metric != "cosine":
         return query
     exact = query.astype(np.float64)
-    norm = math.sqrt(np.vecdot(exact, exact))
+    norm = math.sqrt(exact.dot(exact))
     if norm == 0 or abs(norm - 1.0) <= _ROUNDING:
         return query
     exact /= norm

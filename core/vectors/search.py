@@ -24,7 +24,7 @@ _SCAN_RATIO: Final = 64
 _RERANK_RATIO: Final = 8
 """Likewise where more than an eighth of the rows would be ranked again."""
 _SLACK: Final = 8
-"""Candidates beyond k at first where rows are excluded."""
+"""Candidates beyond k at first where rows are excluded, or two for each row if that is less."""
 _FLOAT32_STEP: Final = 2.0**-24
 
 
@@ -177,7 +177,7 @@ class Searcher:
         lists to 0.79. So the index is asked for as many more as were left out on the way, with the
         effort that this number was tuned for: 0.99 and 0.96.
         """
-        count = k + _SLACK
+        count = k + min(_SLACK, 2 * excluded.count)
         while True:
             plan = self._plans.get(count) or self.plan_for(count)
             if plan.scan:
@@ -260,7 +260,10 @@ class Searcher:
     ) -> tuple[Ints, Floats]:
         """The best k at these positions, by final scores; copies that are dropped do not count."""
         rows = self.rows_at(positions)
-        vectors = self.rows[rows] if self._stored is None else self._stored[positions]
+        if self._stored is None:
+            vectors = self.rows.take(rows, axis=0)
+        else:
+            vectors = self._stored.take(positions, axis=0)
         scores = row_scores(query, vectors, self.metric)
         if self.members is not None:
             rows, scores = self.members.score(

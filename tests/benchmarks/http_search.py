@@ -7,13 +7,20 @@ On an emulator, a Valkey and a worker of its own. The API runs on one core, and 
 package) with 16 connections on another. There are 20,000 distinct queries, none of them a row;
 each kind of request is sent for `--seconds` in turn, and all of that `--turns` times:
 
-    empty       GET /health/live of the same process, the reply that takes the least work
+    empty       GET /health/live of the same process, through the router
     raw         FAISS alone on the same index file, one query at a time (microseconds a query)
+    raw k=30    the same for 30 results, and with vectors of rows
+    raw many    the same for 10 results, 256 queries at a time
     json        a search by vector in JSON
     msgpack     the same in msgpack, both ways
     product id  a search by product id
+    beyond      the same for 30 results, more than the matrix has
+    many        256 vectors a request, in msgpack (microseconds a vector)
     neighbors   a product's neighbours from the matrix
+    bare        a reply as long as that of neighbors, by K9's own server without an application
     put         an embedding in JSON, which the emulator's own time dominates
+
+K9's own time is that of a reply less that of FAISS alone at the same k, in the same run.
 
 With `--before`, the API of another checkout (with its own `.venv`) runs beside this one's on the
 same data and the same core, and the two are measured in turns; the index is then built by that
@@ -29,8 +36,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote
+from typing import Final
 
 import aiohttp
 import msgspec
@@ -39,147 +45,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.index.files import INDEX
-from core.vectors.arrays import Floats, json_floats
 from tests.benchmarks.published import read
+from tests.benchmarks.raw import Raw
+from tests.benchmarks.sent import (
+    CLIENT_CORE,
+    MODEL,
+    TOGETHER,
+    WRITTEN,
+    Request,
+    output,
+    queries_of,
+    requests_of,
+    run_wrk,
+    write_script,
+)
 from tests.benchmarks.stock import Catalogue
 from tests.emulators import CREDENTIALS, free_port
 from tests.faults.site import WORKERS, Part, Site, open_site
 
-MODEL: Final = "searched"
-WRITTEN: Final = "written"
-QUERIES: Final = 20_000
-K: Final = 10
-CONNECTIONS: Final = 16
 ROOT: Final = Path(__file__).parents[2]
-SERVER_CORE, CLIENT_CORE = 0, 1
-_LUA: Final = """
-local requests, count, at = {{}}, 0, 0
-local file = assert(io.open("{path}", "rb"))
-while true do
-  local length = file:read(8)
-  if length == nil then break end
-  count = count + 1
-  requests[count] = file:read(tonumber(length, 16))
-end
-request = function() at = at % count + 1; return requests[at] end
-done = function(summary, latency)
-  local e = summary.errors
-  local failed = e.connect + e.read + e.write + e.status + e.timeout
-  local form = 'RESULT {{"requests": %d, "us": %d, "p50": %d, "p99": %d, "errors": %d}}\\n'
-  io.write(string.format(form, summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(99), failed))
-end
-"""
+SERVER_CORE: Final = 0
+OWN: Final = {"json": "raw", "msgpack": "raw", "product id": "raw", "beyond": "raw k=30"}
+"""Kind of request → FAISS alone at the same k."""
+SHARES: Final = {"many": "raw many", "neighbors": "bare"}
+"""Kind of request → what takes the time that cannot be avoided."""
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """One turn of one kind of request."""
-
-    requests: int
-    us: int
-    p50: int
-    p99: int
-    errors: int
-    """Replies that are not 2xx or 3xx, and requests without a reply."""
-
-    @property
-    def each_us(self) -> float:
-        """Microseconds a request, which on one saturated core is its cost."""
-        return self.us / max(1, self.requests)
-
-
-class Request(msgspec.Struct, frozen=True):
-    """A request of one kind."""
-
-    method: str
-    path: str
-    body: bytes = b""
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-def queries_of(rows: Catalogue) -> Floats:
-    """float32 (QUERIES, d): each a row moved a good way towards another one."""
-    generator = np.random.default_rng(17)
-    all_rows = np.stack(list(rows.values()))
-    one, other = generator.integers(0, len(all_rows), (2, QUERIES))
-    mixed: Floats = np.float32(0.8) * all_rows[one] + np.float32(0.2) * all_rows[other]
-    return mixed
-
-
-def requests_of(rows: Catalogue, queries: Floats) -> dict[str, list[Request]]:
-    """Every kind of request, QUERIES of each."""
-    json_type = (("Content-Type", "application/json"),)
-    packed = tuple((name, "application/msgpack") for name in ("Content-Type", "Accept"))
-    path = f"/models/{MODEL}/search"
-    names = np.random.default_rng(19).choice(list(rows), QUERIES).tolist()
-    plain = [json_floats(query) for query in queries]
-
-    def searches(bodies: list[Any]) -> list[Request]:
-        return [Request("POST", path, msgspec.json.encode(b), json_type) for b in bodies]
-
-    return {
-        "empty": [Request("GET", "/health/live")],
-        "json": searches([{"vector": vector, "k": K} for vector in plain]),
-        "msgpack": [
-            Request("POST", path, msgspec.msgpack.encode({"vector": q.tobytes(), "k": K}), packed)
-            for q in queries
-        ],
-        "product id": searches([{"product_id": name, "k": K} for name in names]),
-        "neighbors": [
-            Request("GET", f"/models/{MODEL}/products/{quote(name, safe='')}/neighbors?k={K}")
-            for name in names
-        ],
-        "put": [
-            Request(
-                "PUT",
-                f"/models/{WRITTEN}/embeddings/p{number}",
-                msgspec.json.encode({"vector": vector}),
-                json_type,
-            )
-            for number, vector in enumerate(plain)
-        ],
-    }
-
-
-def write_script(directory: Path, kind: str, port: int, token: str, made: list[Request]) -> Path:
-    """A wrk script that sends these requests in order, over and over."""
-    data = directory / f"{port}-{kind.replace(' ', '-')}"
-    with data.open("wb") as file:
-        for one in made:
-            length = [("Content-Length", str(len(one.body)))] if one.body else []
-            headers = [("Host", f"127.0.0.1:{port}"), ("Authorization", f"Bearer {token}"), *length]
-            lines = [f"{one.method} {one.path} HTTP/1.1"]
-            lines += [f"{name}: {value}" for name, value in [*headers, *one.headers]]
-            raw = "\r\n".join([*lines, "", ""]).encode() + one.body
-            file.write(b"%08x" % len(raw) + raw)
-    script = data.with_suffix(".lua")
-    script.write_text(_LUA.format(path=data))
-    return script
-
-
-async def run_wrk(script: Path, port: int, seconds: float) -> Measured:
-    """One turn."""
-    words = ["taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{CONNECTIONS}"]
-    words += [f"-d{max(1, round(seconds))}s", "-s", str(script), f"http://127.0.0.1:{port}/"]
-    said = await _output(*words)
-    line = next(text for text in said.splitlines() if text.startswith("RESULT "))
-    return msgspec.json.decode(line.removeprefix("RESULT "), type=Measured)
-
-
-async def run_raw(directory: Path, queries: Path, seconds: float) -> float:
-    """Microseconds a query of FAISS alone, on the server's core."""
+async def run_raw(directory: Path, queries: Path, seconds: float) -> Raw:
+    """FAISS alone, on the server's core."""
     words = ["taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "tests.benchmarks.raw"]
-    return float(await _output(*words, str(directory), str(queries), "--seconds", str(seconds)))
-
-
-async def _output(*words: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{words[3]} failed: {err.decode(errors='replace')[-2000:]}")
-    return out.decode()
+    said = await output(*words, str(directory), str(queries), "--seconds", str(seconds))
+    return msgspec.json.decode(said, type=Raw)
 
 
 @asynccontextmanager
@@ -239,13 +135,15 @@ class Turns:
     def report(self) -> None:
         """Prints the table."""
         servers = list(next(iter(self.each_us.values())))
-        raw = self.each_us.get("raw", {}).get("now", [])
         for kind, by_server in self.each_us.items():
             for server, us in by_server.items():
                 middle = statistics.median(us)
                 more = ""
-                if raw and kind in {"json", "msgpack", "product id"}:
-                    more = f"   K9's own {middle - statistics.median(raw):6.1f} µs"
+                least = self.each_us.get(OWN.get(kind) or SHARES.get(kind, ""), {}).get("now")
+                if least and kind in OWN:
+                    more = f"   K9's own {middle - statistics.median(least):6.1f} µs"
+                elif least:
+                    more = f"   {SHARES[kind]} is {statistics.median(least) / middle:.2f} of it"
                 p99 = statistics.median(self.p99_us[kind][server])
                 print(
                     f"{kind:<11} {server:<7} {middle:8.1f} µs ({min(us):.1f} to {max(us):.1f})  "
@@ -325,19 +223,23 @@ async def main(plan: argparse.Namespace) -> int:
         saved = site.directory / "queries.npy"
         np.save(saved, queries)
         token = site.pool.token("operators")
-        async with _all_serving(site, checkouts) as ports:
+        async with _all_serving(site, checkouts) as ports, _bare(site, ports["now"], made) as bare:
             scripts = {
-                (kind, name): write_script(site.directory, kind, port, token, requests)
+                (kind, name): (write_script(site.directory, kind, port, token, requests), port)
                 for kind, requests in made.items()
                 for name, port in ports.items()
             }
+            same = write_script(site.directory, "bare", bare, token, made["neighbors"])
+            scripts["bare", "now"] = same, bare
             index = next((site.directory / "cache-now").rglob(INDEX), None)
             for turn in range(plan.turns + 1):  # the first warms up
                 notes = turns if turn else Turns()
-                await _turn(notes, scripts, ports, plan.seconds, reverse=turn % 2 == 0)
+                await _turn(notes, scripts, plan.seconds, reverse=turn % 2 == 0)
                 if index is not None and turn:  # the family exact has no index
-                    raw_us = await run_raw(index.parent, saved, plan.seconds)
-                    turns.note("raw", "now", raw_us)
+                    raw = await run_raw(index.parent, saved, plan.seconds)
+                    turns.note("raw", "now", raw.one)
+                    turns.note("raw k=30", "now", raw.beyond)
+                    turns.note("raw many", "now", raw.many)
     turns.report()
     return 1 if turns.errors else 0
 
@@ -356,19 +258,36 @@ async def _all_serving(site: Site, checkouts: dict[str, Path]) -> AsyncIterator[
             yield ports
 
 
+@asynccontextmanager
+async def _bare(site: Site, port: int, made: dict[str, list[Request]]) -> AsyncIterator[int]:
+    """The port of a server without an application, whose replies are as long as neighbours'."""
+    headers = {"Authorization": f"Bearer {site.pool.token()}"}
+    async with (
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as session,
+        session.get(made["neighbors"][0].path) as reply,
+    ):
+        size = len(await reply.read())
+    bare = free_port()
+    words = ("taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "tests.benchmarks.bare")
+    part = Part("bare", site.directory, {}, *words, str(bare), str(size), cwd=ROOT)
+    part.start()
+    try:
+        await _answering(site, bare, "/")
+        yield bare
+    finally:
+        await part.stop()
+
+
 async def _turn(
-    turns: Turns,
-    scripts: dict[tuple[str, str], Path],
-    ports: dict[str, int],
-    seconds: float,
-    *,
-    reverse: bool,
+    turns: Turns, scripts: dict[tuple[str, str], tuple[Path, int]], seconds: float, *, reverse: bool
 ) -> None:
     """One turn of every kind; which server comes first alternates."""
-    for kind in dict.fromkeys(kind for kind, _ in scripts):
-        for name, port in sorted(ports.items(), reverse=reverse):
-            found = await run_wrk(scripts[kind, name], port, seconds)
-            turns.note(kind, name, found.each_us, found.p99)
+    kinds = dict.fromkeys(kind for kind, _ in scripts)
+    for kind in kinds:
+        for name in sorted((name for each, name in scripts if each == kind), reverse=reverse):
+            found = await run_wrk(*scripts[kind, name], seconds)
+            each_us = found.each_us / (TOGETHER if kind == "many" else 1)
+            turns.note(kind, name, each_us, found.p99)
             turns.errors += found.errors
 
 
