@@ -225,6 +225,8 @@ async def _run(context: RequestContext, cost_us: float, steps: Steps[T]) -> T:
     Raises what `Admission.large_search` and `FairExecutor.run` do.
     """
     if cost_us <= INLINE_US_MAX:
+        if not context.app.admission.spare:
+            return finished(steps)
         await asyncio.sleep(0)
         result = finished(steps)
         await asyncio.sleep(0)

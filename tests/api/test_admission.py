@@ -34,6 +34,17 @@ def shed(resource: str, cause: str) -> float:
     return REGISTRY.get_sample_value("k9_http_shed_total", labels) or 0.0
 
 
+async def test_searches_that_wait_for_each_other_are_not_refused_for_it(service: Service) -> None:
+    """One caller sends more short searches at once than its share of reads: all are answered."""
+    async with (
+        limited(service, memory_requests_max=8) as app,
+        caller(service, app, "many") as client,
+    ):
+        replies = await asyncio.gather(*(client.post(SEARCH, json=QUESTION) for _ in range(40)))
+        assert [reply.status_code for reply in replies] == [200] * 40
+        all_given_back(app)
+
+
 async def test_bodies_that_arrive_slowly_hold_nothing_but_their_callers_share(
     service: Service,
 ) -> None:
