@@ -220,7 +220,7 @@ async def _run(context: RequestContext, cost_us: float, steps: Steps[T]) -> T:
 
     Before and after a short one the other requests in flight have a turn. So all that are ready
     are decoded, then all searched, then all encoded: code and index stay in the processor's caches
-    meanwhile, which takes a fifth off the time of a search (decision record 0026).
+    meanwhile, which takes a fifth off the time of a search (decision record 0027).
 
     Raises what `Admission.large_search` and `FairExecutor.run` do.
     """
