@@ -30,18 +30,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core.index.manifest import MANIFEST
 from core.vectors.arrays import Floats, json_floats
-from tests.benchmarks.http_search import (
-    MODEL,
-    ROOT,
-    SERVER_CORE,
-    K,
-    Request,
-    prepare,
-    queries_of,
-    run_wrk,
-    write_script,
-)
+from tests.benchmarks.http_search import ROOT, SERVER_CORE, prepare
 from tests.benchmarks.published import read
+from tests.benchmarks.sent import MODEL, K, Request, queries_of, run_wrk, write_script
 from tests.emulators import CREDENTIALS, free_port
 from tests.faults.site import Part, Site, open_site
 

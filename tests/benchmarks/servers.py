@@ -29,17 +29,10 @@ from api.app import create_app
 from api.entrypoint import Entrypoint
 from core.settings import Settings
 from core.stalls import freeze_memory
-from tests.benchmarks.http_search import (
-    ROOT,
-    SERVER_CORE,
-    Request,
-    prepare,
-    queries_of,
-    run_wrk,
-    write_script,
-)
+from tests.benchmarks.http_search import ROOT, SERVER_CORE, prepare
 from tests.benchmarks.processes import Api, processor_s, searches
 from tests.benchmarks.published import read
+from tests.benchmarks.sent import Request, queries_of, run_wrk, write_script
 from tests.emulators import CREDENTIALS, free_port
 from tests.faults.site import Part, Site, open_site
 

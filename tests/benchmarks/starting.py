@@ -30,8 +30,9 @@ import aiohttp
 import msgspec
 
 from core.vectors.arrays import Floats, json_floats
-from tests.benchmarks.http_search import MODEL, ROOT, K, prepare, queries_of
+from tests.benchmarks.http_search import ROOT, prepare
 from tests.benchmarks.published import read
+from tests.benchmarks.sent import MODEL, K, queries_of
 from tests.emulators import CREDENTIALS, free_port
 from tests.faults.site import Site, open_site
 
