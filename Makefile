@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check image-check image-test deploy-check deploy-test drills load upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants lock clean
+.PHONY: help dev test check image-check image-test deploy-check deploy-test drills load soak upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,9 @@ image-test: image-check $(VENV)/.dev ## Builds the image, and runs compose.yaml 
 
 load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 	$(BIN)/python -m tests.load.run $(ARGS)
+
+soak: $(VENV)/.dev ## Puts load on a stack of its own for half an hour, and tells what grew
+	$(BIN)/python -m tests.load.soak $(ARGS)
 
 upgrade-test: $(VENV)/.dev ## Runs commit 23e14f8 beside this code: an upgrade and a downgrade (20 min)
 	$(BIN)/python -m tests.upgrade $(ARGS)

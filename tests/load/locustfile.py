@@ -23,7 +23,6 @@ from tests.load.report import Plan, Report
 
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
-BUILD_EVERY_S: Final = 20.0
 _BUILD_POLL_S: Final = 0.5
 _BATCH_ROWS: Final = 20
 _REPORTS_KEPT: Final = 5
@@ -248,7 +247,7 @@ class Builder(_Client):
                 if reply.status_code != 202:
                     raise StopUser
                 self.build_id = msgspec.json.decode(reply.content)["build_id"]
-                self.next_at = perf_counter() + BUILD_EVERY_S
+                self.next_at = perf_counter() + _plan.build_every_s
             return
         reply = self.ask("GET", path_of("builds", self.build_id), "get build")
         build = msgspec.json.decode(reply.content) if reply.status_code == 200 else {}

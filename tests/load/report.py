@@ -21,6 +21,8 @@ class Plan(msgspec.Struct, frozen=True):
     duration_s: int
     think_s: float
     """How long each user waits between two requests."""
+    build_every_s: float
+    """From one request for a build to the next."""
 
 
 class Report:

@@ -35,7 +35,14 @@ _ROOT = _LOCUSTFILE.parent.parent.parent
     show_default=True,
     help="How long each user waits between two requests.",
 )
-def command(users: int, duration: int, host: str | None, think_ms: int) -> None:
+@click.option(
+    "--build-every",
+    type=click.FloatRange(1),
+    default=20,
+    show_default=True,
+    help="Seconds from one build to the next.",
+)
+def command(users: int, duration: int, host: str | None, think_ms: int, build_every: float) -> None:
     """Puts a realistic mix of requests on a running `make dev`, and prints a short report."""
     settings, found = environment.enter()
     try:
@@ -43,7 +50,7 @@ def command(users: int, duration: int, host: str | None, think_ms: int) -> None:
         tokens, operator = asyncio.run(_tokens(stack, settings, min(users, _CALLERS_MAX)))
     except CommandError as error:
         raise click.ClickException(str(error)) from error
-    plan = Plan(tokens, operator, duration, think_ms / 1000)
+    plan = Plan(tokens, operator, duration, think_ms / 1000, build_every)
     arguments = ["--headless", "--only-summary", "--skip-log-setup"]
     arguments += ["--users", str(users), "--spawn-rate", str(users), "--run-time", f"{duration}s"]
     arguments += ["--host", host or stack.environ["K9_URL"], "--stop-timeout", "10"]
