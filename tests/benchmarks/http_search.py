@@ -4,8 +4,8 @@
         [--seconds 3] [--before CHECKOUT]
 
 On an emulator, a Valkey and a worker of its own. The API runs on one core, and wrk (Debian's
-package) with 16 connections on another. There are 20,000 distinct queries, none of them a row;
-each kind of request is sent for `--seconds` in turn, and all of that `--turns` times:
+package) with 16 connections on another, two for `many`. There are 20,000 distinct queries, none of
+them a row; each kind of request is sent for `--seconds` in turn, and all of that `--turns` times:
 
     empty       GET /health/live of the same process, through the router
     raw         FAISS alone on the same index file, one query at a time (microseconds a query)
@@ -285,7 +285,7 @@ async def _turn(
     kinds = dict.fromkeys(kind for kind, _ in scripts)
     for kind in kinds:
         for name in sorted((name for each, name in scripts if each == kind), reverse=reverse):
-            found = await run_wrk(*scripts[kind, name], seconds)
+            found = await run_wrk(*scripts[kind, name], seconds, kind)
             each_us = found.each_us / (TOGETHER if kind == "many" else 1)
             turns.note(kind, name, each_us, found.p99)
             turns.errors += found.errors
