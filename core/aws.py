@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import Any, Final
 
@@ -135,7 +135,7 @@ async def open_client(
         client = await asyncio.shield(opening)
     except asyncio.CancelledError:
         # The thread goes on; what it opens has no other owner.
-        await asyncio.wait({opening})
+        await _ended(opening)
         if not opening.cancelled() and opening.exception() is None:
             await _closed(opening.result())
         raise
@@ -157,5 +157,12 @@ async def _closed(client: Any) -> None:
     try:
         await asyncio.shield(closing)
     except asyncio.CancelledError:
-        await asyncio.wait({closing})
+        await _ended(closing)
         raise
+
+
+async def _ended(future: "asyncio.Future[Any]") -> None:
+    """Waits for the end of it, however often the waiting task is cancelled."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({future})

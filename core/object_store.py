@@ -383,12 +383,19 @@ async def open_object_store(settings: Settings) -> AsyncIterator[ObjectStore]:
     async with AsyncExitStack() as stack:
         lock = asyncio.Lock()
         made: list[Any] = []
+        closed = False
 
         async def client() -> Any:
             async with lock:
+                if closed:
+                    raise Unavailable("the process is about to end")
                 if not made:
                     opening = open_client(session, "s3", config, endpoint_url)
                     made.append(await stack.enter_async_context(opening))
             return made[0]
 
-        yield ObjectStore(client, bucket, aws)
+        try:
+            yield ObjectStore(client, bucket, aws)
+        finally:
+            async with lock:  # what a task has begun to make is closed too
+                closed = True

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ import msgspec
 
 from deploy.local.processes import PidFile
 from tests.captured import path_with
-from tests.processes import start
+from tests.processes import Process, start
 
 _ROOT = Path(__file__).parents[2]
 _K9 = [sys.executable, "-c", "from deploy.cli.main import main; main()"]
@@ -25,7 +25,7 @@ _START_S = 100.0
 class Dev:
     """A running `k9 dev`, and all that it printed."""
 
-    def __init__(self, directory: Path, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, directory: Path, process: asyncio.subprocess.Process | Process) -> None:
         self.directory = directory
         self.process = process
         self.output = ""
@@ -64,17 +64,17 @@ def environ_of_commands() -> dict[str, str]:
 @asynccontextmanager
 async def running_dev(directory: Path, *options: str, **environ: str) -> AsyncIterator[Dev]:
     """`k9 dev` in a directory, stopped at the end; says nothing of whether it is ready."""
-    process = await asyncio.create_subprocess_exec(
-        *_K9,
-        "dev",
-        "--port",
-        "0",
-        *options,
-        cwd=directory,
-        env=environ_of_commands() | environ,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    words = ("dev", "--port", "0", *options)
+    environ = environ_of_commands() | environ
+    process: asyncio.subprocess.Process | Process
+    if "PYTEST_VERSION" in os.environ:
+        process = await start(
+            "k9", *words, environ=environ, directory=directory, stdout=PIPE, stderr=STDOUT
+        )
+    else:
+        process = await asyncio.create_subprocess_exec(
+            *_K9, *words, cwd=directory, env=environ, stdout=PIPE, stderr=STDOUT
+        )
     dev = Dev(directory, process)
     try:
         yield dev
