@@ -1,5 +1,6 @@
 """Objects from a server that misbehaves."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -150,3 +151,32 @@ async def test_a_delete_that_was_not_done() -> None:
     async with talking_to(ScriptedServer(answer(200, body))) as objects:
         with pytest.raises(Unavailable, match="1 objects"):
             await objects.delete(["a"])
+
+
+async def test_a_client_that_is_being_made_as_the_bucket_is_closed_is_closed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody else would; and none is made any more once the bucket is closed."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def opening(*_: Any) -> AsyncIterator[Any]:
+        begun.set()
+        await go_on.wait()
+        seen.append("made")
+        try:
+            yield None
+        finally:
+            seen.append("closed")
+
+    monkeypatch.setattr("core.object_store.open_client", opening)
+    async with open_object_store(Settings(aws=Aws(bucket="b"))) as objects:
+        reading = asyncio.create_task(objects.get_bytes("k", 5))
+        await begun.wait()
+        asyncio.get_running_loop().call_soon(go_on.set)
+    assert seen == ["made", "closed"]
+    await asyncio.gather(reading, return_exceptions=True)
+    with pytest.raises(Unavailable):
+        await objects.get_bytes("k", 5)
+    assert seen == ["made", "closed"]
