@@ -66,7 +66,7 @@ class Traffic:
                 self.acknowledged[dimension][name] = row
             else:
                 self.acknowledged[dimension].pop(name, None)  # nobody knows whether it is stored
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
     async def search(self) -> None:
         """Asks by either dimension in turn."""
@@ -77,7 +77,7 @@ class Traffic:
                 if reply.status_code == httpx.codes.OK:
                     found = {hit["product_id"] for hit in reply.json()["neighbors"]}
                     self.answers.append((dimension, found))
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
 
 async def importing(resources: Resources, path: Path) -> None:
@@ -86,6 +86,7 @@ async def importing(resources: Resources, path: Path) -> None:
     with suppress(K9Error):  # the model version is being deleted, or DynamoDB is away
         for _ in iter(int, 1):
             await import_file(resources.embedding_service, MODEL, source, rows_max=10)
+            await asyncio.sleep(0.05)
 
 
 def of(name: str) -> int:
