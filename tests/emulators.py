@@ -1,5 +1,6 @@
 """Real servers for tests: two emulators of AWS, and Valkey, each on a free loopback port."""
 
+import itertools
 import os
 import random
 import signal
@@ -32,8 +33,9 @@ SHARED: Final[dict[str, str]] = {
 
 _ROOT = Path(__file__).parent.parent
 _START_S = 60.0
-_PORTS: Final = 20_000, 32_000
-_RANDOM: Final = random.SystemRandom()  # Hypothesis seeds the other one alike in every process
+_PORTS: Final = range(20_000, 32_000)
+_SHARES: Final = 16
+"""Parts of the ports, one for each process of a run of pytest."""
 _STOP_S = 10.0
 
 CREDENTIALS = {
@@ -46,16 +48,30 @@ CURSOR_KEY = "c2VjcmV0LW9mLXRlc3RzLTdkMWYwYzJhOWI2NGU4NTM="
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing uses.
+    """A port of the loopback interface that nothing uses, and no other test is given.
 
     It is below the ports that systems give to connections on their way out: one of those would have
     it again before a server does.
     """
     while True:
-        port = _RANDOM.randint(*_PORTS)
+        port = next(_candidates)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def _own_ports() -> Iterator[int]:
+    """The ports of this process in turn: one that was just given may not be bound yet."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    ports = (
+        _PORTS if worker is None else _PORTS[int(worker.removeprefix("gw")) % _SHARES :: _SHARES]
+    )
+    # Hypothesis seeds the other generator alike in every process.
+    for number in itertools.count(random.SystemRandom().randrange(len(ports))):
+        yield ports[number % len(ports)]
+
+
+_candidates: Final = _own_ports()
 
 
 @contextmanager
