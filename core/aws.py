@@ -144,10 +144,19 @@ async def open_client(
     except BotoCoreError as error:
         raise_unavailable(error, service)
         raise
+    closed = False
+
+    def check_open(**_: Any) -> None:
+        # aiobotocore would open connections again, which nobody closes.
+        if closed:
+            raise HTTPClientError(error=f"the client of {service} is closed")
+
     client.meta.events.register("response-received", count_attempt)
+    client.meta.events.register("before-send", check_open)
     try:
         yield client
     finally:
+        closed = True
         await _closed(client)
 
 

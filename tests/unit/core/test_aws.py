@@ -7,9 +7,11 @@ from unittest.mock import Mock
 
 import aioboto3
 import pytest
+from botocore.exceptions import HTTPClientError
 
-from core.aws import client_config, open_client
+from core.aws import client_config, new_session, open_client
 from core.settings import Settings
+from tests.emulators import CREDENTIALS, free_port
 
 
 class Opening:
@@ -78,3 +80,15 @@ async def test_a_client_is_closed_to_the_end() -> None:
     with pytest.raises(asyncio.CancelledError):
         await using
     assert client.closed
+
+
+async def test_a_closed_client_opens_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that outlives its client is told so; nobody would close what it opens."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    settings = Settings()
+    async with open_client(new_session(), "sts", client_config(settings), nowhere) as client:
+        pass
+    with pytest.raises(HTTPClientError, match="is closed"):
+        await client.get_caller_identity()
