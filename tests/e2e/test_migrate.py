@@ -306,7 +306,7 @@ async def test_the_command_reports_and_says_what_is_bad(
 
 async def test_a_run_that_is_killed_is_taken_up(ministack_tables: Settings, tmp_path: Path) -> None:
     """The next one stores the rest, and tells the two apart."""
-    total = 1500
+    total = 6000
     _lines(tmp_path / "e.json", [_embedding(n) for n in range(total)])
     arguments = ("migrate", "e.json", "--table", "embeddings")
     process = await start_k9(ministack_tables, tmp_path, *arguments)
