@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from copy import copy
 from functools import cache
 from typing import Any, Final
 
 import aioboto3
 import aiobotocore
 from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
@@ -64,7 +66,7 @@ def raise_unavailable(error: BotoCoreError, service: str) -> None:
         detail = _NO_CREDENTIALS
     elif isinstance(error, CredentialRetrievalError):
         detail = f"AWS credentials could not be obtained: {error}"
-    elif isinstance(error, ConnectionFailed | HTTPClientError):
+    elif isinstance(error, ConnectionFailed | HTTPClientError | ClientClosed):
         # The message of the error has the endpoint's address, which callers must not see.
         detail = f"{service} could not be reached: {type(error).__name__}"
     else:
@@ -111,6 +113,33 @@ def _models(data_path: str | None) -> Any:
     return create_loader(data_path)
 
 
+class ClientClosed(BotoCoreError):  # type: ignore[misc] # botocore has no types
+    """A client was used after its end. No other attempt is made."""
+
+    fmt = "the client is closed"
+
+
+class _Connections(AIOHTTPSession):  # type: ignore[misc] # aiobotocore has no types
+    """The connections of a client; aiobotocore's open again after their end, and stay open."""
+
+    closed = False
+
+    async def send(self, request: Any) -> Any:
+        """The response to a request.
+
+        Raises:
+            ClientClosed: they are closed.
+            HTTPClientError: the request failed.
+        """
+        if self.closed:
+            raise ClientClosed
+        return await super().send(request)
+
+    async def __aexit__(self, *error: object) -> None:
+        self.closed = True
+        await super().__aexit__(*error)
+
+
 @asynccontextmanager
 async def open_client(
     session: aioboto3.Session, service: str, config: AioConfig, endpoint_url: str | None
@@ -124,6 +153,8 @@ async def open_client(
     Raises:
         Unavailable: no client could be made in time.
     """
+    config = copy(config)
+    config.http_session_cls = _Connections
 
     async def create() -> Any:
         context = session.client(service, config=config, endpoint_url=endpoint_url)
@@ -144,19 +175,10 @@ async def open_client(
     except BotoCoreError as error:
         raise_unavailable(error, service)
         raise
-    closed = False
-
-    def check_open(**_: Any) -> None:
-        # aiobotocore would open connections again, which nobody closes.
-        if closed:
-            raise HTTPClientError(error=f"the client of {service} is closed")
-
     client.meta.events.register("response-received", count_attempt)
-    client.meta.events.register("before-send", check_open)
     try:
         yield client
     finally:
-        closed = True
         await _closed(client)
 
 

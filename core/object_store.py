@@ -343,11 +343,7 @@ def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
 
 @asynccontextmanager
 async def open_object_store(settings: Settings) -> AsyncIterator[ObjectStore]:
-    """The bucket, until the end of the block.
-
-    The client is made at the first use: it takes 50 ms, for which a start that finds its indexes in
-    the cache does not wait.
-    """
+    """The bucket, until the end of the block. Its client, 50 ms of work, is made at first use."""
     aws = settings.aws
     session = new_session()
     endpoint_url = aws.endpoint_url_s3 or aws.endpoint_url

@@ -26,8 +26,8 @@ _ESCAPED: Final = 6
 """Bytes of JSON that one byte of text may take: `a` may be written as `\\u0061`."""
 _ID_BYTES: Final = _ESCAPED * PRODUCT_ID_BYTES_MAX + _NUMBER_BYTES
 """Of one product id in JSON."""
-_PART: Final = 4
-"""Reads wait for each other while they hold no more than this part of what there is."""
+_SPARE_PART: Final = 4
+"""Reads wait for each other while they hold no more than a fourth of what there is."""
 _FRAME_BYTES: Final = 64 * 1024
 """Of all else in a body that carries vectors."""
 
@@ -135,11 +135,15 @@ class Admission:
 
     @property
     def spare(self) -> bool:
-        """Whether so little is held that reads may wait for each other, and none is refused for it.
+        """Whether reads may wait for each other without any being refused for it.
 
         While at most a fourth is held, three fourths are free: more than any caller holds.
         """
-        return all(_PART * quota.in_use <= quota.total for quota in (self.reads, self.buffered))
+        reads, buffered = self.reads, self.buffered
+        return (
+            _SPARE_PART * reads.in_use <= reads.total
+            and _SPARE_PART * buffered.in_use <= buffered.total
+        )
 
     def named(self) -> dict[str, Quota]:
         """All quotas, by their names in metrics."""

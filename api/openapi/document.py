@@ -96,12 +96,13 @@ def document(controllers: Sequence[type[Controller]], settings: Settings) -> Sch
         for status, response in operation["responses"].items():
             if status.startswith("2") and (leads := links((path, method), schema["paths"])):
                 response["links"] = leads
-    while unused := [
-        name for name in found if f'/schemas/{name}"'.encode() not in msgspec.json.encode(schema)
-    ]:
+    while True:
+        text = msgspec.json.encode(schema).decode()
+        unused = [name for name in found if f'/schemas/{name}"' not in text]
+        if not unused:
+            return schema
         for name in unused:
             del found[name]
-    return schema
 
 
 def _handlers(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:

@@ -186,10 +186,7 @@ class EmbeddingRepository:
     async def delete_embedding(
         self, model: Model, product_id: str, claim: Claim | None = None
     ) -> DeletedEmbedding:
-        """Turns a row into a tombstone, which running indexes learn of.
-
-        Where the model version is noted to have attributes, those of the row are deleted in the
-        same transaction; else see `delete_attributes`.
+        """Turns a row into a tombstone, and its attributes if the model is noted to have any.
 
         Raises:
             NotFound: there is no such row, or it was deleted before.

@@ -7,11 +7,19 @@ from unittest.mock import Mock
 
 import aioboto3
 import pytest
-from botocore.exceptions import HTTPClientError
 
-from core.aws import client_config, new_session, open_client
-from core.settings import Settings
+from core.aws import ClientClosed, client_config, new_session, open_client
+from core.dynamo.client import open_dynamo
+from core.errors import Unavailable
+from core.settings import Aws, Settings
 from tests.emulators import CREDENTIALS, free_port
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the tests, which no server is asked for."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
 
 
 class Opening:
@@ -82,13 +90,21 @@ async def test_a_client_is_closed_to_the_end() -> None:
     assert client.closed
 
 
-async def test_a_closed_client_opens_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_closed_client_of_dynamodb_opens_no_connection() -> None:
+    """K9 sends operations on items over the client's connections by itself."""
+    settings = Settings(aws=Aws(endpoint_url=f"http://127.0.0.1:{free_port()}"))
+    async with open_dynamo(settings) as dynamo:
+        pass
+    with pytest.raises(Unavailable) as raised:
+        await dynamo.call("get_item", TableName="t", Key={"product_id": {"S": "p"}})
+    assert isinstance(raised.value.__cause__, ClientClosed)
+
+
+async def test_a_closed_client_opens_no_connection() -> None:
     """A task that outlives its client is told so; nobody would close what it opens."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
     nowhere = f"http://127.0.0.1:{free_port()}"
     settings = Settings()
     async with open_client(new_session(), "sts", client_config(settings), nowhere) as client:
         pass
-    with pytest.raises(HTTPClientError, match="is closed"):
+    with pytest.raises(ClientClosed):
         await client.get_caller_identity()
