@@ -3,6 +3,7 @@
 A column has the rows that have the attribute, and a part for each type that its values have: its
 numbers (sorted, with their rows), its strings (a sorted dictionary, with the rows of each, so that
 a list is in several) and the rows of each boolean. A condition costs about as much as it has rows.
+Beside them stand the attributes of each row as they were stored, for answers that give them back.
 
 The file is a magic number, the length of a directory, the directory as JSON, and the arrays that it
 names, each on a boundary of 8 bytes, all little-endian. The same rows give the same bytes.
@@ -63,9 +64,19 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     strings: Strings | None = None
 
 
+class Texts(msgspec.Struct, frozen=True):
+    """The attributes of each row as JSON, as `canonical_text` writes them."""
+
+    text: Part
+    """One after the other; nothing for a row without any."""
+    starts: Part
+    """Where each begins, and the last ends."""
+
+
 class Directory(msgspec.Struct, frozen=True):
     """What the file has."""
 
     rows: int
     """Of the version."""
+    texts: Texts
     columns: dict[str, Column]

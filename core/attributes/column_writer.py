@@ -20,14 +20,18 @@ from core.attributes.column_format import (
     Numbers,
     Part,
     Strings,
+    Texts,
 )
 from core.attributes.filters import Row
+from core.attributes.values import canonical_text
 from core.errors import BuildFailed
 
 _NUMBER_BYTES: Final = 12
 _ROW_BYTES: Final = 4
 _STRING_BYTES: Final = 16
 """Of a string besides its text: where it begins, and where its rows do."""
+_START_BYTES: Final = 8
+"""Of a row, where its text begins."""
 _NAME_BYTES: Final = 300
 """Of an attribute in the directory, about."""
 
@@ -53,8 +57,10 @@ class ColumnWriter:
         """For so many rows, and columns of up to about so many bytes."""
         self._rows = rows
         self._bytes_max = bytes_max
-        self._bytes = 0
+        self._bytes = _START_BYTES * rows
         self._next = 0
+        self._text = bytearray()
+        self._starts = array("q", (0,))
         self._columns: dict[str, _Collected] = {}
 
     def append(self, attributes: Row) -> None:
@@ -64,6 +70,10 @@ class ColumnWriter:
             BuildFailed: the columns would be larger than allowed.
         """
         row, self._next = self._next, self._next + 1
+        text = canonical_text(attributes)
+        self._bytes += len(text)
+        self._text += text
+        self._starts.append(len(self._text))
         for name, value in attributes.items():
             column = self._columns.get(name)
             if column is None:
@@ -109,7 +119,11 @@ class ColumnWriter:
         columns = {
             name: _column(collected, arrays) for name, collected in sorted(self._columns.items())
         }
-        directory = msgspec.json.encode(Directory(self._rows, columns))
+        texts = Texts(
+            arrays.add("text", np.frombuffer(self._text, dtype=np.uint8)),
+            arrays.add("starts", np.frombuffer(self._starts, dtype=np.int64)),
+        )
+        directory = msgspec.json.encode(Directory(self._rows, texts, columns))
         directory += b" " * (-(HEAD_BYTES + len(directory)) % ALIGNMENT)
         with path.open("wb") as file:
             file.write(COLUMNS_MAGIC)

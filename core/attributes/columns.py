@@ -1,4 +1,4 @@
-"""The attributes of a version, mapped from their file: which rows match a filter, exactly."""
+"""The attributes of a version, mapped from their file: which rows match a filter, and of a row."""
 
 import mmap
 from bisect import bisect_left
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from core.attributes import column_format as layout
 from core.attributes.filters import AllOf, AnyOf, Exists, Filter, Not, OneOf, Within
+from core.attributes.values import Attributes, decode_attributes
 from core.errors import Corrupt
 
 Mask = NDArray[np.bool_]
@@ -31,9 +32,24 @@ class Columns:
         if directory.rows != rows:
             raise Corrupt(f"{path.name} is of {directory.rows} rows, not of {rows}", path.name)
         self.rows = rows
+        self._text = arrays.of(directory.texts.text, "text").data
+        self._starts = arrays.of(directory.texts.starts, "starts", rows + 1).data
         self._columns = {
             name: _Column(arrays, rows, column) for name, column in directory.columns.items()
         }
+
+    def text(self, row: int) -> bytes:
+        """The attributes of a row, as `canonical_text` writes them."""
+        return bytes(self._text[self._starts[row] : self._starts[row + 1]])
+
+    def attributes(self, row: int) -> Attributes:
+        """The attributes of a row, which may be any; empty where it has none.
+
+        Raises:
+            Corrupt: they cannot be read.
+        """
+        text = self.text(row)
+        return decode_attributes(text) if text else {}
 
     def select(self, condition: Filter) -> Mask:
         """The rows that match, in a mask which the caller may change."""

@@ -30,6 +30,7 @@ NAME: Final = r"[A-Za-z0-9_-]{1,64}"
 _NAME: Final = re.compile(NAME, re.ASCII)
 _EXACT_MAX: Final = 1 << 53
 _encode: Final = msgspec.json.Encoder().encode
+_encode_sorted: Final = msgspec.json.Encoder(order="sorted").encode
 _decode: Final = msgspec.json.Decoder(Attributes).decode
 
 
@@ -83,7 +84,12 @@ def encode_attributes(attributes: Attributes) -> str:
     return _encode(attributes).decode()
 
 
-def decode_attributes(stored: str) -> Attributes:
+def canonical_text(attributes: Mapping[str, Value]) -> bytes:
+    """Valid attributes as JSON with sorted names, the same for equal ones; empty for none."""
+    return _encode_sorted(attributes) if attributes else b""
+
+
+def decode_attributes(stored: str | bytes) -> Attributes:
     """The attributes of a stored text.
 
     Raises:
