@@ -89,6 +89,15 @@ class Embedding(msgspec.Struct, frozen=True, gc=False):
     """None where it has none, or where they were not read."""
 
 
+class StoredAttributes(msgspec.Struct, frozen=True, gc=False):
+    """The attributes of one embedding, as they are stored."""
+
+    product_id: str
+    text: str
+    """JSON; empty where it has none any more."""
+    updated_at: str
+
+
 class Model(msgspec.Struct, frozen=True):
     """A model version: what its first write fixed, and which build is current."""
 

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from api.serving.attributes import AttributeBuffer, AttributeSnapshot
 from api.serving.segment import Hits, Segment
 from core.models import Embedding
 from core.vectors.arrays import (
@@ -63,6 +64,7 @@ class DeltaSnapshot:
     _ids: Sequence[str]
     superseded: Exclusion | None
     """Rows of the delta that were overwritten or deleted since; None where there are none."""
+    attributes: AttributeSnapshot
 
     @property
     def rows(self) -> int:
@@ -73,6 +75,10 @@ class DeltaSnapshot:
     def has_effect(self) -> bool:
         """Whether answers differ from those of the segment alone."""
         return self.masked is not None or self.rows > 0
+
+    def product_id(self, row: int) -> str:
+        """The product of a row."""
+        return self._ids[row]
 
     def vector(self, row: int) -> Floats:
         """float32 (d,), prepared.
@@ -171,6 +177,7 @@ class DeltaBuffer:
         """By the event loop's clock: from then on that poll is too old to tell what changed."""
         self.overflowed = False
         """Too much changed: only deletions of the segment's rows are applied."""
+        self.attributes = AttributeBuffer(segment)
         self._masked = np.zeros(segment.rows, dtype=np.bool_)
         self._clear()
 
@@ -183,7 +190,8 @@ class DeltaBuffer:
     @property
     def resident_bytes(self) -> int:
         """Memory that the buffer takes, about."""
-        return self._vectors.nbytes + 2 * self._masked.nbytes + _ENTRY_BYTES * len(self.entries)
+        own = self._vectors.nbytes + 2 * self._masked.nbytes + _ENTRY_BYTES * len(self.entries)
+        return own + self.attributes.resident_bytes
 
     def differing(self, page: Sequence[Embedding]) -> list[str]:
         """The ids of rows of a page of the GSI that differ from what is known here.
@@ -297,6 +305,7 @@ class DeltaBuffer:
             searcher,
             self._ids,
             _exclusion(self._superseded[:used]),
+            self.attributes.snapshot(),
         )
 
     def _prepared(self, rows: Sequence[Embedding]) -> dict[str, Floats]:

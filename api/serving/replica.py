@@ -11,8 +11,9 @@ from typing import Final
 from api import metrics
 from api.serving.automatic_builds import AutomaticBuilds
 from api.serving.background import cancelled, supervised
+from api.serving.change_reader import ChangeReader, Changes
 from api.serving.delta import DeltaBuffer
-from api.serving.row_fetcher import FoundRows, RowFetcher
+from api.serving.row_fetcher import RowFetcher
 from api.serving.segment import Segment
 from api.serving.snapshot import Snapshot
 from core import telemetry
@@ -53,7 +54,7 @@ class ModelReplica:
         """As last listed; always of the same data."""
         self.snapshot: Snapshot | None = None
         """What answers; None before the first segment is activated, and once closed."""
-        self._rows = resources.embeddings
+        self._changes = ChangeReader(resources, model)
         self._builds = builds
         self._bytes_left = bytes_left
         self._settings = settings
@@ -61,7 +62,7 @@ class ModelReplica:
         self._next: DeltaBuffer | None = None
         """A version that is being caught up, and gets all changes already."""
         self._fetcher = RowFetcher(
-            lambda ids: self._rows.read_rows(self.name, ids, model.generation),
+            self._changes.read,
             self._apply,
             gather_s=settings.hint_gather_s,
             queued_max=settings.delta_rows_hard,
@@ -100,6 +101,10 @@ class ModelReplica:
                 ids = list(before.entries)
                 for start in range(0, len(ids), _CARRY_IDS):
                     coming.carry_over(before, ids[start : start + _CARRY_IDS])
+                    await asyncio.sleep(0)
+                ids = before.attributes.product_ids
+                for start in range(0, len(ids), _CARRY_IDS):
+                    coming.attributes.carry_over(before.attributes, ids[start : start + _CARRY_IDS])
                     await asyncio.sleep(0)
                 if before.overflowed:
                     # It knows deletions by its mask alone, and the GSI may not show them yet.
@@ -237,10 +242,11 @@ class ModelReplica:
 
     # --- applying and publishing ----------------------------------------------------------------
 
-    def _apply(self, found: FoundRows) -> None:
+    def _apply(self, found: Changes) -> None:
         for delta in (self._current, self._next):
             if delta is not None:
-                delta.apply(found)
+                delta.apply(found.rows)
+                delta.attributes.apply(found.attributes, found.rows, added=not delta.overflowed)
                 self._check_limits(delta)
         if self._notified_ms:
             metrics.FRESH_LAG.labels(self.name).set(max(0.0, time() - self._notified_ms / 1000))
@@ -251,15 +257,18 @@ class ModelReplica:
     def _check_limits(self, delta: DeltaBuffer, coming: int = 0) -> None:
         """Lets a delta overflow that is, or with `coming` more rows would be, over a limit."""
         rows_max, resident = self._settings.delta_rows_hard, delta.segment.resident_bytes
+        if resident + delta.resident_bytes > self._bytes_left(self.name):
+            self._overflow(delta, "memory")
+            delta.attributes.overflow()
         if delta.overflowed:
             return
         if len(delta.entries) - delta.changed > rows_max:
             delta.forget()  # entries without effect are kept only because the GSI lags
         if delta.changed + coming > rows_max:
-            reason = "rows"
-        elif resident + delta.resident_bytes > self._bytes_left(self.name):
-            reason = "memory"
-        else:
+            self._overflow(delta, "rows")
+
+    def _overflow(self, delta: DeltaBuffer, reason: str) -> None:
+        if delta.overflowed:
             return
         delta.overflow()
         _log.warning(
@@ -274,15 +283,16 @@ class ModelReplica:
         if self._closed or delta is not self._current:
             return
         loop = asyncio.get_running_loop()
-        complete = not delta.overflowed and loop.time() < delta.complete_until
+        overflowed = delta.overflowed or delta.attributes.overflowed
+        complete = not overflowed and loop.time() < delta.complete_until
         # The clocks of writers may be behind by as much as a poll reaches back.
-        polled_at = "" if delta.overflowed else self._overlapping(delta.polled_at)
+        polled_at = "" if overflowed else self._overlapping(delta.polled_at)
         self.snapshot = Snapshot(
             delta.segment, delta.snapshot(), complete=complete, polled_at=polled_at
         )
         metrics.FRESH_ROWS.labels(self.name).set(delta.changed)
         metrics.FRESH_BYTES.labels(self.name).set(delta.resident_bytes)
-        if delta.overflowed or delta.changed > self._settings.delta_rows_soft:
+        if overflowed or delta.changed > self._settings.delta_rows_soft:
             self._builds.request(self.model, "much has changed")
         if self._ageing is not None:
             self._ageing.cancel()
@@ -297,7 +307,7 @@ class ModelReplica:
         since = max(delta.watermark, self._overlapping(delta.polled_at))
         unread: dict[str, None] = {}
         overflowed = delta.overflowed
-        async with aclosing(self._rows.changed_since(self.model, since)) as pages:
+        async with aclosing(self._changes.rows_since(since)) as pages:
             async for page in pages:
                 unread.update(dict.fromkeys(await asyncio.to_thread(delta.differing, page)))
                 # Some may have been read meanwhile, for a notification.
@@ -308,11 +318,26 @@ class ModelReplica:
             await self._poll(delta)
             return
         await self._fetcher.fetch(unread)
+        await self._poll_attributes(delta, since)
         delta.polled_at = began
         interval_s = max(_POLL_GAP_S, self._settings.poll_s)
         delta.complete_until = began_s + _STALE_POLLS * interval_s
         delta.forget(since)
         metrics.FRESH_POLLED.labels(self.name).set(parse_timestamp(began).timestamp())
+
+    async def _poll_attributes(self, delta: DeltaBuffer, since: str) -> None:
+        """The same of attributes, where any were written."""
+        if not await self._changes.has_attributes():
+            return
+        attributes = delta.attributes
+        since = since if attributes.polled else attributes.watermark
+        unread: dict[str, None] = {}
+        async with aclosing(self._changes.attributes_since(since)) as pages:
+            async for page in pages:
+                differing = await asyncio.to_thread(attributes.differing, page)
+                unread.update(dict.fromkeys(differing))
+        await self._fetcher.fetch(unread, rows=False)
+        attributes.polled = True
 
     def _overlapping(self, polled_at: str) -> str:
         """When a poll after one that began then reads from; no moment stays none."""

@@ -1,14 +1,13 @@
 """Reads changed rows with consistent reads, one round after the other: a later read is newer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from core import telemetry
 from core.errors import K9Error, Unavailable
-from core.models import Embedding
 from core.retry import RetryPolicy
 
 _ROUND_IDS: Final = 200
@@ -17,8 +16,7 @@ _RETRY: Final = RetryPolicy(first_s=0.1, max_s=5.0, jitter=0.0)
 
 _log = telemetry.logger(__name__)
 
-FoundRows = Mapping[str, Embedding | None]
-"""Rows by product id; None for one that is not in the table."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -39,13 +37,13 @@ _Waiters = list[_Waiter | None]
 """The waiters for a row; None for a notification, for which nobody waits."""
 
 
-class RowFetcher:
-    """The rows of one model version that are to be read."""
+class RowFetcher(Generic[T]):
+    """The rows and attributes of one model version that are to be read."""
 
     def __init__(
         self,
-        read: Callable[[list[str]], Awaitable[list[Embedding]]],
-        apply: Callable[[FoundRows], None],
+        read: Callable[[list[str], set[str]], Awaitable[T]],
+        apply: Callable[[T], None],
         *,
         gather_s: float,
         queued_max: int,
@@ -53,7 +51,7 @@ class RowFetcher:
         """Nothing is read before `run`.
 
         Args:
-            read: The present rows of these ids.
+            read: The present attributes of these ids, and the rows of some of them.
             apply: Takes what was found.
             gather_s: How long a round waits for further ids.
             queued_max: Ids that may be queued because of notifications.
@@ -64,6 +62,8 @@ class RowFetcher:
         self._queued_max = queued_max
         self._queued: dict[str, _Waiters] = {}
         self._urgent: dict[str, _Waiters] = {}
+        self._rows_of: set[str] = set()
+        """The queued ids of which the row is read, and not its attributes alone."""
         self._not_empty = asyncio.Event()
         self._urgent_added = asyncio.Event()
         self._waiters: set[_Waiter] = set()
@@ -88,11 +88,17 @@ class RowFetcher:
                 self._queued[product_id] = [None]
             else:
                 dropped += 1
+                continue
+            self._rows_of.add(product_id)
         self._not_empty.set()
         return dropped
 
-    async def fetch(self, product_ids: Iterable[str], *, urgent: bool = False) -> None:
+    async def fetch(
+        self, product_ids: Iterable[str], *, urgent: bool = False, rows: bool = True
+    ) -> None:
         """Returns once rows (each id once) were read, later than now, and applied.
+
+        Without `rows` their attributes alone.
 
         Raises:
             Unavailable: it was closed.
@@ -106,6 +112,8 @@ class RowFetcher:
         queue = self._urgent if urgent else self._queued
         for product_id in ids:
             queue.setdefault(product_id, []).append(waiter)
+        if rows:
+            self._rows_of.update(ids)
         self._not_empty.set()
         if urgent:
             self._urgent_added.set()
@@ -122,14 +130,15 @@ class RowFetcher:
             await self._not_empty.wait()
             if len(self._queued) < _ROUND_IDS:
                 await self._wait_unless_urgent(self._gather_s)
-            taken = self._take()
+            taken, rows_of = self._take()
             try:
-                await self._round(list(taken))
+                await self._round(list(taken), rows_of)
             except K9Error as error:
                 _log.warning(
                     "reading changed rows failed", error=type(error).__name__, rows=len(taken)
                 )
                 self._put_back(taken)
+                self._rows_of |= rows_of
                 failures += 1
                 # After a short while no longer than nobody waits for an answer.
                 await asyncio.sleep(_RETRY.first_s)
@@ -137,30 +146,28 @@ class RowFetcher:
                 continue
             except Exception:  # noqa: BLE001 - one row must not hold up all others for good
                 _log.exception("applying changed rows failed", rows=len(taken))
-                await self._one_by_one(taken)
+                await self._one_by_one(taken, rows_of)
             failures = 0
             for waiters in taken.values():
                 for waiter in waiters:
                     if waiter is not None:
                         waiter.row_read()
 
-    async def _round(self, product_ids: list[str]) -> None:
-        if not product_ids:
-            return
-        found: dict[str, Embedding | None] = dict.fromkeys(product_ids)
-        found.update((row.product_id, row) for row in await self._read(product_ids))
-        self._apply(found)
+    async def _round(self, product_ids: list[str], rows_of: set[str]) -> None:
+        if product_ids:
+            self._apply(await self._read(product_ids, rows_of))
 
-    async def _one_by_one(self, taken: dict[str, _Waiters]) -> None:
+    async def _one_by_one(self, taken: dict[str, _Waiters], rows_of: set[str]) -> None:
         """Reads each row of a round that failed in a way that no other try would mend.
 
         A row that fails alone is given up: whoever waits for it goes on to wait for the others.
         """
         for product_id in list(taken):
             try:
-                await self._round([product_id])
+                await self._round([product_id], rows_of)
             except K9Error:
                 self._put_back({product_id: taken.pop(product_id)})
+                self._rows_of |= rows_of & {product_id}
             except Exception:  # noqa: BLE001 - as above
                 _log.exception("a changed row cannot be applied", product_id=product_id)
 
@@ -172,8 +179,11 @@ class RowFetcher:
                 async with asyncio.timeout(seconds):
                     await self._urgent_added.wait()
 
-    def _take(self) -> dict[str, _Waiters]:
-        """The rows of the next round; without those that nobody waits for any more."""
+    def _take(self) -> tuple[dict[str, _Waiters], set[str]]:
+        """The ids of the next round, without those that nobody waits for any more.
+
+        The second are those of which the row is read.
+        """
         taken: dict[str, _Waiters] = {}
         for queue in (self._urgent, self._queued):
             while queue and len(taken) < _ROUND_IDS:
@@ -181,9 +191,12 @@ class RowFetcher:
                 waiters = _pending(queue.pop(product_id))
                 if waiters:
                     taken.setdefault(product_id, []).extend(waiters)
+        rows_of = taken.keys() & self._rows_of
+        self._rows_of -= rows_of
         if not self._urgent and not self._queued:
             self._not_empty.clear()
-        return taken
+            self._rows_of.clear()  # of waiters that left
+        return taken, rows_of
 
     def _put_back(self, taken: dict[str, _Waiters]) -> None:
         """Urgent reads are first again."""

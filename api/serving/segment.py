@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.serving.cost import SearchCost
+from core.attributes.columns import Columns
+from core.attributes.filters import Filter
+from core.attributes.selection import Mask
+from core.attributes.values import Attributes
 from core.errors import Corrupt
 from core.index.cache import leased
 from core.index.manifest import Manifest
@@ -45,8 +49,9 @@ class Provenance(msgspec.Struct, frozen=True):
 class Segment:
     """A mapped version of a model version's index."""
 
-    def __init__(self, version: MappedVersion, fence: int) -> None:
+    def __init__(self, version: MappedVersion, fence: int, columns: Columns | None = None) -> None:
         manifest = version.manifest
+        self._columns = columns
         self._ids = version.ids
         self._searcher = searcher = version.searcher
         self._neighbors = version.neighbors
@@ -104,6 +109,29 @@ class Segment:
         """float32 (d,) of a row, as the index has it: a unit row under cosine. Not a copy."""
         found: Floats = self._searcher.rows[row]
         return found
+
+    @property
+    def has_attributes(self) -> bool:
+        """Whether the attributes of its rows are in it."""
+        return self._columns is not None
+
+    def attributes(self, row: int) -> Attributes:
+        """The attributes of a row, as they were built.
+
+        Raises:
+            Corrupt: they cannot be read.
+        """
+        return {} if self._columns is None else self._columns.attributes(row)
+
+    def attributes_text(self, row: int) -> bytes:
+        """The same, as `canonical_text` writes them."""
+        return b"" if self._columns is None else self._columns.text(row)
+
+    def select(self, condition: Filter) -> Mask:
+        """Bool (rows,): the rows whose attributes, as they were built, match."""
+        if self._columns is None:
+            return np.full(self.rows, condition.matches({}), dtype=np.bool_)
+        return self._columns.select(condition)
 
     def search(
         self,

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
+import numpy as np
 
+from api.serving.attributes import AttributeSnapshot
 from api.serving.cost import scan_us
 from api.serving.delta import UNCHANGED, DeltaSnapshot
 from api.serving.segment import Hits, Segment
+from core.attributes.values import Attributes
 from core.models import Watermark
 from core.vectors.arrays import Floats
 from core.vectors.search import Exclusion
@@ -46,6 +49,7 @@ class Snapshot:
         """
         self.segment = segment
         self._entries = delta.entries if delta else {}
+        self._attributes = delta.attributes if delta else AttributeSnapshot(segment)
         self._masked = delta.masked if delta else None
         self._delta = delta if delta and delta.has_effect else None
         self._polled_at = polled_at
@@ -73,7 +77,9 @@ class Snapshot:
             return self._polled_at > after.moment
         entry = self._entries.get(after.product_id)
         # A later time may be of an earlier write, by another clock.
-        return entry is not None and entry.updated_at == after.moment
+        if entry is not None and entry.updated_at == after.moment:
+            return True
+        return self._attributes.reflects(after.product_id, after.moment)
 
     def find(self, product_id: str) -> RowRef | None:
         """Where the present vector of a product is; None where there is none, or none any more."""
@@ -84,6 +90,28 @@ class Snapshot:
         if row is None or (self._masked is not None and row in self._masked):
             return None  # masked without an entry: after an overflow
         return RowRef(row)
+
+    def attributes(self, ref: RowRef) -> Attributes:
+        """The attributes of a product.
+
+        Raises:
+            Corrupt: they cannot be read.
+        """
+        if not ref.in_delta:
+            (product_id,) = self.segment.ids_of(np.array([ref.row]))
+            return self._attributes.of(product_id, ref.row)
+        if self._delta is None:
+            return {}
+        product_id = self._delta.product_id(ref.row)
+        return self._attributes.of(product_id, self.segment.row_of(product_id))
+
+    def attributes_of(self, product_id: str) -> Attributes:
+        """The attributes of a product that a search found.
+
+        Raises:
+            Corrupt: they cannot be read.
+        """
+        return self._attributes.of(product_id, self.segment.row_of(product_id))
 
     def vector(self, ref: RowRef) -> Floats:
         """float32 (d,) of a product, as it is searched: a unit row under cosine."""

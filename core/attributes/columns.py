@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.attributes import column_format as layout
-from core.attributes.filters import AllOf, AnyOf, Exists, Filter, Not, OneOf, Within
+from core.attributes.filters import Exists, Filter, Within
+from core.attributes.selection import Condition, Mask, select
 from core.attributes.values import Attributes, decode_attributes
 from core.errors import Corrupt
 
-Mask = NDArray[np.bool_]
-"""Bool (rows,): which rows of a version, in the order of the index's rows."""
 _HALF: Final = 2
 
 
@@ -53,24 +52,13 @@ class Columns:
 
     def select(self, condition: Filter) -> Mask:
         """The rows that match, in a mask which the caller may change."""
-        match condition:
-            case AllOf():
-                mask = np.ones(self.rows, dtype=np.bool_)
-                for each in condition.filters:
-                    mask &= self.select(each)
-            case AnyOf():
-                mask = np.zeros(self.rows, dtype=np.bool_)
-                for each in condition.filters:
-                    mask |= self.select(each)
-            case Not():
-                mask = self.select(condition.filter)
-                np.logical_not(mask, out=mask)
-            case _:
-                column = self._columns.get(condition.name)
-                if column is None:
-                    return np.zeros(self.rows, dtype=np.bool_)
-                mask = column.mask(condition)
-        return mask
+        return select(condition, self.rows, self._matching)
+
+    def _matching(self, condition: Condition) -> Mask:
+        column = self._columns.get(condition.name)
+        if column is None:
+            return np.zeros(self.rows, dtype=np.bool_)
+        return column.mask(condition)
 
 
 class _Column:
@@ -86,7 +74,7 @@ class _Column:
         self._numbers = None if column.numbers is None else _Numbers(arrays, column.numbers)
         self._strings = None if column.strings is None else _Strings(arrays, column.strings)
 
-    def mask(self, condition: OneOf | Within | Exists) -> Mask:
+    def mask(self, condition: Condition) -> Mask:
         """The rows that match."""
         if isinstance(condition, Exists):
             return self._present.mask()

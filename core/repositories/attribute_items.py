@@ -17,7 +17,7 @@ from core.dynamo.expressions import Condition, equals, key, missing
 from core.dynamo.items import check_row
 from core.dynamo.wire import Item, RequestItem
 from core.errors import Corrupt
-from core.models import Embedding, Model
+from core.models import Embedding, Model, StoredAttributes
 from core.repositories.embedding_rows import GENERATION, generation_of
 
 _ATTRIBUTES: Final = "attributes"
@@ -70,6 +70,19 @@ def stored_attributes(item: Item | None, generation: int) -> Attributes:
     if stored is None or stored.S is None:
         raise Corrupt("stored attributes are no text")
     return decode_attributes(stored.S)
+
+
+def unread_attributes(item: Item) -> StoredAttributes:
+    """The attributes in an item, of whatever generation, whose text is not decoded here.
+
+    Raises:
+        NewerFormat: a later release wrote them.
+    """
+    check_row(item, "stored attributes")
+    text = None if "deleted_at" in item else item.get(_ATTRIBUTES)
+    return StoredAttributes(
+        item["product_id"].S or "", "" if text is None else text.S or "", item["updated_at"].S or ""
+    )
 
 
 def attached(row: Embedding, item: Item | None) -> Embedding:

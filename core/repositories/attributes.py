@@ -7,19 +7,21 @@ from typing import Final
 from core.attributes.values import AttributesPatch, attribute_problems, merge
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import equals, exists, expressions
+from core.dynamo.expressions import above, equals, exists, expressions
 from core.dynamo.pagination import paginate
 from core.dynamo.rows import delete_rows, get_row, put_row
 from core.dynamo.wire import Item, RequestItem
 from core.errors import Invalid, TransactionFailed, Unavailable
-from core.models import Model, now, timestamp
+from core.models import Model, StoredAttributes, now, timestamp
 from core.repositories import transactions
 from core.repositories.attribute_items import (
     attributes_item,
     attributes_key,
     is_same,
     stored_attributes,
+    unread_attributes,
 )
+from core.repositories.embedding_reads import read_items
 from core.repositories.embedding_rows import (
     GENERATION,
     generation_of,
@@ -102,6 +104,44 @@ class AttributeRepository:
         except TransactionFailed:
             return False
         return True
+
+    async def read_attributes(
+        self, model: Model, product_ids: Sequence[str]
+    ) -> list[StoredAttributes]:
+        """The attributes of these ids (each once) that there are, read consistently.
+
+        Those of another generation are left out.
+
+        Raises:
+            Unavailable: DynamoDB did not give all of them in time.
+        """
+        keys = [attributes_key(model.model_version, product_id) for product_id in product_ids]
+        items = await read_items(self._dynamo, self._table, keys)
+        return [
+            unread_attributes(item) for item in items if generation_of(item) == model.generation
+        ]
+
+    async def changed_since(
+        self, model: Model, since: str
+    ) -> AsyncGenerator[list[StoredAttributes], None]:
+        """Pages of the attributes changed after a time, as far as the index shows them.
+
+        Of all, where the time is empty. Those that were deleted are among them.
+        """
+        for shard in range(model.shards):
+            partition = tables.attributes_shard(model.model_version, shard, model.generation)
+            within = equals(tables.MODEL_SHARD, partition)
+            pages = paginate(
+                self._dynamo.call,
+                "query",
+                TableName=self._table,
+                IndexName=tables.MODEL_VERSION_INDEX,
+                **expressions(key=within & above("updated_at", since) if since else within),
+            )
+            async with aclosing(pages):
+                async for items in pages:
+                    if items:
+                        yield [unread_attributes(item) for item in items]
 
     async def keys_by_model(self, model: Model) -> AsyncGenerator[list[Item], None]:
         """The keys and generations of all attributes of a model version, a page at a time.

@@ -36,16 +36,9 @@ async def read_rows(
     Raises:
         Unavailable: DynamoDB did not give all of them in time.
     """
-    gate = asyncio.Semaphore(_CONCURRENT_READS)
-
-    async def read(chunk: Sequence[str]) -> list[Embedding]:
-        keys = [row_key(model_version, product_id) for product_id in chunk]
-        async with gate:
-            return [decode_any(item) for item in await _read_items(dynamo, table, keys)]
-
-    starts = range(0, len(product_ids), _IDS_MAX)
-    chunks = await gather(*(read(product_ids[start : start + _IDS_MAX]) for start in starts))
-    return [row for rows in chunks for row in rows if generation in {None, row.generation}]
+    keys = [row_key(model_version, product_id) for product_id in product_ids]
+    rows = map(decode_any, await read_items(dynamo, table, keys))
+    return [row for row in rows if generation in {None, row.generation}]
 
 
 async def read_row(
@@ -57,12 +50,12 @@ async def read_row(
         Unavailable: DynamoDB did not give both in time.
     """
     keys = [row_key(model_version, product_id), attributes_key(model_version, product_id)]
-    items = {item["model_version"].S: item for item in await _read_items(dynamo, table, keys)}
+    items = {item["model_version"].S: item for item in await read_items(dynamo, table, keys)}
     return items.get(model_version), items.get(tables.attributes_name(model_version))
 
 
 async def with_attributes(dynamo: Dynamo, table: str, rows: Sequence[Embedding]) -> list[Embedding]:
-    """These rows, up to 100 of one model version, with their attributes.
+    """These rows, of one model version, with their attributes.
 
     Attributes that cannot be read are left out, and stop no other row.
 
@@ -72,7 +65,7 @@ async def with_attributes(dynamo: Dynamo, table: str, rows: Sequence[Embedding])
     if not rows:
         return []
     keys = [attributes_key(row.model_version, row.product_id) for row in rows]
-    items = {item["product_id"].S: item for item in await _read_items(dynamo, table, keys)}
+    items = {item["product_id"].S: item for item in await read_items(dynamo, table, keys)}
     return [_attached(row, items.get(row.product_id)) for row in rows]
 
 
@@ -84,7 +77,23 @@ def _attached(row: Embedding, item: Item | None) -> Embedding:
         return row
 
 
-async def _read_items(dynamo: Dynamo, table: str, keys: Sequence[RequestItem]) -> list[Item]:
+async def read_items(dynamo: Dynamo, table: str, keys: Sequence[RequestItem]) -> list[Item]:
+    """The items of these keys (each once) that are there, read consistently.
+
+    Raises:
+        Unavailable: DynamoDB did not give all of them in time.
+    """
+    gate = asyncio.Semaphore(_CONCURRENT_READS)
+
+    async def read(start: int) -> list[Item]:
+        async with gate:
+            return await _read_call(dynamo, table, keys[start : start + _IDS_MAX])
+
+    chunks = await gather(*(read(start) for start in range(0, len(keys), _IDS_MAX)))
+    return [item for items in chunks for item in items]
+
+
+async def _read_call(dynamo: Dynamo, table: str, keys: Sequence[RequestItem]) -> list[Item]:
     asked: dict[str, Any] = {"Keys": keys, "ConsistentRead": True}
     found: list[Item] = []
     async for _ in _UNPROCESSED.attempts():

@@ -13,7 +13,7 @@ from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import key
 from core.errors import Corrupt, Invalid, NotFound, OtherGeneration
-from core.models import Model
+from core.models import Model, StoredAttributes
 from core.repositories.attributes import AttributeRepository
 from core.repositories.embedding_rows import live_row
 from core.repositories.embeddings import EmbeddingRepository
@@ -42,6 +42,37 @@ async def model(models: ModelRepository) -> Model:
     return await models.note_attributes(
         await models.create_model(f"a-{uuid4().hex[:12]}", 2, "cosine", 4)
     )
+
+
+async def test_changes_are_read_by_id_and_by_time(
+    embeddings: EmbeddingRepository, attributes: AttributeRepository, model: Model
+) -> None:
+    """More than one call takes, and those that were deleted; of this generation alone."""
+    ids = [f"p{number:03d}" for number in range(120)]
+    await embeddings.store_batch(
+        model, [(name, vector(1, 2)) for name in ids], attributes={name: {"n": 1} for name in ids}
+    )
+    before = await attributes.read_attributes(model, [*ids, "none"])
+    assert {each.product_id: each.text for each in before} == dict.fromkeys(ids, '{"n":1}')
+    since = max(each.updated_at for each in before)
+    changed = await attributes.patch_attributes(model, "p007", {"n": 2})
+    await embeddings.delete_embedding(model, "p008")
+    (one,) = await attributes.read_attributes(model, ["p007"])
+    assert (one.text, one.updated_at) == ('{"n":2}', changed.updated_at)
+    (gone,) = await attributes.read_attributes(model, ["p008"])
+    assert gone.text == ""
+    shown = await _since(attributes, model, since)
+    assert sorted(shown, key=lambda each: each.product_id) == [one, gone]
+    assert {each.product_id for each in await _since(attributes, model, "")} == set(ids)
+    later = msgspec.structs.replace(model, generation=model.generation + 1)
+    assert await attributes.read_attributes(later, ids) == []
+    assert await _since(attributes, later, "") == []
+
+
+async def _since(
+    attributes: AttributeRepository, model: Model, moment: str
+) -> list[StoredAttributes]:
+    return [each async for page in attributes.changed_since(model, moment) for each in page]
 
 
 async def test_a_patch_changes_what_it_names(

@@ -7,10 +7,12 @@ from typing import Any
 
 from typing_extensions import override
 
+from core.attributes.values import Attributes, encode_attributes
 from core.errors import Corrupt, K9Error, NotFound, Unavailable
 from core.index.manifest import Manifest
-from core.models import Build, BuildParameters, Embedding, Model
+from core.models import Build, BuildParameters, Embedding, Model, StoredAttributes
 from core.notifications import ChangeNotification, ChangeNotifier
+from core.repositories.attributes import AttributeRepository
 from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.models import ModelRepository
@@ -83,6 +85,40 @@ def embedding(product_id: str, vector: Floats | None, moment: str) -> Embedding:
     return Embedding(product_id, "m", vector.tobytes(), DIMENSION, moment)
 
 
+class FakeAttributes(AttributeRepository):
+    """The attributes of one model version in the embeddings table, and its GSI."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, StoredAttributes] = {}
+        self.shown_by_gsi: Callable[[], list[StoredAttributes]] = lambda: list(self.items.values())
+        """Attributes as the GSI has them, which may lag behind."""
+        self.polls: list[str] = []
+        """Since when each poll asked."""
+        self.reads: list[list[str]] = []
+        """The ids of each read."""
+
+    def put(self, product_id: str, attributes: Attributes | None, moment: str) -> None:
+        """Writes attributes, or deletes them."""
+        text = "" if attributes is None else encode_attributes(attributes)
+        self.items[product_id] = StoredAttributes(product_id, text, moment)
+
+    @override
+    async def read_attributes(
+        self, model: Model, product_ids: Sequence[str]
+    ) -> list[StoredAttributes]:
+        """Attributes as they are."""
+        self.reads.append(list(product_ids))
+        return [self.items[name] for name in product_ids if name in self.items]
+
+    @override
+    async def changed_since(
+        self, model: Model, since: str
+    ) -> AsyncGenerator[list[StoredAttributes], None]:
+        """What the shards show."""
+        self.polls.append(since)
+        yield [item for item in self.shown_by_gsi() if item.updated_at > since]
+
+
 class FakeModels(ModelRepository):
     """The models table."""
 
@@ -102,13 +138,18 @@ class FakeModels(ModelRepository):
         return list(self.models)
 
     @override
-    async def get_model(self, model_version: str) -> Model:
-        """A model."""
-        self.reads += 1
+    async def find_model(self, model_version: str) -> Model:
+        """A model, to look at what is noted of it; not counted."""
         for model in self.models:
             if model.model_version == model_version:
                 return model
         raise NotFound(f"there is no model version {model_version}")
+
+    @override
+    async def get_model(self, model_version: str) -> Model:
+        """A model."""
+        self.reads += 1
+        return await self.find_model(model_version)
 
 
 class FakeBuilds(BuildRepository):
@@ -262,6 +303,7 @@ def resources_of(
     *,
     models: ModelRepository,
     embeddings: EmbeddingRepository,
+    attributes: AttributeRepository,
     builds: BuildRepository,
     build_service: BuildService,
     notifier: ChangeNotifier,

@@ -20,6 +20,7 @@ from core.models import timestamp
 from core.settings import Serving, Settings
 from core.vectors.arrays import Floats
 from tests.unit.api.serving.fakes import (
+    FakeAttributes,
     FakeBuilds,
     FakeBuildService,
     FakeModels,
@@ -50,6 +51,7 @@ class Rig:
 
     def __init__(self, root: Path, *, bytes_max: int = 1 << 30, **serving: Any) -> None:
         self.rows = FakeRows()
+        self.attributes = FakeAttributes()
         self.models = FakeModels()
         self.builds = FakeBuilds(self.models)
         self.requests = FakeBuildService()
@@ -61,6 +63,7 @@ class Rig:
             Settings(serving=Serving(loaded_bytes_max=bytes_max, **chosen)),
             models=self.models,
             embeddings=self.rows,
+            attributes=self.attributes,
             builds=self.builds,
             build_service=self.requests,
             notifier=self.notifier,

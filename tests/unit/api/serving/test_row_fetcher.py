@@ -21,10 +21,14 @@ class Table:
         self.poison: set[str] = set()
         self.away = False
         self.rounds: list[list[str]] = []
+        self.rows_of: list[set[str]] = []
+        """Those of each round that succeeded of which rows were asked for."""
         self.applied: dict[str, Embedding | None] = {}
         self._read_again = asyncio.Event()
 
-    async def read(self, product_ids: list[str]) -> list[Embedding]:
+    async def read(
+        self, product_ids: list[str], rows_of: set[str]
+    ) -> Mapping[str, Embedding | None]:
         """Rows, each with a vector of one number."""
         self.rounds.append(product_ids)
         self._read_again.set()
@@ -32,7 +36,8 @@ class Table:
             raise Unavailable("away")
         if self.poison & set(product_ids):
             raise ValueError("DynamoDB does not take this key")
-        return [Embedding(p, "m", b"\0\0\x80\x3f", 1, MOMENT) for p in product_ids]
+        self.rows_of.append(rows_of)
+        return {p: Embedding(p, "m", b"\0\0\x80\x3f", 1, MOMENT) for p in product_ids}
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Waits for a round after which something holds."""
@@ -46,7 +51,9 @@ class Table:
 
 
 @asynccontextmanager
-async def reading(table: Table, queued_max: int = 1000) -> AsyncIterator[RowFetcher]:
+async def reading(
+    table: Table, queued_max: int = 1000
+) -> AsyncIterator[RowFetcher[Mapping[str, Embedding | None]]]:
     """Reads until the end of the block."""
     made = RowFetcher(table.read, table.apply, gather_s=0.001, queued_max=queued_max)
     running = asyncio.create_task(made.run())
@@ -131,3 +138,22 @@ async def test_no_more_waits_than_there_is_room_for() -> None:
     made = RowFetcher(table.read, table.apply, gather_s=0.001, queued_max=3)
     assert made.enqueue(["a", "b", "c", "d"]) == 1
     assert made.enqueue(["a", "c"]) == 0
+
+
+@in_virtual_time
+async def test_rows_are_read_where_anyone_asks_for_them() -> None:
+    """Attributes alone are read for those who ask for no more, also after a failure."""
+    table = Table()
+    async with reading(table) as made:
+        await made.fetch(["a", "b"], rows=False)
+        table.away = True
+        waiting = [
+            asyncio.create_task(made.fetch(["c", "d"], rows=False)),
+            asyncio.create_task(made.fetch(["d"])),
+        ]
+        made.enqueue(["e"])
+        await table.until(lambda: "d" in table.rounds[-1])
+        table.away = False
+        await asyncio.gather(*waiting)
+        await made.fetch(["d"], rows=False)
+        assert table.rows_of == [set(), {"d", "e"}, set()]
