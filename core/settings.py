@@ -199,6 +199,8 @@ class Building(msgspec.Struct, frozen=True):
     work_dir: Path = Path(".k9/work")
     index_bytes_max: _Positive = 4 * 1024**3
     """Memory that one index may take: over it the next smaller family is chosen."""
+    columns_bytes_max: _Positive = 1024**3
+    """Size of the attributes of one version; a build fails over it."""
     matrix_exact_rows_max: _Positive = 150_000
     """Up to here the matrix is exact; above it the index makes it, and its recall is measured."""
     index_threads: _NotNegative = 0

@@ -21,6 +21,7 @@ from core import files, names, telemetry
 from core.concurrency import gather
 from core.errors import Corrupt, NewerFormat, NotFound
 from core.index import cache
+from core.index.files import COLUMNS
 from core.index.manifest import MANIFEST, FileInfo, Manifest, contents, decode_manifest, manifest_of
 from core.index.version import mapped_files, verify_files
 from core.models import Build, Model, Progress, ProgressCallback
@@ -311,6 +312,11 @@ class VersionStore:
         if not directory.exists():
             return None
         manifest = record.check((directory / MANIFEST).read_bytes())
+        if COLUMNS in manifest.files and not (directory / COLUMNS).exists():
+            # An earlier release, which shares the cache, downloads no attributes. It has what it
+            # uses mapped, and finds it again in the download that follows.
+            cache.remove(directory)
+            return None
         verify_files(directory, manifest, mapped_files(manifest))
         if record.manifest is not None and self._remembered(record) != record:
             with suppress(OSError):  # it is only needed to start without DynamoDB

@@ -59,6 +59,8 @@ class ColumnWriter:
         self._bytes_max = bytes_max
         self._bytes = _START_BYTES * rows
         self._next = 0
+        self.with_attributes = 0
+        """Rows that have any, so far."""
         self._text = bytearray()
         self._starts = array("q", (0,))
         self._columns: dict[str, _Collected] = {}
@@ -70,6 +72,7 @@ class ColumnWriter:
             BuildFailed: the columns would be larger than allowed.
         """
         row, self._next = self._next, self._next + 1
+        self.with_attributes += bool(attributes)
         text = canonical_text(attributes)
         self._bytes += len(text)
         self._text += text

@@ -101,6 +101,19 @@ def decode_attributes(stored: str | bytes) -> Attributes:
         raise Corrupt(f"stored attributes cannot be read: {error}") from None
 
 
+def checked_attributes(stored: bytes) -> Attributes:
+    """The attributes of a stored text, every one of which is within the limits.
+
+    Raises:
+        Corrupt: they cannot be read, or are none that K9 would have stored.
+    """
+    attributes = decode_attributes(stored)
+    problems = attribute_problems(attributes)
+    if problems:
+        raise Corrupt(f"stored attributes are not valid: {problems[0].field} {problems[0].message}")
+    return attributes
+
+
 def _value_problem(value: object) -> str | None:
     if isinstance(value, str):
         return _text_problem(value)

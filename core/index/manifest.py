@@ -99,11 +99,14 @@ class Manifest(msgspec.Struct, frozen=True):
     pulled_at: str = ""
     """When the pull began: rows changed later may be missing."""
     recent: RecentRows | None = None
-    """Those that changed after the watermark; None in versions of earlier releases."""
+    """Those that changed after the watermark, changed attributes too; None in versions of earlier
+    releases."""
     changes: Changes | None = None
     """From the version that was current then; None if there was none to compare with."""
     generation: int = 0
     """Of the model version; 0 in versions of releases up to 23e14f8."""
+    rows_with_attributes: int | None = None
+    """None in versions of releases that build no attributes, whatever the rows have."""
     format: Literal[1, 2] = FORMAT
 
     @property

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from core.attributes.columns import Columns
 from core.errors import Corrupt
 from core.index import files
 from core.index.manifest import Manifest
@@ -30,6 +31,7 @@ MAPPED: Final = (
     files.INDEX,
     files.NEIGHBORS,
     files.SCORES,
+    files.COLUMNS,
 )
 """Files that serving maps; the others are for people and programs."""
 _LIMIT_FLOOR: Final = 1 << 20
@@ -94,6 +96,8 @@ class MappedVersion(msgspec.Struct, frozen=True):
     """(n, matrix k): the nearest other rows of each row, best first; -1 where there are fewer."""
     scores: Floats
     """(n, matrix k): theirs."""
+    columns: Columns | None = None
+    """The attributes of the rows; None where none has any."""
 
     @classmethod
     def open(cls, directory: Path, manifest: Manifest) -> Self:
@@ -124,7 +128,10 @@ class MappedVersion(msgspec.Struct, frozen=True):
         if len(ids) != n:
             raise Corrupt(f"{files.IDS} has {len(ids)} ids, the manifest has {n}")
         searcher = Searcher(vectors, manifest.metric, manifest.index, index, order, members)
-        return cls(manifest, ids, searcher, neighbors, scores)
+        columns = None
+        if files.COLUMNS in manifest.files:
+            columns = Columns(directory / files.COLUMNS, n)
+        return cls(manifest, ids, searcher, neighbors, scores, columns)
 
 
 def mapped_files(manifest: Manifest) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class Verification(msgspec.Struct, frozen=True):
     """Names of the files whose bytes were compared."""
     differences: tuple[Difference, ...]
     rows_changed: int
-    """Rows written or deleted since the build read them."""
+    """Rows and attributes written or deleted since the build read them."""
 
 
 class VerificationRepository:

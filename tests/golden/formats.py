@@ -5,6 +5,7 @@ that began with the format), `NAME-2.*` as the one that changed it, and so on. T
 is written now; all of them are read.
 """
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from unittest.mock import patch
 import msgspec
 
 from api.auth.keys import _CachedKeys
+from core.attributes.column_writer import ColumnWriter
+from core.attributes.columns import Columns
 from core.attributes.values import Attributes
 from core.dynamo.cursors import Cursors
 from core.dynamo.expressions import Update
 from core.dynamo.items import attribute_of
 from core.dynamo.wire import Item, RequestItem
 from core.errors import FieldError
+from core.index.files import COLUMNS
 from core.index.manifest import (
     Counts,
     FileInfo,
@@ -183,6 +187,7 @@ _MANIFEST: Final = Manifest(
         ("p-old",),
     ),
     generation=_MICROSECONDS,
+    rows_with_attributes=900,
     format=2,
 )
 _PUBLISHED: Final = Build(
@@ -222,6 +227,12 @@ _ATTRIBUTES: Final[Attributes] = {
     "sold": False,
     "tags": ["a", "b"],
 }
+_ROWS: Final[list[Attributes]] = [
+    _ATTRIBUTES,
+    {},
+    {"brand": "acme", "price": 5, "sold": True, "tags": []},
+    {"brand": "acme", "price": "5"},
+]
 _BACKUP: Final = archive.Manifest(
     "0.1.0",
     "golden",
@@ -261,6 +272,24 @@ def _attributes(item: Item) -> Attributes | None:
     if "deleted_at" in item:
         return None
     return attribute_items.stored_attributes(item, _MICROSECONDS)
+
+
+def _columns(rows: list[Attributes]) -> bytes:
+    writer = ColumnWriter(len(rows), bytes_max=1 << 20)
+    for attributes in rows:
+        writer.append(attributes)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, COLUMNS)
+        writer.write(path)
+        return path.read_bytes()
+
+
+def _read_columns(data: bytes) -> list[Attributes]:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, COLUMNS)
+        path.write_bytes(data)
+        columns = Columns(path, len(_ROWS))
+        return [columns.attributes(row) for row in range(columns.rows)]
 
 
 def _result(sample: Result) -> Format[Result]:
@@ -329,6 +358,7 @@ FORMATS: Final[tuple[Format[Any], ...]] = (
     _row("build-open-later", _OPEN_LATER, build_rows.open_row, build_rows.decode),
     _row("verification-open", _VERIFICATION, build_rows.open_row, build_rows.decode),
     Format("manifest", "json", _MANIFEST, lambda manifest: manifest.encode(), decode_manifest),
+    Format("columns", "columns", _ROWS, _columns, _read_columns),
     Format("cached-version", "json",
            VersionRecord("m-1", _BUILD_ID, 2, _PREFIX, {"model_version": "m-1"}),
            msgspec.json.encode, lambda data: msgspec.json.decode(data, type=VersionRecord)),

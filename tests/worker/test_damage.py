@@ -58,14 +58,16 @@ async def objects(stack_settings: Settings) -> AsyncIterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """One with every file that serving maps: a graph, over rows some of which are near copies."""
+    """One with every file that serving maps: a graph over near copies too, and attributes."""
     directory = tmp_path_factory.mktemp("version")
     random = np.random.default_rng(2)
     rows = random.standard_normal((ROWS, DIMENSION)).astype(np.float32)
     noise = random.standard_normal((ROWS // 8, DIMENSION)).astype(np.float32)
     rows[: ROWS // 8] = rows[-1] + np.float32(1e-6) * noise
     ids = [f"p{row:03d}" for row in range(ROWS)]
-    manifest = make(directory, "b-1", ids, rows=rows, family="hnsw_flat")
+    manifest = make(
+        directory, "b-1", ids, rows=rows, family="hnsw_flat", attributes={"p001": {"a": 1}}
+    )
     assert set(MAPPED) <= set(manifest.files)
     return directory / "out", manifest
 

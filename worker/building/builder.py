@@ -13,6 +13,7 @@ import msgspec
 
 from core import telemetry
 from core.errors import Corrupt, NewerFormat, NotFound
+from core.index.attribute_rows import AttributesWriter
 from core.index.files import IDS, NEIGHBORS
 from core.index.manifest import FORMAT, FORMAT_NEAR_COPIES, FileInfo, Manifest, RecentRows
 from core.index.rows import RowWriter
@@ -43,7 +44,8 @@ class PullResult(msgspec.Struct, frozen=True):
     tombstones: Mapping[str, str] = {}
     """Product id → when it was deleted, of the first of them."""
     rows_changed: int = 0
-    """Rows changed since the pull began, or since the version to compare with was pulled."""
+    """Rows and attributes changed since the pull began, or since that of the version to compare
+    with."""
 
 
 class BuildResult(msgspec.Struct, frozen=True):
@@ -66,7 +68,7 @@ class VersionBuilder:
     report: ProgressCallback
 
     async def pull(self, earlier: Manifest | None = None) -> PullResult:
-        """Streams every row to disk.
+        """Streams every row to disk, and then all attributes, which are no older than the rows.
 
         With an `earlier` version, `recent` and `rows_changed` count from its watermark and pull.
         """
@@ -90,6 +92,8 @@ class VersionBuilder:
                     if row.deleted_at is not None and len(tombstones) < _TOMBSTONES_MAX:
                         tombstones[row.product_id] = row.deleted_at
                 self.report(Progress("pull", self.costs.rows))
+        if self.model.has_attributes:
+            await self._pull_attributes(directory, digest)
         return PullResult(
             directory=directory,
             watermark=watermark,
@@ -99,6 +103,13 @@ class VersionBuilder:
             tombstones=tombstones,
             rows_changed=digest.changed,
         )
+
+    async def _pull_attributes(self, directory: Path, digest: PullDigest) -> None:
+        with closing(AttributesWriter(directory)) as writer:
+            async for page in self.resources.attributes.changed_since(self.model, ""):
+                await asyncio.to_thread(writer.append, page)
+                self.costs.count_attributes(page)
+                digest.append_attributes(page)
 
     async def build(
         self,
@@ -122,6 +133,7 @@ class VersionBuilder:
             threads=thread_count(threads or settings.index_threads),
             parameters=self.requested.parameters,
             index_limits=IndexLimits(index_bytes_max=settings.index_bytes_max),
+            columns_bytes_max=settings.columns_bytes_max,
             matrix_exact_rows_max=settings.matrix_exact_rows_max,
             previous=previous,
         )
@@ -177,5 +189,6 @@ def assemble_manifest(
         recent=pulled.recent,
         changes=output.changes,
         generation=model.generation,
+        rows_with_attributes=output.rows_with_attributes,
         format=FORMAT_NEAR_COPIES if output.index.near_copies else FORMAT,
     )

@@ -5,14 +5,17 @@ is 1 KB, in the table and again in each index; a transaction takes two units in 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
-from core.models import Build, Embedding
+from core.models import Build, Embedding, StoredAttributes
 from core.repositories.build_rows import open_row, row_bytes
 from worker.building.protocol import Usage
 
 _ROW_OVERHEAD_BYTES: Final = 160
 """Attribute names, times, dimension and shard of an embedding, beside its id and vector."""
+_ATTRIBUTES_OVERHEAD_BYTES: Final = 230
+"""Attribute names, times, revision and the names of model version and shard of attributes."""
 _READ_UNIT_BYTES: Final = 4096
 _WRITE_UNIT_BYTES: Final = 1024
 _BUILD_INDEXES: Final = 2
@@ -40,7 +43,13 @@ class BuildCosts:
     def count_page(self, page: list[Embedding]) -> None:
         """A page of embeddings was read."""
         self.rows += len(page)
-        size = sum(_row_bytes(row) for row in page)
+        self._count_bytes(sum(_row_bytes(row) for row in page))
+
+    def count_attributes(self, page: Sequence[StoredAttributes]) -> None:
+        """A page of attributes was read."""
+        self._count_bytes(sum(_attributes_bytes(each) for each in page))
+
+    def _count_bytes(self, size: int) -> None:
         self._pulled_bytes += size
         self._pulled_units += math.ceil(size / _READ_UNIT_BYTES)
 
@@ -62,6 +71,10 @@ class BuildCosts:
 
 def _row_bytes(row: Embedding) -> int:
     return len(row.product_id.encode()) + len(row.vector or b"") + _ROW_OVERHEAD_BYTES
+
+
+def _attributes_bytes(each: StoredAttributes) -> int:
+    return len(each.product_id.encode()) + len(each.text.encode()) + _ATTRIBUTES_OVERHEAD_BYTES
 
 
 def _units(size: int) -> int:

@@ -29,7 +29,7 @@ class BuildSpec(msgspec.Struct, frozen=True):
     """What to build, from which rows, and where to."""
 
     rows_dir: str
-    """As a `RowWriter` left it."""
+    """As a `RowWriter` left it, and an `AttributesWriter` where the model has attributes."""
     out_dir: str
     """Created when it is missing; the version's files are written there."""
     model_version: str
@@ -40,6 +40,7 @@ class BuildSpec(msgspec.Struct, frozen=True):
     family: Family | None = None
     """Forces an index family; None lets the rows decide."""
     index_limits: IndexLimits = IndexLimits()
+    columns_bytes_max: int = 1024**3
     matrix_exact_rows_max: int = 150_000
     previous: PreviousVersion | None = None
 
@@ -66,6 +67,7 @@ class BuildOutput(msgspec.Struct, frozen=True):
     """Stage → seconds."""
     changes: Changes | None = None
     """Against `BuildSpec.previous`; None without one."""
+    rows_with_attributes: int = 0
     usage: Usage = Usage()
 
 

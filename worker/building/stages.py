@@ -9,8 +9,11 @@ import msgspec
 import numpy as np
 
 from core import __version__
-from core.errors import BuildFailed, EmptyModel
+from core.attributes.column_writer import ColumnWriter
+from core.attributes.values import Attributes, checked_attributes
+from core.errors import BuildFailed, Corrupt, EmptyModel
 from core.index import files
+from core.index.attribute_rows import PulledAttributes
 from core.index.manifest import Counts, FileInfo, MatrixInfo, Software
 from core.index.rows import Rows, read_rows
 from core.index.version import IdTable
@@ -28,13 +31,15 @@ _NAMED_MAX: Final = 100
 """Product ids listed in the report, for each reason."""
 
 
-class BuildReport(msgspec.Struct, frozen=True):
+class BuildReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """`report.json`: what people ask about a build, and is too long for the manifest."""
 
     quarantined: dict[str, list[str]]
     """Reason → up to 100 product ids, ascending."""
     trials: tuple[Trial, ...]
     """Every measurement of recall made to find the search parameters."""
+    attributes_left_out: list[str] = []
+    """Up to 100 product ids, ascending, whose stored attributes cannot be read: they have none."""
 
 
 class _StageTimer:
@@ -81,6 +86,7 @@ def build_version(spec: BuildSpec, report: ProgressCallback) -> BuildOutput:
     out = Path(spec.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     valid = _validate(spec, out, timer)
+    with_attributes, left_out = _write_columns(spec, valid.ids, out / files.COLUMNS)
     timer(Progress("index", 0, len(valid.ids)))
     built = build_index(
         valid.vectors,
@@ -92,7 +98,8 @@ def build_version(spec: BuildSpec, report: ProgressCallback) -> BuildOutput:
         threads=spec.threads,
     )
     matrix = _matrix(spec, valid.vectors, built, timer)
-    written = _write_files(out, valid, built, matrix, timer)
+    report_of_build = BuildReport(valid.quarantined, built.trials, left_out)
+    written = _write_files(out, valid, built, matrix, report_of_build, timer)
     changed = _changes(spec, valid, matrix, timer)
     timer.stop()
     index_bytes = written[files.INDEX].bytes if files.INDEX in written else 0
@@ -109,6 +116,7 @@ def build_version(spec: BuildSpec, report: ProgressCallback) -> BuildOutput:
         software=Software(k9=__version__, threads=spec.threads, **software()),
         stages=timer.seconds,
         changes=changed,
+        rows_with_attributes=with_attributes,
     )
 
 
@@ -138,6 +146,33 @@ def _validate(spec: BuildSpec, directory: Path, report: ProgressCallback) -> _Va
     ids = rows.ids if good.shape[0] == total else [rows.ids[row] for row in good.tolist()]
     vectors = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     return _ValidRows(ids, vectors, Counts(len(ids), rows.tombstones, counts), quarantined)
+
+
+def _write_columns(spec: BuildSpec, ids: list[bytes], path: Path) -> tuple[int, list[str]]:
+    """Writes the attributes of the rows, in their order, if any row has some.
+
+    Returns how many have, and the first ids of those whose attributes cannot be read.
+
+    Raises:
+        BuildFailed: they are larger than allowed.
+    """
+    path.unlink(missing_ok=True)
+    pulled = PulledAttributes(Path(spec.rows_dir))
+    left_out: list[str] = []
+    if not len(pulled):
+        return 0, left_out
+    writer = ColumnWriter(len(ids), bytes_max=spec.columns_bytes_max)
+    for product_id in ids:
+        text = pulled.text(product_id)
+        attributes: Attributes = {}
+        try:
+            attributes = checked_attributes(text) if text else {}
+        except Corrupt:
+            left_out.append(product_id.decode())
+        writer.append(attributes)
+    if writer.with_attributes:
+        writer.write(path)
+    return writer.with_attributes, left_out[:_NAMED_MAX]
 
 
 def _quarantine(
@@ -182,18 +217,24 @@ def _changes(
 
 
 def _write_files(
-    directory: Path, valid: _ValidRows, built: BuiltIndex, matrix: Matrix, report: ProgressCallback
+    directory: Path,
+    valid: _ValidRows,
+    built: BuiltIndex,
+    matrix: Matrix,
+    build_report: BuildReport,
+    report: ProgressCallback,
 ) -> dict[str, FileInfo]:
-    """Writes all files but the manifest. Checksums are of what is on disk."""
+    """Writes the files that are not there yet, but the manifest.
+
+    Checksums are of what is on disk.
+    """
     steps: dict[str, Callable[[Path], object]] = {
         files.IDS: lambda path: files.write_ids(path, valid.ids),
         files.NEIGHBORS: lambda path: files.write_array(path, matrix.neighbors),
         files.SCORES: lambda path: files.write_array(path, matrix.scores),
         files.PARQUET: lambda path: files.write_parquet(path, valid.ids, matrix),
         files.NPZ: lambda path: files.write_npz(path, valid.ids, matrix),
-        files.REPORT: lambda path: path.write_bytes(
-            msgspec.json.encode(BuildReport(valid.quarantined, built.trials))
-        ),
+        files.REPORT: lambda path: path.write_bytes(msgspec.json.encode(build_report)),
     }
     if built.index is not None and built.order is not None:
         order = built.order
@@ -205,10 +246,12 @@ def _write_files(
         steps[files.MEMBER_ROWS] = lambda path: files.write_array(path, rows)
         if (radii := built.members.radii) is not None:
             steps[files.MEMBER_RADII] = lambda path: files.write_array(path, radii)
-    report(Progress("files", 0, len(steps) + 1))
-    written = {files.VECTORS: files.file_info(directory / files.VECTORS)}
+    early = [name for name in (files.VECTORS, files.COLUMNS) if (directory / name).exists()]
+    total = len(early) + len(steps)
+    report(Progress("files", 0, total))
+    written = {name: files.file_info(directory / name) for name in early}
     for name, write in steps.items():
         write(directory / name)
         written[name] = files.file_info(directory / name)
-        report(Progress("files", len(written), len(steps) + 1))
+        report(Progress("files", len(written), total))
     return written

@@ -1,9 +1,10 @@
 """Rows that changed shortly before a pull are known again."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.models import Embedding
+from core.models import Embedding, StoredAttributes
 from worker.building.pull_digest import PullDigest
 
 TIMES = [f"2026-01-01T00:00:0{second}.000000Z" for second in range(10)]
@@ -49,3 +50,18 @@ def test_other_rows_are_others(first: list[Embedding], then: list[Embedding]) ->
 
     late = [sorted(key(row) for row in page if row.updated_at >= SINCE) for page in (first, then)]
     assert (late[0] == late[1]) == (digest_of(first).recent_rows() == digest_of(then).recent_rows())
+
+
+def test_attributes_count_besides_their_rows() -> None:
+    """Of the same product and time they are another change, and a removal is another again."""
+    row = Embedding("a", "m", None, 0, LATER)
+    stored = StoredAttributes("a", "{}", LATER)
+    removed, early = msgspec.structs.replace(stored, text=""), StoredAttributes("a", "{}", TIMES[0])
+    digests = []
+    for page in ([], [early], [stored], [removed], [stored, removed]):
+        digest = digest_of([row])
+        digest.append_attributes(page)
+        digests.append((digest.recent_rows(), digest.changed))
+    assert digests[0] == digests[1]
+    assert [changed for _, changed in digests] == [1, 1, 2, 2, 3]
+    assert len({recent.digest for recent, _ in digests}) == 4

@@ -1,14 +1,26 @@
 """Small versions on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from core.attributes.values import Attributes, encode_attributes
+from core.index.attribute_rows import AttributesWriter
 from core.index.manifest import Manifest
 from core.index.rows import RowWriter
-from core.models import BuildParameters, Embedding, Family, Metric, Model, now, timestamp
+from core.models import (
+    BuildParameters,
+    Embedding,
+    Family,
+    Metric,
+    Model,
+    StoredAttributes,
+    now,
+    timestamp,
+)
 from core.vectors.arrays import Floats
 from core.versions import VersionRecord
 from tests.unit.building import build_here
@@ -18,7 +30,7 @@ from worker.building.protocol import BuildSpec
 DIMENSION = 4
 
 
-def make(
+def make(  # noqa: PLR0913 - what versions differ by
     directory: Path,
     build_id: str,
     ids: Sequence[str],
@@ -28,6 +40,7 @@ def make(
     metric: Metric = "cosine",
     watermark: str | None = None,
     family: Family | None = None,
+    attributes: Mapping[str, Attributes] | None = None,
 ) -> Manifest:
     """A version of these products in `directory`, as a worker builds it."""
     moment = timestamp(now())
@@ -42,6 +55,13 @@ def make(
         ]
     )
     writer.close()
+    with closing(AttributesWriter(directory / "rows")) as attributes_writer:
+        attributes_writer.append(
+            [
+                StoredAttributes(product_id, encode_attributes(own), moment)
+                for product_id, own in (attributes or {}).items()
+            ]
+        )
     spec = BuildSpec(
         rows_dir=str(directory / "rows"),
         out_dir=str(directory / "out"),
