@@ -20,7 +20,9 @@ from api.http.paths import unescape
 from api.http.problems import Reply
 from api.http.request import check_query, encoded
 from api.routes.search import K_DEFAULT, neighbors, search
+from api.wire.filters import filter_text
 from api.wire.search import SearchBody
+from core.attributes.filters import Filter
 from core.errors import FieldError, Invalid
 from core.limits import K_MAX
 
@@ -62,20 +64,22 @@ async def _search(context: RequestContext, parts: list[str]) -> Reply:
 async def _neighbors(context: RequestContext, parts: list[str]) -> Reply:
     context.known_caller = context.app.authenticator.caller(context.authorization)
     context.enter(context.app.admission.reads)
-    k = _k(context.query) if context.query else K_DEFAULT
-    found = await neighbors(context, unescape(parts[2]), unescape(parts[4]), k)
+    k, condition = _options(context.query) if context.query else (K_DEFAULT, None)
+    found = await neighbors(context, unescape(parts[2]), unescape(parts[4]), k, condition)
     return encoded(context, found)
 
 
-def _k(query: bytes) -> int:
+def _options(query: bytes) -> tuple[int, Filter | None]:
     if plain := _PLAIN_K.fullmatch(query):  # spares 4 us of parsing
-        return int(plain[1])
+        return int(plain[1]), None
     check_query(query)
-    text = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("k")
-    if text is None:
-        return K_DEFAULT
-    try:
-        k: int = msgspec.convert(text, Annotated[int, Meta(ge=1, le=K_MAX)], strict=False)
-    except msgspec.ValidationError as error:
-        raise Invalid(f"k: {error}", (FieldError("k", str(error)),)) from None
-    return k
+    given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    k, condition = K_DEFAULT, None
+    if "k" in given:
+        try:
+            k = msgspec.convert(given["k"], Annotated[int, Meta(ge=1, le=K_MAX)], strict=False)
+        except msgspec.ValidationError as error:
+            raise Invalid(f"k: {error}", (FieldError("k", str(error)),)) from None
+    if "filter" in given:
+        condition = filter_text(given["filter"])
+    return k, condition

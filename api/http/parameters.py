@@ -5,8 +5,10 @@ from typing import Annotated, Any, Final
 
 from litestar.datastructures import ResponseHeader
 from litestar.params import HeaderParameter, PathParameter, QueryParameter
+from msgspec import json
 
 from api.wire.fields import PRODUCT_ID
+from api.wire.filters import FILTER
 from api.wire.search import WATERMARK as WATERMARK_TEXT
 from core.identifiers import MODEL_VERSION, REPORT_ID
 from core.limits import BUILD_ID_CHARACTERS_MAX, K_MAX, PRODUCT_ID_BYTES_MAX
@@ -44,6 +46,18 @@ UserIdPath = Annotated[
     ),
 ]
 KQuery = Annotated[int, QueryParameter(ge=1, le=K_MAX, description="How many neighbours.")]
+FilterQuery = Annotated[
+    str | None,
+    QueryParameter(
+        name="filter",
+        description=f"A filter, as in a search, as JSON. {FILTER['description']}",
+        schema_extra={
+            "type": "string",
+            "contentMediaType": "application/json",
+            "example": json.encode(FILTER["example"]).decode(),
+        },
+    ),
+]
 MetricQuery = Annotated[
     Metric | None,
     # No default: a generated client sends one with every write, a conflict where it differs.

@@ -16,13 +16,15 @@ from msgspec import UNSET
 from api.admission.executor import Steps, finished, one_step
 from api.http.context import RequestContext
 from api.http.hooks import BODY
-from api.http.parameters import KQuery, ModelVersion, ProductIdPath
+from api.http.parameters import FilterQuery, KQuery, ModelVersion, ProductIdPath
 from api.http.request import ApiRequest
 from api.serving.cost import INLINE_US_MAX
 from api.serving.segment import Hits, Provenance
-from api.serving.snapshot import RowRef, Snapshot
+from api.serving.snapshot import Matching, RowRef, Snapshot
+from api.wire.filters import filter_text, sent_filter
 from api.wire.search import AnySearch, Found, FoundMany, IndexUsed, Neighbor, SearchBody
 from api.wire.vectors import DECODED_AT_ONCE, Wire, check_all, floats
+from core.attributes.filters import Filter
 from core.errors import FieldError, Invalid, ModelBeingDeleted, NoIndex, NotFound, NotYetVisible
 from core.identifiers import validate_product_id
 from core.limits import K_MAX, VECTORS_TIMES_K_MAX
@@ -49,7 +51,7 @@ async def search(context: RequestContext, model_version: str, body: AnySearch) -
         NoIndex: the model version has no published build.
         NotYetVisible: the index does not reflect `min_watermark`.
     """
-    vectors, after = await context.decode(_question(context, body))
+    vectors, after, condition = await context.decode(_question(context, body))
     many = body.vectors is not UNSET
     names = [f"vectors[{i}]" if many else "vector" for i in range(len(vectors))]
     try:
@@ -73,18 +75,35 @@ async def search(context: RequestContext, model_version: str, body: AnySearch) -
     if isinstance(body.product_id, str):
         itself = _find(snapshot, body.product_id)
         vectors = [snapshot.vector(itself)]
-    cost_us = snapshot.search_us(
-        len(vectors), int(body.k), exact=body.exact, excluded=len(body.exclude)
-    )
-    hits = await _run(context, cost_us, _searching(snapshot, vectors, body, itself))
-    index = _index_used(snapshot.exact_provenance if body.exact else snapshot.provenance)
+    if condition is None:
+        cost_us = snapshot.search_us(
+            len(vectors), int(body.k), exact=body.exact, excluded=len(body.exclude)
+        )
+        hits = await _run(context, cost_us, _searching(snapshot, vectors, body, itself))
+        provenance = snapshot.exact_provenance if body.exact else snapshot.provenance
+    else:
+        matching = await _matching(context, snapshot, condition)
+        cost_us = snapshot.search_matching_us(
+            len(vectors), int(body.k), matching, exact=body.exact, excluded=len(body.exclude)
+        )
+        steps = _searching_matching(snapshot, vectors, body, itself, matching)
+        hits, provenance = await _run(context, cost_us, steps)
+    index = _index_used(provenance)
     if many:
         return FoundMany(results=[_neighbors(each) for each in hits], index=index)
     return Found(neighbors=_neighbors(hits[0]), index=index)
 
 
-async def neighbors(context: RequestContext, model_version: str, product_id: str, k: int) -> Found:
+async def neighbors(
+    context: RequestContext,
+    model_version: str,
+    product_id: str,
+    k: int,
+    condition: Filter | None = None,
+) -> Found:
     """Answers with the neighbours of a product, from the matrix where it has enough of them.
+
+    Those that match a filter are always searched for.
 
     Raises:
         Invalid: the product id is not valid.
@@ -98,6 +117,8 @@ async def neighbors(context: RequestContext, model_version: str, product_id: str
         validate_product_id(product_id)
         raise
     ref = _find(snapshot, product_id)
+    if condition is not None:
+        return await _neighbors_matching(context, snapshot, ref, k, condition)
     provenance = snapshot.matrix_provenance
     if snapshot.matrix_us <= INLINE_US_MAX:
         hits = snapshot.matrix_neighbors(ref, k)
@@ -108,6 +129,22 @@ async def neighbors(context: RequestContext, model_version: str, product_id: str
         provenance, cost_us = snapshot.provenance, snapshot.search_us(1, k)
         hits = await _run(context, cost_us, one_step(snapshot.search_near, ref, k))
     return Found(neighbors=_neighbors(hits), index=_index_used(provenance))
+
+
+async def _neighbors_matching(
+    context: RequestContext, snapshot: Snapshot, ref: RowRef, k: int, condition: Filter
+) -> Found:
+    matching = await _matching(context, snapshot, condition)
+    cost_us = snapshot.search_matching_us(1, k, matching)
+    steps = one_step(snapshot.search_near_matching, ref, k, matching)
+    hits, provenance = await _run(context, cost_us, steps)
+    return Found(neighbors=_neighbors(hits), index=_index_used(provenance))
+
+
+async def _matching(context: RequestContext, snapshot: Snapshot, condition: Filter) -> Matching:
+    """The products that match a filter; long evaluation is a search of its own."""
+    steps = one_step(snapshot.matching, condition)
+    return await _run(context, snapshot.matching_us(condition), steps)
 
 
 def _neighbors(hits: Hits) -> list[Neighbor]:
@@ -156,8 +193,8 @@ def _find(snapshot: Snapshot, product_id: str) -> RowRef:
 
 def _question(
     context: RequestContext, body: AnySearch
-) -> Steps[tuple[list[Floats], Presented | None]]:
-    """The vectors and the watermark of a search, checked as far as it can be without an index."""
+) -> Steps[tuple[list[Floats], Presented | None, Filter | None]]:
+    """Vectors, watermark and filter of a search, checked as far as it can be without an index."""
     after = None
     if body.min_watermark is not None:  # what cannot be read goes before what is not valid
         watermarks = context.app.resources.watermarks
@@ -179,7 +216,10 @@ def _question(
         if number and number % DECODED_AT_ONCE == 0:
             yield 0
         vectors.append(floats(wire, at, msgpack=context.msgpack_in))
-    return vectors, after
+    condition = None
+    if body.filter is not UNSET:
+        condition = sent_filter(body.filter, msgpack=context.msgpack_in)
+    return vectors, after, condition
 
 
 def _check_options(body: AnySearch) -> None:
@@ -213,6 +253,34 @@ def _searching(
             min_score=body.min_score,
         )
     return hits
+
+
+def _searching_matching(
+    snapshot: Snapshot,
+    vectors: list[Floats],
+    body: AnySearch,
+    itself: RowRef | None,
+    matching: Matching,
+) -> Steps[tuple[list[Hits], Provenance]]:
+    exclude = [ref for ref in map(snapshot.find, body.exclude) if ref is not None]
+    if itself is not None:
+        exclude.append(itself)
+    hits: list[Hits] = []
+    provenance = snapshot.exact_provenance
+    for number, vector in enumerate(vectors):
+        if number:
+            yield 0
+        found, used = snapshot.search_matching(
+            [vector],
+            int(body.k),
+            matching,
+            exact=body.exact,
+            exclude=exclude,
+            min_score=body.min_score,
+        )
+        hits += found
+        provenance = min(provenance, used, key=lambda each: (each.recall, each.exact))
+    return hits, provenance
 
 
 async def _run(context: RequestContext, cost_us: float, steps: Steps[T]) -> T:
@@ -264,6 +332,8 @@ class SearchController(Controller):
         model_version: ModelVersion,
         product_id: ProductIdPath,
         k: KQuery = K_DEFAULT,
+        condition: FilterQuery = None,
     ) -> Found:
         """The nearest other products, from the precomputed matrix where it has enough of them."""
-        return await neighbors(request.context, model_version, product_id, k)
+        parsed = None if condition is None else filter_text(condition)
+        return await neighbors(request.context, model_version, product_id, k, parsed)

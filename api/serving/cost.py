@@ -14,7 +14,7 @@ _HOP_US: Final = 0.0004
 _CODE_US: Final = 0.0003
 """For one byte of a code in an inverted list."""
 _RESULT_US: Final = 0.6
-_EXCLUDED_US: Final = 7.0
+EXCLUDED_US: Final = 7.0
 """To find the row of one product id."""
 _LINKS: Final = 30
 _STEP_VECTORS: Final = 128
@@ -64,7 +64,7 @@ class SearchCost:
         else:
             index_us = self._usual_us if k <= _USUAL_K else self._index_us(k)
             one = min(self._scan_us, index_us) + delta_us
-        return vectors * (one + _RESULT_US * k) + _EXCLUDED_US * excluded
+        return vectors * (one + _RESULT_US * k) + EXCLUDED_US * excluded
 
     def _index_us(self, k: int) -> float:
         info, dimension = self._info, self._dimension

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from api.serving.attributes import AttributeBuffer, AttributeSnapshot
 from api.serving.segment import Hits, Segment
+from core.attributes.appended_columns import GrowingArray
+from core.attributes.selection import Mask
 from core.models import Embedding
 from core.vectors.arrays import (
     Floats,
@@ -65,6 +67,8 @@ class DeltaSnapshot:
     superseded: Exclusion | None
     """Rows of the delta that were overwritten or deleted since; None where there are none."""
     attributes: AttributeSnapshot
+    _slots: NDArray[np.int32]
+    """The slot of each row's product among the attributes."""
 
     @property
     def rows(self) -> int:
@@ -75,6 +79,13 @@ class DeltaSnapshot:
     def has_effect(self) -> bool:
         """Whether answers differ from those of the segment alone."""
         return self.masked is not None or self.rows > 0
+
+    def marked(self, products: Mask) -> Mask:
+        """Bool (rows,): the rows whose product is marked in bool (slots,)."""
+        rows: Mask = products[self._slots]
+        if self.superseded is not None:
+            self.superseded.clear(rows)
+        return rows
 
     def product_id(self, row: int) -> str:
         """The product of a row."""
@@ -185,6 +196,7 @@ class DeltaBuffer:
         self._ids: list[str] = []
         self._vectors = np.empty((0, self.segment.dimension), dtype=np.float32)
         self._superseded = np.zeros(0, dtype=np.bool_)
+        self._slots = GrowingArray(np.int32)
         self._norm_max = 1.0
 
     @property
@@ -306,6 +318,7 @@ class DeltaBuffer:
             self._ids,
             _exclusion(self._superseded[:used]),
             self.attributes.snapshot(),
+            self._slots.first(used),
         )
 
     def _prepared(self, rows: Sequence[Embedding]) -> dict[str, Floats]:
@@ -334,7 +347,7 @@ class DeltaBuffer:
             self._superseded[before.row] = True
         self.changed -= before is not None and before.row not in {UNCHANGED, ABSENT}
         if state >= 0 and vector is not None:
-            self._append(product_id, vector)
+            self._append(product_id, at, vector)
         has_effect = state not in {UNCHANGED, ABSENT}
         self.changed += has_effect
         # What the segment has from before its watermark needs no entry.
@@ -349,7 +362,7 @@ class DeltaBuffer:
             return UNCHANGED
         return len(self._ids)
 
-    def _append(self, product_id: str, vector: Floats) -> None:
+    def _append(self, product_id: str, at: int | None, vector: Floats) -> None:
         used, capacity = len(self._ids), self._vectors.shape[0]
         if used == capacity:
             # The arrays of earlier snapshots stay as they are.
@@ -361,6 +374,7 @@ class DeltaBuffer:
             self._superseded = np.concatenate((self._superseded, more))
         self._vectors[used] = vector
         self._ids.append(product_id)
+        self._slots.extend([self.attributes.slot(product_id, at)])
         if self.segment.metric != "cosine":
             norm = float(np.sqrt(squared_norms(vector[None])[0]))
             self._norm_max = max(self._norm_max, norm)
@@ -373,6 +387,7 @@ class DeltaBuffer:
             kept = np.flatnonzero(~superseded)
             self._vectors = self._vectors[kept]
             self._ids = [self._ids[row] for row in kept.tolist()]
+            self._slots = GrowingArray(np.int32, self._slots.all()[kept])
             self._superseded = np.zeros(kept.shape[0], dtype=np.bool_)
             for row, product_id in enumerate(self._ids):
                 entries[product_id] = Entry(entries[product_id].updated_at, row)

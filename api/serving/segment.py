@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from api.serving.cost import SearchCost
+from api.serving.cost import SearchCost, scan_us
 from core.attributes.columns import Columns
 from core.attributes.filters import Filter
 from core.attributes.selection import Mask
@@ -21,6 +21,7 @@ from core.index.manifest import Manifest
 from core.index.version import MappedVersion
 from core.models import Metric, Model, now, timestamp
 from core.vectors.arrays import Floats
+from core.vectors.filtered import Allowed, FilteredSearcher, Plan
 from core.vectors.search import Exclusion
 
 
@@ -54,6 +55,7 @@ class Segment:
         self._columns = columns
         self._ids = version.ids
         self._searcher = searcher = version.searcher
+        self._filtered = FilteredSearcher(searcher)
         self._neighbors = version.neighbors
         self._neighbor_scores = version.scores
         self.manifest = manifest
@@ -155,6 +157,25 @@ class Segment:
             count = int(np.count_nonzero(rows >= 0))
             found.append(self._hits(rows[:count], scores[:count], min_score))
         return found
+
+    def search_allowed(
+        self,
+        vector: Floats,
+        k: int,
+        allowed: Allowed,
+        *,
+        exact: bool = False,
+        min_score: float | None = None,
+    ) -> tuple[Hits, Plan]:
+        """The nearest of the allowed rows, and how they were found; the rest as in `search`."""
+        found = self._filtered.search_one(vector, k, allowed, plan="scan" if exact else None)
+        return self._hits(found.rows, found.scores, min_score), found.plan
+
+    def allowed_us(self, allowed: int, k: int, *, exact: bool = False) -> float:
+        """Microseconds that such a search among so many rows may take."""
+        if exact:
+            return scan_us(allowed * self.dimension)
+        return self._filtered.estimate_us(allowed, k)
 
     def matrix_neighbors(self, row: int, k: int, excluded: Exclusion | None = None) -> Hits | None:
         """The neighbours of a row from the matrix; None where it has too few of them."""

@@ -1,22 +1,32 @@
 """What answers for a model version: a segment and its delta at one moment."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import numpy as np
 
 from api.serving.attributes import AttributeSnapshot
-from api.serving.cost import scan_us
+from api.serving.cost import EXCLUDED_US, scan_us
 from api.serving.delta import UNCHANGED, DeltaSnapshot
-from api.serving.segment import Hits, Segment
+from api.serving.segment import Hits, Provenance, Segment
+from core.attributes.filters import Filter
+from core.attributes.selection import Mask, conditions_of, values_of
 from core.attributes.values import Attributes
 from core.models import Watermark
 from core.vectors.arrays import Floats
+from core.vectors.filtered import Allowed, Plan
 from core.vectors.search import Exclusion
 
 _SCAN_RATIO: Final = 4
 """With more than a fourth of its rows masked, an index may find too few, and scan all of them."""
+_SELECT_ROW_US: Final = 0.0015
+"""Microseconds that a condition of a filter takes for a row of the segment."""
+_CHANGE_US: Final = 0.004
+"""The same for changed attributes, which are in no order."""
+_VALUE_US: Final = 5.0
+"""To find one value that a filter names."""
 
 
 class RowRef(msgspec.Struct, frozen=True, gc=False):
@@ -25,6 +35,21 @@ class RowRef(msgspec.Struct, frozen=True, gc=False):
     row: int
     in_delta: bool = False
     """Whether it is a row of the delta; else it is one of the segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """The products that match a filter at one moment, and may be found."""
+
+    rows: Allowed
+    """Of the segment."""
+    delta: Mask
+    """Bool: of the delta."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.rows.count + int(np.count_nonzero(self.delta))
 
 
 class Snapshot:
@@ -149,9 +174,64 @@ class Snapshot:
         excluded = Exclusion.extended(delta.superseded, delta.rows, rows)
         return delta.merged(vectors, hits, k, excluded=excluded, min_score=min_score)
 
+    def matching(self, condition: Filter) -> Matching:
+        """The products that match a filter."""
+        products = self._attributes.select(condition)
+        rows = products[: self.segment.rows]
+        delta = np.zeros(0, dtype=np.bool_)
+        if self._delta is not None:
+            delta = self._delta.marked(products)
+        if self._masked is not None:
+            self._masked.clear(rows)
+        return Matching(Allowed(rows), delta)
+
+    def matching_us(self, condition: Filter) -> float:
+        """Microseconds that this may take."""
+        rows = _SELECT_ROW_US * self.segment.rows + _CHANGE_US * self._attributes.changed
+        return _VALUE_US * values_of(condition) + rows * conditions_of(condition)
+
+    def search_matching(
+        self,
+        vectors: Sequence[Floats],
+        k: int,
+        matching: Matching,
+        *,
+        exact: bool = False,
+        exclude: Sequence[RowRef] = (),
+        min_score: float | None = None,
+    ) -> tuple[list[Hits], Provenance]:
+        """The same as `search` among the products that match, and how they were found."""
+        rows = [ref.row for ref in exclude if not ref.in_delta]
+        allowed = matching.rows.without(np.array(rows, dtype=np.int64)) if rows else matching.rows
+        hits: list[Hits] = []
+        plans: set[Plan] = set()
+        for vector in vectors:
+            found, plan = self.segment.search_allowed(
+                vector, k, allowed, exact=exact, min_score=min_score
+            )
+            hits.append(found)
+            plans.add(plan)
+        provenance = self.exact_provenance if plans <= {"scan"} else self.provenance
+        if self._delta is None:
+            return hits, provenance
+        in_delta = matching.delta.copy()
+        in_delta[[ref.row for ref in exclude if ref.in_delta]] = False
+        excluded = Exclusion(in_delta.shape[0], np.flatnonzero(~in_delta))
+        return (
+            self._delta.merged(vectors, hits, k, excluded=excluded, min_score=min_score),
+            provenance,
+        )
+
     def search_near(self, ref: RowRef, k: int) -> Hits:
         """The neighbours of a product by a search."""
         return self.search([self.vector(ref)], k, exclude=[ref])[0]
+
+    def search_near_matching(
+        self, ref: RowRef, k: int, matching: Matching
+    ) -> tuple[Hits, Provenance]:
+        """The neighbours of a product among those that match, by a search."""
+        (hits,), provenance = self.search_matching([self.vector(ref)], k, matching, exclude=[ref])
+        return hits, provenance
 
     def matrix_neighbors(self, ref: RowRef, k: int) -> Hits | None:
         """The neighbours of a product from the matrix, with what changed since among them.
@@ -168,6 +248,14 @@ class Snapshot:
             return None
         vector = self.segment.vector(ref.row)
         return delta.merged([vector], [hits], k, excluded=delta.superseded)[0]
+
+    def search_matching_us(
+        self, vectors: int, k: int, matching: Matching, *, exact: bool = False, excluded: int = 0
+    ) -> float:
+        """Microseconds that a search among the products that match may take."""
+        one = self.segment.allowed_us(matching.rows.count, k, exact=exact)
+        one += scan_us(matching.delta.shape[0] * self.dimension)
+        return vectors * one + EXCLUDED_US * excluded
 
     def search_us(self, vectors: int, k: int, *, exact: bool = False, excluded: int = 0) -> float:
         """Microseconds that a search may take, as `SearchCost.search_us` estimates it."""

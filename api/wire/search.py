@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from api.wire.decoding import BodyDecoder
 from api.wire.fields import Answer, Body, EncodedVector, Numbers, ProductId, Time
+from api.wire.filters import FILTER
 from core.limits import (
     DIMENSION_MAX,
     EXCLUDE_MAX,
@@ -29,6 +30,10 @@ SearchK = Annotated[
 """A whole number; checked once the watermark has been read."""
 
 
+EncodedFilter = Annotated[Raw, Meta(extra_json_schema=FILTER)]
+"""A filter as it was sent; `api.wire.filters.sent_filter` decodes it."""
+
+
 class SearchOptions(Body, frozen=True):
     """What every search takes."""
 
@@ -45,6 +50,7 @@ class SearchOptions(Body, frozen=True):
         ]
         | None
     ) = None
+    filter: EncodedFilter | UnsetType = UNSET
 
 
 class SearchByVector(SearchOptions, frozen=True, kw_only=True):

@@ -23,9 +23,11 @@ _STRING_BYTES: Final = 150
 class GrowingArray:
     """Numbers, one after the other. What was added never changes."""
 
-    def __init__(self, dtype: Any) -> None:
+    def __init__(self, dtype: Any, values: Sequence[Any] | NDArray[Any] = ()) -> None:
         self._values = np.empty(0, dtype=dtype)
         self._used = 0
+        if len(values):
+            self.extend(values)
 
     def __len__(self) -> int:
         return self._used

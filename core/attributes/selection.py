@@ -33,14 +33,25 @@ def select(condition: Filter, rows: int, matching: Callable[[Condition], Mask]) 
 
 
 def conditions_of(condition: Filter) -> int:
-    """How many conditions a filter has, each listed value counted as one."""
+    """How many conditions a filter has, and as many for what joins them."""
     match condition:
         case AllOf() | AnyOf():
-            return sum(map(conditions_of, condition.filters))
+            return 1 + sum(map(conditions_of, condition.filters))
         case Not():
-            return conditions_of(condition.filter)
-        case OneOf():
-            values = (condition.strings, condition.numbers, condition.booleans)
-            return max(1, sum(map(len, values)))
+            return 1 + conditions_of(condition.filter)
         case _:
             return 1
+
+
+def values_of(condition: Filter) -> int:
+    """How many values a filter looks for."""
+    match condition:
+        case AllOf() | AnyOf():
+            return sum(map(values_of, condition.filters))
+        case Not():
+            return values_of(condition.filter)
+        case OneOf():
+            values = (condition.strings, condition.numbers, condition.booleans)
+            return sum(map(len, values))
+        case _:
+            return 2

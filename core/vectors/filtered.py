@@ -25,6 +25,8 @@ Plan = Literal["all", "scan", "past", "walk"]
 """`all`: every row is allowed. `scan`: each allowed row is scored. `past`: the index is asked for
 more rows than are needed. `walk`: the graph is walked among allowed rows."""
 
+_CALL_US: Final = 100.0
+"""What calls from Python take, whatever the plan."""
 _SCAN_US: Final = 0.00025
 """Microseconds to score one number of allowed rows, which are here and there in memory."""
 _HOP_US: Final = 0.0004
@@ -46,6 +48,7 @@ _WALK_BREADTH: Final = 2.0
 _PAST_SPARE: Final = 1.5
 """The index is asked for so many allowed rows for each result, and a few more."""
 _PAST_MORE: Final = 20
+_ASKED_BITS: Final = 5
 _PAST_LEAST: Final = 1.35
 """With fewer allowed rows for each result the filter goes along with the vectors: what was found is
 of the last ranks, which an index finds less surely."""
@@ -64,6 +67,14 @@ class Allowed:
     def rows(self) -> Ints:
         """int64 (count,): the rows, ascending."""
         return np.flatnonzero(self.mask)
+
+    def without(self, rows: Ints) -> "Allowed":
+        """Those but for a few rows (any,)."""
+        if not self.mask[rows].any():
+            return self
+        mask = self.mask.copy()
+        mask[rows] = False
+        return Allowed(mask)
 
     def positions(self, members: Members) -> NDArray[np.bool_]:
         """Bool (positions,): those of the index of which any row is allowed."""
@@ -121,6 +132,17 @@ class FilteredSearcher:
         if asked <= searcher.info.positions and self._past_us(asked) < _GAIN * sure_us:
             return ("past", sure)
         return (sure,)
+
+    def estimate_us(self, count: int, k: int) -> float:
+        """Microseconds that the search may take, if each plan but the last finds too few."""
+        share = count / self._searcher.n if self._searcher.n else 1.0
+        estimates = {
+            "all": lambda: self._past_us(k),
+            "scan": lambda: _SCAN_US * count * self._searcher.d,
+            "past": lambda: self._past_us(_asked(k, share)),
+            "walk": lambda: self._walk_us(k, share),
+        }
+        return _CALL_US + sum(estimates[plan]() for plan in self.plans(count, k))
 
     def search_one(
         self, query: Floats, k: int, allowed: Allowed, *, plan: Plan | None = None
@@ -207,8 +229,13 @@ class FilteredSearcher:
 
 
 def _asked(k: int, share: float) -> int:
-    """Of how many nearest rows enough are allowed, where the filter has nothing to do with them."""
-    return math.ceil((_PAST_SPARE * k + _PAST_MORE) / share)
+    """Of how many nearest rows enough are allowed, where the filter has nothing to do with them.
+
+    In steps of a sixteenth or less, as a searcher keeps what it made for each number.
+    """
+    asked = math.ceil((_PAST_SPARE * k + _PAST_MORE) / share)
+    step = 1 << max(0, asked.bit_length() - _ASKED_BITS)
+    return -(-asked // step) * step
 
 
 def _walk_breadth(k: int) -> int:

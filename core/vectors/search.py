@@ -98,10 +98,17 @@ class Exclusion:
 
     def mask(self, scores: Floats) -> None:
         """Sets the scores (n,) of the rows left out to -inf."""
+        self._set(scores, -np.inf)
+
+    def clear(self, rows: NDArray[np.bool_]) -> None:
+        """Takes the rows left out from a set of rows, bool (n,)."""
+        self._set(rows, value=False)
+
+    def _set(self, values: NDArray[Any], value: float) -> None:
         if self._mask is not None:
-            scores[self._mask] = -np.inf
+            values[self._mask] = value
         if self._few is not None:
-            scores[self._few] = -np.inf
+            values[self._few] = value
 
 
 class Searcher:

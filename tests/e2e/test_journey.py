@@ -56,6 +56,7 @@ async def test_the_main_job_from_first_start_to_second(tmp_path: Path) -> None:
         )
         assert (status, error) == (0, "")
         assert "polars" in out
+        await _filtered(tmp_path)
 
         await _pasted_curl_works(shown)
 
@@ -93,6 +94,19 @@ async def test_the_main_job_from_first_start_to_second(tmp_path: Path) -> None:
         assert "not clean" not in shown
         status, out, _ = await _until_found(tmp_path, "own", odd)
         assert (status, "p0" in out) == (0, True)
+
+
+async def _filtered(directory: Path) -> None:
+    """Neighbours that match; and a filter that is none, with the place of the mistake."""
+    asked = ("neighbors", "minilm-l6-v2", "pandas", "--filter")
+    status, out, error = await run_in(directory, *asked, '{"price": {"$exists": false}}')
+    assert (status, error, "polars" in out) == (0, "", True)
+    status, out, error = await run_in(directory, *asked, '{"price": {"$exists": true}}')
+    assert (status, error, "polars" in out) == (0, "", False)
+    for text, why in (('{"price": {"$lt": "x"}}', "filter.price.$lt"), ("{", "no JSON")):
+        status, out, error = await run_in(directory, *asked, text)
+        assert (status, out, error.count("\n")) == (1, "", 1)
+        assert why in error
 
 
 async def _pasted_curl_works(shown: str) -> None:

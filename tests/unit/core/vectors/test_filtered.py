@@ -205,3 +205,36 @@ def test_the_plan_follows_from_the_number_of_rows() -> None:
     assert filtered.plans(30_000, 10)[-1] == "walk"
     assert filtered.plans(100_000, 10) == ("past", "walk")
     assert filtered.plans(200_000, 10) == ("all",)
+
+
+def test_rows_are_left_out_of_those_that_are_allowed() -> None:
+    """The others stay as they were, and are shared where nothing changes."""
+    allowed = Allowed(np.array([True, True, False, True]))
+    fewer = allowed.without(np.array([1, 2]))
+    assert fewer.mask.tolist() == [True, False, False, True]
+    assert (fewer.count, allowed.count) == (2, 3)
+    assert allowed.without(np.array([2])) is allowed
+    assert allowed.without(np.array([], dtype=np.int64)) is allowed
+
+
+def test_a_search_is_estimated_by_its_plans(graphs: dict[Family, Searcher]) -> None:
+    """More allowed rows that are scored take longer, and so do more results."""
+    filtered = FilteredSearcher(graphs["hnsw_sq8"])
+    estimates = [filtered.estimate_us(count, 10) for count in (0, 1, 100, ROWS // 10)]
+    assert estimates == sorted(estimates)
+    assert 0 < estimates[0] < estimates[-1]
+    assert filtered.estimate_us(ROWS, 500) > filtered.estimate_us(ROWS, 10)
+    assert filtered.estimate_us(ROWS // 2, 500) > filtered.estimate_us(ROWS // 2, 10)
+
+
+def test_filters_of_every_size_ask_the_index_for_few_different_numbers(
+    graphs: dict[Family, Searcher],
+) -> None:
+    """A searcher keeps what it made for each, so that they must not be as many as filters."""
+    searcher = graphs["hnsw_flat"]
+    filtered = FilteredSearcher(searcher)
+    query = prepare_one(catalogue()[ROWS], "cosine")
+    before = len(searcher._plans)  # noqa: SLF001
+    for count in range(60, ROWS, 3):
+        filtered.search_one(query, 10, Allowed(np.arange(ROWS) < count), plan="past")
+    assert len(searcher._plans) - before < 100  # noqa: SLF001
