@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from core.index.files import IDS, VECTORS
+from core.index.files import COLUMNS, IDS, REPORT, VECTORS
 from core.index.manifest import FileInfo, Manifest
 
 _ABSENT: Final = "absent"
@@ -61,6 +61,8 @@ def _reason(before: Manifest, after: Manifest, differing: set[str]) -> str:
     reasons = []
     if differing & {IDS, VECTORS}:
         reasons.append("rows have changed since then")
+    elif COLUMNS in differing and differing <= {COLUMNS, REPORT}:
+        reasons.append("attributes have changed since then")
     was, now = msgspec.to_builtins(before.software), msgspec.to_builtins(after.software)
     others = [f"{name} {was[name]} → {now[name]}" for name in was if was[name] != now[name]]
     if others:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from core.index.comparison import compare
-from core.index.files import IDS, INDEX, REPORT, VECTORS
+from core.index.files import COLUMNS, IDS, INDEX, REPORT, VECTORS
 from core.index.manifest import FileInfo, Manifest
 from tests.unit.api.serving.versions import make
 
@@ -35,10 +35,16 @@ def test_the_same_rows_make_the_same_files(graph: Manifest, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("names", "words"),
-    [((IDS, VECTORS, INDEX), "rows have changed"), ((VECTORS,), "rows have changed")],
+    [
+        ((IDS, VECTORS, INDEX), "rows have changed"),
+        ((VECTORS,), "rows have changed"),
+        ((COLUMNS, VECTORS), "rows have changed"),
+        ((COLUMNS,), "attributes have changed"),
+        ((COLUMNS, REPORT), "attributes have changed"),
+    ],
 )
 def test_what_differs_has_its_reason(graph: Manifest, names: tuple[str, ...], words: str) -> None:
-    """Rows that changed."""
+    """Rows or attributes that changed."""
     found = compare(graph, with_others(graph, *names))
     assert words in found.reason
     assert found.differing == sorted(names)
@@ -55,6 +61,7 @@ def test_a_difference_without_a_reason_is_told_apart(graph: Manifest) -> None:
     """The graph of the same rows must be the same, and so must the matrix."""
     assert compare(graph, with_others(graph, INDEX, REPORT)).reason == ""
     assert compare(graph, with_others(graph, "neighbors.npy")).reason == ""
+    assert compare(graph, with_others(graph, COLUMNS, INDEX)).reason == ""
     without = {name: info for name, info in graph.files.items() if name != "scores.npy"}
     found = compare(graph, msgspec.structs.replace(graph, files=without))
     assert found.reason == ""
