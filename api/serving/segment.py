@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.serving.cost import SearchCost, scan_us
-from core.attributes.columns import Columns
 from core.attributes.filters import Filter
 from core.attributes.selection import Mask
 from core.attributes.values import Attributes
@@ -50,9 +49,9 @@ class Provenance(msgspec.Struct, frozen=True):
 class Segment:
     """A mapped version of a model version's index."""
 
-    def __init__(self, version: MappedVersion, fence: int, columns: Columns | None = None) -> None:
+    def __init__(self, version: MappedVersion, fence: int) -> None:
         manifest = version.manifest
-        self._columns = columns
+        self._columns = version.columns
         self._ids = version.ids
         self._searcher = searcher = version.searcher
         self._filtered = FilteredSearcher(searcher)
@@ -114,8 +113,8 @@ class Segment:
 
     @property
     def has_attributes(self) -> bool:
-        """Whether the attributes of its rows are in it."""
-        return self._columns is not None
+        """Whether the attributes of its rows are in it; earlier releases built without them."""
+        return self.manifest.rows_with_attributes is not None
 
     def attributes(self, row: int) -> Attributes:
         """The attributes of a row, as they were built.

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,6 @@ from hypothesis import strategies as st
 from api.serving import attributes as serving_attributes
 from api.serving.attributes import AttributeBuffer, AttributeSnapshot
 from api.serving.segment import Segment
-from core.attributes.column_writer import ColumnWriter
-from core.attributes.columns import Columns
 from core.attributes.filters import parse_filter
 from core.attributes.values import encode_attributes
 from core.index.version import MappedVersion
@@ -44,15 +43,11 @@ STEPS = st.lists(
 def index(name: str = "b-1", *, columns: bool = True) -> Segment:
     """A segment of the products, with their attributes or without any."""
     directory = Path(mkdtemp())
-    manifest = make(directory, name, IDS, watermark=WATERMARK)
-    version = MappedVersion.open(directory / "out", manifest)
+    built = BUILT if columns else {}
+    manifest = make(directory, name, IDS, watermark=WATERMARK, attributes=built)
     if not columns:
-        return Segment(version, 1)
-    writer = ColumnWriter(len(IDS), bytes_max=1 << 20)
-    for built in BUILT.values():
-        writer.append(built)
-    writer.write(directory / "columns")
-    return Segment(version, 1, Columns(directory / "columns", len(IDS)))
+        manifest = msgspec.structs.replace(manifest, rows_with_attributes=None)
+    return Segment(MappedVersion.open(directory / "out", manifest), 1)
 
 
 def moment(number: int) -> str:

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from api.serving.delta import DeltaBuffer
 from api.serving.segment import Hits, Segment
 from api.serving.snapshot import Snapshot
-from core.attributes.column_writer import ColumnWriter
-from core.attributes.columns import Columns
 from core.attributes.filters import parse_filter
 from core.attributes.values import encode_attributes
 from core.index.version import MappedVersion
@@ -55,13 +53,16 @@ def index(family: Family | None = None) -> Segment:
     """A segment of the products, with their attributes."""
     directory = Path(mkdtemp())
     rows = VECTORS[np.arange(len(IDS)) % len(VECTORS)]
-    manifest = make(directory, "b-1", IDS, rows=rows, watermark=WATERMARK, family=family)
-    writer = ColumnWriter(len(IDS), bytes_max=1 << 20)
-    for number in range(len(IDS)):
-        writer.append(KINDS[number % len(KINDS)])
-    writer.write(directory / "columns")
-    columns = Columns(directory / "columns", len(IDS))
-    return Segment(MappedVersion.open(directory / "out", manifest), 1, columns)
+    manifest = make(
+        directory,
+        "b-1",
+        IDS,
+        rows=rows,
+        watermark=WATERMARK,
+        family=family,
+        attributes={name: own for name, (_, own) in built().items()},
+    )
+    return Segment(MappedVersion.open(directory / "out", manifest), 1)
 
 
 def built() -> Truth:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from api.serving.snapshot import Snapshot
@@ -22,6 +23,14 @@ class Shop(Rig):
         super().__init__(root, **serving)
         for name in IDS:
             self.put(name, vector(ord(name)), ago(7200))
+
+    def add(self, build_id: str, **manifest: Any) -> None:
+        """Makes a build of the products, as they were an hour ago."""
+        rows = np.stack([vector(ord(name)) for name in IDS])
+        attributes = {"a": {"price": 0}}
+        self.versions.add(build_id, IDS, rows=rows, watermark=ago(3600), attributes=attributes)
+        made = self.versions.manifests[build_id]
+        self.versions.manifests[build_id] = msgspec.structs.replace(made, **manifest)
 
     def note(self) -> None:
         """The model version has attributes from now on."""
@@ -126,9 +135,10 @@ async def test_the_watermark_of_a_batch_holds_for_its_attributes(tmp_path: Path)
 
 
 @in_virtual_time
-async def test_a_poll_finds_what_was_missed_however_long_ago(tmp_path: Path) -> None:
-    """A version without attributes has none of them; later polls read what changed since."""
+async def test_a_version_of_an_earlier_release_has_all_attributes_polled(tmp_path: Path) -> None:
+    """However long ago they changed, once; later polls read what changed since."""
     rig = Shop(tmp_path, poll_s=0.1)
+    rig.add("b-1", rows_with_attributes=None)
     rig.patch("a", {"price": 1}, seconds=9000)
     rig.patch("gone", None, seconds=9000)
     async with rig.following():
@@ -142,6 +152,23 @@ async def test_a_poll_finds_what_was_missed_however_long_ago(tmp_path: Path) -> 
         await until(lambda: rig.of("b") == {"price": 2})
         rig.patch("b", None)
         await until(lambda: rig.of("b") == {})
+
+
+@in_virtual_time
+async def test_a_poll_finds_what_changed_since_the_build(tmp_path: Path) -> None:
+    """Over what was built, and nothing that is in it."""
+    rig = Shop(tmp_path, poll_s=0.1)
+    rig.add("b-1")
+    rig.patch("a", {"price": 0}, seconds=3000)
+    rig.patch("b", {"price": 1}, seconds=3000)
+    rig.patch("c", {"price": 1}, seconds=9000)
+    async with rig.following():
+        assert rig.of("a") == {"price": 0}
+        rig.note()
+        await until(lambda: rig.of("b") == {"price": 1})
+        assert rig.attributes.reads == [["b"]]
+        assert rig.of("a") == {"price": 0}
+        assert rig.of("c") == {}
 
 
 @in_virtual_time
