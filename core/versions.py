@@ -90,6 +90,9 @@ class VersionRecord(msgspec.Struct, frozen=True):
         return manifest_of(self.manifest) == manifest
 
 
+_DECODER: Final = msgspec.json.Decoder(VersionRecord)
+
+
 class VersionStore:
     """Uploads versions to S3, and keeps verified copies in the cache directory.
 
@@ -328,7 +331,7 @@ class VersionStore:
         unread = msgspec.structs.replace(record, prefix="", manifest=None)
         path = self.directory(record) / RECORD
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=VersionRecord)
+            found = _DECODER.decode(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             return unread
         same = msgspec.structs.replace(unread, prefix=found.prefix, manifest=found.manifest)

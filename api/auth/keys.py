@@ -50,6 +50,10 @@ class _CachedKeys(msgspec.Struct, frozen=True):
     keys: list[Jwk]
 
 
+_JWKS: Final = msgspec.json.Decoder(_Jwks)
+_CACHED: Final = msgspec.json.Decoder(_CachedKeys)
+
+
 def public_keys(jwks: Sequence[Jwk]) -> dict[str, RSAPublicKey]:
     """The keys that may verify a token: RSA of 2,048 to 8,192 bits, for signatures, by RS256."""
     found: dict[str, RSAPublicKey] = {}
@@ -155,7 +159,7 @@ class KeyStore:
         """Takes the keys that an earlier process cached, unless they are too old. Blocks."""
         try:
             file = self._file if self._file.exists() else self._early_file
-            cached = msgspec.json.decode(file.read_bytes(), type=_CachedKeys)
+            cached = _CACHED.decode(file.read_bytes())
         except (OSError, ValueError, RecursionError):
             return
         age_s = self._clock() - cached.fetched_at
@@ -204,7 +208,7 @@ class KeyStore:
                 body += chunk
                 if len(body) > JWKS_BYTES_MAX:
                     raise ValueError("too large")
-        jwks = msgspec.json.decode(body, type=_Jwks).keys
+        jwks = _JWKS.decode(body).keys
         if not public_keys(jwks):
             raise ValueError("no usable key")
         return jwks

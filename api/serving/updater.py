@@ -28,6 +28,7 @@ from core.versions import VersionRecord
 _FIRST_LIST_S: Final = 1.5
 """How long a start waits for DynamoDB before it serves what the cache has."""
 _RETRY: Final = RetryPolicy(first_s=1.0, max_s=60.0, jitter=0.0)
+_MODELS: Final = msgspec.json.Decoder(list[Model])
 
 _log = telemetry.logger(__name__)
 
@@ -348,7 +349,7 @@ class IndexUpdater:
         """Loads what an earlier process had, as far as it is still on this disk."""
         try:
             data = await asyncio.to_thread(self._list_file.read_bytes)
-            models = msgspec.json.decode(data, type=list[Model])
+            models = _MODELS.decode(data)
         except (OSError, ValueError, RecursionError):
             return
         if self._registry.known:  # DynamoDB was faster after all

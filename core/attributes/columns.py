@@ -16,6 +16,7 @@ from core.attributes.values import Attributes, decode_attributes
 from core.errors import Corrupt
 
 _HALF: Final = 2
+_DIRECTORY: Final = msgspec.json.Decoder(layout.Directory)
 
 
 class Columns:
@@ -198,7 +199,7 @@ def _opened(path: Path) -> tuple[_Arrays, layout.Directory]:
     if start > len(data):
         raise Corrupt(f"{path.name} is cut short", path.name)
     try:
-        directory = msgspec.json.decode(data[layout.HEAD_BYTES : start], type=layout.Directory)
+        directory = _DIRECTORY.decode(data[layout.HEAD_BYTES : start])
     except msgspec.DecodeError as error:
         raise Corrupt(f"{path.name} has no valid directory: {error}", path.name) from None
     return _Arrays(data, start, path.name), directory

@@ -125,6 +125,7 @@ class Codec(Generic[T]):
         self._name = f"a stored {kind.__name__.strip('_').lower()}"
         self._decoders: dict[str, msgspec.json.Decoder[Any] | None] = {}
         """Field → decoder of its JSON text; None where the attribute is the value itself."""
+        msgspec.json.Decoder(kind)  # makes ready what `convert` needs, before any thread does
         self._none: dict[str, None] = {}
         """The required fields that may be None."""
         for field in msgspec.structs.fields(kind):

@@ -126,6 +126,11 @@ class _Formatted(msgspec.Struct):
     format: int = FORMAT
 
 
+_FORMATTED: Final = msgspec.json.Decoder(_Formatted)
+_DECODER: Final = msgspec.json.Decoder(Manifest)
+_FIELDS: Final = msgspec.json.Decoder(dict[str, Any])
+
+
 def decode_manifest(data: bytes) -> Manifest:
     """The inverse of `Manifest.encode`. Other programs may write manifests without a checksum.
 
@@ -137,9 +142,9 @@ def decode_manifest(data: bytes) -> Manifest:
     if mark and end != _end(text):
         raise Corrupt(f"{MANIFEST} does not match its own checksum", MANIFEST)
     try:
-        found = msgspec.json.decode(data, type=_Formatted)
+        found = _FORMATTED.decode(data)
         check_format(found.format, _FORMATS, MANIFEST)
-        return msgspec.json.decode(data, type=Manifest)
+        return _DECODER.decode(data)
     except msgspec.DecodeError as error:
         raise Corrupt(f"{MANIFEST} is not valid: {error}", MANIFEST) from None
 
@@ -165,7 +170,7 @@ def contents(data: bytes) -> dict[str, Any]:
         Corrupt: it is not a JSON object.
     """
     try:
-        found = msgspec.json.decode(data, type=dict[str, Any])
+        found = _FIELDS.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Corrupt(f"{MANIFEST} is not valid: {error}", MANIFEST) from None
     found.pop("checksum", None)

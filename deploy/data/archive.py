@@ -99,6 +99,10 @@ class _Formatted(msgspec.Struct):
     format: int = FORMAT
 
 
+_FORMATTED: Final = msgspec.json.Decoder(_Formatted)
+_MANIFEST: Final = msgspec.json.Decoder(Manifest)
+
+
 class SegmentFile:
     """The file of one segment, created with its first item. Used by one thread at a time."""
 
@@ -217,8 +221,8 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         CommandError: it is not valid, or was changed.
     """
     try:
-        check_format(msgspec.json.decode(data, type=_Formatted).format, FORMAT, MANIFEST)
-        manifest = msgspec.json.decode(data, type=Manifest)
+        check_format(_FORMATTED.decode(data).format, FORMAT, MANIFEST)
+        manifest = _MANIFEST.decode(data)
     except NewerFormat as error:
         raise CommandError(f"{where}: {error}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

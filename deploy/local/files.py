@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -69,6 +70,10 @@ class RunningStack(msgspec.Struct, frozen=True):
         )
 
 
+_SECRETS: Final = msgspec.json.Decoder(Secrets)
+_STACK: Final = msgspec.json.Decoder(RunningStack)
+
+
 class DataDir:
     """Paths under the data directory, all absolute."""
 
@@ -102,7 +107,7 @@ class DataDir:
         """The secrets stored here, generated at first use."""
         path = self.root / "secrets.json"
         try:
-            stored = msgspec.json.decode(path.read_bytes(), type=Secrets)
+            stored = _SECRETS.decode(path.read_bytes())
         except FileNotFoundError:
             stored = Secrets()
         except (OSError, msgspec.MsgspecError) as error:
@@ -181,7 +186,7 @@ def read_stack(directory: Path) -> RunningStack | None:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():
                 raise CommandError(f"{path} is another user's: set K9_STACK=off to ignore it")
-            stack = msgspec.json.decode(file.read(), type=RunningStack)
+            stack = _STACK.decode(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.MsgspecError) as error:

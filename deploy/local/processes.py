@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Final
 
 import msgspec
 
@@ -29,6 +30,9 @@ class PidFile(msgspec.Struct, frozen=True):
 
     pid: int
     identity: str
+
+
+_PID_FILE: Final = msgspec.json.Decoder(PidFile)
 
 
 def identity(pid: int) -> str | None:
@@ -175,7 +179,7 @@ def end_orphans(directory: Path, grace_s: float, message: MessageCallback) -> No
     orphans: list[tuple[str, PidFile]] = []
     for path in sorted(directory.glob("*.json")):
         try:
-            entry = msgspec.json.decode(path.read_bytes(), type=PidFile)
+            entry = _PID_FILE.decode(path.read_bytes())
         except (OSError, msgspec.MsgspecError):
             entry = PidFile(0, "")
         if entry.pid > 1 and identity(entry.pid) == entry.identity:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,14 +40,21 @@ def environ_of(settings: Settings, **more: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def running(environ: dict[str, str]) -> AsyncIterator[Process]:
-    """The process, which is killed if it is still there at the end."""
+    """The process, which is killed if it is still there at the end.
+
+    Where the block fails, what the process has logged is shown with the failure.
+    """
     process = await start("api", environ=environ, stdout=PIPE, stderr=PIPE)
+    failed = True
     try:
         yield process
+        failed = False
     finally:
         if process.returncode is None:
             process.kill()
-        await process.communicate()
+        logged = await process.communicate()
+        if failed:
+            sys.stdout.writelines(part.decode(errors="replace") for part in logged)
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from worker.building.stages import build_version
 EXIT_FAILED: Final = 1
 EXIT_ORPHANED: Final = 3
 _BYTES_PER_KIB: Final = 1024
+_SPEC: Final = msgspec.json.Decoder(BuildSpec)
 
 
 def main(arguments: list[str]) -> int:
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
     def report(progress: Progress) -> None:
         send(Message(progress=progress))
 
-    spec = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=BuildSpec)
+    spec = _SPEC.decode(Path(arguments[0]).read_bytes())
     try:
         output = build_version(spec, report)
     except (BuildFailed, EmptyModel, Corrupt, OSError, MemoryError) as error:

@@ -22,6 +22,7 @@ from worker.building.protocol import BuildOutput, BuildSpec, Message
 _LINE_BYTES_MAX = 1024 * 1024
 _STDERR_BYTES_KEPT = 4000
 _READ_BYTES = 65536
+_MESSAGE = msgspec.json.Decoder(Message)
 
 _log = telemetry.logger(__name__)
 
@@ -84,10 +85,9 @@ async def run_build_process(
 async def _read_messages(process: Process, report: ProgressCallback) -> Message:
     """Reports progress until standard output ends; the last message that was none, or an empty."""
     assert process.stdout is not None  # requested above  # noqa: S101
-    decoder = msgspec.json.Decoder(Message)
     last = Message()
     async for line in process.stdout:
-        message = decoder.decode(line)
+        message = _MESSAGE.decode(line)
         if message.progress is not None:
             report(message.progress)
         else:

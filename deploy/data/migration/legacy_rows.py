@@ -39,6 +39,7 @@ _TEXTS: Final = msgspec.json.Decoder(list[str] | None)
 _NUMBERS: Final = msgspec.json.Decoder(list[float])
 _WHOLE: Final = msgspec.json.Decoder(int)
 _TIME: Final = msgspec.json.Decoder(str | float | None)
+_RAW: Final = msgspec.json.Decoder(Raw)
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 
 _KEYS: Final = {"users": "user_id", "reports": "id", "embeddings": "product_id"}
@@ -314,7 +315,7 @@ def _preferences(members: Mapping[str, Any]) -> bytes:
     if value.startswith(b'"'):
         inner = (_decoded(members, "preferences", _TEXT) or "").encode()
         try:
-            msgspec.json.decode(inner, type=Raw)
+            _RAW.decode(inner)
         except msgspec.MsgspecError:
             raise Invalid("preferences must be a JSON object") from None
         return inner.strip()
