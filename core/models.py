@@ -96,6 +96,8 @@ class StoredAttributes(msgspec.Struct, frozen=True, gc=False):
     text: str
     """JSON; empty where it has none any more."""
     updated_at: str
+    alone: bool = False
+    """Whether the write was of attributes alone: a PATCH, after which no vector has to be read."""
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -42,6 +42,8 @@ class ChangeNotification(msgspec.Struct, frozen=True, array_like=True):
     product_ids: tuple[str, ...]
     sent_ms: int
     """Unix time in milliseconds, by the sender's clock."""
+    attributes_only: bool = False
+    """Whether their attributes alone changed; earlier releases read the rows all the same."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -56,13 +58,19 @@ class ChangeNotifier:
         self._redis = redis
         self._channel = channel
         self._timeout_s = timeout_s
-        self._waiting: dict[str, dict[str, None]] = {}
+        self._waiting: dict[tuple[str, bool], dict[str, None]] = {}
+        """By model version, and whether attributes alone changed; sent in this order."""
         self._count = 0
         self._sending: asyncio.Task[None] | None = None
 
-    def publish(self, model_version: str, product_ids: Iterable[str]) -> None:
-        """Notifies of rows that were written or deleted. Returns at once; a task sends it."""
-        waiting = self._waiting.setdefault(model_version, {})
+    def publish(
+        self, model_version: str, product_ids: Iterable[str], *, attributes_only: bool = False
+    ) -> None:
+        """Notifies of rows that were written or deleted. Returns at once; a task sends it.
+
+        Of `attributes_only` the vectors are as they were.
+        """
+        waiting = self._waiting.setdefault((model_version, attributes_only), {})
         before = len(waiting)
         room = _WAITING_MAX - self._count
         for product_id in product_ids:
@@ -113,11 +121,13 @@ class ChangeNotifier:
 
     async def _send(self) -> None:
         while self._waiting:
-            model_version, waiting = self._waiting.popitem()
+            model_version, attributes_only = kind = next(iter(self._waiting))
+            waiting = self._waiting.pop(kind)
             self._count -= len(waiting)
             left = iter(waiting)
             while ids := tuple(islice(left, IDS_MAX)):
-                notification = ChangeNotification(model_version, ids, time.time_ns() // 1_000_000)
+                sent_ms = time.time_ns() // 1_000_000
+                notification = ChangeNotification(model_version, ids, sent_ms, attributes_only)
                 try:
                     async with asyncio.timeout(self._timeout_s):
                         await self._redis.publish(self._channel, _encode(notification))

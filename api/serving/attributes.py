@@ -118,11 +118,15 @@ class AttributeSnapshot:
         return {} if row is None else self.segment.attributes(row)
 
     def reflects(self, product_id: str, moment: str) -> bool:
-        """Whether they are as a write at this moment left them, and its row was read with them."""
+        """Whether they are as a write at this moment left them, and its row was read with them.
+
+        The row is not needed where attributes alone were written.
+        """
         change = self._changes.row_of(product_id, self._used)
-        if change < 0 or not self._changes.with_row[change]:
+        if change < 0:
             return False
-        return self._changes.stored[change].updated_at == moment
+        stored = self._changes.stored[change]
+        return stored.updated_at == moment and (stored.alone or self._changes.with_row[change])
 
 
 class AttributeBuffer:

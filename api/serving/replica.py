@@ -135,7 +135,7 @@ class ModelReplica:
         if not ids:
             return
         self._notified_ms = self._notified_ms or change.sent_ms
-        dropped = self._fetcher.enqueue(ids)
+        dropped = self._fetcher.enqueue(ids, rows=not change.attributes_only)
         if dropped:
             telemetry.NOTIFICATIONS_LOST.labels("no room").inc(dropped)
             self.poll_soon()

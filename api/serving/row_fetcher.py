@@ -76,8 +76,11 @@ class RowFetcher(Generic[T]):
             if not waiter.done.done():
                 waiter.done.set_exception(Unavailable("changed rows are not read any more"))
 
-    def enqueue(self, product_ids: Iterable[str]) -> int:
-        """Has rows read soon; returns how many ids were dropped because the queue is full."""
+    def enqueue(self, product_ids: Iterable[str], *, rows: bool = True) -> int:
+        """Has rows read soon; returns how many ids were dropped because the queue is full.
+
+        Without `rows` their attributes alone.
+        """
         dropped = 0
         for product_id in product_ids:
             waiters = self._queued.get(product_id)
@@ -89,7 +92,8 @@ class RowFetcher(Generic[T]):
             else:
                 dropped += 1
                 continue
-            self._rows_of.add(product_id)
+            if rows:
+                self._rows_of.add(product_id)
         self._not_empty.set()
         return dropped
 

@@ -104,7 +104,9 @@ class Snapshot:
         # A later time may be of an earlier write, by another clock.
         if entry is not None and entry.updated_at == after.moment:
             return True
-        return self._attributes.reflects(after.product_id, after.moment)
+        # Attributes of a new product may be read before its row.
+        known = self.find(after.product_id) is not None
+        return known and self._attributes.reflects(after.product_id, after.moment)
 
     def find(self, product_id: str) -> RowRef | None:
         """Where the present vector of a product is; None where there is none, or none any more."""

@@ -22,6 +22,8 @@ from core.repositories.embedding_rows import GENERATION, generation_of
 
 _ATTRIBUTES: Final = "attributes"
 """Attribute with the JSON text; a tombstone has none."""
+_ALONE: Final = "alone"
+"""Attribute of an item that was written without a vector."""
 _REVISION: Final = "revision"
 """Attribute with a random text of each write: an item of the same one is the same."""
 
@@ -32,11 +34,13 @@ def attributes_key(model_version: str, product_id: str) -> RequestItem:
 
 
 def attributes_item(
-    model: Model, product_id: str, attributes: Attributes, written_at: str
+    model: Model, product_id: str, attributes: Attributes, written_at: str, *, alone: bool = False
 ) -> RequestItem:
-    """The item of valid attributes written at this time."""
+    """The item of valid attributes written at this time, alone or with the vector."""
     item = _item(model, product_id, written_at)
     item[_ATTRIBUTES] = {"S": encode_attributes(attributes)}
+    if alone:
+        item[_ALONE] = {"BOOL": True}
     return item
 
 
@@ -81,7 +85,10 @@ def unread_attributes(item: Item) -> StoredAttributes:
     check_row(item, "stored attributes")
     text = None if "deleted_at" in item else item.get(_ATTRIBUTES)
     return StoredAttributes(
-        item["product_id"].S or "", "" if text is None else text.S or "", item["updated_at"].S or ""
+        item["product_id"].S or "",
+        "" if text is None else text.S or "",
+        item["updated_at"].S or "",
+        alone=_ALONE in item,
     )
 
 

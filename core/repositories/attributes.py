@@ -83,7 +83,7 @@ class AttributeRepository:
             if problems:
                 raise Invalid.of(*problems)
             patched = PatchedAttributes(product_id, merged, timestamp(now()), model.generation)
-            item = attributes_item(model, product_id, merged, patched.updated_at)
+            item = attributes_item(model, product_id, merged, patched.updated_at, alone=True)
             if await self._put(item, before, patched, claim):
                 return patched
         raise Unavailable("others kept changing the same attributes; try again")

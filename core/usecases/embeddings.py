@@ -185,7 +185,7 @@ class EmbeddingService:
             if not model.has_attributes:
                 await self.attributes.find_row(model, product_id)
                 model = await self.models.note_attributes(model)
-            with self._notifying(model_version, (product_id,)):
+            with self._notifying(model_version, (product_id,), attributes_only=True):
                 return await self.attributes.patch_attributes(model, product_id, patch, claim)
 
         return await self.in_one_generation(model_version, (product_id,), attempt)
@@ -295,14 +295,16 @@ class EmbeddingService:
             )
 
     @contextmanager
-    def _notifying(self, model_version: str, product_ids: Sequence[str]) -> Iterator[None]:
+    def _notifying(
+        self, model_version: str, product_ids: Sequence[str], *, attributes_only: bool = False
+    ) -> Iterator[None]:
         """Publishes that rows were written, also when it is unknown whether they were."""
         try:
             yield
         except (Unavailable, CancelledError):
-            self.notifier.publish(model_version, product_ids)
+            self.notifier.publish(model_version, product_ids, attributes_only=attributes_only)
             raise
-        self.notifier.publish(model_version, product_ids)
+        self.notifier.publish(model_version, product_ids, attributes_only=attributes_only)
 
     async def _known(self, model_version: str) -> Model | None:
         """The model version, even if marked for deletion, or None before its first write."""

@@ -60,7 +60,9 @@ class Rows(EmbeddingRepository):
 class SilentNotifier:
     """Publishes nothing."""
 
-    def publish(self, _model_version: str, _product_ids: Sequence[str]) -> None:
+    def publish(
+        self, _model_version: str, _product_ids: Sequence[str], *, attributes_only: bool = False
+    ) -> None:
         """Forgets it."""
 
 

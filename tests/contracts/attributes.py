@@ -86,4 +86,6 @@ class Watched(Dynamo):
 
 def _size(value: dict[str, Any]) -> int:
     ((kind, plain),) = value.items()
+    if kind == "BOOL":
+        return 1
     return len(plain) // 2 + 2 if kind == "N" else len(plain)

@@ -57,8 +57,9 @@ async def test_changes_are_read_by_id_and_by_time(
     since = max(each.updated_at for each in before)
     changed = await attributes.patch_attributes(model, "p007", {"n": 2})
     await embeddings.delete_embedding(model, "p008")
+    assert not any(each.alone for each in before)
     (one,) = await attributes.read_attributes(model, ["p007"])
-    assert (one.text, one.updated_at) == ('{"n":2}', changed.updated_at)
+    assert (one.text, one.updated_at, one.alone) == ('{"n":2}', changed.updated_at, True)
     (gone,) = await attributes.read_attributes(model, ["p008"])
     assert gone.text == ""
     shown = await _since(attributes, model, since)

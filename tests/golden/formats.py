@@ -17,7 +17,7 @@ import msgspec
 from api.auth.keys import _CachedKeys
 from core.attributes.column_writer import ColumnWriter
 from core.attributes.columns import Columns
-from core.attributes.values import Attributes
+from core.attributes.values import Attributes, decode_attributes
 from core.dynamo.cursors import Cursors
 from core.dynamo.expressions import Update
 from core.dynamo.items import attribute_of
@@ -33,7 +33,17 @@ from core.index.manifest import (
     Software,
     decode_manifest,
 )
-from core.models import Build, BuildParameters, Embedding, Model, Progress, Report, User, Watermark
+from core.models import (
+    Build,
+    BuildParameters,
+    Embedding,
+    Model,
+    Progress,
+    Report,
+    StoredAttributes,
+    User,
+    Watermark,
+)
 from core.notifications import ChangeNotification
 from core.queue import BuildJob, DeletionJob, deserialize, serialize
 from core.repositories import attribute_items, build_rows, embedding_rows, models
@@ -261,11 +271,11 @@ def _tombstone_row(tombstone: Embedding) -> RequestItem:
     return _updated(_live_row(_EMBEDDING), update)
 
 
-def _attributes_row(attributes: Attributes | None) -> RequestItem:
+def _attributes_row(attributes: Attributes | None, *, alone: bool = False) -> RequestItem:
     with patch("core.repositories.attribute_items.secrets.token_hex", lambda _: "ab" * 8):
         if attributes is None:
             return attribute_items.attributes_tombstone(_MODEL, "p/1", _ONE)
-        return attribute_items.attributes_item(_MODEL, "p/1", attributes, _NOON)
+        return attribute_items.attributes_item(_MODEL, "p/1", attributes, _NOON, alone=alone)
 
 
 def _attributes(item: Item) -> Attributes | None:
@@ -350,6 +360,9 @@ FORMATS: Final[tuple[Format[Any], ...]] = (
     _row("tombstone", _TOMBSTONE, _tombstone_row, embedding_rows.decode),
     _row("attributes", _ATTRIBUTES, _attributes_row, _attributes),
     _row("attributes-tombstone", None, _attributes_row, _attributes),
+    _row("attributes-alone", StoredAttributes("p/1", '{"price":1.5}', _NOON, alone=True),
+         lambda stored: _attributes_row(decode_attributes(stored.text), alone=stored.alone),
+         attribute_items.unread_attributes),
     _row("model", msgspec.structs.replace(_MODEL, has_attributes=True),
          models.encode_model, models.decode_model),
     _row("model-without-generation", _FIRST_MODEL, models.encode_model, models.decode_model),

@@ -99,10 +99,27 @@ async def test_other_messages_are_skipped(valkey: str) -> None:
         for data in (b"", b"\xc1", msgspec.msgpack.encode(["m"]), b"\x91" * 100_000, no_text):
             await notifier._redis.publish(channel, data)  # noqa: SLF001
         await notifier._redis.publish(  # noqa: SLF001
-            channel, msgspec.msgpack.encode(["m", ["later"], 1, "of a newer process"])
+            channel, msgspec.msgpack.encode(["m", ["later"], 1, False, "of a newer process"])
         )
         notification = await _next(queue)
         assert notification == ChangeNotification("m", ("later",), 1)
+
+
+async def test_changed_attributes_are_told_from_changed_rows(valkey: str) -> None:
+    """In the order in which they were published; what earlier releases send is of rows."""
+    settings = _settings(valkey)
+    async with open_notifier(settings) as notifier, _received(notifier) as queue:
+        notifier.publish("m", ["a"])
+        notifier.publish("m", ["a", "b"], attributes_only=True)
+        received = [await _next(queue), await _next(queue)]
+        assert [
+            (each.product_ids, each.attributes_only) for each in received if each is not None
+        ] == [(("a",), False), (("a", "b"), True)]
+        earlier = msgspec.msgpack.encode(["m", ["c"], 1])
+        await notifier._redis.publish(f"k9:{settings.environment}:changes:v1", earlier)  # noqa: SLF001
+        last = await _next(queue)
+        assert last is not None
+        assert not last.attributes_only
 
 
 async def test_ids_that_no_product_has_are_left_out(valkey: str) -> None:

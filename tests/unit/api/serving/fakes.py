@@ -97,10 +97,12 @@ class FakeAttributes(AttributeRepository):
         self.reads: list[list[str]] = []
         """The ids of each read."""
 
-    def put(self, product_id: str, attributes: Attributes | None, moment: str) -> None:
+    def put(
+        self, product_id: str, attributes: Attributes | None, moment: str, *, alone: bool = False
+    ) -> None:
         """Writes attributes, or deletes them."""
         text = "" if attributes is None else encode_attributes(attributes)
-        self.items[product_id] = StoredAttributes(product_id, text, moment)
+        self.items[product_id] = StoredAttributes(product_id, text, moment, alone)
 
     @override
     async def read_attributes(
@@ -202,7 +204,9 @@ class FakeNotifier(ChangeNotifier):
         self.queue: asyncio.Queue[ChangeNotification | None] = asyncio.Queue()
 
     @override
-    def publish(self, model_version: str, product_ids: Iterable[str]) -> None:
+    def publish(
+        self, model_version: str, product_ids: Iterable[str], *, attributes_only: bool = False
+    ) -> None:
         """Nobody hears of it."""
 
     @override
@@ -212,9 +216,9 @@ class FakeNotifier(ChangeNotifier):
         while True:
             yield await self.queue.get()
 
-    def send(self, *product_ids: str) -> None:
+    def send(self, *product_ids: str, attributes_only: bool = False) -> None:
         """These changed."""
-        self.queue.put_nowait(ChangeNotification("m", product_ids, 1))
+        self.queue.put_nowait(ChangeNotification("m", product_ids, 1, attributes_only))
 
 
 class FakeVersions(VersionStore):

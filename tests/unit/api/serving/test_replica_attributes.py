@@ -38,10 +38,17 @@ class Shop(Rig):
             msgspec.structs.replace(model, has_attributes=True) for model in self.models.models
         ]
 
-    def patch(self, product_id: str, attributes: dict[str, Any] | None, seconds: float = 0) -> str:
+    def patch(
+        self,
+        product_id: str,
+        attributes: dict[str, Any] | None,
+        seconds: float = 0,
+        *,
+        alone: bool = False,
+    ) -> str:
         """Writes attributes, or deletes them; when that was."""
         moment = ago(seconds)
-        self.attributes.put(product_id, attributes, moment)
+        self.attributes.put(product_id, attributes, moment, alone=alone)
         return moment
 
     def of(self, product_id: str) -> Any:
@@ -77,6 +84,31 @@ async def test_a_notification_has_attributes_read(tmp_path: Path) -> None:
         await until(lambda: rig.of("a") == {"price": 2})
         assert before.attributes_of("a") == {"price": 1}
         assert rig.fresh == 1
+
+
+@in_virtual_time
+async def test_no_vector_is_read_for_changed_attributes(tmp_path: Path) -> None:
+    """Their watermark holds without; but not before the row of a new product is read."""
+    rig = Shop(tmp_path)
+    async with rig.following():
+        await rig.polled()
+        rig.note()
+        moment = rig.patch("a", {"price": 1}, alone=True)
+        rig.put("n", vector(1))
+        early = rig.patch("n", {"price": 1}, alone=True)
+        rig.notifier.send("a", "n", attributes_only=True)
+        await until(lambda: rig.of("n") == {"price": 1})
+        assert rig.rows.reads == 0
+        assert rig.snapshot.reflects(Watermark(moment, "a"))
+        assert not rig.snapshot.reflects(Watermark(early, "n"))
+        snapshot = await rig.reflecting(early, "n")
+        assert snapshot.find("n") is not None
+        assert rig.rows.reads == 1
+        both = rig.patch("a", {"price": 2})
+        rig.put("a", vector(2), both)
+        rig.notifier.send("a", attributes_only=True)
+        await until(lambda: rig.of("a") == {"price": 2})
+        assert not rig.snapshot.reflects(Watermark(both, "a"))
 
 
 @in_virtual_time
