@@ -26,7 +26,8 @@ Stage = Literal[
     "upload",
     "publish",
 ]
-"""The stages of a build, in this order; `compare` is left out where there is no current version."""
+"""The stages of a build, in this order. `compare` is left out where there is no current version,
+and `validate` to `matrix` where only attributes changed."""
 
 
 def now() -> datetime:

@@ -62,7 +62,7 @@ class Software(msgspec.Struct, frozen=True):
 
 
 class RecentRows(msgspec.Struct, frozen=True):
-    """The rows of a pull that had changed shortly before it: enough to recognise them."""
+    """The rows or attributes of a pull that had changed shortly before it: enough to know them."""
 
     since: str
     """Rows changed from this time on."""
@@ -99,14 +99,18 @@ class Manifest(msgspec.Struct, frozen=True):
     pulled_at: str = ""
     """When the pull began: rows changed later may be missing."""
     recent: RecentRows | None = None
-    """Those that changed after the watermark, changed attributes too; None in versions of earlier
-    releases."""
+    """Those that changed after the watermark; None in versions of earlier releases."""
     changes: Changes | None = None
     """From the version that was current then; None if there was none to compare with."""
     generation: int = 0
     """Of the model version; 0 in versions of releases up to 23e14f8."""
     rows_with_attributes: int | None = None
     """None in versions of releases that build no attributes, whatever the rows have."""
+    recent_attributes: RecentRows | None = None
+    """As `recent`, of the attributes."""
+    reused_build_id: str | None = None
+    """The build whose index and matrix these are, since only attributes had changed; None where
+    they were built."""
     format: Literal[1, 2] = FORMAT
 
     @property

@@ -116,6 +116,21 @@ def changes(
     )
 
 
+def unchanged(build_id: str, neighbors: NDArray[np.int32]) -> Changes:
+    """What `changes` finds of a version whose rows are those of the one before."""
+    rows, k = neighbors.shape
+    compared = int(np.count_nonzero((neighbors >= 0).any(axis=1)))
+    return Changes(
+        build_id=build_id,
+        common=rows,
+        added=0,
+        removed=0,
+        k=k,
+        compared=compared,
+        overlap=1.0 if compared else None,
+    )
+
+
 def _overlaps(now: Ints, then: Ints) -> Doubles:
     """The share kept of each line's neighbours; NaN where a line has none that both know."""
     now, then = _packed(now), _packed(then)

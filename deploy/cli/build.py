@@ -19,7 +19,7 @@ from deploy.cli.watch_build import check_published, watch
 @click.option(
     "--force",
     is_flag=True,
-    help="Replaces the current build however little the two have in common.",
+    help="Replaces the current build however little the two have in common, and reuses none of it.",
 )
 @click.option("--no-wait", is_flag=True, help="Prints the build's id without waiting for it.")
 @environment.async_command
@@ -57,4 +57,6 @@ def _summary(build: dict[str, Any]) -> str:
         words.append(f"matrix of {matrix['k']} with recall {matrix['recall']:.4f}")
         if (changes := manifest.get("changes")) and changes["overlap"] is not None:
             words.append(f"overlap {changes['overlap']:.3f} with the previous build")
+        if reused := manifest.get("reused_build_id"):
+            words.append(f"only attributes changed: index and matrix of build {reused}")
     return f"build {build['build_id']} published: {', '.join(words)}"

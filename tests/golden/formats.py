@@ -198,6 +198,8 @@ _MANIFEST: Final = Manifest(
     ),
     generation=_MICROSECONDS,
     rows_with_attributes=900,
+    recent_attributes=RecentRows(_NOON, 2, "ef" * 32),
+    reused_build_id="01a21eb45b4038e3a8f7dae6524d1ff0",
     format=2,
 )
 _PUBLISHED: Final = Build(

@@ -35,6 +35,7 @@ from core.vectors.changes import Changes
 from worker import metrics
 from worker.building.builder import VersionBuilder, assemble_manifest
 from worker.building.costs import BuildCosts
+from worker.building.reuse import reuse_current
 from worker.building.verification import verify
 
 _BACKOFF = RetryPolicy(first_s=1.0, max_s=60.0)
@@ -175,9 +176,12 @@ class BuildAttempt:
                 verification = await verify(self._resources, self._build, builder)
                 await self._resources.verifications.finish(self._build, verification)
                 return
-            pulled = await builder.pull()
-            self._tombstones = pulled.tombstones
-            built = await builder.build(pulled, await builder.fetch_current())
+            made = await reuse_current(builder)
+            if made is None:
+                pulled = await builder.pull()
+                self._tombstones = pulled.tombstones
+                made = pulled, await builder.build(pulled, await builder.fetch_current())
+            pulled, built = made
             self._check_overlap(built.output.changes)
             self.report(Progress("upload"))
             versions, build = self._resources.versions, self._build

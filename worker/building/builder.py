@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,13 +34,14 @@ _log = telemetry.logger(__name__)
 
 
 class PullResult(msgspec.Struct, frozen=True):
-    """The rows on disk, and what was noticed while they were read."""
+    """The rows and attributes on disk, and what was noticed while they were read."""
 
     directory: Path
     watermark: str
     pulled_at: str
     seconds: float
     recent: RecentRows
+    recent_attributes: RecentRows | None = None
     tombstones: Mapping[str, str] = {}
     """Product id → when it was deleted, of the first of them."""
     rows_changed: int = 0
@@ -70,19 +71,16 @@ class VersionBuilder:
     async def pull(self, earlier: Manifest | None = None) -> PullResult:
         """Streams every row to disk, and then all attributes, which are no older than the rows.
 
-        With an `earlier` version, `recent` and `rows_changed` count from its watermark and pull.
+        With an `earlier` version, what is recent or changed counts from its watermark and pull.
         """
         began = time.perf_counter()
-        pulled_at = now()
-        watermark = timestamp(
-            pulled_at - timedelta(seconds=self.resources.settings.building.watermark_lag_s)
-        )
+        pulled_at, watermark = self.begin_pull()
         directory = self.directory / "rows"
         tombstones: dict[str, str] = {}
-        digest = PullDigest(watermark, timestamp(pulled_at))
+        since = (watermark, pulled_at)
         if earlier is not None:
-            digest = PullDigest(earlier.watermark, earlier.pulled_at or earlier.watermark)
-        self.report(Progress("pull"))
+            since = earlier.watermark, earlier.pulled_at or earlier.watermark
+        digest, attributes = PullDigest(*since), PullDigest(*since)
         with closing(RowWriter(directory, self.model.dimension)) as writer:
             async for page in self.resources.embeddings.get_embeddings_by_model(self.model):
                 await asyncio.to_thread(writer.append, page)
@@ -91,25 +89,35 @@ class VersionBuilder:
                 for row in page:
                     if row.deleted_at is not None and len(tombstones) < _TOMBSTONES_MAX:
                         tombstones[row.product_id] = row.deleted_at
-                self.report(Progress("pull", self.costs.rows))
+                self.report(Progress("pull", self.costs.items))
         if self.model.has_attributes:
-            await self._pull_attributes(directory, digest)
+            await self.pull_attributes(directory, attributes)
         return PullResult(
             directory=directory,
             watermark=watermark,
-            pulled_at=timestamp(pulled_at),
+            pulled_at=pulled_at,
             seconds=time.perf_counter() - began,
             recent=digest.recent_rows(),
+            recent_attributes=attributes.recent_rows(),
             tombstones=tombstones,
-            rows_changed=digest.changed,
+            rows_changed=digest.changed + attributes.changed,
         )
 
-    async def _pull_attributes(self, directory: Path, digest: PullDigest) -> None:
+    def begin_pull(self) -> tuple[str, str]:
+        """The time at which a pull begins, and the watermark of what it finds."""
+        self.report(Progress("pull"))
+        moment = now()
+        lag = timedelta(seconds=self.resources.settings.building.watermark_lag_s)
+        return timestamp(moment), timestamp(moment - lag)
+
+    async def pull_attributes(self, directory: Path, digest: PullDigest) -> None:
+        """Streams all attributes to files in a directory, which is there."""
         with closing(AttributesWriter(directory)) as writer:
             async for page in self.resources.attributes.changed_since(self.model, ""):
                 await asyncio.to_thread(writer.append, page)
                 self.costs.count_attributes(page)
                 digest.append_attributes(page)
+                self.report(Progress("pull", self.costs.items))
 
     async def build(
         self,
@@ -123,10 +131,24 @@ class VersionBuilder:
             BuildFailed: the build cannot succeed as requested.
             BuildProcessCrashed: the process ended without a result.
         """
+        spec = self._spec(pulled, self.directory / "version", threads)
+        return await self._run(msgspec.structs.replace(spec, previous=previous))
+
+    async def build_columns(self, pulled: PullResult, directory: Path) -> BuildResult:
+        """Builds the columns of a version anew, whose files and manifest are in a directory.
+
+        Raises:
+            BuildFailed: the attributes are larger than allowed.
+            BuildProcessCrashed: the process ended without a result.
+        """
+        spec = self._spec(pulled, directory)
+        return await self._run(msgspec.structs.replace(spec, columns_only=True))
+
+    def _spec(self, pulled: PullResult, out: Path, threads: int | None = None) -> BuildSpec:
         settings = self.resources.settings.building
-        spec = BuildSpec(
+        return BuildSpec(
             rows_dir=str(pulled.directory),
-            out_dir=str(self.directory / "version"),
+            out_dir=str(out),
             model_version=self.model.model_version,
             dimension=self.model.dimension,
             metric=self.model.metric,
@@ -135,28 +157,33 @@ class VersionBuilder:
             index_limits=IndexLimits(index_bytes_max=settings.index_bytes_max),
             columns_bytes_max=settings.columns_bytes_max,
             matrix_exact_rows_max=settings.matrix_exact_rows_max,
-            previous=previous,
         )
+
+    async def _run(self, spec: BuildSpec) -> BuildResult:
         built_at = timestamp(now())
         output = await run_build_process(spec, self.directory / "spec.json", self.report)
         return BuildResult(Path(spec.out_dir), built_at, output)
 
     async def fetch_current(self) -> PreviousVersion | None:
         """Downloads the current version to compare with; None if there is none."""
+        directory = self.directory / "previous"
+        manifest = await self.fetch_files(directory, (IDS, NEIGHBORS))
+        if manifest is None or manifest.data != self.model.data:
+            return None
+        return PreviousVersion(str(directory), manifest.build_id)
+
+    async def fetch_files(self, directory: Path, files: Sequence[str]) -> Manifest | None:
+        """Downloads the manifest and some files of the current version; None where it cannot."""
         build_id = self.model.current_build_id
         if build_id is None:
             return None
-        directory = self.directory / "previous"
         try:
             record = VersionRecord.of(await self.resources.builds.get_build(build_id))
-            files = (IDS, NEIGHBORS)
-            manifest = await self.resources.versions.fetch(record, directory, files)
+            return await self.resources.versions.fetch(record, directory, files)
         except (NotFound, Corrupt, NewerFormat) as error:
-            # Its files can be built again, perhaps by this build; there is nothing to compare now.
+            # Its files can be built again, perhaps by this build; there is nothing to use now.
             _log.warning("current version not available", build_id=build_id, reason=str(error))
             return None
-        same_data = manifest.data == self.model.data
-        return PreviousVersion(str(directory), build_id) if same_data else None
 
 
 def assemble_manifest(
@@ -190,5 +217,7 @@ def assemble_manifest(
         changes=output.changes,
         generation=model.generation,
         rows_with_attributes=output.rows_with_attributes,
+        recent_attributes=pulled.recent_attributes,
+        reused_build_id=output.reused_build_id,
         format=FORMAT_NEAR_COPIES if output.index.near_copies else FORMAT,
     )

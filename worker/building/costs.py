@@ -35,6 +35,8 @@ class BuildCosts:
         self._pulled_units = 0
         """Each page is a query of its own, rounded up."""
         self.rows = 0
+        self.items = 0
+        """Rows and attributes."""
 
     def count_heartbeat(self) -> None:
         """A heartbeat was written."""
@@ -43,10 +45,12 @@ class BuildCosts:
     def count_page(self, page: list[Embedding]) -> None:
         """A page of embeddings was read."""
         self.rows += len(page)
+        self.items += len(page)
         self._count_bytes(sum(_row_bytes(row) for row in page))
 
     def count_attributes(self, page: Sequence[StoredAttributes]) -> None:
         """A page of attributes was read."""
+        self.items += len(page)
         self._count_bytes(sum(_attributes_bytes(each) for each in page))
 
     def _count_bytes(self, size: int) -> None:
@@ -70,7 +74,8 @@ class BuildCosts:
 
 
 def _row_bytes(row: Embedding) -> int:
-    return len(row.product_id.encode()) + len(row.vector or b"") + _ROW_OVERHEAD_BYTES
+    """A vector that was left out of the reply is paid for as well."""
+    return len(row.product_id.encode()) + 4 * row.dimension + _ROW_OVERHEAD_BYTES
 
 
 def _attributes_bytes(each: StoredAttributes) -> int:

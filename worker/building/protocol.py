@@ -43,6 +43,9 @@ class BuildSpec(msgspec.Struct, frozen=True):
     columns_bytes_max: int = 1024**3
     matrix_exact_rows_max: int = 150_000
     previous: PreviousVersion | None = None
+    columns_only: bool = False
+    """Whether the files and the manifest of a version are in `out_dir`, of which only the columns
+    are built anew."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -68,6 +71,8 @@ class BuildOutput(msgspec.Struct, frozen=True):
     changes: Changes | None = None
     """Against `BuildSpec.previous`; None without one."""
     rows_with_attributes: int = 0
+    reused_build_id: str | None = None
+    """Of the build whose files these are, but for the columns."""
     usage: Usage = Usage()
 
 

@@ -1,4 +1,4 @@
-"""A digest of the rows and attributes that changed shortly before a pull.
+"""Digests of the rows, and of the attributes, that changed shortly before a pull.
 
 A row's time may be earlier than a pull that did not see it yet: the table's index lags, and clocks
 differ. So a build records which rows it saw that changed after its watermark, and a later pull
@@ -15,7 +15,7 @@ _BYTES = 16
 
 
 class PullDigest:
-    """Adds up the rows of one pull, in any order."""
+    """Adds up the rows of one pull, or the attributes, in any order."""
 
     def __init__(self, since: str, changed_since: str) -> None:
         """Rows changed at `since` or later are digested, those at `changed_since` or later counted.
@@ -27,7 +27,7 @@ class PullDigest:
         self._rows = 0
         self._sum = 0
         self.changed = 0
-        """Rows and attributes changed at `changed_since` or later."""
+        """Those changed at `changed_since` or later."""
 
     def append(self, page: Sequence[Embedding]) -> None:
         """Adds a page. A row that appears twice, because it changed meanwhile, counts twice."""
@@ -37,10 +37,10 @@ class PullDigest:
         self.changed += sum(row.updated_at >= self._changed_since for row in page)
 
     def append_attributes(self, page: Sequence[StoredAttributes]) -> None:
-        """Adds a page of attributes, which count besides the rows that they are of."""
+        """Adds a page of attributes."""
         for each in page:
             if each.updated_at >= self._since:
-                self._add(f"{each.product_id}\0{each.updated_at}\0attributes{each.text and ' set'}")
+                self._add(f"{each.product_id}\0{each.updated_at}\0{each.text and 'set'}")
         self.changed += sum(each.updated_at >= self._changed_since for each in page)
 
     def _add(self, text: str) -> None:

@@ -14,13 +14,13 @@ from core.attributes.values import Attributes, checked_attributes
 from core.errors import BuildFailed, Corrupt, EmptyModel
 from core.index import files
 from core.index.attribute_rows import PulledAttributes
-from core.index.manifest import Counts, FileInfo, MatrixInfo, Software
+from core.index.manifest import MANIFEST, Counts, FileInfo, MatrixInfo, Software, decode_manifest
 from core.index.rows import Rows, read_rows
 from core.index.version import IdTable
 from core.models import Progress, ProgressCallback, Stage
 from core.vectors.arrays import REASONS, WRONG_DIMENSION, Floats, check_rows, prepare, row_blocks
 from core.vectors.builder import BuiltIndex, build_index
-from core.vectors.changes import Changes, changes
+from core.vectors.changes import Changes, changes, unchanged
 from core.vectors.families import set_threads, software
 from core.vectors.matrix import Matrix, exact_matrix, index_matrix
 from core.vectors.parameters import Trial
@@ -82,6 +82,8 @@ def build_version(spec: BuildSpec, report: ProgressCallback) -> BuildOutput:
         Corrupt: the pulled rows are incomplete.
     """
     timer = _StageTimer(report)
+    if spec.columns_only:
+        return _renew_columns(spec, Path(spec.out_dir), timer)
     set_threads(spec.threads)
     out = Path(spec.out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -173,6 +175,38 @@ def _write_columns(spec: BuildSpec, ids: list[bytes], path: Path) -> tuple[int, 
     if writer.with_attributes:
         writer.write(path)
     return writer.with_attributes, left_out[:_NAMED_MAX]
+
+
+def _renew_columns(spec: BuildSpec, directory: Path, timer: _StageTimer) -> BuildOutput:
+    """Builds the columns of the version in a directory anew; all else stays as it is."""
+    manifest = decode_manifest((directory / MANIFEST).read_bytes())
+    timer(Progress("files", 0, 2))
+    ids = list(IdTable(directory / files.IDS))
+    with_attributes, left_out = _write_columns(spec, ids, directory / files.COLUMNS)
+    timer(Progress("files", 1, 2))
+    path = directory / files.REPORT
+    build_report = msgspec.json.decode(path.read_bytes(), type=BuildReport)
+    build_report = msgspec.structs.replace(build_report, attributes_left_out=left_out)
+    path.write_bytes(msgspec.json.encode(build_report))
+    written = {name: info for name, info in manifest.files.items() if name != files.COLUMNS}
+    written[files.REPORT] = files.file_info(path)
+    if with_attributes:
+        written[files.COLUMNS] = files.file_info(directory / files.COLUMNS)
+    timer(Progress("files", 2, 2))
+    neighbors = np.load(directory / files.NEIGHBORS, mmap_mode="r", allow_pickle=False)
+    timer.stop()
+    return BuildOutput(
+        counts=manifest.counts,
+        index=manifest.index,
+        recall=manifest.recall,
+        matrix=manifest.matrix,
+        files=dict(sorted(written.items())),
+        software=manifest.software,
+        stages=timer.seconds,
+        changes=unchanged(manifest.build_id, neighbors),
+        rows_with_attributes=with_attributes,
+        reused_build_id=manifest.reused_build_id or manifest.build_id,
+    )
 
 
 def _quarantine(

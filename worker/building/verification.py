@@ -28,10 +28,15 @@ async def verify(
         if (before := digest(manifest.files, name)) != (after := digest(files, name))
     )
     changed = pulled.rows_changed
-    if differences and not changed and pulled.recent != manifest.recent:
-        # A changed row has a time from before the build's pull, which did not see it yet. Builds of
-        # earlier releases recorded no recent rows.
-        changed = max(manifest.recent is not None, pulled.recent.rows)
+    if differences and not changed:
+        # A change may have a time from before the build's pull, which did not see it yet. Builds of
+        # earlier releases recorded nothing recent.
+        for now, then in (
+            (pulled.recent, manifest.recent),
+            (pulled.recent_attributes, manifest.recent_attributes),
+        ):
+            if now is not None and now != then:
+                changed += max(then is not None, now.rows)
     return Verification(
         build_id=manifest.build_id,
         model_version=manifest.model_version,

@@ -52,16 +52,16 @@ def test_other_rows_are_others(first: list[Embedding], then: list[Embedding]) ->
     assert (late[0] == late[1]) == (digest_of(first).recent_rows() == digest_of(then).recent_rows())
 
 
-def test_attributes_count_besides_their_rows() -> None:
-    """Of the same product and time they are another change, and a removal is another again."""
-    row = Embedding("a", "m", None, 0, LATER)
+def test_attributes_are_known_by_their_times_and_removal() -> None:
+    """Those changed earlier make no difference, and a removal is another change than a write."""
     stored = StoredAttributes("a", "{}", LATER)
     removed, early = msgspec.structs.replace(stored, text=""), StoredAttributes("a", "{}", TIMES[0])
     digests = []
-    for page in ([], [early], [stored], [removed], [stored, removed]):
-        digest = digest_of([row])
+    for page in ([], [early], [stored], [removed], [stored, removed], [removed, early, stored]):
+        digest = PullDigest(SINCE, LATER)
         digest.append_attributes(page)
         digests.append((digest.recent_rows(), digest.changed))
     assert digests[0] == digests[1]
-    assert [changed for _, changed in digests] == [1, 1, 2, 2, 3]
+    assert digests[4] == digests[5]
+    assert [changed for _, changed in digests] == [0, 0, 1, 1, 2, 2]
     assert len({recent.digest for recent, _ in digests}) == 4
