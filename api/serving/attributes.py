@@ -5,6 +5,7 @@ an `AttributeBuffer` adds; an `AttributeSnapshot` uses as many of their rows as 
 never changes.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,12 +31,16 @@ _COMPACT_ROWS: Final = 4096
 _log = telemetry.logger(__name__)
 
 
+_Reading = tuple[int, Attributes, StoredAttributes, bool]
+"""The slot of a product, its attributes, as they are stored, and whether its row was read first."""
+
+
 @dataclass(slots=True)
 class _Changes:
     """What was read, one row for each reading; only ever added to."""
 
     columns: AppendedColumns = field(default_factory=AppendedColumns)
-    slots: GrowingArray = field(default_factory=lambda: GrowingArray(np.int32))
+    slots: GrowingArray = field(default_factory=lambda: GrowingArray(np.int64))
     stored: list[StoredAttributes] = field(default_factory=list)
     with_row: list[bool] = field(default_factory=list)
     """Whether the product's row was read before it."""
@@ -52,22 +57,25 @@ class _Changes:
             row = self.previous[row]
         return row
 
-    def extend(self, slots: Sequence[int], rows: Sequence[tuple[StoredAttributes, bool]]) -> None:
+    def extend(self, readings: Sequence[_Reading]) -> None:
         """Adds a row for each."""
-        self.columns.extend([_decoded(stored) for stored, _ in rows])
-        self.slots.extend(slots)
-        for stored, with_row in rows:
+        self.columns.extend([attributes for _, attributes, _, _ in readings])
+        self.slots.extend([slot for slot, _, _, _ in readings])
+        for _, _, stored, with_row in readings:
             self.previous.append(self.last.get(stored.product_id, -1))
             self.last[stored.product_id] = len(self.stored)
             self.stored.append(stored)
             self.with_row.append(with_row)
             self.text_bytes += len(stored.text)
 
-    def compacted(self) -> "_Changes":
-        """Without what was changed again."""
-        rows = sorted(self.last.values())
-        kept = _Changes(self.columns.kept(np.array(rows, dtype=np.int64)))
-        kept.slots.extend(self.slots.all()[rows])
+    def compacted(self, used: int) -> "_Changes":
+        """The first rows, without what was changed again among them. Thread-safe."""
+        slots = self.slots.first(used)
+        _, first = np.unique(slots[::-1], return_index=True)
+        last = np.sort(used - 1 - first)
+        kept = _Changes(self.columns.kept(last, used))
+        kept.slots.extend(slots[last])
+        rows = last.tolist()
         kept.stored = [self.stored[row] for row in rows]
         kept.with_row = [self.with_row[row] for row in rows]
         kept.previous = [-1] * len(rows)
@@ -177,7 +185,7 @@ class AttributeBuffer:
             if at is not None:
                 if changes.stored[at].updated_at != stored.updated_at:
                     found.append(stored.product_id)
-            elif self._is_new(stored, self._segment.row_of(stored.product_id)):
+            elif self._is_new(_decoded(stored), self._segment.row_of(stored.product_id)):
                 found.append(stored.product_id)
         return found
 
@@ -195,29 +203,47 @@ class AttributeBuffer:
         """
         if self.overflowed:
             return
-        slots: list[int] = []
-        rows: list[tuple[StoredAttributes, bool]] = []
+        readings: list[_Reading] = []
         changes = self.changes
+        slots = changes.slots.all()
         for product_id, item in found.items():
             stored = item or StoredAttributes(product_id, "", "")
-            row = self._segment.row_of(product_id)
+            attributes = _decoded(stored)
             before = changes.last.get(product_id)
-            if row is None and not added:
-                continue
             if before is None:
-                if not self._is_new(stored, row):
+                row = self._segment.row_of(product_id)
+                if (row is None and not added) or not self._is_new(attributes, row):
                     continue
+                slot = self.slot(product_id, row)
             elif changes.stored[before] == stored and (
                 changes.with_row[before] or product_id not in with_row
             ):
                 continue
-            slots.append(self.slot(product_id, row))
-            rows.append((stored, product_id in with_row))
-        if rows:
-            changes.extend(slots, rows)
-        used = len(changes.stored)
-        if used >= _COMPACT_ROWS and 2 * len(changes.last) < used:
-            self.changes = changes.compacted()
+            else:
+                slot = int(slots[before])
+            readings.append((slot, attributes, stored, product_id in with_row))
+        if readings:
+            changes.extend(readings)
+
+    async def compact(self) -> None:
+        """Drops what was changed again, where it is a third of all, in a thread.
+
+        What is applied meanwhile is kept.
+        """
+        changes, used = self.changes, len(self.changes.stored)
+        if used < _COMPACT_ROWS or 3 * len(changes.last) >= 2 * used:
+            return
+        kept = await asyncio.to_thread(changes.compacted, used)
+        if self.changes is changes:  # it has not overflowed
+            newer = zip(
+                changes.slots.all()[used:].tolist(),
+                map(_decoded, changes.stored[used:]),
+                changes.stored[used:],
+                changes.with_row[used:],
+                strict=True,
+            )
+            kept.extend(list(newer))
+            self.changes = kept
 
     def carry_over(self, older: "AttributeBuffer", product_ids: Sequence[str]) -> None:
         """Takes what the buffer of an older segment knows and this segment may not have."""
@@ -242,11 +268,11 @@ class AttributeBuffer:
         used = len(self.changes.stored)
         return AttributeSnapshot(self._segment, self.changes, used, len(self._slots))
 
-    def _is_new(self, stored: StoredAttributes, row: int | None) -> bool:
+    def _is_new(self, attributes: Attributes, row: int | None) -> bool:
         """Whether the attributes of a product of which none changed are not the segment's."""
         if row is None:
-            return bool(_decoded(stored))
-        return canonical_text(_decoded(stored)) != self._segment.attributes_text(row)
+            return bool(attributes)
+        return canonical_text(attributes) != self._segment.attributes_text(row)
 
 
 def _decoded(stored: StoredAttributes) -> Attributes:

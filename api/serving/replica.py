@@ -388,6 +388,7 @@ class ModelReplica:
                     if not polled.done():
                         polled.set_result(None)
             if delta is not None:
+                await delta.attributes.compact()
                 self._publish(delta)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):

@@ -100,6 +100,8 @@ class _Column:
         """Codes of the strings, those in lists too."""
         self.codes: dict[str, int] = {}
         """Of each string: only ever added to."""
+        self.single = True
+        """Whether no row has two strings."""
 
     @property
     def parts(self) -> tuple[_Values, ...]:
@@ -118,6 +120,7 @@ class _Column:
                 numbers.append((value, row))
             else:
                 texts = (value,) if isinstance(value, str) else value
+                self.single = self.single and len(texts) <= 1
                 strings += [(codes.setdefault(text, len(codes)), row) for text in texts]
         for part, pairs in (
             (self.numbers, numbers),
@@ -129,20 +132,20 @@ class _Column:
         self.present.extend(np.ones(len(rows), dtype=np.bool_), rows)
 
     def mask(self, condition: Condition, rows: int) -> Mask:
-        mask = np.zeros(rows, dtype=np.bool_)
         if isinstance(condition, Exists):
-            mask[self.present.before(rows)[1]] = True
-        elif isinstance(condition, Within):
+            values, at = self.present.before(rows)
+            return _spread(values, at, rows)
+        if isinstance(condition, Within):
             values, at = self.numbers.before(rows)
             low, high = condition.low, condition.high
             fits = values > low if condition.above_low else values >= low
             fits &= values < high if condition.below_high else values <= high
-            mask[at[fits]] = True
-        else:
-            for part, wanted in self._wanted(condition):
-                values, at = part.before(rows)
-                fits = values == wanted[0] if len(wanted) == 1 else np.isin(values, wanted)
-                mask[at[fits]] = True
+            return _spread(fits, at, rows)
+        mask = np.zeros(rows, dtype=np.bool_)
+        for part, wanted in self._wanted(condition):
+            values, at = part.before(rows)
+            fits = values == wanted[0] if len(wanted) == 1 else np.isin(values, wanted)
+            mask |= _spread(fits, at, rows, single=part is not self.strings or self.single)
         return mask
 
     def _wanted(self, condition: OneOf) -> list[tuple[_Values, list[Any]]]:
@@ -154,6 +157,17 @@ class _Column:
             (self.strings, codes),
         )
         return [(part, wanted) for part, wanted in all_of if wanted]
+
+
+def _spread(
+    fits: NDArray[np.bool_], at: NDArray[np.int32], rows: int, *, single: bool = True
+) -> Mask:
+    """Bool (rows,): the rows (any,) of the values that fit; `single` if no row has two values."""
+    if single and at.shape[0] == rows:  # each row has one
+        return fits.copy()
+    mask = np.zeros(rows, dtype=np.bool_)
+    mask[at[fits]] = True
+    return mask
 
 
 class AppendedColumns:
@@ -197,18 +211,19 @@ class AppendedColumns:
 
         return select(condition, rows, matching)
 
-    def kept(self, rows: NDArray[np.integer[Any]]) -> "AppendedColumns":
-        """Only these rows, ascending, numbered from 0."""
-        numbers = np.full(self._rows, -1, dtype=np.int32)
+    def kept(self, rows: NDArray[np.integer[Any]], used: int) -> "AppendedColumns":
+        """Only these rows, ascending, of the first so many, numbered from 0."""
+        numbers = np.full(used, -1, dtype=np.int32)
         numbers[rows] = np.arange(rows.shape[0], dtype=np.int32)
         result = AppendedColumns()
         result._rows = int(rows.shape[0])
-        for name, column in self._columns.items():
+        for name, column in list(self._columns.items()):  # more may come meanwhile
             moved = _Column()
             moved.present, moved.numbers, moved.booleans, moved.strings = (
-                part.renumbered(numbers, self._rows) for part in column.parts
+                part.renumbered(numbers, used) for part in column.parts
             )
             moved.codes = column.codes
+            moved.single = column.single
             if len(moved.present.rows):
                 result._columns[name] = moved
         return result

@@ -1,5 +1,6 @@
 """Attributes changed since a build: at each moment those of the products as they are."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,14 @@ def applied(buffer: AttributeBuffer, steps: Sequence[Step], at_once: int) -> Non
         buffer.apply(found, found)
 
 
+async def compacted_while(buffer: AttributeBuffer, steps: Sequence[Step], at_once: int) -> None:
+    """Applies changes to the buffer while it is compacted, where it has to be."""
+    compacting = asyncio.create_task(buffer.compact())
+    await asyncio.sleep(0)
+    applied(buffer, steps, at_once)
+    await compacting
+
+
 def matching(snapshot: AttributeSnapshot, buffer: AttributeBuffer, condition: Any) -> set[str]:
     """The products that a filter finds, of those that have a slot."""
     mask = snapshot.select(parse_filter(condition))
@@ -116,7 +125,7 @@ def test_a_snapshot_has_the_attributes_of_its_moment(
         truth |= {name: own or {} for name, own in before}
         earlier, then = buffer.snapshot(), dict(truth)
         check(earlier, buffer, truth, condition)
-        applied(buffer, after, at_once)
+        asyncio.run(compacted_while(buffer, after, at_once))
         truth |= {name: own or {} for name, own in after}
         check(buffer.snapshot(), buffer, truth, condition)
         check(earlier, buffer, then, condition)
@@ -189,3 +198,25 @@ def test_after_an_overflow_the_segment_answers() -> None:
     assert buffer.differing(list(found.values())) == []
     assert buffer.snapshot().of("p01", 1) == BUILT["p01"]
     assert np.count_nonzero(buffer.snapshot().select(parse_filter({"a": 1}))) == 2
+
+
+async def test_what_was_changed_again_is_dropped() -> None:
+    """Once it is a third of all, so that memory and time stay those of the products."""
+    buffer = AttributeBuffer(index())
+    for number in range(1000):
+        names = IDS[:5]
+        found = {name: stored(name, {"a": number}, moment(number)) for name in names}
+        buffer.apply(found, found)
+    before = buffer.snapshot()
+    size = buffer.resident_bytes
+    await buffer.compact()
+    after = buffer.snapshot()
+    assert (before.changed, after.changed) == (5000, 5)
+    assert buffer.resident_bytes < size / 100
+    for snapshot in (before, after):
+        assert snapshot.of("p03", 3) == {"a": 999}
+        assert np.count_nonzero(snapshot.select(parse_filter({"a": 999}))) == 5
+        assert snapshot.reflects("p03", moment(999))
+    buffer.apply({"p03": stored("p03", {"a": 7}, moment(1001))}, {})
+    assert buffer.snapshot().of("p03", 3) == {"a": 7}
+    assert after.of("p03", 3) == {"a": 999}

@@ -32,7 +32,7 @@ def test_a_filter_finds_what_plain_python_finds(
     first = round(share * len(rows))
     assert columns.select(parsed, first).tolist() == wanted[:first]
     left = sorted(row for row in kept if row < len(rows))
-    compacted = columns.kept(np.array(left, dtype=np.int64))
+    compacted = columns.kept(np.array(left, dtype=np.int64), len(rows))
     compacted.extend(rows)
     assert compacted.select(parsed, len(left) + len(rows)).tolist() == (
         [wanted[row] for row in left] + wanted
