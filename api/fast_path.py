@@ -21,6 +21,7 @@ from api.http.problems import Reply
 from api.http.request import check_query, encoded
 from api.routes.search import K_DEFAULT, neighbors, search
 from api.wire.filters import filter_text
+from api.wire.questions import field_names
 from api.wire.search import SearchBody
 from core.attributes.filters import Filter
 from core.errors import FieldError, Invalid
@@ -64,14 +65,14 @@ async def _search(context: RequestContext, parts: list[str]) -> Reply:
 async def _neighbors(context: RequestContext, parts: list[str]) -> Reply:
     context.known_caller = context.app.authenticator.caller(context.authorization)
     context.enter(context.app.admission.reads)
-    k, condition = _options(context.query) if context.query else (K_DEFAULT, None)
-    found = await neighbors(context, unescape(parts[2]), unescape(parts[4]), k, condition)
+    options = _options(context.query) if context.query else (K_DEFAULT, None, None)
+    found = await neighbors(context, unescape(parts[2]), unescape(parts[4]), *options)
     return encoded(context, found)
 
 
-def _options(query: bytes) -> tuple[int, Filter | None]:
+def _options(query: bytes) -> tuple[int, Filter | None, list[str] | None]:
     if plain := _PLAIN_K.fullmatch(query):  # spares 4 us of parsing
-        return int(plain[1]), None
+        return int(plain[1]), None, None
     check_query(query)
     given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
     k, condition = K_DEFAULT, None
@@ -82,4 +83,5 @@ def _options(query: bytes) -> tuple[int, Filter | None]:
             raise Invalid(f"k: {error}", (FieldError("k", str(error)),)) from None
     if "filter" in given:
         condition = filter_text(given["filter"])
-    return k, condition
+    names = field_names(given["fields"]) if "fields" in given else None
+    return k, condition, names

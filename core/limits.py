@@ -32,3 +32,9 @@ FILTER_LEVELS_MAX: Final = 16
 FILTER_CONDITIONS_MAX: Final = 256
 FILTER_VALUES_MAX: Final = 1000
 """Of all conditions of a filter together."""
+EXAMPLES_MAX: Final = 100
+"""Positive and negative ones of a recommendation together."""
+GROUP_SIZE_MAX: Final = 10
+BOOSTS_MAX: Final = 8
+BOOST_MAX: Final = 1e18
+"""Largest size of the weight and bounds of a boost: a score is finite whatever it adds."""

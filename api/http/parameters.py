@@ -10,8 +10,9 @@ from msgspec import json
 from api.wire.fields import PRODUCT_ID
 from api.wire.filters import FILTER
 from api.wire.search import WATERMARK as WATERMARK_TEXT
+from core.attributes.values import NAME as ATTRIBUTE_NAME
 from core.identifiers import MODEL_VERSION, REPORT_ID
-from core.limits import BUILD_ID_CHARACTERS_MAX, K_MAX, PRODUCT_ID_BYTES_MAX
+from core.limits import ATTRIBUTES_MAX, BUILD_ID_CHARACTERS_MAX, K_MAX, PRODUCT_ID_BYTES_MAX
 from core.models import Metric
 
 ModelVersion = Annotated[
@@ -55,6 +56,19 @@ FilterQuery = Annotated[
             "type": "string",
             "contentMediaType": "application/json",
             "example": json.encode(FILTER["example"]).decode(),
+        },
+    ),
+]
+FieldsQuery = Annotated[
+    str | None,
+    QueryParameter(
+        name="fields",
+        description="Attributes to give with each product, as `attributes`: up to "
+        f"{ATTRIBUTES_MAX} names, with commas between.",
+        schema_extra={
+            "type": "string",
+            "pattern": f"^{ATTRIBUTE_NAME}(,{ATTRIBUTE_NAME}){{0,{ATTRIBUTES_MAX - 1}}}$",
+            "example": "title,price",
         },
     ),
 ]

@@ -13,6 +13,7 @@ from litestar.typing import FieldDefinition
 
 from api.http.problems import TABLE, UNKNOWN_TYPE, Problem
 from api.wire.fields import VECTOR, Answer, Body
+from api.wire.questions import BoostBody
 from core.limits import DIMENSION_MAX
 
 Schema = dict[str, Any]
@@ -28,6 +29,8 @@ _EITHER: Final[Schema] = {
     "oneOf": [{**_BINARY, "minLength": 4, "maxLength": 4 * DIMENSION_MAX}, VECTOR]
 }
 _PACKED: Final = "Packed"
+_SHARED: Final = frozenset({BoostBody.__name__})
+"""Parts without vectors or defaults that stand in several bodies."""
 
 
 class StructReferences(OpenAPISchemaPlugin):
@@ -84,6 +87,13 @@ def packed(schema: Schema, found: dict[str, Schema], *, sent: bool) -> Schema:
             schema["properties"][name] = vector
         elif name == "vectors":
             schema["properties"][name] = {**each, "items": vector}
+        elif name in {"positive", "negative"}:
+            product_id, _ = each["items"]["oneOf"]
+            # Text and bytes are one type in JSON Schema: an example may be both.
+            examples = {"anyOf": [product_id, *vector.get("oneOf", [vector])]}
+            schema["properties"][name] = {**each, "items": examples}
+        elif "$ref" in each:
+            schema["properties"][name] = packed(each, found, sent=sent)
         elif "items" in each:
             schema["properties"][name] = {**each, "items": packed(each["items"], found, sent=sent)}
     if "oneOf" in schema:
@@ -108,6 +118,8 @@ def _resolved(schema: Any, found: dict[str, Schema], prefix: str) -> Any:
         return schema
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
+        if name in _SHARED:
+            return schema
         prefix = prefix or (_PACKED if name.startswith(_PACKED) else "")
         part: Schema = _resolved(found[name], found, prefix)
         part["title"] = prefix + part["title"].removeprefix(prefix)

@@ -6,11 +6,15 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from api.wire.decoding import BodyDecoder
-from api.wire.fields import Answer, Body, EncodedVector, Numbers, ProductId, Time
+from api.wire.fields import ATTRIBUTES, Answer, Body, EncodedVector, Numbers, ProductId, Time
 from api.wire.filters import FILTER
+from api.wire.questions import AttributeName, BoostBody, GroupValue, RecommendBody
 from core.limits import (
+    ATTRIBUTES_MAX,
+    BOOSTS_MAX,
     DIMENSION_MAX,
     EXCLUDE_MAX,
+    GROUP_SIZE_MAX,
     K_MAX,
     PRODUCT_ID_BYTES_MAX,
     VECTORS_MAX,
@@ -34,6 +38,15 @@ EncodedFilter = Annotated[Raw, Meta(extra_json_schema=FILTER)]
 """A filter as it was sent; `api.wire.filters.sent_filter` decodes it."""
 
 
+FieldNames = Annotated[
+    list[AttributeName],
+    Meta(
+        max_length=ATTRIBUTES_MAX,
+        description="Attributes to give with each product, as `attributes`.",
+    ),
+]
+
+
 class SearchOptions(Body, frozen=True):
     """What every search takes."""
 
@@ -51,18 +64,70 @@ class SearchOptions(Body, frozen=True):
         | None
     ) = None
     filter: EncodedFilter | UnsetType = UNSET
+    fields: FieldNames | UnsetType = UNSET
 
 
-class SearchByVector(SearchOptions, frozen=True, kw_only=True):
+class OneQuestion(SearchOptions, frozen=True):
+    """What a search takes that asks for one answer, and not for one to each of several vectors."""
+
+    group_by: (
+        Annotated[
+            AttributeName,
+            Meta(
+                description="An attribute: `k` is how many of its values are found, and the answer "
+                "has the best products of each as `groups`. Products without it, or with a list, "
+                "are in none."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    group_size: Annotated[
+        float,
+        Meta(
+            description="With `group_by`: how many products of a group.",
+            extra_json_schema={"minimum": 1, "maximum": GROUP_SIZE_MAX, "multipleOf": 1},
+        ),
+    ] = 1
+    diversity: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Chooses results that are not near each other, by maximal marginal "
+            "relevance over at least 4 `k` candidates: each next one has the largest (1 - "
+            "diversity) * score - diversity * its largest similarity to one before. Similarity is "
+            "the score of the metric. Not with `group_by`.",
+        ),
+    ] = 0
+    boost: (
+        Annotated[
+            list[BoostBody],
+            Meta(
+                max_length=BOOSTS_MAX,
+                description="Adds to the similarity of at least 4 `k` candidates: `score` is the "
+                "sum then, and `similarity` stands beside it.",
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class SearchByVector(OneQuestion, frozen=True, kw_only=True):
     """A search for the products nearest to a vector."""
 
     vector: EncodedVector
 
 
-class SearchByProduct(SearchOptions, frozen=True, kw_only=True):
+class SearchByProduct(OneQuestion, frozen=True, kw_only=True):
     """A search for the products nearest to one of them, which is not among the results."""
 
     product_id: ProductId
+
+
+class SearchByExamples(OneQuestion, frozen=True, kw_only=True):
+    """A search for products like some examples, which are not among the results."""
+
+    recommend: RecommendBody
 
 
 class SearchByVectors(SearchOptions, frozen=True, kw_only=True):
@@ -78,15 +143,15 @@ class SearchByVectors(SearchOptions, frozen=True, kw_only=True):
     ]
 
 
-class SearchBody(SearchOptions, Generic[V], frozen=True, kw_only=True):
-    """A search as it is decoded: any of the three above. `V` is how its vector comes."""
+class SearchBody(OneQuestion, Generic[V], frozen=True, kw_only=True):
+    """A search as it is decoded: any of the four above. `V` is how its vector comes."""
 
     SCHEMA: ClassVar[dict[str, Any]] = {
-        "description": "Exactly one of `vector`, `product_id` and `vectors`.",
+        "description": "Exactly one of `vector`, `product_id`, `recommend` and `vectors`.",
         # Each whole: of an object with a choice among its members, generators make no type.
         "oneOf": [
             {"$ref": f"#/components/schemas/{form.__name__}"}
-            for form in (SearchByVector, SearchByProduct, SearchByVectors)
+            for form in (SearchByVector, SearchByProduct, SearchByExamples, SearchByVectors)
         ],
         "example": {"product_id": "pandas", "k": 3, "exclude": ["numpy"]},
     }
@@ -95,6 +160,18 @@ class SearchBody(SearchOptions, Generic[V], frozen=True, kw_only=True):
     vector: V | UnsetType = UNSET
     product_id: str | UnsetType = UNSET
     vectors: Annotated[list[Raw], Meta(min_length=1, max_length=VECTORS_MAX)] | UnsetType = UNSET
+    recommend: RecommendBody | UnsetType = UNSET
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for the nearest products of vectors and nothing else."""
+        return (
+            self.recommend is UNSET
+            and self.group_by is UNSET
+            and self.boost is UNSET
+            and not self.diversity
+            and self.group_size == 1
+        )
 
     @classmethod
     def decoder(cls, *, large: bool) -> BodyDecoder[Any]:
@@ -113,6 +190,10 @@ class Neighbor(msgspec.Struct, gc=False):
     product_id: str
     score: float
     """Larger is nearer: cosine, inner product, or the negated squared distance for `l2`."""
+    similarity: float | UnsetType = UNSET
+    """Of a search with `boost`: the score without what it added."""
+    attributes: Annotated[dict[str, Any], Meta(extra_json_schema=ATTRIBUTES)] | UnsetType = UNSET
+    """Those of `fields` that the product has."""
 
 
 class IndexUsed(msgspec.Struct, frozen=True):
@@ -160,4 +241,19 @@ class FoundMany(Answer):
     """The nearest products of each vector, in the order they were sent."""
 
     results: list[list[Neighbor]]
+    index: IndexUsed
+
+
+class NeighborGroup(msgspec.Struct):
+    """The best products of one value of an attribute."""
+
+    value: GroupValue
+    neighbors: list[Neighbor]
+    """The best first."""
+
+
+class FoundGroups(Answer):
+    """The best groups, by their best product."""
+
+    groups: list[NeighborGroup]
     index: IndexUsed

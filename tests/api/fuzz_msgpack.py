@@ -8,6 +8,8 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis.core.transport import Response
 
+from core.identifiers import product_id_problem
+
 DIMENSION: Final = 3
 """Of the model version that the document's examples name, so that its vectors fit."""
 _INT_MAX: Final = 2**63 - 1
@@ -51,6 +53,8 @@ def _with_bytes(value: Any, name: str = "") -> Any:
     if isinstance(value, list):
         return [_with_bytes(item, name) for item in value]
     if isinstance(value, str) and name in {"vector", "vectors"}:
+        return value.encode("latin-1", "replace")
+    if isinstance(value, str) and name in {"positive", "negative"} and product_id_problem(value):
         return value.encode("latin-1", "replace")
     if isinstance(value, int) and not -_INT_MAX <= value <= _INT_MAX:
         return float(value)  # msgpack has no larger whole numbers

@@ -19,7 +19,7 @@ ACCEPTABLE: Final = ("2xx", "401", "403", "404", "409", "412", "5xx")
 request; 5xx has a check of its own."""
 
 REFUSALS: Final[dict[str, str]] = {
-    r"(vector|vectors\[\d+\]|embeddings\[\d+\]\.vector) has \d+ numbers": (
+    r"(vector|vectors\[\d+\]|embeddings\[\d+\]\.vector|tive\[\d+\]) has \d+ numbers": (
         "a vector has as many numbers as its model version, which is data"
     ),
     r"bytes, which is no whole number of float32": (
@@ -31,6 +31,10 @@ REFUSALS: Final[dict[str, str]] = {
     r"is in the batch already": "each id once: unique by a member, which JSON Schema cannot say",
     r"has \d+ bytes, over the limit": "ids are limited in bytes, and maxLength counts characters",
     r"times k of \d+ is over|k times vectors": "vectors times k is a product, no limit of either",
+    r"times positive examples is over": "likewise positive examples times k",
+    r"with `positive` \d+ examples": "two lists have a limit together",
+    r"must be above `min`": "one number is above another, and each has its own limits",
+    r"`group_by`": "fields that do not go together; their default, which says nothing, does",
     r"the cursor is not valid": "a cursor is sealed, and only one that was given out opens",
     r"the watermark is not valid": "likewise a watermark",
     r"Expected `int`, got `float`": "to JSON Schema 7.0 is an integer; K9 wants it written as 7",

@@ -333,6 +333,11 @@ def fitted(body: dict[str, Any]) -> dict[str, Any]:
     if "vectors" in held:
         held["vectors"] = [_fitted(vector) for vector in held["vectors"]]
         held["k"] = min(held.get("k", 10), _K_OF_MANY)
+    if "recommend" in held:
+        held["recommend"] = {
+            name: [_fitted(each) for each in value] if isinstance(value, list) else value
+            for name, value in held["recommend"].items()
+        }
     if "embeddings" in held:
         entries = {entry["product_id"]: fitted(entry) for entry in held["embeddings"]}
         held["embeddings"] = list(entries.values())
