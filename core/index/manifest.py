@@ -9,7 +9,7 @@ from core.errors import Corrupt
 from core.formats import check_format
 from core.models import BuildParameters, Metric
 from core.vectors.changes import Changes
-from core.vectors.parameters import IndexInfo, Recall
+from core.vectors.parameters import IndexInfo, Recall, RecallBand
 
 FORMAT: Final = 1
 """Increased when earlier releases cannot serve a version."""
@@ -108,6 +108,9 @@ class Manifest(msgspec.Struct, frozen=True):
     """None in versions of releases that build no attributes, whatever the rows have."""
     recent_attributes: RecentRows | None = None
     """As `recent`, of the attributes."""
+    filtered_recall: tuple[RecallBand, ...] = ()
+    """By the share of rows that a filter allows, ascending: see `recall_of`. Empty in versions of
+    earlier releases."""
     reused_build_id: str | None = None
     """The build whose index and matrix these are, since only attributes had changed; None where
     they were built."""

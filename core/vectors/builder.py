@@ -18,10 +18,12 @@ from core.models import Family, Metric, Progress, ProgressCallback
 from core.vectors.arrays import Floats, Ints, squared_norms
 from core.vectors.copies import Members
 from core.vectors.families import ADD_ROWS, Plan, create_index, plan_index, set_threads, train
+from core.vectors.filtered_recall import recall_bands
 from core.vectors.near_copies import RADIUS_SHARES
-from core.vectors.parameters import IndexInfo, IndexLimits, Recall, Trial, ZeroRecall
+from core.vectors.parameters import IndexInfo, IndexLimits, Recall, RecallBand, Trial, ZeroRecall
 from core.vectors.recall import RECALL_AT, ZERO_RECALL_MAX, recall_lower_bound
 from core.vectors.sampling import QuerySample
+from core.vectors.search import Searcher
 from core.vectors.tuning import Tuner
 
 
@@ -37,6 +39,8 @@ class BuiltIndex(msgspec.Struct, frozen=True):
     """int32 (positions,): the row at each position of the index, held-out rows last."""
     members: Members | None = None
     """The rows at each position, where some rows are copies or near copies of others."""
+    bands: tuple[RecallBand, ...] = ()
+    """The recall of filtered searches."""
 
 
 def plan_indexes(
@@ -129,7 +133,8 @@ def _exact(planned: Plan, target: float, norm_max: float, trials: list[Trial]) -
     method = "every row is scored"
     zero = ZeroRecall(queries=0, count=0, upper=0.0, method=method)
     recall = Recall(1.0, RECALL_AT, target, 0, method, zero=zero)
-    return BuiltIndex(info, recall, tuple(trials))
+    bands = (RecallBand(1.0, 1.0, 0),)
+    return BuiltIndex(info, recall, tuple(trials), bands=bands)
 
 
 def _advice(plans: list[Plan], tuners: list[Tuner], target: float, limits: IndexLimits) -> str:
@@ -192,8 +197,6 @@ class _Attempts:
         if promised is None:
             return None
         effort, measured = promised
-        self.progress(Progress("recall", queries, queries))
-        self._add(index, plan, sample.held_out)
         info = IndexInfo(
             family=plan.family,
             why=plan.why,
@@ -206,6 +209,10 @@ class _Attempts:
             near_copies=sample.near_copies,
             near_copies_max=sample.near_copies_max,
         )
+        bands = self._bands(index, info, sample)
+        self.progress(Progress("recall", queries, queries))
+        self._add(index, plan, sample.held_out)
+        info = msgspec.structs.replace(info, positions=int(index.ntotal))
         recall = Recall(
             value=float(measured.mean()),
             at=RECALL_AT,
@@ -215,7 +222,15 @@ class _Attempts:
             lower=recall_lower_bound(measured),
             zero=tuner.zero,
         )
-        return BuiltIndex(info, recall, tuple(self.trials), index, sample.order, sample.members)
+        return BuiltIndex(
+            info, recall, tuple(self.trials), index, sample.order, sample.members, bands
+        )
+
+    def _bands(self, index: Any, info: IndexInfo, sample: QuerySample) -> tuple[RecallBand, ...]:
+        """The recall of filtered searches, before the held-out rows are added."""
+        members = None if sample.members is None else sample.members.first(info.positions)
+        order = sample.order[: info.positions]
+        return recall_bands(Searcher(self.rows, self.metric, info, index, order, members), sample)
 
     def widen_groups(self) -> bool:
         """Whether more rows are near copies by the next radius, which may help the last index.

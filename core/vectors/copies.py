@@ -33,6 +33,12 @@ class Members(msgspec.Struct, frozen=True):
     """float32 (positions,): the largest distance of one of its rows from the one in the index, 0
     where all are equal; None where they are equal at all positions."""
 
+    def first(self, positions: int) -> "Members":
+        """Those of the first so many positions."""
+        radii = None if self.radii is None else self.radii[:positions]
+        starts = self.starts[: positions + 1]
+        return Members(starts, self.rows[: starts[-1]], radii)
+
     def expand(self, positions: Ints) -> tuple[Ints, Ints]:
         """All rows of these positions (any,), and the index of the position of each."""
         starts = self.starts[positions]

@@ -103,6 +103,7 @@ class FilteredSearcher:
 
     def __init__(self, searcher: Searcher) -> None:
         self._searcher = searcher
+        self.rows = searcher.rows
         self._walk: GraphWalk | None = None
         """None where the index is no graph."""
         links = None if searcher.index is None else graph_links(searcher.index)

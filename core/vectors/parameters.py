@@ -1,5 +1,7 @@
 """The parameters of an index: limits, layout, search efforts, measured recall. Imports no FAISS."""
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
@@ -55,6 +57,26 @@ class Recall(msgspec.Struct, frozen=True):
     """Lower confidence bound of the mean over all queries like these (97.7 %)."""
     zero: ZeroRecall | None = None
     """None in versions of earlier releases, which did not measure it."""
+
+
+class RecallBand(msgspec.Struct, frozen=True):
+    """The measured recall of filtered searches, for a range of the share of rows they allow."""
+
+    share_max: float
+    """Of all rows: from over that of the band before."""
+    recall: float
+    """Mean at 10, over filters that have nothing to do with the vectors."""
+    queries: int
+    """Measured ones; 0 where every allowed row is scored."""
+
+
+def recall_of(bands: Sequence[RecallBand], share: float) -> float | None:
+    """The recall of a search that allows this share of the rows, 0 to 1.
+
+    None where it was not measured, as in versions of earlier releases. Without a filter it is the
+    recall of the index instead.
+    """
+    return next((band.recall for band in bands if share <= band.share_max), None)
 
 
 class Trial(msgspec.Struct, frozen=True):

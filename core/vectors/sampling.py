@@ -61,7 +61,8 @@ class QuerySample:
         self.near_copies = groups.near_copies
         self.near_copies_max = groups.near_copies_max
         self._rows = rows
-        self._counted = self.indexed if groups.radii is None else np.flatnonzero(remains[groups.of])
+        self.counted = self.indexed if groups.radii is None else np.flatnonzero(remains[groups.of])
+        """The rows that can be found while the index is measured."""
         self._spread = spread(rows, groups.first, metric)
         self.wide_truth = self._truth(self.queries[:WIDE_QUERIES], WIDE_AT)
         """float32 (up to 250, 100): the best scores of the first queries."""
@@ -74,13 +75,13 @@ class QuerySample:
 
     def _truth(self, queries: Floats, k: int) -> Floats:
         """The best scores over the rows that can be found while the index is measured."""
-        return ground_truth(queries, self._rows, self._counted, k, self.metric)
+        return ground_truth(queries, self._rows, self.counted, k, self.metric)
 
     def _in_sparse_regions(self) -> NDArray[np.bool_]:
         """Bool (m,): the queries outside dense regions of rows; all where too few are."""
         tenth = self.truth[:, -1].astype(np.float64)
         if self.metric == "ip":  # a product is no distance
-            truth = ground_truth(self.queries, self._rows, self._counted, RECALL_AT, "l2")
+            truth = ground_truth(self.queries, self._rows, self.counted, RECALL_AT, "l2")
             tenth = truth[:, -1].astype(np.float64)
         squares = 2.0 - 2.0 * tenth if self.metric == "cosine" else -tenth
         sparse: NDArray[np.bool_] = squares >= (_DENSE_SHARE * self._spread) ** 2

@@ -63,7 +63,7 @@ from core.results import (
     StoredEmbedding,
 )
 from core.vectors.changes import Changes, ProductChange
-from core.vectors.parameters import Effort, IndexInfo, Layout, Recall, ZeroRecall
+from core.vectors.parameters import Effort, IndexInfo, Layout, Recall, RecallBand, ZeroRecall
 from core.versions import VersionRecord
 from core.watermarks import Watermarks
 from deploy.data import archive
@@ -198,6 +198,7 @@ _MANIFEST: Final = Manifest(
     ),
     generation=_MICROSECONDS,
     rows_with_attributes=900,
+    filtered_recall=(RecallBand(0.1, 1.0, 0), RecallBand(1.0, 0.97, 64)),
     recent_attributes=RecentRows(_NOON, 2, "ef" * 32),
     reused_build_id="01a21eb45b4038e3a8f7dae6524d1ff0",
     format=2,

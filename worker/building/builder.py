@@ -207,6 +207,7 @@ def assemble_manifest(
         parameters=build.parameters,
         index=output.index,
         recall=output.recall,
+        filtered_recall=output.filtered_recall,
         matrix=output.matrix,
         files=dict(files),
         resident_bytes=sum(info.bytes for name, info in files.items() if name in MAPPED),

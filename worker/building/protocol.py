@@ -15,7 +15,7 @@ import msgspec
 from core.index.manifest import Counts, FileInfo, MatrixInfo, Software
 from core.models import BuildParameters, Family, Metric, Progress
 from core.vectors.changes import Changes
-from core.vectors.parameters import IndexInfo, IndexLimits, Recall
+from core.vectors.parameters import IndexInfo, IndexLimits, Recall, RecallBand
 
 
 class PreviousVersion(msgspec.Struct, frozen=True):
@@ -62,6 +62,7 @@ class BuildOutput(msgspec.Struct, frozen=True):
     counts: Counts
     index: IndexInfo
     recall: Recall
+    filtered_recall: tuple[RecallBand, ...]
     matrix: MatrixInfo
     files: dict[str, FileInfo]
     """By name, in ascending order."""

@@ -109,6 +109,7 @@ def build_version(spec: BuildSpec, report: ProgressCallback) -> BuildOutput:
         counts=valid.counts,
         index=msgspec.structs.replace(built.info, bytes=index_bytes),
         recall=built.recall,
+        filtered_recall=built.bands,
         matrix=MatrixInfo(
             k=spec.parameters.matrix_k,
             exact=matrix.exact,
@@ -199,6 +200,7 @@ def _renew_columns(spec: BuildSpec, directory: Path, timer: _StageTimer) -> Buil
         counts=manifest.counts,
         index=manifest.index,
         recall=manifest.recall,
+        filtered_recall=manifest.filtered_recall,
         matrix=manifest.matrix,
         files=dict(sorted(written.items())),
         software=manifest.software,
