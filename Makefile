@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check image-check image-test deploy-check deploy-test drills load soak upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants lock clean
+.PHONY: help dev test check image-check image-test deploy-check deploy-test drills load soak upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants table lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -109,6 +109,9 @@ release: $(VENV)/.dev ## Makes the tag of a release: make release VERSION=1.2.3
 mutants: $(VENV)/.mutants ## Changes code in small ways, and lists what no test notices (hours)
 	$(BIN)/python -m tests.mutants $(ARGS)
 
+table: $(VENV)/.plots ## Measures every figure of speed, and writes a table and a plot (an hour)
+	$(BIN)/python -m tests.benchmarks.table $(ARGS)
+
 # Versions that are locked stay, unless UPGRADE is set: make lock UPGRADE=1.
 # Each file holds the one before it, at the same versions. No host name is written into them, so
 # that they install from whichever index is configured. setuptools is the build backend.
@@ -122,6 +125,7 @@ lock: $(VENV)/pyvenv.cfg ## Locks the dependencies anew into requirements/
 	$(COMPILE) pyproject.toml --extra lambda --extra local --group dev -c requirements/local.txt -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra lambda --group build -c requirements/dev.txt -o requirements/lambda.txt
 	$(COMPILE) pyproject.toml --extra lambda --extra local --group mutants -c requirements/dev.txt -o requirements/mutants.txt
+	$(COMPILE) pyproject.toml --extra lambda --extra local --group plots -c requirements/dev.txt -o requirements/plots.txt
 	$(COMPILE) --group build -c requirements/local.txt -o requirements/build.txt
 	$(COMPILE) --group infra -o requirements/infra.txt
 	$(COMPILE) --group supply -o requirements/supply.txt

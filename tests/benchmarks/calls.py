@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import gc
 import os
-import statistics
 import sys
 import time
 from base64 import b64encode
@@ -34,6 +33,7 @@ from core.models import Model
 from core.repositories.embedding_rows import live_row, row_key
 from core.settings import Aws, Settings
 from tests.benchmarks.canned import serve, serving
+from tests.benchmarks.figures import Report, at_most, ratios
 from tests.emulators import CREDENTIALS
 
 TO_REACH: Final = 0.6
@@ -71,8 +71,8 @@ async def seconds(act: Act, calls: int) -> float:
     return (time.process_time() - started) / (calls // _CALLERS * _CALLERS)
 
 
-async def measure(url: str, calls: int, rounds: int) -> bool:
-    """Prints the figures, and tells whether those to reach were reached."""
+async def measure(url: str, calls: int, rounds: int, report: Report) -> None:
+    """All rounds, and the report."""
     settings = Settings(aws=Aws(endpoint_url=url))
     stock = aioboto3.Session().client("dynamodb", endpoint_url=url, region_name=settings.aws.region)
     async with open_dynamo(settings) as dynamo, stock as client:
@@ -82,22 +82,16 @@ async def measure(url: str, calls: int, rounds: int) -> bool:
             "get_item": (lambda: dynamo.call("get_item", **get), lambda: client.get_item(**get)),
             "put_item": (lambda: dynamo.call("put_item", **put), lambda: client.put_item(**put)),
         }
-        reached = True
         for name, (ours, theirs) in figures.items():
             for act in (ours, theirs):
                 await seconds(act, calls // 4)
             pairs = [
                 (await seconds(ours, calls), await seconds(theirs, calls)) for _ in range(rounds)
             ]
-            ratios = sorted(k9 / stock for k9, stock in pairs)
-            k9_us, stock_us = (statistics.median(side) * 1e6 for side in zip(*pairs, strict=True))
-            ratio = statistics.median(ratios)
-            reached &= ratio <= TO_REACH
-            print(
-                f"{name}  K9 {k9_us:.0f} µs  stock {stock_us:.0f} µs  ratio {ratio:.2f}"
-                f" ({ratios[0]:.2f} to {ratios[-1]:.2f})  to reach: {TO_REACH:g}"
-            )
-    return reached
+            k9, theirs_s = zip(*pairs, strict=True)
+            for side, values in (("K9", k9), ("the stock client", theirs_s)):
+                report.add(f"{name} by {side}", [1e6 * value for value in values], "µs")
+            report.add(f"{name}: K9 to stock", ratios(k9, theirs_s), target=at_most(TO_REACH))
 
 
 def main() -> None:
@@ -113,8 +107,9 @@ def main() -> None:
         return
     os.environ.update(CREDENTIALS, AWS_EC2_METADATA_DISABLED="true")
     with serving("tests.benchmarks.calls") as url:
-        reached = uvloop.run(measure(url, asked.calls, asked.rounds))
-    sys.exit(0 if reached else 1)
+        report = Report()
+        uvloop.run(measure(url, asked.calls, asked.rounds, report))
+    sys.exit(report.end())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Exits with 1 when the wire parser is below 4 times the second or 100 times the t
 
 import asyncio
 import json
-import statistics
 import sys
 import time
 from base64 import b64encode
@@ -31,6 +30,7 @@ from core.dynamo.items import Codec
 from core.dynamo.tables import model_shard, shard_of
 from core.dynamo.wire import WireParser
 from core.models import Embedding
+from tests.benchmarks.figures import Report, at_least, ratios
 
 PAGE_BYTES = 1024 * 1024
 DIMENSION = 384
@@ -113,13 +113,8 @@ async def ways() -> dict[str, tuple[Decode, int]]:
     }
 
 
-def spread(figures: list[float], form: str) -> str:
-    """Median, and least to most."""
-    return f"{statistics.median(figures):{form}}  ({min(figures):{form}} to {max(figures):{form}})"
-
-
-async def main() -> bool:
-    """Measures, prints, and tells whether the figures to reach were reached."""
+async def main() -> int:
+    """Measures, reports; the exit status."""
     decoders = await ways()
     for decode, rows in decoders.values():
         assert await decode() == rows
@@ -130,15 +125,14 @@ async def main() -> bool:
             for _ in range(REPEATS[name]):
                 await decode()
             rates[name].append(rows * REPEATS[name] / (time.perf_counter() - start))
-    for name, figures in rates.items():
-        print(f"{name:16} {decoders[name][1]:4} rows a page  rows/s {spread(figures, ',.0f')}")
-    reached = True
+    report = Report()
+    for name, each in rates.items():
+        report.add(f"decoding by {name}, {decoders[name][1]} rows a page", each, "rows/s")
     for name, to_reach in TO_REACH.items():
-        ratios = [ours / theirs for ours, theirs in zip(rates["wire"], rates[name], strict=True)]
-        reached &= statistics.median(ratios) >= to_reach
-        print(f"wire to {name:16} {spread(ratios, '.1f')}  to reach: {to_reach:g}")
-    return reached
+        compared = ratios(rates["wire"], rates[name])
+        report.add(f"decoding: wire to {name}", compared, target=at_least(to_reach))
+    return report.end()
 
 
 if __name__ == "__main__":
-    sys.exit(0 if asyncio.run(main()) else 1)
+    sys.exit(asyncio.run(main()))

@@ -13,7 +13,6 @@ Exits with 1 when bytes or units are over 0.5 of the list's as Python prints it.
 """
 
 import math
-import statistics
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,6 +21,7 @@ from core.models import Model
 from core.repositories.embedding_rows import live_row
 from core.vectors.arrays import Floats
 from tests.benchmarks.decode import stored_bytes
+from tests.benchmarks.figures import Report, at_most, ratios
 from tests.benchmarks.published import SAMPLE, read
 
 TO_REACH: Final = 0.5
@@ -53,25 +53,21 @@ def sizes(product_id: str, vector: Floats) -> dict[str, int]:
     }
 
 
-def main() -> bool:
-    """Prints the figures, and tells whether those to reach were reached."""
+def main() -> int:
+    """Reports the figures; the exit status."""
     rows = [sizes(product_id, vector) for product_id, vector in read(SAMPLE).items()]
-    reached = True
-    print(f"{len(rows):,} rows of 384 numbers, a row's mean")
+    report = Report()
     for name, unit in _UNITS.items():
         units = {layout: [unit(row[layout]) for row in rows] for layout in rows[0]}
-        means = {layout: statistics.fmean(each) for layout, each in units.items()}
-        text = "  ".join(f"{layout} {mean:,.4g}" for layout, mean in means.items())
-        ratios = sorted(b / n for b, n in zip(units["Binary"], units["list"], strict=True))
-        ratio = means["Binary"] / means["list"]
-        reached &= ratio <= TO_REACH
-        print(
-            f"{name:12} {text}  Binary to list {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}),"
-            f" to the fewest digits {means['Binary'] / means['list, fewest digits']:.2f}"
-            f"  to reach: {TO_REACH:g}"
-        )
-    return reached
+        for layout, each in units.items():
+            report.add(f"a row's {name}, {layout}", each)
+        binary = units["Binary"]
+        compared = ratios(binary, units["list"])
+        report.add(f"{name}: Binary to list", compared, target=at_most(TO_REACH))
+        fewest = ratios(binary, units["list, fewest digits"])
+        report.add(f"{name}: Binary to list, fewest digits", fewest)
+    return report.end()
 
 
 if __name__ == "__main__":
-    sys.exit(0 if main() else 1)
+    sys.exit(main())

@@ -17,7 +17,6 @@ turns. Told are, with the lowest and the highest turn:
 import argparse
 import asyncio
 import os
-import statistics
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,12 +29,18 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core.index.manifest import MANIFEST
 from core.vectors.arrays import Floats, json_floats
+from tests.benchmarks.arguments import site_parser
+from tests.benchmarks.figures import Report, at_most, ratios
 from tests.benchmarks.http_search import ROOT, SERVER_CORE, prepare
 from tests.benchmarks.published import read
 from tests.benchmarks.sent import MODEL, K, Request, queries_of, run_wrk, write_script
 from tests.emulators import CREDENTIALS, free_port
 from tests.faults.site import Part, Site, open_site
 
+PROCESSOR_MAX: Final = 1.05
+"""Of two processes to one."""
+MEMORY_MAX: Final = 1.15
+"""Of four processes to one."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _KIB: Final = 1024
 
@@ -147,8 +152,8 @@ async def opening(directory: Path) -> int:
     return int(out)
 
 
-async def measure(site: Site, queries: Floats, plan: argparse.Namespace) -> None:
-    """All turns, and the report."""
+async def measure(site: Site, queries: Floats, plan: argparse.Namespace) -> int:
+    """All turns, and the report; the exit status."""
     made = searches(queries)
     token = site.pool.token("operators")
     each_us: dict[int, list[float]] = {count: [] for count in plan.processes}
@@ -180,7 +185,7 @@ async def measure(site: Site, queries: Floats, plan: argparse.Namespace) -> None
             )
             memory[count] = pss(api)
     manifest = next((site.directory / "cache-processes").rglob(MANIFEST))
-    report(each_us, taken, memory, await opening(manifest.parent))
+    return report(each_us, taken, memory, await opening(manifest.parent))
 
 
 def report(
@@ -188,32 +193,35 @@ def report(
     taken: dict[int, list[float]],
     memory: dict[int, tuple[int, int]],
     own: int,
-) -> None:
-    """Prints the table; ratios are to the first number of processes."""
+) -> int:
+    """Prints the figures; ratios are to the first number of processes. The exit status."""
+    figures = Report()
     base = next(iter(each_us))
     for count, us in each_us.items():
-        ratios = [now / then for now, then in zip(us, each_us[base], strict=True)]
-        print(
-            f"{count} processes: {statistics.median(us):6.1f} µs of processor time a search "
-            f"({min(us):.1f} to {max(us):.1f}), {statistics.median(ratios):.3f} of {base}'s "
-            f"({min(ratios):.3f} to {max(ratios):.3f}), connections {taken[count]}"
-        )
-    first = memory[base][0] + base * own
-    for count, (files, whole) in memory.items():
-        index = files + count * own
-        print(
-            f"{count} processes: index {index / 1e6:.1f} MB (files {files / 1e6:.1f}, "
-            f"{own / 1e6:.2f} each besides), {index / first:.3f} of {base}'s; "
-            f"all {whole / 1e6:.0f} MB"
-        )
+        figures.add(f"{count} processes: processor time a search", us, "µs")
+        print(f"of {count} processes each had connections: {taken[count]}")
+    for count, us in list(each_us.items())[1:]:
+        target = at_most(PROCESSOR_MAX) if (base, count) == (1, 2) else None
+        name = f"processor time a search: {count} processes to {base}"
+        figures.add(name, ratios(us, each_us[base]), target=target)
+    print(f"opening the index takes {own / 1e6:.2f} MB besides its files, each process")
+    index = {count: files + count * own for count, (files, _) in memory.items()}
+    for count, (_, whole) in memory.items():
+        figures.add(f"{count} processes: memory of the index", [index[count] / 1e6], "MB")
+        figures.add(f"{count} processes: memory of all", [whole / 1e6], "MB")
+    for count in list(memory)[1:]:
+        target = at_most(MEMORY_MAX) if (base, count) == (1, 4) else None
+        ratio = index[count] / index[base]
+        figures.add(f"memory of the index: {count} processes to {base}", [ratio], target=target)
+    return figures.end()
 
 
-async def main(plan: argparse.Namespace) -> None:
-    """Builds, measures, prints."""
+async def main(plan: argparse.Namespace) -> int:
+    """Builds, measures, reports; the exit status."""
     rows = dict(list(read(plan.file).items())[: plan.rows])
     async with open_site(K9_WATERMARK_LAG_S="5", K9_LEASE_S="180") as site:
         await prepare(site, rows, ROOT)
-        await measure(site, queries_of(rows), plan)
+        return await measure(site, queries_of(rows), plan)
 
 
 def _counts(text: str) -> list[int]:
@@ -221,14 +229,9 @@ def _counts(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--file", type=Path, required=True, help="a catalogue as Parquet")
-    parser.add_argument("--rows", type=int, default=100_000, help="of the file, at the most")
+    parser = site_parser(__doc__, turns=5)
     parser.add_argument("--processes", type=_counts, default=[1, 2, 4], help="as 1,2,4")
-    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
     given = parser.parse_args()
-    if not given.file.exists():
-        sys.exit(f"there is no file {given.file}")
     os.environ |= CREDENTIALS
-    asyncio.run(main(given))
+    sys.exit(asyncio.run(main(given)))

@@ -17,7 +17,6 @@ import base64
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from core.models import Model
 from core.repositories.embeddings import EmbeddingRepository
 from core.settings import Aws, Settings
 from tests.benchmarks.canned import Respond, serve, serving
+from tests.benchmarks.figures import Report, at_least, ratios
 from tests.emulators import CREDENTIALS
 
 TO_REACH = 6.0
@@ -179,6 +179,16 @@ def measure(way: str, url: str) -> Figures:
     return figures
 
 
+def measure_both(rows: int, rounds: int) -> dict[str, list[Figures]]:
+    """All rounds of both readers."""
+    runs: dict[str, list[Figures]] = {"k9": [], "stock": []}
+    with serving("tests.benchmarks.pull", str(rows)) as url:
+        for _ in range(rounds):
+            for way, figures in runs.items():
+                figures.append(measure(way, url))
+    return runs
+
+
 def main() -> None:
     """Runs the comparison and prints its figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -194,33 +204,22 @@ def main() -> None:
         port, rows = asked.serve
         serve(port, respond_with(rows))
         return
-    reached = True
+    report = Report()
     for rows in asked.rows:
-        runs: dict[str, list[Figures]] = {"k9": [], "stock": []}
-        with serving("tests.benchmarks.pull", str(rows)) as url:
-            for _ in range(asked.rounds):
-                for way, figures in runs.items():
-                    figures.append(measure(way, url))
-        reached &= report(rows, runs) >= TO_REACH
-    sys.exit(0 if reached else 1)
+        add(report, f"pull of {rows:,} rows", measure_both(rows, asked.rounds))
+    sys.exit(report.end())
 
 
-def report(rows: int, runs: dict[str, list[Figures]]) -> float:
-    """Prints medians of each way, and the ratio of processor time with its spread; returns it."""
-    print(f"{rows:,} rows asked for, {len(runs['k9'])} rounds in turns")
+def add(report: Report, pull: str, runs: dict[str, list[Figures]]) -> None:
+    """The figures of each way, and the ratio of processor time."""
     for way, figures in runs.items():
-        rate = statistics.median(f["rows"] / f["processor_s"] for f in figures)
-        wall = statistics.median(f["rows"] / f["wall_s"] for f in figures)
-        peak = max(f["peak_bytes"] for f in figures) / 2**20
-        print(
-            f"  {way:6} {int(figures[0]['rows']):>8,} rows  {rate:>9,.0f} rows/s of processor time"
-            f"  {wall:>9,.0f} rows/s  peak {peak:,.0f} MiB"
-        )
-    pairs = zip(runs["k9"], runs["stock"], strict=True)
-    ratios = sorted(s["processor_s"] / k["processor_s"] for k, s in pairs)
-    ratio = statistics.median(ratios)
-    print(f"  ratio  {ratio:.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})  to reach: {TO_REACH:g}")
-    return ratio
+        name = f"{pull} by {way}"
+        report.add(name, [f["rows"] / f["processor_s"] for f in figures], "rows/s of a core")
+        report.add(f"{name}, by the clock", [f["rows"] / f["wall_s"] for f in figures], "rows/s")
+        report.add(f"{name}, peak memory", [f["peak_bytes"] / 2**20 for f in figures], "MiB")
+    spent = {way: [f["processor_s"] for f in figures] for way, figures in runs.items()}
+    compared = ratios(spent["stock"], spent["k9"])
+    report.add(f"{pull}: K9 to stock", compared, target=at_least(TO_REACH))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ import argparse
 import asyncio
 import os
 import signal
-import statistics
-import sys
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +27,8 @@ from api.app import create_app
 from api.entrypoint import Entrypoint
 from core.settings import Settings
 from core.stalls import freeze_memory
+from tests.benchmarks.arguments import existing, site_parser
+from tests.benchmarks.figures import Report
 from tests.benchmarks.http_search import ROOT, SERVER_CORE, prepare
 from tests.benchmarks.processes import Api, processor_s, searches
 from tests.benchmarks.published import read
@@ -147,12 +147,12 @@ async def measure(site: Site, made: list[Request], plan: argparse.Namespace) -> 
                 used_us = 1e6 * (processor_s(api) - before) / found.requests
                 if turn:
                     measured.setdefault(key, []).append((found.each_us, used_us))
+    report = Report()
     for (name, kind), turns in measured.items():
-        columns = [
-            f"{statistics.median(us):7.1f} µs ({min(us):.1f} to {max(us):.1f})"
-            for us in zip(*turns, strict=True)
-        ]
-        print(f"{name:<16} {kind:<6} {columns[0]}   processor {columns[1]}")
+        taken, used = zip(*turns, strict=True)
+        report.add(f"{name}, {kind}", taken, "µs")
+        report.add(f"{name}, {kind}: processor time", used, "µs")
+    report.end()
 
 
 async def main(plan: argparse.Namespace) -> None:
@@ -164,15 +164,9 @@ async def main(plan: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--file", type=Path, required=True, help="a catalogue as Parquet")
-    parser.add_argument("--granian", type=Path, required=True, help="its command")
-    parser.add_argument("--rows", type=int, default=100_000, help="of the file, at the most")
-    parser.add_argument("--turns", type=int, default=5)
+    parser = site_parser(__doc__, turns=5)
+    parser.add_argument("--granian", type=existing, required=True, help="its command")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
     given = parser.parse_args()
-    for path in (given.file, given.granian):
-        if not path.exists():
-            sys.exit(f"there is no file {path}")
     os.environ |= CREDENTIALS
     asyncio.run(main(given))

@@ -27,7 +27,6 @@ Exits 1 when a request failed, or an answer was from no single version.
 import argparse
 import asyncio
 import os
-import statistics
 import sys
 from http import HTTPStatus
 from pathlib import Path
@@ -43,6 +42,7 @@ from core.models import Build, BuildParameters, parse_timestamp
 from core.stalls import WINDOW_S
 from tests.benchmarks.answers import Version, telling, wrong_at_rest, wrong_under_load
 from tests.benchmarks.asking import Clients, Question, questions_of
+from tests.benchmarks.figures import Report
 from tests.benchmarks.published import SAMPLE, read
 from tests.benchmarks.stock import Catalogue, few_at_once, published, store
 from tests.benchmarks.visible import line
@@ -268,10 +268,7 @@ def report(run: Run, clients: Clients, watch: Watch) -> None:
         at_rest = watch.memory(swap.before, swap.began)
         print(f"  memory before: {told(at_rest, size)}")
         print(f"  memory at most: {told(watch.memory(swap.asked, swap.ended), size)}")
-    print(
-        f"p99 in the window against before: median {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}) of {len(ratios)} swaps"
-    )
+    Report().add("p99 in the window to before", ratios)
     times = {
         "first build, no load": run.built[0],
         "load alone": (run.swaps[0].before, run.swaps[0].began),
