@@ -26,6 +26,7 @@ from api.routes.builds import BuildController
 from api.routes.builds import item as build_item
 from api.routes.embeddings import EmbeddingController
 from api.routes.health import HealthController
+from api.routes.misses import MissController
 from api.routes.models import ModelController
 from api.routes.reports import ReportController
 from api.routes.search import SearchController
@@ -44,6 +45,7 @@ from core.vectors.families import set_threads
 
 CONTROLLERS: Final[Sequence[type[Controller]]] = (
     SearchController,
+    MissController,
     EmbeddingController,
     BuildController,
     ModelController,

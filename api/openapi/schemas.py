@@ -13,7 +13,7 @@ from litestar.typing import FieldDefinition
 
 from api.http.problems import TABLE, UNKNOWN_TYPE, Problem
 from api.wire.fields import VECTOR, Answer, Body
-from api.wire.questions import BoostBody
+from api.wire.questions import BoostBody, RecommendBody
 from core.limits import DIMENSION_MAX
 
 Schema = dict[str, Any]
@@ -29,8 +29,10 @@ _EITHER: Final[Schema] = {
     "oneOf": [{**_BINARY, "minLength": 4, "maxLength": 4 * DIMENSION_MAX}, VECTOR]
 }
 _PACKED: Final = "Packed"
-_SHARED: Final = frozenset({BoostBody.__name__})
-"""Parts without vectors or defaults that stand in several bodies."""
+_SHARED: Final = frozenset(
+    {BoostBody.__name__, RecommendBody.__name__, _PACKED + RecommendBody.__name__}
+)
+"""Parts without defaults that stand in several bodies."""
 
 
 class StructReferences(OpenAPISchemaPlugin):

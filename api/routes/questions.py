@@ -1,6 +1,9 @@
 """Searches that ask for more than the nearest products of vectors: see `api.serving.questions`."""
 
-from typing import Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Final, Literal
 
 import msgspec
 from msgspec import UNSET
@@ -17,7 +20,8 @@ from api.routes.searching import (
     snapshot_for,
 )
 from api.serving.questions import Asking, Candidate, Question
-from api.serving.snapshot import Snapshot
+from api.serving.snapshot import Matching, Snapshot
+from api.wire.explanations import Explained, ExplainedSearch, ExplainedStep
 from api.wire.filters import sent_filter
 from api.wire.questions import check_name, sent_boosts, sent_example
 from api.wire.search import AnySearch, Found, FoundGroups, Neighbor, NeighborGroup
@@ -46,6 +50,40 @@ class _Sent(msgspec.Struct, frozen=True):
 
 async def ask(context: RequestContext, model_version: str, body: AnySearch) -> Found | FoundGroups:
     """Answers such a search; raises what `api.routes.search.search` does."""
+    if body.explain and not context.caller.operator:
+        raise Invalid.of(FieldError("explain", "is for operators alone"))
+    steps: list[ExplainedStep] = []
+    snapshot, question, matching = await prepared(context, model_version, body, steps)
+    asking = Asking(snapshot, question, matching)
+    neighbors: list[Neighbor] = []
+    groups: list[NeighborGroup] = []
+    with _timed(steps, "search"):
+        if question.group_by is None:
+            found = await run(context, asking.cost_us(), asking.neighbors())
+            neighbors = _neighbors(body, found)
+        else:
+            groups = [
+                NeighborGroup(group.value, _neighbors(body, group.members))
+                for group in await run(context, asking.cost_us(), asking.groups())
+            ]
+    if body.fields is not UNSET:
+        members = neighbors + [each for group in groups for each in group.neighbors]
+        with _timed(steps, "fields"):
+            await describe(context, snapshot, members, body.fields)
+    explain = _explained(asking, matching, steps) if body.explain else UNSET
+    index = index_used(asking.provenance)
+    if question.group_by is None:
+        return Found(neighbors=neighbors, index=index, explain=explain)
+    return FoundGroups(groups=groups, index=index, explain=explain)
+
+
+async def prepared(
+    context: RequestContext, model_version: str, body: AnySearch, steps: list[ExplainedStep]
+) -> tuple[Snapshot, Question, Matching | None]:
+    """What answers a search, what it asks, and the products that match its filter.
+
+    `steps` gets the time of the filter. Raises what `api.routes.search.search` does.
+    """
     sent = await context.decode(_sent(context, body))
     places = [(at, example) for at, example in sent.examples if not isinstance(example, str)]
     vectors = [vector for _, vector in places]
@@ -55,22 +93,38 @@ async def ask(context: RequestContext, model_version: str, body: AnySearch) -> F
     question = _question(snapshot, body, sent)
     matching = None
     if sent.condition is not None:
-        matching = await matching_products(context, snapshot, sent.condition)
-    asking = Asking(snapshot, question, matching)
-    if question.group_by is None:
-        found = await run(context, asking.cost_us(), asking.neighbors())
-        neighbors = _neighbors(body, found)
-        if body.fields is not UNSET:
-            await describe(context, snapshot, neighbors, body.fields)
-        return Found(neighbors=neighbors, index=index_used(asking.provenance))
-    groups = [
-        NeighborGroup(group.value, _neighbors(body, group.members))
-        for group in await run(context, asking.cost_us(), asking.groups())
-    ]
-    if body.fields is not UNSET:
-        members = [each for group in groups for each in group.neighbors]
-        await describe(context, snapshot, members, body.fields)
-    return FoundGroups(groups=groups, index=index_used(asking.provenance))
+        with _timed(steps, "filter"):
+            matching = await matching_products(context, snapshot, sent.condition)
+    return snapshot, question, matching
+
+
+@contextmanager
+def _timed(
+    steps: list[ExplainedStep], name: Literal["filter", "search", "fields"]
+) -> Iterator[None]:
+    began = perf_counter()
+    yield
+    steps.append(ExplainedStep(name, 1000 * (perf_counter() - began)))
+
+
+def _explained(asking: Asking, matching: Matching | None, steps: list[ExplainedStep]) -> Explained:
+    rows = asking.snapshot.rows
+    return Explained(
+        rows=rows,
+        matched=rows if matching is None else matching.count,
+        searches=[
+            ExplainedSearch(
+                plan=each.plan,
+                rows=each.rows,
+                k=each.k,
+                breadth=each.breadth,
+                candidates=each.candidates,
+                milliseconds=each.milliseconds,
+            )
+            for each in asking.searches
+        ],
+        steps=steps,
+    )
 
 
 def _neighbors(body: AnySearch, found: list[Candidate]) -> list[Neighbor]:
@@ -91,7 +145,7 @@ def _sent(context: RequestContext, body: AnySearch) -> Steps[_Sent]:
     elif body.recommend is not UNSET:
         for at, wires in (
             (_POSITIVE, body.recommend.positive),
-            (_NEGATIVE, body.recommend.negative),
+            (_NEGATIVE, body.recommend.against),
         ):
             for number, wire in enumerate(wires):
                 if number and number % DECODED_AT_ONCE == 0:
@@ -112,6 +166,7 @@ def _check_together(body: AnySearch) -> None:
             ("group_by", body.group_by is not UNSET),
             ("diversity", bool(body.diversity)),
             ("boost", body.boost is not UNSET),
+            ("explain", body.explain),
         ):
             if given:
                 problem = "goes with one question, and not with `vectors`"
@@ -120,7 +175,7 @@ def _check_together(body: AnySearch) -> None:
         raise Invalid.of(FieldError("diversity", "must be a number from 0 to 1"))
     _check_groups(body)
     if body.recommend is not UNSET:
-        positive, negative = len(body.recommend.positive), len(body.recommend.negative)
+        positive, negative = len(body.recommend.positive), len(body.recommend.against)
         if positive + negative > EXAMPLES_MAX:
             problem = f"has {negative}, and with `positive` {positive + negative} examples: the "
             raise Invalid.of(FieldError(_NEGATIVE, f"{problem}most is {EXAMPLES_MAX}"))
@@ -159,7 +214,7 @@ def _question(snapshot: Snapshot, body: AnySearch, sent: _Sent) -> Question:
             vectors.append(snapshot.vector(ref))
         else:
             vectors.append(example)
-    if body.recommend is not UNSET and body.recommend.strategy == "average":
+    if body.recommend is not UNSET and body.recommend.strategy != "best":
         mean = mean_vector(positive, negative, snapshot.metric)
         check_all([mean], ["recommend"], snapshot.metric, snapshot.dimension)
         positive, negative = [mean], []

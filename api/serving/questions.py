@@ -8,6 +8,7 @@ pool is widened until no product outside of it could be a result.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final
 
 import msgspec
@@ -23,6 +24,7 @@ from core.attributes.values import Attributes, Value
 from core.vectors.arrays import Floats, prepare_one
 from core.vectors.diversity import diverse
 from core.vectors.examples import penalties
+from core.vectors.filtered import Plan
 
 POOL_RATIO: Final = 4
 """Candidates for each result, where their order is made anew."""
@@ -75,17 +77,35 @@ class Group:
     """The best first."""
 
 
+class SearchDone(msgspec.Struct, frozen=True):
+    """One search of the snapshot, for an explanation."""
+
+    plan: Plan
+    rows: int
+    """Products that it might find, before what the request leaves out."""
+    k: int
+    breadth: int
+    """Of the walk through a graph, or lists looked into; 0 for a scan."""
+    candidates: int
+    """Rows of the segment that are scored by their vectors, at least."""
+    milliseconds: float
+
+
 class Asking:
     """One question to one snapshot. Its steps run one after the other, in any thread."""
 
     def __init__(self, snapshot: Snapshot, question: Question, matching: Matching | None) -> None:
         """Takes the products that match the question's filter; None where it has none."""
-        self._snapshot = snapshot
-        self._question = question
+        self.snapshot = snapshot
+        self.question = question
         self._matching = matching
         self._boosts = [boost for boost in question.boosts if boost.weight]
+        self._rescores = bool(self._boosts or question.negative)
+        """Whether scores are others than those of the searches."""
         self._negative = [prepare_one(each, snapshot.metric) for each in question.negative]
         self._provenance = snapshot.exact_provenance
+        self.searches: list[SearchDone] = []
+        """What was done."""
         self._certain = True
         """Whether no product outside of a pool could be a result."""
 
@@ -98,7 +118,7 @@ class Asking:
 
     def cost_us(self) -> float:
         """Microseconds that the answer may take."""
-        asked, snapshot = self._question, self._snapshot
+        asked, snapshot = self.question, self.snapshot
         k, dimension = asked.k, snapshot.dimension
         count = max(POOL_RATIO * k, _POOL_MIN) if asked.diversity else k
         total = scan_us(k * count * dimension) + EXCLUDED_US * count if asked.diversity else 0.0
@@ -125,7 +145,7 @@ class Asking:
 
     def neighbors(self) -> Steps[list[Candidate]]:
         """The results, best first; with `diversity` in the order in which they were chosen."""
-        asked = self._question
+        asked = self.question
         if not asked.diversity:
             found = yield from self._scored(asked.k, self._matching)
             return self._good(found)
@@ -136,7 +156,7 @@ class Asking:
         rows = yield from self._vectors(pool)
         relevance = np.array([each.score for each in pool])
         chosen: list[Candidate] = []
-        for best in diverse(relevance, rows, asked.k, asked.diversity, self._snapshot.metric):
+        for best in diverse(relevance, rows, asked.k, asked.diversity, self.snapshot.metric):
             chosen.append(pool[best])
             if len(chosen) % _PICKED_AT_ONCE == 0:
                 yield 0
@@ -148,7 +168,7 @@ class Asking:
         After each search the groups that were found are left out by a filter, so that one with
         many products hides no other: every search but the last finds a group more.
         """
-        asked = self._question
+        asked = self.question
         name = asked.group_by or ""
         groups: dict[tuple[bool, Value], Group] = {}
         count, matching = asked.k, self._matching
@@ -162,7 +182,7 @@ class Asking:
             if count == asked.k or len(groups) == before:
                 count = max(POOL_RATIO * count, _POOL_MIN)
             others = Not(_one_of(name, [group.value for group in groups.values()]))
-            matching = self._snapshot.matching(self._all_of(Exists(name), others))
+            matching = self.snapshot.matching(self._all_of(Exists(name), others))
         best = sorted(groups.values(), key=lambda group: _rank(group.members[0]))[: asked.k]
         if asked.group_size > 1:
             for group in best:
@@ -178,18 +198,18 @@ class Asking:
         for number, each in enumerate(found):
             if number and number % _FOUND_AT_ONCE == 0:
                 yield 0
-            value = self._snapshot.attributes_of(each.product_id).get(name)
+            value = self.snapshot.attributes_of(each.product_id).get(name)
             if value is None or isinstance(value, list):
                 continue
             key = (isinstance(value, bool), value)  # true is no number here
             group = groups.setdefault(key, Group(value, []))
-            if len(group.members) < self._question.group_size:
+            if len(group.members) < self.question.group_size:
                 group.members.append(each)
 
     def _filled(self, name: str, group: Group) -> Steps[None]:
         """The best products of a group, as many as there are up to `group_size`."""
-        size = count = self._question.group_size
-        matching = self._snapshot.matching(self._all_of(_one_of(name, [group.value])))
+        size = count = self.question.group_size
+        matching = self.snapshot.matching(self._all_of(_one_of(name, [group.value])))
         while True:
             found = yield from self._scored(count, matching)
             groups: dict[tuple[bool, Value], Group] = {}
@@ -202,11 +222,11 @@ class Asking:
             count *= POOL_RATIO  # lists that have the value as well are in no group
 
     def _all_of(self, *conditions: Filter) -> Filter:
-        own = self._question.condition
+        own = self.question.condition
         return AllOf(conditions if own is None else (own, *conditions))
 
     def _good(self, found: list[Candidate]) -> list[Candidate]:
-        least = self._question.min_score
+        least = self.question.min_score
         return found if least is None else [each for each in found if each.score >= least]
 
     def _scored(self, count: int, matching: Matching | None) -> Steps[list[Candidate]]:
@@ -232,11 +252,11 @@ class Asking:
         One of the nearest is among as many of the example that it is nearest to.
         """
         best: dict[str, float] = {}
-        for number, vector in enumerate(self._question.positive):
+        for number, vector in enumerate(self.question.positive):
             if number:
                 yield 0
             hits = self._search(vector, count, matching)
-            if len(self._question.positive) == 1:
+            if len(self.question.positive) == 1:
                 pairs = zip(hits.product_ids, hits.scores, strict=True)
                 return [Candidate(product_id, score, score) for product_id, score in pairs]
             for product_id, score in zip(hits.product_ids, hits.scores, strict=True):
@@ -246,14 +266,32 @@ class Asking:
         return sorted(found, key=_rank)[:count]
 
     def _search(self, vector: Floats, count: int, matching: Matching | None) -> Hits:
-        asked, snapshot = self._question, self._snapshot
+        asked, snapshot = self.question, self.snapshot
+        least = None if self._rescores else asked.min_score
+        began = perf_counter()
+        plans: list[Plan] = []
         if matching is None:
-            (hits,) = snapshot.search([vector], count, exact=asked.exact, exclude=asked.exclude)
+            (hits,) = snapshot.search(
+                [vector], count, exact=asked.exact, exclude=asked.exclude, min_score=least
+            )
             used = snapshot.exact_provenance if asked.exact else snapshot.provenance
+            plan: Plan = "scan" if asked.exact else "all"
+            rows, searched = snapshot.rows, snapshot.segment.rows
         else:
             (hits,), used = snapshot.search_matching(
-                [vector], count, matching, exact=asked.exact, exclude=asked.exclude
+                [vector],
+                count,
+                matching,
+                exact=asked.exact,
+                exclude=asked.exclude,
+                min_score=least,
+                used=plans,
             )
+            (plan,) = plans
+            rows, searched = matching.count, matching.rows.count
+        took = 1000 * (perf_counter() - began)
+        effort = snapshot.segment.effort(plan, searched, count)
+        self.searches.append(SearchDone(plan, rows, count, *effort, took))
         self._provenance = min(self._provenance, used, key=lambda each: (each.recall, each.exact))
         return hits
 
@@ -281,7 +319,7 @@ class Asking:
             scored.sort(key=_rank)
             if len(found) < pool or scored[count - 1].score > found[-1].score + gain:
                 return scored[:count]
-            if not self._question.exact:
+            if not self.question.exact:
                 self._certain = False
                 return scored[:count]
             pool *= POOL_RATIO
@@ -291,7 +329,7 @@ class Asking:
         for number, each in enumerate(found):
             if number and number % _FOUND_AT_ONCE == 0:
                 yield 0
-            attributes = self._snapshot.attributes_of(each.product_id)
+            attributes = self.snapshot.attributes_of(each.product_id)
             score = each.score + sum(boost.of(attributes) for boost in self._boosts)
             boosted.append(Candidate(each.product_id, score, each.similarity))
         return boosted
@@ -304,20 +342,20 @@ class Asking:
             part = found[start : start + _FOUND_AT_ONCE]
             rows = yield from self._vectors(part)
             scores = np.array([each.score for each in part])
-            scores -= penalties(scores, rows, self._negative, self._snapshot.metric)
+            scores -= penalties(scores, rows, self._negative, self.snapshot.metric)
             pairs = zip(part, scores.tolist(), strict=True)
             penalized += [Candidate(each.product_id, score, score) for each, score in pairs]
         return penalized
 
     def _vectors(self, found: Sequence[Candidate]) -> Steps[Floats]:
-        rows = np.empty((len(found), self._snapshot.dimension), dtype=np.float32)
+        rows = np.empty((len(found), self.snapshot.dimension), dtype=np.float32)
         for number, each in enumerate(found):
             if number and number % _FOUND_AT_ONCE == 0:
                 yield 0
-            ref = self._snapshot.find(each.product_id)
+            ref = self.snapshot.find(each.product_id)
             if ref is None:
                 raise AssertionError("a snapshot has the products that it finds")
-            rows[number] = self._snapshot.vector(ref)
+            rows[number] = self.snapshot.vector(ref)
         return rows
 
 

@@ -176,6 +176,10 @@ class Segment:
             return scan_us(allowed * self.dimension)
         return self._filtered.estimate_us(allowed, k)
 
+    def effort(self, plan: Plan, allowed: int, k: int) -> tuple[int, int]:
+        """Breadth and candidates of a search, as `FilteredSearcher.effort` has them."""
+        return self._filtered.effort(plan, allowed, k)
+
     def matrix_neighbors(self, row: int, k: int, excluded: Exclusion | None = None) -> Hits | None:
         """The neighbours of a row from the matrix; None where it has too few of them."""
         left = self.rows - 1

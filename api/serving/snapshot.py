@@ -201,8 +201,12 @@ class Snapshot:
         exact: bool = False,
         exclude: Sequence[RowRef] = (),
         min_score: float | None = None,
+        used: list[Plan] | None = None,
     ) -> tuple[list[Hits], Provenance]:
-        """The same as `search` among the products that match, and how they were found."""
+        """The same as `search` among the products that match, and how they were found.
+
+        `used` gets the plan of each search.
+        """
         rows = [ref.row for ref in exclude if not ref.in_delta]
         allowed = matching.rows.without(np.array(rows, dtype=np.int64)) if rows else matching.rows
         hits: list[Hits] = []
@@ -213,6 +217,8 @@ class Snapshot:
             )
             hits.append(found)
             plans.add(plan)
+            if used is not None:
+                used.append(plan)
         provenance = self.exact_provenance if plans <= {"scan"} else self.provenance
         if self._delta is None:
             return hits, provenance
@@ -258,6 +264,16 @@ class Snapshot:
         one = self.segment.allowed_us(matching.rows.count, k, exact=exact)
         one += scan_us(matching.delta.shape[0] * self.dimension)
         return vectors * one + EXCLUDED_US * excluded
+
+    @property
+    def rows(self) -> int:
+        """How many products there are."""
+        masked = self._masked.count if self._masked is not None else 0
+        delta = self._delta
+        fresh = 0 if delta is None else delta.rows
+        if delta is not None and delta.superseded is not None:
+            fresh -= delta.superseded.count
+        return self.segment.rows - masked + fresh
 
     def search_us(self, vectors: int, k: int, *, exact: bool = False, excluded: int = 0) -> float:
         """Microseconds that a search may take, as `SearchCost.search_us` estimates it."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Annotated, Any, Final, Literal
 
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from api.wire.decoding import BodyDecoder
 from api.wire.fields import ATTRIBUTE, PRODUCT_ID, VECTOR, Body
@@ -30,18 +30,30 @@ class RecommendBody(Body, frozen=True):
     """Examples of what is looked for. Each is a product id or a vector."""
 
     positive: Annotated[list[EncodedExample], Meta(min_length=1, max_length=EXAMPLES_MAX)]
-    negative: Annotated[
-        list[EncodedExample],
-        Meta(max_length=EXAMPLES_MAX, description=f"With `positive` at most {EXAMPLES_MAX}."),
-    ] = []  # noqa: RUF012 - msgspec copies it
-    strategy: Annotated[
-        Literal["average", "best"],
-        Meta(
-            description="`average` searches for one vector: the mean of the positive examples, or "
-            "twice it less the mean of the negative ones. `best` scores each product by the "
-            "nearest positive example, less by how much a negative one is nearer than that."
-        ),
-    ] = "average"
+    negative: (
+        Annotated[
+            list[EncodedExample],
+            Meta(max_length=EXAMPLES_MAX, description=f"With `positive` at most {EXAMPLES_MAX}."),
+        ]
+        | UnsetType
+    ) = UNSET
+    strategy: (
+        Annotated[
+            Literal["average", "best"],
+            Meta(
+                description="`average`, if left out, searches for one vector: the mean of the "
+                "positive examples, or twice it less the mean of the negative ones. `best` scores "
+                "each product by the nearest positive example, less by how much a negative one is "
+                "nearer than that."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+    @property
+    def against(self) -> Sequence[Raw]:
+        """The negative examples."""
+        return () if self.negative is UNSET else self.negative
 
 
 class BoostBody(Body, frozen=True):

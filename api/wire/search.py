@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from api.wire.decoding import BodyDecoder
+from api.wire.explanations import Explained
 from api.wire.fields import ATTRIBUTES, Answer, Body, EncodedVector, Numbers, ProductId, Time
 from api.wire.filters import FILTER
 from api.wire.questions import AttributeName, BoostBody, GroupValue, RecommendBody
@@ -110,6 +111,9 @@ class OneQuestion(SearchOptions, frozen=True):
         ]
         | UnsetType
     ) = UNSET
+    explain: Annotated[
+        bool, Meta(description="Of operators alone: tells how the answer was found, as `explain`.")
+    ] = False
 
 
 class SearchByVector(OneQuestion, frozen=True, kw_only=True):
@@ -171,6 +175,7 @@ class SearchBody(OneQuestion, Generic[V], frozen=True, kw_only=True):
             and self.boost is UNSET
             and not self.diversity
             and self.group_size == 1
+            and not self.explain
         )
 
     @classmethod
@@ -235,6 +240,7 @@ class Found(Answer):
 
     neighbors: list[Neighbor]
     index: IndexUsed
+    explain: Explained | UnsetType = UNSET
 
 
 class FoundMany(Answer):
@@ -257,3 +263,4 @@ class FoundGroups(Answer):
 
     groups: list[NeighborGroup]
     index: IndexUsed
+    explain: Explained | UnsetType = UNSET

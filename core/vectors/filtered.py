@@ -145,6 +145,24 @@ class FilteredSearcher:
         }
         return _CALL_US + sum(estimates[plan]() for plan in self.plans(count, k))
 
+    def effort(self, plan: Plan, count: int, k: int) -> tuple[int, int]:
+        """Breadth and candidates of a plan for k of so many allowed rows, as it begins.
+
+        The breadth is 0 where every allowed row is a candidate.
+        """
+        searcher = self._searcher
+        if plan == "scan" or searcher.index is None:
+            return 0, count
+        if plan == "walk":
+            breadth = _walk_breadth(k)
+            return breadth, breadth
+        asked = k
+        if plan == "past":
+            asked = min(_asked(k, count / searcher.n), searcher.info.positions)
+        if searcher.plan_for(asked).scan:
+            return 0, searcher.n
+        return effort_for(searcher.info.efforts, asked)
+
     def search_one(
         self, query: Floats, k: int, allowed: Allowed, *, plan: Plan | None = None
     ) -> Found:

@@ -9,6 +9,7 @@ import pytest
 
 from core.vectors.arrays import Floats, prepare
 from tests.api.conftest import MODEL
+from tests.api.pool import Pool
 from tests.api.serving import assert_problem, path_of, vector
 from tests.api.shop import ROWS, Opened, Shop
 
@@ -265,3 +266,101 @@ async def test_an_example_that_is_not_there_is_not_found(client: httpx.AsyncClie
         reply = await client.get(path, params={"fields": fields})
         (error,) = assert_problem(reply, 422, "invalid")["errors"]
         assert error["field"] == "fields"
+
+
+async def test_operators_are_told_how_an_answer_was_found(shop: Opened, pool: Pool) -> None:
+    """Plan, numbers of products, time of each step; the answer is the same as without."""
+    async with shop() as here:
+        await stocked(here)
+        asked: Json = {"product_id": "p03", "k": 4, "filter": {"stock": {"$lt": 20}}}
+        plain = await here.search(**asked, fields=["stock"])
+        answer = await here.search(**asked, fields=["stock"], explain=True)
+        told = answer.pop("explain")
+        assert answer == plain
+        assert (told["rows"], told["matched"]) == (ROWS + 1, 21)
+        (search,) = told["searches"]
+        assert (search["plan"], search["rows"], search["k"]) == ("scan", 21, 4)
+        assert (search["breadth"], search["candidates"]) == (0, 20)  # one is of the delta
+        assert [step["name"] for step in told["steps"]] == ["filter", "search", "fields"]
+        assert all(step["milliseconds"] >= 0 for step in told["steps"])
+        groups = await here.search(product_id="p03", k=9, group_by="model", explain=True)
+        assert len(groups["explain"]["searches"]) > 1
+        assert [each["k"] for each in groups["explain"]["searches"]][:1] == [9]
+        assert "explain" not in await here.search(**asked, explain=False)
+        headers = {"authorization": f"Bearer {pool.token()}"}
+        path = path_of(here.model, "search")
+        reply = await here.client.post(path, json={**asked, "explain": True}, headers=headers)
+        (error,) = assert_problem(reply, 422, "invalid")["errors"]
+        assert error["field"] == "explain"
+        reply = await here.client.post(path, json={**asked, "explain": False}, headers=headers)
+        assert reply.status_code == 200
+        miss = {**asked, "expected_product_id": "p01"}
+        reply = await here.client.post(
+            path_of(here.model, "explain-miss"), json=miss, headers=headers
+        )
+        assert_problem(reply, 403)
+
+
+async def test_a_miss_is_explained(shop: Opened) -> None:
+    """Every reason that an exact index can have, with the exact rank."""
+    async with shop() as here:
+        await stocked(here)
+        everything = await here.search(vector=vector(1).tolist(), k=100)
+        order = [(hit["product_id"], hit["score"]) for hit in everything["neighbors"]]
+        query = {"vector": vector(1).tolist(), "k": 5}
+
+        async def miss(expected: str, **more: Any) -> Json:
+            body = {**query, **more, "expected_product_id": expected}
+            reply = await here.client.post(path_of(here.model, "explain-miss"), json=body)
+            assert reply.status_code == 200, reply.text
+            answer: Json = reply.json()
+            assert answer["product_id"] == expected
+            assert answer["detail"]
+            return answer
+
+        for rank, (name, score) in enumerate(order, 1):
+            told = await miss(name)
+            assert (told["rank"], told["score"]) == (rank, score)
+            assert told["reason"] == ("found" if rank <= 5 else "beyond_k")
+        name, score = order[2]
+        for reason, more in (
+            ("excluded", {"exclude": [name]}),
+            ("filtered_out", {"filter": {"title": "none"}}),
+            ("below_min_score", {"min_score": score + 0.01}),
+            ("not_chosen", {"group_by": "none"}),
+        ):
+            told = await miss(name, **more)
+            assert told["reason"] == reason
+            assert (told["rank"] is None) == (reason in {"excluded", "filtered_out"})
+        boost = {"attribute": "stock", "weight": 2.0, "min": 0, "max": 30}
+        boosted = await here.search(vector=vector(1).tolist(), k=100, boost=[boost])
+        for rank, hit in enumerate(boosted["neighbors"], 1):
+            told = await miss(hit["product_id"], boost=[boost])
+            assert (told["rank"], told["score"]) == (rank, hit["score"])
+        assert (await miss("p-none"))["reason"] == "no_such_row"
+        token = await here.delete("p20")
+        told = await miss("p20", min_watermark=token)
+        assert (told["reason"], told["rank"]) == ("no_such_row", None)
+        several = {"vectors": [vector(1).tolist()], "expected_product_id": "p01", "explain": True}
+        reply = await here.client.post(path_of(here.model, "explain-miss"), json=several)
+        (error,) = assert_problem(reply, 422, "invalid")["errors"]
+        assert error["field"] == "explain"
+        body = {**query, "expected_product_id": ""}
+        reply = await here.client.post(path_of(here.model, "explain-miss"), json=body)
+        (error,) = assert_problem(reply, 422, "invalid")["errors"]
+        assert error["field"] == "expected_product_id"
+
+
+async def test_what_is_stored_and_not_in_the_index_is_told_apart(shop: Opened) -> None:
+    """A vector that no build takes, and one that this process has not read yet."""
+    async with shop(deaf=True, poll_s=600) as here:
+        resources = here.resources
+        model = await resources.models.known_model(here.model)
+        await resources.embeddings.store_batch(model, [("zero", bytes(32))])
+        await resources.embeddings.store_batch(model, [("late", vector(77).tobytes())])
+        for name, reason in (("zero", "quarantined"), ("late", "not_indexed_yet")):
+            reply = await here.client.post(
+                path_of(here.model, "explain-miss"),
+                json={"product_id": "p01", "expected_product_id": name},
+            )
+            assert (reply.json()["reason"], reply.json()["rank"]) == (reason, None)
