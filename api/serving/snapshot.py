@@ -17,6 +17,7 @@ from core.attributes.values import Attributes
 from core.models import Watermark
 from core.vectors.arrays import Floats
 from core.vectors.filtered import Allowed, Plan
+from core.vectors.parameters import recall_of
 from core.vectors.search import Exclusion
 
 _SCAN_RATIO: Final = 4
@@ -219,7 +220,7 @@ class Snapshot:
             plans.add(plan)
             if used is not None:
                 used.append(plan)
-        provenance = self.exact_provenance if plans <= {"scan"} else self.provenance
+        provenance = self._provenance_of(plans, allowed.count)
         if self._delta is None:
             return hits, provenance
         in_delta = matching.delta.copy()
@@ -229,6 +230,15 @@ class Snapshot:
             self._delta.merged(vectors, hits, k, excluded=excluded, min_score=min_score),
             provenance,
         )
+
+    def _provenance_of(self, plans: set[Plan], allowed: int) -> Provenance:
+        """With the recall that was measured for searches which allow as many rows."""
+        if plans <= {"scan"}:
+            return self.exact_provenance
+        recall = recall_of(self.segment.manifest.filtered_recall, allowed / self.segment.rows)
+        if recall is None or "all" in plans:
+            return self.provenance
+        return msgspec.structs.replace(self.provenance, recall=recall)
 
     def search_near(self, ref: RowRef, k: int) -> Hits:
         """The neighbours of a product by a search."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,9 @@ from core.attributes.filters import parse_filter
 from core.attributes.values import encode_attributes
 from core.index.version import MappedVersion
 from core.models import Embedding, Family, StoredAttributes
+from core.vectors import filtered
 from core.vectors.arrays import Floats, prepare, row_scores
+from core.vectors.parameters import RecallBand
 from tests.unit.api.serving.versions import DIMENSION, make
 from tests.unit.core.attributes.test_columns import ATTRIBUTES, FILTERS, expected
 
@@ -153,6 +156,43 @@ def test_a_filtered_search_is_a_comprehension_over_the_products_as_they_are(
         assert found == nearest(truth_then, vector, condition, k, exclude)
     for name, (_, own) in truth_then.items():
         assert snapshot.attributes_of(name) == own
+
+
+def test_the_recall_is_that_of_the_plan(tmp_path: Path) -> None:
+    """As measured for so many rows; 1 where each was scored; else that of a plain search."""
+    random = np.random.default_rng(3)
+    ids = [f"p{number:05d}" for number in range(6000)]
+    rows = random.normal(size=(len(ids), DIMENSION)).astype(np.float32)
+    manifest = make(
+        tmp_path,
+        "b-1",
+        ids,
+        rows=rows,
+        family="hnsw_flat",
+        attributes={name: {"n": number} for number, name in enumerate(ids)},
+    )
+    bands = (RecallBand(0.2, 0.91, 10), RecallBand(1.0, 0.92, 10))
+    manifest = msgspec.structs.replace(
+        manifest, filtered_recall=bands, recall=msgspec.structs.replace(manifest.recall, value=0.93)
+    )
+    version = MappedVersion.open(tmp_path / "out", manifest)
+    query = rows[7]
+
+    def told(version: MappedVersion, below: int, *, exact: bool = False) -> tuple[float, bool]:
+        snapshot = Snapshot(Segment(version, 1))
+        matching = snapshot.matching(parse_filter({"n": {"$lt": below}}))
+        _, used = snapshot.search_matching([query], 5, matching, exact=exact)
+        return used.recall, used.exact
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filtered, "_SCAN_US", 1e3)  # so that few rows are no reason to scan them
+        assert told(version, 1000) == (0.91, False)
+        assert told(version, 5000) == (0.92, False)
+        assert told(version, 6000) == (0.93, False)
+        assert told(version, 5000, exact=True) == (1.0, True)
+        assert told(version, 5) == (1.0, True)
+        earlier = msgspec.structs.replace(manifest, filtered_recall=())
+        assert told(MappedVersion.open(tmp_path / "out", earlier), 1000) == (0.93, False)
 
 
 @pytest.mark.parametrize("exact", [False, True])
