@@ -42,6 +42,9 @@ class BuildReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """Up to 100 product ids, ascending, whose stored attributes cannot be read: they have none."""
 
 
+_decode_report: Final = msgspec.json.Decoder(BuildReport).decode
+
+
 class _StageTimer:
     """Passes progress on, and measures the seconds of each stage."""
 
@@ -186,7 +189,7 @@ def _renew_columns(spec: BuildSpec, directory: Path, timer: _StageTimer) -> Buil
     with_attributes, left_out = _write_columns(spec, ids, directory / files.COLUMNS)
     timer(Progress("files", 1, 2))
     path = directory / files.REPORT
-    build_report = msgspec.json.decode(path.read_bytes(), type=BuildReport)
+    build_report = _decode_report(path.read_bytes())
     build_report = msgspec.structs.replace(build_report, attributes_left_out=left_out)
     path.write_bytes(msgspec.json.encode(build_report))
     written = {name: info for name, info in manifest.files.items() if name != files.COLUMNS}
