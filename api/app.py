@@ -38,6 +38,7 @@ from api.serving.updater import IndexUpdater
 from core.dynamo.cursors import Cursors
 from core.metrics_log import logged_metrics
 from core.queue import redis_settings
+from core.rates import open_rates
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.stalls import watched_loop
@@ -124,6 +125,7 @@ async def _open_context(
         if keys is None:
             keys = await stack.enter_async_context(open_keys(settings, health))
         admission = Admission(settings)
+        rates = await stack.enter_async_context(open_rates(settings))
         set_threads(1)  # a search takes one thread, and another search takes the next
         serving = settings.serving
         searching = _turns("large searches", serving.search_threads, serving.search_queue_s, stack)
@@ -149,6 +151,7 @@ async def _open_context(
             registry=registry,
             health=health,
             admission=admission,
+            rates=rates,
             build_events=BuildEvents(
                 resources.builds,
                 settings.http,

@@ -8,6 +8,7 @@ from api.auth.tokens import Authenticator
 from api.build_events import BuildEvents
 from api.health import Health
 from api.serving.registry import IndexRegistry
+from core.rates import RateLimiter
 from core.resources import Resources
 from core.settings import Settings
 
@@ -22,6 +23,8 @@ class AppContext:
     registry: IndexRegistry
     health: Health
     admission: Admission
+    rates: RateLimiter | None
+    """None where no rates are set."""
     build_events: BuildEvents
     body_limits: BodyLimits
     searching: FairExecutor

@@ -132,7 +132,7 @@ class ResponseSender:
             await self._give_up_body()
         self.started = True
         self.status = reply.status
-        headers = [*reply.head(self._request_id), *self._cors]
+        headers = [*reply.head(self._request_id), *self._context.rate_headers, *self._cors]
         await self._send(
             {"type": "http.response.start", "status": reply.status, "headers": headers}
         )
@@ -152,6 +152,7 @@ class ResponseSender:
                 *own,
                 (b"x-request-id", self._request_id),
                 *(pair for pair in ALWAYS if pair[0] not in said),
+                *self._context.rate_headers,
                 *self._cors,
             ]
         elif message["type"] == "http.response.body" and self._head:

@@ -73,6 +73,16 @@ class OverShare(K9Error):
     retry_after_s = 1
 
 
+class OverRate(OverShare):
+    """This caller has sent more requests than its rate allows."""
+
+    def __init__(self, quota: int, window_s: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"this caller may send {quota} requests in {window_s} s; try again in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
 # --- what the state does not allow --------------------------------------------------------------
 
 

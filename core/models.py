@@ -257,3 +257,5 @@ class Caller(msgspec.Struct, frozen=True):
     """Unix time in seconds at which the token ends."""
     reader: bool = False
     operator: bool = False
+    rights: frozenset[str] = frozenset()
+    """What rates may go with: `caller:` and the `sub`, `group:` and `scope:` and each name."""

@@ -68,6 +68,11 @@ def channel_name(environment: str) -> str:
     return f"k9:{environment}:changes:v1"
 
 
+def rate_prefix(environment: str) -> str:
+    """What the keys of the rates of callers begin with."""
+    return f"k9:{environment}:rates:v1:"
+
+
 def directory_of(root: Path, environment: str) -> Path:
     """An environment's own directory below one that several share."""
     return root / "environments" / environment

@@ -135,6 +135,11 @@ class Http(msgspec.Struct, frozen=True):
     """A client that reads a reply at less than 4 KiB a second for this long is disconnected."""
     unread_bytes_max: _Positive = 256 * 1024 * 1024
     """Of replies that clients have not read; over it the connection stalled longest is closed."""
+    rates: tuple[str, ...] = ()
+    """Requests that each caller may send, by right, separated by commas: `group:readers=100/60` is
+    100 in 60 s. A right is `caller:SUB`, `group:NAME`, `scope:NAME` or `*`, and the first one that
+    a caller has holds. Over all processes of the environment, and each one's while Valkey is away.
+    """
     notice_s: Annotated[float, Meta(ge=0)] = 0.0
     """How long readiness fails before the port closes, for a load balancer to see it."""
     drain_s: _Seconds = 10.0

@@ -150,6 +150,13 @@ def caller_of(claims: Mapping[str, Any], leeway_s: int = 0) -> Caller:
         expires_at=float(claims["exp"]) + leeway_s,
         reader=operator or "readers" in groups or "k9/read" in scopes,
         operator=operator,
+        rights=frozenset(
+            {
+                f"caller:{claims['sub']}",
+                *(f"group:{group}" for group in groups),
+                *(f"scope:{each}" for each in scopes),
+            }
+        ),
     )
 
 

@@ -100,6 +100,8 @@ class RequestContext:
     """The body, once the request has begun; empty where it has none."""
     claim: Claim | None = None
     """Of a write with an idempotency key that is being answered for the first time."""
+    rate_headers: tuple[tuple[bytes, bytes], ...] = ()
+    """What the answer says of the caller's rate; nothing where it has none."""
     stored: Result | None = None
     """Of one that was answered before."""
 

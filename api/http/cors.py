@@ -8,7 +8,9 @@ from core.settings import Http
 
 _METHODS: Final = b"GET, POST, PUT, PATCH, DELETE"
 _HEADERS: Final = b"Authorization, Content-Type, Idempotency-Key, If-Match, X-Request-Id"
-_EXPOSED: Final = b"ETag, Location, Retry-After, X-Request-Id, X-Watermark"
+_EXPOSED: Final = (
+    b"ETag, Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id, X-Watermark"
+)
 _MAX_AGE_S: Final = b"600"
 
 

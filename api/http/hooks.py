@@ -16,6 +16,7 @@ from litestar.types import Scope
 from api.http.context import ANY, CONTEXT, RECORD, RequestContext, context_in
 from api.http.idempotency import claim_key, settle_key
 from api.http.problems import as_k9_error, log_failure, problem_reply
+from api.http.rates import check_rate
 from api.http.request import JSON_ONLY, ApiRequest, check_query
 from core.errors import Forbidden, NewerFormat, Unauthenticated, Unavailable
 
@@ -74,6 +75,8 @@ async def prepare(request: ApiRequest) -> Response[bytes] | None:
     # Searches are answered from memory, until requests are sent elsewhere.
     if kind != "search" and context.app.health.outdated is not None:
         raise NewerFormat(context.app.health.outdated)
+    if context.app.rates is not None:
+        await check_rate(context)
     if context.method in {"GET", "HEAD"}:
         context.enter(admission.reads if kind == "search" else admission.calls)
     elif kind == "search":

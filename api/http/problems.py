@@ -53,6 +53,7 @@ TABLE: Final[dict[type[K9Error], Kind]] = {
     errors.TooLarge: Kind(413, "too-large", "The request is too large"),
     errors.NotAcceptedType: Kind(415, "unsupported-type", "The body's type is not supported"),
     errors.OverShare: Kind(429, "over-share", "The caller has too much in flight"),
+    errors.OverRate: Kind(429, "over-rate", "The caller has sent too many requests"),
     errors.Unauthenticated: Kind(401, "unauthenticated", "A valid access token is needed"),
     errors.Forbidden: Kind(403, "forbidden", "The token lacks the right"),
     errors.NotFound: Kind(404, "not-found", "There is no such thing"),

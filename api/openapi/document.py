@@ -47,6 +47,16 @@ _REQUEST_ID: Final[Schema] = {
     "required": True,
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
 }
+_RATE: Final[Schema] = {
+    "RateLimit-Policy": {
+        "description": "The caller's rate, if it has one: `q` requests in `w` seconds.",
+        "schema": {"type": "string", "example": '"group:readers";q=100;w=60'},
+    },
+    "RateLimit": {
+        "description": "Of the rate, `r` requests are left; `t` seconds until there are more.",
+        "schema": {"type": "string", "example": '"group:readers";r=0;t=1'},
+    },
+}
 _DESCRIPTION: Final = (
     "Nearest neighbours of product embeddings. Errors are RFC 9457 problem details. Bodies are "
     "JSON; those that carry vectors may be `application/msgpack`, a vector then being a float32 "
@@ -55,7 +65,9 @@ _DESCRIPTION: Final = (
     "embedding {sizes.vector}, a batch {sizes.batch}, a search {sizes.search}, less where its "
     "model version has shorter vectors. After {http.body_grace_s:g} s it must have come at "
     "{http.body_rate_min} bytes a second. A caller that has too much in flight is answered 429 "
-    "with `Retry-After`, and 503 where the process as a whole has."
+    "with `Retry-After`, and 503 where the process as a whole has. One that has a rate is told of "
+    "it in `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11), and is "
+    "answered 429 over it."
 )
 _RIGHTS: Final = {
     "open": "Open: takes no token.",
@@ -220,6 +232,8 @@ def _problem_responses() -> dict[str, Schema]:
         if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
             seconds = {"description": "Seconds.", "schema": {"type": "integer"}}
             response["headers"] |= {"Retry-After": seconds}
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            response["headers"] |= _RATE
         if status == HTTPStatus.UNAUTHORIZED:
             response["headers"] |= {"WWW-Authenticate": {"schema": {"type": "string"}}}
         responses[_name(status)] = response
