@@ -267,10 +267,9 @@ class Searcher:
     ) -> tuple[Ints, Floats]:
         """The best k at these positions, by final scores; copies that are dropped do not count."""
         rows = self.rows_at(positions)
-        if self._stored is None:
-            vectors = self.rows.take(rows, axis=0)
-        else:
-            vectors = self._stored.take(positions, axis=0)
+        stored = self._stored
+        # `take` would copy all stored rows where they are not aligned, as is usual within a file.
+        vectors = self.rows.take(rows, axis=0) if stored is None else stored[positions]
         scores = row_scores(query, vectors, self.metric)
         if self.members is not None:
             rows, scores = self.members.score(

@@ -1,3 +1,4 @@
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, Ints, row_scores
+from core.vectors.families import stored_rows
 from core.vectors.parameters import Effort
 from core.vectors.search import Exclusion, Searcher, effort_for
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, real, truth
@@ -256,3 +258,26 @@ def test_effort_grows_with_k() -> None:
     assert effort_for(efforts, 100) == (130, 200)
     assert effort_for(efforts, 1000) == (1300, 2000)
     assert effort_for(efforts[:1], 20) == (80, 40)
+
+
+def test_few_rows_are_copied_where_those_of_a_mapped_graph_are_not_aligned(
+    monkeypatch: pytest.MonkeyPatch, graph: Searcher
+) -> None:
+    """Within a file they begin anywhere; numpy may then copy all of them to take a few."""
+    stored = stored_rows(graph.index)
+    assert stored is not None
+    moved = np.empty(stored.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(stored.shape)
+    moved[:] = stored
+    assert not moved.flags.aligned
+    monkeypatch.setattr("core.vectors.search.stored_rows", lambda _: moved)
+    searcher = Searcher(graph.rows, graph.metric, graph.info, graph.index, graph.order)
+    query = real(2000, "cosine")[-1]
+    searcher.search_one(query, 10)
+    tracemalloc.start()
+    rows, scores = searcher.search_one(query, 10)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < stored.nbytes // 10
+    same_rows, same_scores = graph.search_one(query, 10)
+    assert np.array_equal(rows, same_rows)
+    assert np.array_equal(scores, same_scores)
