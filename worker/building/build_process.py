@@ -23,6 +23,7 @@ from worker.building.stages import build_version
 EXIT_FAILED: Final = 1
 EXIT_ORPHANED: Final = 3
 _BYTES_PER_KIB: Final = 1024
+_STATUS: Final = Path("/proc/self/status")
 _SPEC: Final = msgspec.json.Decoder(BuildSpec)
 
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     except (BuildFailed, EmptyModel, Corrupt, OSError, MemoryError) as error:
         send(Message(failure=_failure(error)))
         return EXIT_FAILED
-    usage = Usage(time.process_time(), _peak_bytes())
+    usage = Usage(time.process_time(), peak_bytes())
     send(Message(output=msgspec.structs.replace(output, usage=usage)))
     return 0
 
@@ -70,7 +71,15 @@ def _exit_with_parent() -> None:
     os._exit(EXIT_ORPHANED)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """The most memory that this process has had.
+
+    `ru_maxrss` is at least what the process had that started this one, which Linux hands on.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * _BYTES_PER_KIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * _BYTES_PER_KIB
 

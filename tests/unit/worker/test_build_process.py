@@ -156,6 +156,17 @@ def test_the_process_sends_its_progress_and_output(tmp_path: Path) -> None:
     child.communicate()
 
 
+def test_the_memory_of_the_worker_is_not_the_build_processs(tmp_path: Path) -> None:
+    """A worker may have had more than the process that it starts."""
+    held = np.ones(500_000_000, np.uint8)
+    child = spawn(tmp_path, spec_of(tmp_path, random_rows(300)))
+    assert child.stdout is not None
+    *_, last = [msgspec.json.decode(line, type=Message) for line in child.stdout]
+    assert last.output is not None
+    assert last.output.usage.peak_bytes < held.nbytes
+    child.communicate()
+
+
 def test_a_build_that_cannot_succeed_ends_with_its_reason(tmp_path: Path) -> None:
     """The recall that was reached and the target are in the last line, and exit code 1."""
     parameters = BuildParameters(target_recall=1.0, matrix_k=3)
