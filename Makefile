@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test check image-check image-test deploy-check deploy-test drills load soak upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants table lock clean
+.PHONY: help dev test check image-check image-test deploy-check deploy-test drills load soak upgrade-test aws-calls fuzz metrics-page trace-page observability-test mutants table scaling lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -111,6 +111,9 @@ mutants: $(VENV)/.mutants ## Changes code in small ways, and lists what no test 
 
 table: $(VENV)/.plots ## Measures every figure of speed, and writes a table and a plot (an hour)
 	$(BIN)/python -m tests.benchmarks.table $(ARGS)
+
+scaling: $(VENV)/.plots ## Measures as the rows grow, to a million: a table and plots (hours)
+	$(BIN)/python -m tests.benchmarks.scaling $(ARGS)
 
 # Versions that are locked stay, unless UPGRADE is set: make lock UPGRADE=1.
 # Each file holds the one before it, at the same versions. No host name is written into them, so

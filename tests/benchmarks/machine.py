@@ -47,8 +47,10 @@ def describe(found: Machine) -> list[str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, and whether files differ from it."""
+    """The commit of this checkout, and whether files differ from it; "unknown" outside git."""
     head = _git("rev-parse", "--short=12", "HEAD")
+    if not head:
+        return "unknown"
     return f"{head} with changes" if _git("status", "--porcelain") else head
 
 
@@ -68,5 +70,10 @@ def _field(path: str, name: str) -> str:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=True)  # noqa: S607
+    """What git says; nothing where it fails, or is not there."""
+    command = ["git", "--no-optional-locks", *words]
+    try:
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
     return done.stdout.strip()

@@ -11,6 +11,7 @@ from tests.benchmarks.figures import Figure
 
 _WIDTH_IN: Final = 9.0
 _BAR_IN: Final = 0.32
+_PANEL_IN: Final = 3.6
 _REACHED: Final = "#2a7f62"
 _NOT_REACHED: Final = "#b3403a"
 
@@ -55,6 +56,8 @@ def plot_targets(figures: Sequence[Figure], path: Path) -> None:
     axes.set_yticks(places, [bar.name for bar in bars])
     axes.invert_yaxis()
     axes.set_xscale("log")
+    for each in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        each("{x:g}")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as good as the target; median, lowest and highest")
     _save(drawn, path)
@@ -70,3 +73,43 @@ def _save(drawn: Any, path: Path) -> None:
 def _figure(width_in: float, height_in: float) -> Any:
     module: Any = importlib.import_module("matplotlib.figure")
     return module.Figure(figsize=(width_in, height_in))
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A figure at a number of rows."""
+
+    rows: int
+    median: float
+    lowest: float
+    highest: float
+
+
+class Panel(msgspec.Struct, frozen=True):
+    """Figures of one kind, as the rows grow."""
+
+    title: str
+    unit: str
+    lines: dict[str, list[Point]]
+    """By the name of a line, in ascending order of rows."""
+
+
+def plot_growth(panels: Sequence[Panel], path: Path) -> None:
+    """A panel below the other, both axes logarithmic; bars are the lowest and the highest."""
+    drawn = _figure(_WIDTH_IN, _PANEL_IN * len(panels))
+    grid = drawn.subplots(len(panels), 1, squeeze=False)
+    for (axes,), panel in zip(grid, panels, strict=True):
+        for name, points in panel.lines.items():
+            below = [point.median - point.lowest for point in points]
+            above = [point.highest - point.median for point in points]
+            rows = [point.rows for point in points]
+            medians = [point.median for point in points]
+            axes.errorbar(rows, medians, yerr=[below, above], marker="o", capsize=2, label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(panel.title)
+        axes.set_xlabel("rows")
+        axes.set_ylabel(panel.unit)
+        axes.grid(visible=True, which="major", alpha=0.3)
+        axes.legend(fontsize="small")
+    drawn.tight_layout()
+    _save(drawn, path)
