@@ -60,7 +60,6 @@ _HELD_OUT: Final = 1000
 _MATRIX_ROWS: Final = 100_000
 """Of which the matrix by raw FAISS is made, at the most."""
 _K: Final = 10
-_MIB: Final = 2**20
 _SELF: Final = (sys.executable, "-m", "tests.benchmarks.build")
 
 
@@ -181,11 +180,11 @@ def compare(
         report.add(f"build stage {stage}", [output.stages[stage] for output in outputs], "s")
     report.add("build, all stages", [sum(output.stages.values()) for output in outputs], "s")
     report.add("build, processor time", [output.usage.processor_s for output in outputs], "s")
-    report.add("build, peak memory", [o.usage.peak_bytes / _MIB for o in outputs], "MiB")
+    report.add("build, peak memory", [output.usage.peak_bytes / 1e6 for output in outputs], "MB")
     for part in ("train", "tune", "add", "index", "matrix"):
         report.add(f"raw FAISS {part}", [getattr(found, part) for found in raws], "s")
     index = ratios(
-        [output.stages["index"] + output.stages["recall"] for output in outputs],
+        [output.stages["index"] + output.stages.get("recall", 0.0) for output in outputs],
         [found.index for found in raws],
     )
     matrix = ratios(

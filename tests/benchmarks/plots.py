@@ -56,8 +56,8 @@ def plot_targets(figures: Sequence[Figure], path: Path) -> None:
     axes.set_yticks(places, [bar.name for bar in bars])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    for each in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        each("{x:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as good as the target; median, lowest and highest")
     _save(drawn, path)

@@ -26,12 +26,15 @@ command with 1 after the other parts and rows were measured.
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +47,7 @@ from tests.benchmarks.arguments import existing
 from tests.benchmarks.build import VERSION, compare
 from tests.benchmarks.exact import QUERIES
 from tests.benchmarks.families import load as load_catalogue
-from tests.benchmarks.figures import Report
+from tests.benchmarks.figures import Figure, Report
 from tests.benchmarks.grown import grown, ids_of
 from tests.benchmarks.growth import Part, markdown, panels
 from tests.benchmarks.machine import commit, load, machine
@@ -60,6 +63,7 @@ from worker.building.protocol import BuildOutput
 OUTPUT: Final = "output.json"
 PARTS: Final = ("build", "pull", "serve", "budget")
 ROWS: Final = (10_000, 100_000, 300_000, 1_000_000)
+_THREADS: Final = "OPENBLAS_NUM_THREADS"
 Notes = dict[str, str]
 
 
@@ -133,13 +137,34 @@ class Size:
         shutil.rmtree(self._directory)
 
     def _budget(self, report: Report, notes: Notes) -> None:
-        vectors = self._vectors()
-        rows = dict(zip(ids_of(self.rows), vectors, strict=True))
-        queries = queries_of(rows)[:QUERIES]
-        budget = self._plan.budget_mib * 2**20
-        notes[f"index family in {self._plan.budget_mib} MiB"] = measure_budget(
-            vectors, queries, budget, self._plan.turns, report
-        )
+        """In a process of its own, in which numpy has one thread for products, as in the API."""
+        spawned = multiprocessing.get_context("spawn")
+        with one_thread(), ProcessPoolExecutor(1, mp_context=spawned) as processes:
+            asked = (self._real, self.rows, self._plan.budget_mib * 2**20, self._plan.turns)
+            family, figures = processes.submit(_measure_budget, *asked).result()
+        report.figures += figures
+        notes[f"index family in {self._plan.budget_mib} MiB"] = family
+
+
+def _measure_budget(real: Floats, count: int, budget: int, turns: int) -> tuple[str, list[Figure]]:
+    report = Report()
+    vectors = grown(real, count)
+    rows = dict(zip(ids_of(count), vectors, strict=True))
+    family = measure_budget(vectors, queries_of(rows)[:QUERIES], budget, turns, report)
+    return family, report.figures
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes that are started meanwhile have one thread for products of numpy."""
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_THREADS]
+        if before is not None:
+            os.environ[_THREADS] = before
 
 
 def kept(directory: Path) -> dict[tuple[int, str], Part]:
