@@ -250,6 +250,7 @@ async def test_promoting_moves_and_pins(
 ) -> None:
     """An earlier build becomes current and stays so until an operator's build is published."""
     first = await published_build(builds, promotions, model)
+    assert first.ended_at is not None
     second = await published_build(builds, promotions, model)
     await promotions.promote(model.model_version, first.build_id)
     after = await models.get_model(model.model_version)

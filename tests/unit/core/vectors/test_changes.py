@@ -37,6 +37,7 @@ def test_the_same_rows_change_nothing() -> None:
     found = compared(same, same)
     assert (found.common, found.added, found.removed, found.compared) == (60, 0, 0, 60)
     assert (found.overlap, found.most_changed, found.k) == (1.0, (), 10)
+    assert found.build_id == "b-1"
 
 
 def test_a_catalogue_that_grows_has_not_changed() -> None:

@@ -226,6 +226,18 @@ def test_a_search_is_estimated_by_its_plans(graphs: dict[Family, Searcher]) -> N
     assert filtered.estimate_us(ROWS, 500) > filtered.estimate_us(ROWS, 10)
 
 
+@pytest.mark.parametrize("plan", ["past", "walk"])
+def test_a_plan_in_the_graph_is_estimated_by_k_and_share(
+    graphs: dict[Family, Searcher], plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at more rows for more results, and where fewer of them are allowed."""
+    monkeypatch.setattr(FilteredSearcher, "plans", lambda *_: (plan,))
+    filtered = FilteredSearcher(graphs["hnsw_sq8"])
+    estimate = filtered.estimate_us(ROWS // 2, 10)
+    assert 0 < estimate < filtered.estimate_us(ROWS // 2, 100)
+    assert estimate < filtered.estimate_us(ROWS // 8, 10)
+
+
 def test_filters_of_every_size_ask_the_index_for_few_different_numbers(
     graphs: dict[Family, Searcher],
 ) -> None:

@@ -44,6 +44,16 @@ def test_the_truth_is_what_numpy_says(metric: Metric) -> None:
     assert np.allclose(ground_truth(queries, rows, kept, 15, metric), wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_the_truth_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows are looked at together."""
+    rows, queries = real(900, "l2"), real(940, "l2")[900:]
+    kept = np.arange(0, 900, 3)
+    whole = [ground_truth(queries, rows, counted, 15, "l2") for counted in (None, kept)]
+    monkeypatch.setattr("core.vectors.recall._BASE_ROWS", 67)
+    parts = [ground_truth(queries, rows, counted, 15, "l2") for counted in (None, kept)]
+    assert all(np.allclose(one, other, rtol=1e-6) for one, other in zip(whole, parts, strict=True))
+
+
 def test_fewer_rows_than_k_are_all_of_the_truth() -> None:
     """Recall is a share of what there is."""
     rows = real(4, "cosine")
