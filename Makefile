@@ -33,8 +33,8 @@ SHARED := -n 4 --dist loadfile --no-loadscope-reorder
 dev: $(VENV)/.local ## Starts everything on this machine, until Ctrl-C
 	@exec $(BIN)/k9 dev $(ARGS)
 
-test: $(VENV)/.dev ## Runs every test; without ARGS it measures branch coverage, which has a floor
-	$(BIN)/python -m pytest $(SHARED) $(if $(ARGS),$(ARGS),--cov)
+test: $(VENV)/.dev ## Runs every test; without ARGS with branch coverage, which has a floor, and the slowest
+	$(BIN)/python -m pytest $(SHARED) $(if $(ARGS),$(ARGS),--cov --durations=40 --durations-min=5)
 
 check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, template, unit tests
 	$(BIN)/ruff format --check .
