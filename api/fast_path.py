@@ -56,8 +56,8 @@ def match(method: str, path: str) -> tuple[str, Handler, list[str]] | None:
 async def _search(context: RequestContext, parts: list[str]) -> Reply:
     model_version = unescape(parts[2])
     context.known_caller = context.app.authenticator.caller(context.authorization)
-    if context.app.rates is not None:
-        await check_rate(context)
+    if (rates := context.app.rates) is not None:
+        await check_rate(context, rates)
     await context.begin_search(model_version)
     check_query(context.query)
     steps: Steps[SearchBody[Any]] = SearchBody.decoding(context.data, msgpack=context.msgpack_in)
@@ -67,8 +67,8 @@ async def _search(context: RequestContext, parts: list[str]) -> Reply:
 
 async def _neighbors(context: RequestContext, parts: list[str]) -> Reply:
     context.known_caller = context.app.authenticator.caller(context.authorization)
-    if context.app.rates is not None:
-        await check_rate(context)
+    if (rates := context.app.rates) is not None:
+        await check_rate(context, rates)
     context.enter(context.app.admission.reads)
     options = _options(context.query) if context.query else (K_DEFAULT, None, None)
     found = await neighbors(context, unescape(parts[2]), unescape(parts[4]), *options)

@@ -13,14 +13,13 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from core import names, telemetry
 from core.limits import PRODUCT_ID_BYTES_MAX
 from core.retry import RetryPolicy
 from core.settings import Settings
+from core.valkey import open_valkey
 
 IDS_MAX: Final = 250
 """Product ids in one message: of 512 bytes each, 128 KB."""
@@ -183,20 +182,10 @@ def _raise_cancellation() -> None:
 @asynccontextmanager
 async def open_notifier(settings: Settings) -> AsyncIterator[ChangeNotifier]:
     """The notifier of the environment; connects at its first use."""
-    tls: dict[str, Any] = {}
-    if settings.redis_url.startswith("rediss:"):
-        tls["ssl_check_hostname"] = True  # redis-py leaves it off
-    redis = Redis.from_url(
-        settings.redis_url,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        **tls,
-    )
     channel = names.channel_name(settings.environment)
-    notifier = ChangeNotifier(redis, channel, timeout_s=settings.hint_timeout_s)
-    try:
-        yield notifier
-    finally:
-        await notifier.aclose()
-        await redis.aclose()
+    async with open_valkey(settings) as redis:
+        notifier = ChangeNotifier(redis, channel, timeout_s=settings.hint_timeout_s)
+        try:
+            yield notifier
+        finally:
+            await notifier.aclose()

@@ -16,13 +16,12 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from core import names, telemetry
 from core.errors import SettingsError
 from core.settings import Settings
+from core.valkey import open_valkey
 
 ANYONE: Final = "*"
 """The right that every caller has."""
@@ -35,7 +34,7 @@ _SECOND_US: Final = 1_000_000
 _AWAY_S: Final = 1.0
 """How long Valkey is not asked after it did not answer."""
 _CALLERS_MAX: Final = 10_000
-"""Callers counted by a process itself, before those are forgotten that have their whole quota."""
+"""Callers that a process counts itself before it forgets those that have their whole quota."""
 _FAILURES: Final = (RedisError, OSError, TimeoutError)
 _SCRIPT: Final = """
 local clock = redis.call('TIME')
@@ -129,6 +128,8 @@ class RateLimiter:
         self._away_until = -math.inf
         self._free_at: dict[str, float] = {}
         """By caller, in microseconds of the clock."""
+        self._sweep_at = _CALLERS_MAX
+        """How many callers are counted when those with their whole quota are forgotten."""
 
     def policy_of(self, rights: frozenset[str]) -> Policy | None:
         """What a caller with these rights may send; None where it has no limit."""
@@ -156,8 +157,10 @@ class RateLimiter:
 
     def take_here(self, policy: Policy, user_id: str, now: float) -> Verdict:
         """The same by this process alone; `now` is in microseconds."""
-        if len(self._free_at) >= _CALLERS_MAX:
+        if len(self._free_at) >= self._sweep_at:
             self._free_at = {key: at for key, at in self._free_at.items() if at > now}
+            # Where most are still counted, not all are looked at again with each request.
+            self._sweep_at = max(_CALLERS_MAX, 2 * len(self._free_at))
         key = f"{policy.right}:{user_id}"
         free_at = max(self._free_at.get(key, 0.0), now)
         allowed = free_at + policy.interval_us - now <= policy.window_s * _SECOND_US + 1
@@ -184,18 +187,6 @@ async def open_rates(settings: Settings) -> AsyncIterator[RateLimiter | None]:
     if not policies:
         yield None
         return
-    tls: dict[str, Any] = {}
-    if settings.redis_url.startswith("rediss:"):
-        tls["ssl_check_hostname"] = True  # redis-py leaves it off
-    redis = Redis.from_url(
-        settings.redis_url,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        **tls,
-    )
     prefix = names.rate_prefix(settings.environment)
-    try:
+    async with open_valkey(settings) as redis:
         yield RateLimiter(redis, prefix, policies, timeout_s=settings.hint_timeout_s)
-    finally:
-        await redis.aclose()

@@ -75,8 +75,8 @@ async def prepare(request: ApiRequest) -> Response[bytes] | None:
     # Searches are answered from memory, until requests are sent elsewhere.
     if kind != "search" and context.app.health.outdated is not None:
         raise NewerFormat(context.app.health.outdated)
-    if context.app.rates is not None:
-        await check_rate(context)
+    if (rates := context.app.rates) is not None:
+        await check_rate(context, rates)
     if context.method in {"GET", "HEAD"}:
         context.enter(admission.reads if kind == "search" else admission.calls)
     elif kind == "search":

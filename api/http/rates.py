@@ -7,17 +7,15 @@ structured fields, here with one policy, named by the right that it goes with.
 from api import metrics
 from api.http.context import RequestContext
 from core.errors import OverRate
+from core.rates import RateLimiter
 
 
-async def check_rate(context: RequestContext) -> None:
+async def check_rate(context: RequestContext, rates: RateLimiter) -> None:
     """Counts a request of its caller, and notes what the answer says of the rate.
 
     Raises:
         OverRate: the caller is over it.
     """
-    rates = context.app.rates
-    if rates is None:
-        return
     policy = rates.policy_of(context.caller.rights)
     if policy is None:
         return

@@ -1,7 +1,7 @@
 """Why a product is not in an answer: what operators ask when one is missing."""
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 from litestar import Controller, post
@@ -21,6 +21,9 @@ from api.wire.misses import Miss, MissBody, Reason
 from core.errors import FieldError, Invalid, NotFound
 from core.identifiers import product_id_problem
 from core.vectors.arrays import check_vector, prepare_one, row_scores
+
+_ROUNDING: Final = 1e-4
+"""Scores of one pair, computed in two ways, differ by less, as a share."""
 
 MissData = Annotated[
     MissBody[Any], Body(media_type=RequestEncodingType.JSON, schema_component_key=MissBody.__name__)
@@ -118,7 +121,8 @@ def _everything(
     least = None
     if len(question.positive) == 1 and not question.negative and not question.boosts:
         query = prepare_one(question.positive[0], snapshot.metric)
-        least = float(row_scores(query, snapshot.vector(ref)[None], snapshot.metric)[0])
+        score = float(row_scores(query, snapshot.vector(ref)[None], snapshot.metric)[0])
+        least = score - _ROUNDING * max(1.0, abs(score))
     everything = replace(
         question, k=max(1, snapshot.rows), exact=True, min_score=least, diversity=0.0, group_by=None
     )

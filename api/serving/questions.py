@@ -173,12 +173,12 @@ class Asking:
         groups: dict[tuple[bool, Value], Group] = {}
         count, matching = asked.k, self._matching
         while True:
-            found = yield from self._scored(count, matching)
+            good = self._good((yield from self._scored(count, matching)))
             before = len(groups)
-            yield from self._grouped(name, self._good(found), groups)
-            ended = len(found) < count or len(self._good(found)) < count
-            if ended or len(groups) >= asked.k:
+            yield from self._grouped(name, good, groups)
+            if len(good) < count or len(groups) >= asked.k:
                 break
+            yield 0  # as many searches as groups may follow
             if count == asked.k or len(groups) == before:
                 count = max(POOL_RATIO * count, _POOL_MIN)
             others = Not(_one_of(name, [group.value for group in groups.values()]))
@@ -187,6 +187,7 @@ class Asking:
         if asked.group_size > 1:
             for group in best:
                 if len(group.members) < asked.group_size:
+                    yield 0
                     yield from self._filled(name, group)
                 del group.members[asked.group_size :]
         return best
@@ -220,6 +221,7 @@ class Asking:
             if len(group.members) >= size or len(found) < count:
                 return
             count *= POOL_RATIO  # lists that have the value as well are in no group
+            yield 0
 
     def _all_of(self, *conditions: Filter) -> Filter:
         own = self.question.condition
@@ -323,6 +325,7 @@ class Asking:
                 self._certain = False
                 return scored[:count]
             pool *= POOL_RATIO
+            yield 0
 
     def _boosted(self, found: list[Candidate]) -> Steps[list[Candidate]]:
         boosted = []

@@ -120,3 +120,17 @@ def test_no_more_than_the_quota_and_what_came_back(
         else:
             assert verdict.left == 0
             assert 1 <= verdict.reset_s <= window_s + 1
+
+
+def test_a_process_forgets_callers_that_have_their_whole_quota(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no other, however many there are."""
+    monkeypatch.setattr("core.rates._CALLERS_MAX", 4)
+    policy = Policy("*", 1, 60)
+    rates = RateLimiter(Redis(), "t:", [policy], timeout_s=1)
+    names = [f"caller-{number}" for number in range(50)]
+    assert all(rates.take_here(policy, name, 0.0).allowed for name in names)
+    assert not any(rates.take_here(policy, name, 30e6).allowed for name in names)
+    assert all(rates.take_here(policy, name, 61e6).allowed for name in names)
+    assert len(rates._free_at) == len(names)  # noqa: SLF001 - nobody else sees it

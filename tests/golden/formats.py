@@ -282,9 +282,8 @@ def _attributes_row(attributes: Attributes | None, *, alone: bool = False) -> Re
 
 
 def _attributes(item: Item) -> Attributes | None:
-    if "deleted_at" in item:
-        return None
-    return attribute_items.stored_attributes(item, _MICROSECONDS)
+    deleted = "deleted_at" in item
+    return None if deleted else attribute_items.stored_attributes(item, _MICROSECONDS)
 
 
 def _columns(rows: list[Attributes]) -> bytes:

@@ -212,3 +212,23 @@ def test_a_boost_that_may_have_missed_a_product_is_not_called_exact(
     (found,) = finished(question.neighbors())
     assert (found.product_id == far) == exact
     assert question.provenance.exact == exact
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_others_have_a_turn_between_the_searches_for_groups(group_size: int) -> None:
+    """Of which there may be as many as groups."""
+    snapshot, _ = changed([], graph=False)
+    question = Question(
+        positive=[VECTORS[0]],
+        negative=[],
+        k=2,
+        exact=False,
+        min_score=None,
+        exclude=[],
+        group_by="a",
+        group_size=group_size,
+    )
+    asking = Asking(snapshot, question, None)
+    turns = sum(1 for _ in asking.groups())
+    assert len(asking.searches) > 1
+    assert turns >= len(asking.searches) - 1
