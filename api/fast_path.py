@@ -21,6 +21,7 @@ from api.http.problems import Reply
 from api.http.rates import check_rate
 from api.http.request import check_query, encoded
 from api.routes.search import K_DEFAULT, neighbors, search
+from api.routes.searching import unavailable_attributes
 from api.wire.filters import filter_text
 from api.wire.questions import field_names
 from api.wire.search import SearchBody
@@ -70,15 +71,20 @@ async def _neighbors(context: RequestContext, parts: list[str]) -> Reply:
     if (rates := context.app.rates) is not None:
         await check_rate(context, rates)
     context.enter(context.app.admission.reads)
-    options = _options(context.query) if context.query else (K_DEFAULT, None, None)
-    found = await neighbors(context, unescape(parts[2]), unescape(parts[4]), *options)
+    model_version = unescape(parts[2])
+    options = _options(context, model_version) if context.query else (K_DEFAULT, None, None)
+    found = await neighbors(context, model_version, unescape(parts[4]), *options)
     return encoded(context, found)
 
 
-def _options(query: bytes) -> tuple[int, Filter | None, list[str] | None]:
+def _options(
+    context: RequestContext, model_version: str
+) -> tuple[int, Filter | None, list[str] | None]:
+    query = context.query
     if plain := _PLAIN_K.fullmatch(query):  # spares 4 us of parsing
         return int(plain[1]), None, None
     check_query(query)
+    unavailable = unavailable_attributes(context, model_version)
     given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
     k, condition = K_DEFAULT, None
     if "k" in given:
@@ -87,6 +93,6 @@ def _options(query: bytes) -> tuple[int, Filter | None, list[str] | None]:
         except msgspec.ValidationError as error:
             raise Invalid(f"k: {error}", (FieldError("k", str(error)),)) from None
     if "filter" in given:
-        condition = filter_text(given["filter"])
-    names = field_names(given["fields"]) if "fields" in given else None
+        condition = filter_text(given["filter"], unavailable)
+    names = field_names(given["fields"], unavailable) if "fields" in given else None
     return k, condition, names

@@ -125,6 +125,8 @@ class Model(msgspec.Struct, frozen=True):
     """Set when its deletion is requested; a worker then removes its rows, builds and files."""
     has_attributes: bool = False
     """Set before the first attributes of any of its embeddings are written."""
+    internal_attributes: tuple[str, ...] = ()
+    """Names of attributes that readers alone may ask by or get."""
 
     @property
     def data(self) -> tuple[int, int]:

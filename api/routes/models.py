@@ -3,9 +3,10 @@
 from typing import Final
 
 import msgspec
-from litestar import Controller, delete, get, post
+from litestar import Controller, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
+from msgspec import UNSET
 
 from api.context import AppContext
 from api.http.hooks import operators, readers
@@ -13,6 +14,7 @@ from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
 from api.http.parameters import ModelVersion
 from api.http.request import ApiRequest
+from api.wire.questions import check_name
 from api.wire.versions import (
     CurrentBuild,
     LoadedVersion,
@@ -21,6 +23,7 @@ from api.wire.versions import (
     MatrixSnapshot,
     ModelItem,
     ModelPage,
+    ModelPatchBody,
     PromoteBody,
 )
 from core import results
@@ -50,6 +53,7 @@ class ModelController(Controller):
     @get("/", summary="List model versions", opt={LIST: "models"})
     async def get_page(
         self,
+        request: ApiRequest,
         app: NamedDependency[AppContext],
         page: NamedDependency[PageCursor],
         limit: PageLimit = LIMIT_DEFAULT,
@@ -58,16 +62,40 @@ class ModelController(Controller):
         after = page.position(After)
         found = await app.resources.models.list_models()
         rest = [m for m in found if after is None or m.model_version > after.model_version]
-        items = [_item(await _summary(app, model)) for model in rest[:limit]]
+        items = [_item(request, await _summary(app, model)) for model in rest[:limit]]
         further = After(items[-1].model_version) if len(rest) > limit else None
         return ModelPage(items=items, next_cursor=page.next(further))
 
     @get("/{model_version:str}", summary="Get a model version")
     async def get_one(
-        self, model_version: ModelVersion, app: NamedDependency[AppContext]
+        self, request: ApiRequest, model_version: ModelVersion, app: NamedDependency[AppContext]
     ) -> ModelItem:
         """Dimension, metric, counts, the current build, and what this process has loaded."""
-        return _item(await _summary(app, await app.resources.models.find_model(model_version)))
+        model = await app.resources.models.find_model(model_version)
+        return _item(request, await _summary(app, model))
+
+    @patch("/{model_version:str}", guards=[operators], summary="Change a model version")
+    async def change(
+        self,
+        request: ApiRequest,
+        model_version: ModelVersion,
+        data: JSONBody[ModelPatchBody],
+        app: NamedDependency[AppContext],
+    ) -> ModelItem:
+        """Sets which attributes are internal: readers alone may ask by them or get them."""
+        for number, name in enumerate(data.internal_attributes):
+            check_name(name, f"internal_attributes[{number}]")
+        names = tuple(dict.fromkeys(data.internal_attributes))
+
+        async def change(claim: Claim | None) -> ModelSummary:
+            models = app.resources.models
+            model = await models.get_model(model_version)
+            changed = msgspec.structs.replace(model, internal_attributes=names)
+            summary = await _summary(app, changed)
+            await models.set_internal_attributes(model, names, completion(claim, summary))
+            return summary
+
+        return _item(request, await once(request, change))
 
     @delete(
         "/{model_version:str}",
@@ -93,7 +121,7 @@ class ModelController(Controller):
             app.registry.mark(marked)
             return summary
 
-        return _item(await once(request, mark))
+        return _item(request, await once(request, mark))
 
     @post(
         "/{model_version:str}/promote",
@@ -125,7 +153,7 @@ class ModelController(Controller):
             await promotions.promote(model_version, data.build_id, completion(claim, summary))
             return summary
 
-        return _item(await once(request, promote))
+        return _item(request, await once(request, promote))
 
     @get("/{model_version:str}/matrix", guards=[readers], summary="Get the similarity matrix")
     async def get_matrix(
@@ -216,7 +244,7 @@ def _current(manifest: Manifest) -> results.CurrentBuild:
     )
 
 
-def _item(summary: ModelSummary) -> ModelItem:
+def _item(request: ApiRequest, summary: ModelSummary) -> ModelItem:
     model, current, loaded = summary.model, summary.current_build, summary.loaded
     return ModelItem(
         model_version=model.model_version,
@@ -228,4 +256,7 @@ def _item(summary: ModelSummary) -> ModelItem:
         open_build_id=model.open_build_id,
         loaded=msgspec.convert(loaded, LoadedVersion | None, from_attributes=True),
         deleting_at=model.deleting_at,
+        internal_attributes=(
+            list(model.internal_attributes) if request.context.caller.reader else UNSET
+        ),
     )

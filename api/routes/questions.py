@@ -1,6 +1,6 @@
 """Searches that ask for more than the nearest products of vectors: see `api.serving.questions`."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Final, Literal
@@ -18,6 +18,7 @@ from api.routes.searching import (
     options_of,
     run,
     snapshot_for,
+    unavailable_attributes,
 )
 from api.serving.questions import Asking, Candidate, Question
 from api.serving.snapshot import Matching, Snapshot
@@ -84,7 +85,7 @@ async def prepared(
 
     `steps` gets the time of the filter. Raises what `api.routes.search.search` does.
     """
-    sent = await context.decode(_sent(context, body))
+    sent = await context.decode(_sent(context, model_version, body))
     places = [(at, example) for at, example in sent.examples if not isinstance(example, str)]
     vectors = [vector for _, vector in places]
     snapshot = await snapshot_for(
@@ -133,9 +134,10 @@ def _neighbors(body: AnySearch, found: list[Candidate]) -> list[Neighbor]:
     return [Neighbor(each.product_id, each.score, each.similarity) for each in found]
 
 
-def _sent(context: RequestContext, body: AnySearch) -> Steps[_Sent]:
-    after = options_of(context, body)
-    _check_together(body)
+def _sent(context: RequestContext, model_version: str, body: AnySearch) -> Steps[_Sent]:
+    unavailable = unavailable_attributes(context, model_version)
+    after = options_of(context, body, unavailable)
+    _check_together(body, unavailable)
     msgpack = context.msgpack_in
     examples: list[tuple[str, str | Floats]] = []
     if body.vector is not UNSET:
@@ -154,12 +156,12 @@ def _sent(context: RequestContext, body: AnySearch) -> Steps[_Sent]:
                 examples.append((place, sent_example(wire, place, msgpack=msgpack)))
     condition = None
     if body.filter is not UNSET:
-        condition = sent_filter(body.filter, msgpack=msgpack)
-    boosts = [] if body.boost is UNSET else sent_boosts(body.boost)
+        condition = sent_filter(body.filter, msgpack=msgpack, unavailable=unavailable)
+    boosts = [] if body.boost is UNSET else sent_boosts(body.boost, unavailable)
     return _Sent(examples, after, condition, boosts)
 
 
-def _check_together(body: AnySearch) -> None:
+def _check_together(body: AnySearch, unavailable: Collection[str]) -> None:
     """Checks that each field is valid and goes with the others; raises `Invalid`."""
     if body.vectors is not UNSET:
         for name, given in (
@@ -173,7 +175,7 @@ def _check_together(body: AnySearch) -> None:
                 raise Invalid.of(FieldError(name, problem))
     if not 0 <= body.diversity <= 1:  # NaN too
         raise Invalid.of(FieldError("diversity", "must be a number from 0 to 1"))
-    _check_groups(body)
+    _check_groups(body, unavailable)
     if body.recommend is not UNSET:
         positive, negative = len(body.recommend.positive), len(body.recommend.against)
         if positive + negative > EXAMPLES_MAX:
@@ -184,12 +186,12 @@ def _check_together(body: AnySearch) -> None:
             raise Invalid.of(FieldError("k", problem))
 
 
-def _check_groups(body: AnySearch) -> None:
+def _check_groups(body: AnySearch, unavailable: Collection[str]) -> None:
     if body.group_size % 1 or not 1 <= body.group_size <= GROUP_SIZE_MAX:
         problem = f"must be a whole number from 1 to {GROUP_SIZE_MAX}"
         raise Invalid.of(FieldError("group_size", problem))
     if body.group_by is not UNSET:
-        check_name(body.group_by, "group_by")
+        check_name(body.group_by, "group_by", unavailable)
         if body.diversity:
             raise Invalid.of(FieldError("diversity", "does not go with `group_by`"))
     elif body.group_size != 1:

@@ -28,6 +28,7 @@ from api.routes.searching import (
     options_of,
     run,
     snapshot_for,
+    unavailable_attributes,
 )
 from api.serving.cost import INLINE_US_MAX
 from api.serving.segment import Hits, Provenance
@@ -65,7 +66,7 @@ async def search(
     """
     if not body.is_plain:
         return await ask(context, model_version, body)
-    vectors, after, condition = await context.decode(_question(context, body))
+    vectors, after, condition = await context.decode(_question(context, model_version, body))
     many = body.vectors is not UNSET
     names = [f"vectors[{i}]" if many else "vector" for i in range(len(vectors))]
     snapshot = await snapshot_for(context, model_version, body, vectors, names, after)
@@ -158,10 +159,11 @@ def _neighbors(hits: Hits) -> list[Neighbor]:
 
 
 def _question(
-    context: RequestContext, body: AnySearch
+    context: RequestContext, model_version: str, body: AnySearch
 ) -> Steps[tuple[list[Floats], Presented | None, Filter | None]]:
     """Vectors, watermark and filter of a search, checked as far as it can be without an index."""
-    after = options_of(context, body)
+    unavailable = unavailable_attributes(context, model_version)
+    after = options_of(context, body, unavailable)
     wires: list[tuple[str, Wire]] = []
     if body.vector is not UNSET:
         wires.append(("vector", body.vector))
@@ -174,7 +176,8 @@ def _question(
         vectors.append(floats(wire, at, msgpack=context.msgpack_in))
     condition = None
     if body.filter is not UNSET:
-        condition = sent_filter(body.filter, msgpack=context.msgpack_in)
+        msgpack = context.msgpack_in
+        condition = sent_filter(body.filter, msgpack=msgpack, unavailable=unavailable)
     return vectors, after, condition
 
 
@@ -260,6 +263,8 @@ class SearchController(Controller):
         fields: FieldsQuery = None,
     ) -> Found:
         """The nearest other products, from the precomputed matrix where it has enough of them."""
-        parsed = None if condition is None else filter_text(condition)
-        names = None if fields is None else field_names(fields)
-        return await neighbors(request.context, model_version, product_id, k, parsed, names)
+        context = request.context
+        unavailable = unavailable_attributes(context, model_version)
+        parsed = None if condition is None else filter_text(condition, unavailable)
+        names = None if fields is None else field_names(fields, unavailable)
+        return await neighbors(context, model_version, product_id, k, parsed, names)

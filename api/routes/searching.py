@@ -1,7 +1,7 @@
 """What the handlers of searches share: their options, the snapshot that answers, where it runs."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import isfinite
 from typing import Final, TypeVar
 
@@ -28,8 +28,23 @@ T = TypeVar("T")
 _FORMS: Final = ("vector", "product_id", "recommend", "vectors")
 
 
-def options_of(context: RequestContext, body: AnySearch) -> Presented | None:
+def unavailable_attributes(context: RequestContext, model_version: str) -> Collection[str]:
+    """The attributes that the caller may neither ask by nor get: the internal ones, for readers.
+
+    They are as the models were last listed, about a second ago.
+    """
+    model = context.app.registry.known.get(model_version)
+    if model is None or context.caller.reader:  # what was never listed does not answer either
+        return ()
+    return model.internal_attributes
+
+
+def options_of(
+    context: RequestContext, body: AnySearch, unavailable: Collection[str]
+) -> Presented | None:
     """Checks what a search has besides what is searched for; the watermark that it waits for.
+
+    `unavailable` are the attributes that the caller may not get.
 
     Raises:
         Unreadable: the watermark cannot be read.
@@ -45,7 +60,7 @@ def options_of(context: RequestContext, body: AnySearch) -> Presented | None:
             "is one of `vector`, `product_id`, `recommend` and `vectors`: send exactly one of them"
         )
         raise Invalid.of(FieldError(given[-1] if given else "vector", problem))
-    _check_options(body)
+    _check_options(body, unavailable)
     return after
 
 
@@ -175,14 +190,14 @@ async def run(context: RequestContext, cost_us: float, steps: Steps[T]) -> T:
         return await context.app.searching.run(caller, steps)
 
 
-def _check_options(body: AnySearch) -> None:
+def _check_options(body: AnySearch, unavailable: Collection[str]) -> None:
     if body.k % 1 or not 1 <= body.k <= K_MAX:
         raise Invalid.of(FieldError("k", f"must be a whole number from 1 to {K_MAX}"))
     if body.min_score is not None and not isfinite(body.min_score):
         raise Invalid.of(FieldError("min_score", "must be a finite number"))
     if body.fields is not UNSET:
         for number, name in enumerate(body.fields):
-            check_name(name, f"fields[{number}]")
+            check_name(name, f"fields[{number}]", unavailable)
     if body.vectors is not UNSET and len(body.vectors) * body.k > VECTORS_TIMES_K_MAX:
         raise Invalid(
             f"{len(body.vectors)} vectors times k of {body.k:g} is over {VECTORS_TIMES_K_MAX}",

@@ -1,5 +1,6 @@
 """Filters as they come over the wire → filters that are valid."""
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
@@ -63,12 +64,13 @@ FILTER: Final[dict[str, Any]] = {
 _value: Final[BodyDecoder[Any]] = BodyDecoder[Any](Any)
 
 
-def sent_filter(wire: Raw, *, msgpack: bool) -> Filter:
+def sent_filter(wire: Raw, *, msgpack: bool, unavailable: Collection[str] = frozenset()) -> Filter:
     """The filter of a body.
 
     Args:
         wire: A value, still encoded.
         msgpack: what it is encoded in, if not in JSON.
+        unavailable: attributes that it may not have a condition on.
 
     Raises:
         Unreadable: it cannot be read.
@@ -77,11 +79,12 @@ def sent_filter(wire: Raw, *, msgpack: bool) -> Filter:
     size = len(memoryview(wire))
     if size > _BYTES_MAX:
         raise Invalid.of(FieldError("filter", f"has {size} bytes, the most is {_BYTES_MAX}"))
-    return parse_filter(_value.decode(wire, msgpack=msgpack, at="filter"))
+    value = _value.decode(wire, msgpack=msgpack, at="filter")
+    return parse_filter(value, unavailable=unavailable)
 
 
-def filter_text(text: str) -> Filter:
-    """The filter that a parameter of the query has as JSON.
+def filter_text(text: str, unavailable: Collection[str] = frozenset()) -> Filter:
+    """The filter that a parameter of the query has as JSON, without conditions on `unavailable`.
 
     Raises:
         Invalid: it is no JSON, or no valid filter.
@@ -91,4 +94,4 @@ def filter_text(text: str) -> Filter:
     except (ValueError, RecursionError) as error:
         why = "nests too deep" if isinstance(error, RecursionError) else str(error)
         raise Invalid.of(FieldError("filter", f"is no JSON: {why}")) from None
-    return parse_filter(value)
+    return parse_filter(value, unavailable=unavailable)

@@ -1,6 +1,6 @@
 """What a search may ask beyond the nearest products, as it comes over the wire."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import isfinite
 from typing import Annotated, Any, Final, Literal
 
@@ -10,7 +10,7 @@ from api.wire.decoding import BodyDecoder
 from api.wire.fields import ATTRIBUTE, PRODUCT_ID, VECTOR, Body
 from api.wire.vectors import floats
 from core.attributes.boosts import Boost
-from core.attributes.values import NAME, is_name
+from core.attributes.values import NAME, UNAVAILABLE, is_name
 from core.errors import FieldError, Invalid
 from core.identifiers import product_id_problem
 from core.limits import ATTRIBUTES_MAX, BOOST_MAX, EXAMPLES_MAX
@@ -90,15 +90,17 @@ def sent_example(wire: Raw, at: str, *, msgpack: bool) -> str | Floats:
     return product_id
 
 
-def sent_boosts(bodies: Sequence[BoostBody]) -> list[Boost]:
-    """The boosts of a search.
+def sent_boosts(
+    bodies: Sequence[BoostBody], unavailable: Collection[str] = frozenset()
+) -> list[Boost]:
+    """The boosts of a search, none of them by `unavailable` attributes.
 
     Raises:
         Invalid: one is not valid.
     """
     for number, body in enumerate(bodies):
         at = f"boost[{number}]"
-        check_name(body.attribute, f"{at}.attribute")
+        check_name(body.attribute, f"{at}.attribute", unavailable)
         for name in ("weight", "min", "max"):
             if not isfinite(getattr(body, name)):
                 raise Invalid.of(FieldError(f"{at}.{name}", "must be a finite number"))
@@ -107,26 +109,28 @@ def sent_boosts(bodies: Sequence[BoostBody]) -> list[Boost]:
     return [Boost(body.attribute, body.weight, body.min, body.max) for body in bodies]
 
 
-def field_names(text: str) -> list[str]:
+def field_names(text: str, unavailable: Collection[str] = frozenset()) -> list[str]:
     """The names of attributes that a parameter of the query has, with commas between.
 
     Raises:
-        Invalid: one is no name of an attribute, or there are too many.
+        Invalid: one is no name of an attribute or is `unavailable`, or there are too many.
     """
     names = text.split(",", ATTRIBUTES_MAX)
     if len(names) > ATTRIBUTES_MAX:
         raise Invalid.of(FieldError("fields", f"has more than {ATTRIBUTES_MAX} names"))
     for name in names:
-        check_name(name, "fields")
+        check_name(name, "fields", unavailable)
     return names
 
 
-def check_name(name: str, at: str) -> None:
+def check_name(name: str, at: str, unavailable: Collection[str] = frozenset()) -> None:
     """Checks the name of an attribute.
 
     Raises:
-        Invalid: no attribute can have it.
+        Invalid: no attribute can have it, or it is one of `unavailable`.
     """
     if not is_name(name):
         problem = "is no name of an attribute: 1 to 64 of A-Z a-z 0-9 _ -"
         raise Invalid.of(FieldError(at, problem))
+    if name in unavailable:
+        raise Invalid.of(FieldError(at, UNAVAILABLE))

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, ClassVar
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from api.wire.fields import Answer, Body, BuildId, MatrixK, Time
-from core.limits import RECALL_MAX, RECALL_MIN
+from api.wire.questions import AttributeName
+from core.limits import ATTRIBUTES_MAX, RECALL_MAX, RECALL_MIN
 from core.models import BuildStatus, Family, Metric, Stage
 
 
@@ -35,6 +36,22 @@ class PromoteBody(Body, frozen=True):
     SCHEMA: ClassVar[dict[str, Any]] = {"example": {"build_id": "01a206ce8d36b97501ea87038dac1d5a"}}
 
     build_id: BuildId
+
+
+class ModelPatchBody(Body, frozen=True):
+    """A change of a model version."""
+
+    SCHEMA: ClassVar[dict[str, Any]] = {"example": {"internal_attributes": ["cost", "supplier"]}}
+
+    internal_attributes: Annotated[
+        list[AttributeName],
+        Meta(
+            max_length=ATTRIBUTES_MAX,
+            description="All names of attributes that readers alone may filter by, boost by, group "
+            "by or get; to others a search with one is not valid. Each process follows a change "
+            "within about a second.",
+        ),
+    ]
 
 
 class ProgressItem(Answer):
@@ -107,6 +124,8 @@ class ModelItem(Answer):
     loaded: LoadedVersion | None
     deleting_at: Time | None
     """Set once its deletion was asked for; until that is done it is neither read nor written."""
+    internal_attributes: list[AttributeName] | UnsetType = UNSET
+    """Names of attributes that readers alone may ask by or get; shown to readers alone."""
 
 
 class ModelPage(Answer):

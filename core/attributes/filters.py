@@ -5,12 +5,12 @@ Numbers are compared as float64, strings by their code points. Types never mix: 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NoReturn
 
 import msgspec
 
-from core.attributes.values import Value, is_name, is_unicode
+from core.attributes.values import UNAVAILABLE, Value, is_name, is_unicode
 from core.errors import FieldError, Invalid
 from core.limits import (
     ATTRIBUTE_CHARACTERS_MAX,
@@ -113,17 +113,20 @@ class Not(msgspec.Struct, frozen=True):
 Filter = OneOf | Within | Exists | AllOf | AnyOf | Not
 
 
-def parse_filter(value: Any, at: str = "filter") -> Filter:
+def parse_filter(
+    value: Any, at: str = "filter", unavailable: Collection[str] = frozenset()
+) -> Filter:
     """The filter that a decoded JSON value is.
 
     Args:
         value: the value, as decoded.
         at: its place in the request, for errors.
+        unavailable: attributes that it may not have a condition on.
 
     Raises:
         Invalid: with one entry for each mistake, up to the first limit that is exceeded.
     """
-    parser = _Parser()
+    parser = _Parser(unavailable)
     try:
         parsed = parser.filter(value, at, 1)
     except _LimitExceededError:
@@ -140,8 +143,9 @@ class _LimitExceededError(Exception):
 class _Parser:
     """One filter being parsed: what was wrong, and how much of each limit is used."""
 
-    def __init__(self) -> None:
+    def __init__(self, unavailable: Collection[str]) -> None:
         self.errors: list[FieldError] = []
+        self._unavailable = unavailable
         self._conditions = 0
         self._values = 0
 
@@ -174,6 +178,8 @@ class _Parser:
                 return self._wrong(at, f"has {_shown(name)!r}, where it takes {known}")
             takes = "it takes 1 to 64 of A-Z a-z 0-9 _ -"
             return self._wrong(at, f"has the name {_shown(name)!r}: {takes}")
+        if name in self._unavailable:
+            self._wrong(f"{at}.{name}", UNAVAILABLE)
         return self._condition(name, value, f"{at}.{name}", level)
 
     def _condition(self, name: str, value: Any, at: str, level: int) -> Filter:

@@ -27,6 +27,9 @@ AttributesPatch = dict[str, Value | None]
 NAME: Final = r"[A-Za-z0-9_-]{1,64}"
 """The pattern of a name."""
 
+UNAVAILABLE: Final = "is not available to this caller"
+"""The error of a name that readers alone may ask by or get."""
+
 _NAME: Final = re.compile(NAME, re.ASCII)
 _EXACT_MAX: Final = 1 << 53
 _encode: Final = msgspec.json.Encoder().encode

@@ -235,6 +235,36 @@ class ModelRepository:
         await self.get_model(model.model_version)
         raise OtherGeneration(f"there is a later model version {model.model_version}")
 
+    async def set_internal_attributes(
+        self, model: Model, names: Sequence[str], also: Sequence[Part] = ()
+    ) -> None:
+        """Sets which attributes readers alone may ask by or get, whatever was set before.
+
+        `also` is what else belongs to the transaction.
+
+        Raises:
+            NotFound: the model version is gone; there may be a later one of its name.
+            ModelBeingDeleted: it is marked for deletion.
+            InFlight: the idempotency claim in `also` was lost.
+        """
+        name = model.model_version
+        change = transactions.update(
+            self._table,
+            key(model_version=name),
+            Update(set={"internal_attributes": list(names)}),
+            same_model(model),
+        )
+        try:
+            await transactions.transact(self._dynamo, change, also=also)
+        except TransactionFailed as failed:
+            item = failed.items[0]
+            existing = None if item is None else decode_model(item)
+            if existing is not None and existing.generation == model.generation:
+                raise ModelBeingDeleted(name) from None
+            raise NotFound(f"there is no model version {name!r} any more") from None
+        finally:
+            self.forget(name)
+
     async def mark_model(self, marked: Model, also: Sequence[Part] = ()) -> None:
         """Marks a model version for deletion, at its `deleting_at`.
 

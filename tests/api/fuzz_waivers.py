@@ -35,6 +35,7 @@ REFUSALS: Final[dict[str, str]] = {
     r"with `positive` \d+ examples": "two lists have a limit together",
     r"must be above `min`": "one number is above another, and each has its own limits",
     r"`group_by`": "fields that do not go together; their default, which says nothing, does",
+    r"is not available to this caller": "which names are internal is data",
     r"^filter (is no JSON|takes an object)": "a filter in a query is text, of any form",
     r"the cursor is not valid": "a cursor is sealed, and only one that was given out opens",
     r"the watermark is not valid": "likewise a watermark",

@@ -61,6 +61,7 @@ async def test_until_it_is_done_every_other_route_is_a_conflict(
     batch = {"embeddings": [{"product_id": "p1", **good}]}
     for reply in (
         await client.delete(path_of(model)),
+        await client.patch(path_of(model), json={"internal_attributes": ["cost"]}),
         await client.put(product, json=good),
         await client.put(product, json=good, headers={"idempotency-key": "put-m-deleting"}),
         await client.post(path_of(model, "embeddings:batch"), json=batch),
@@ -92,6 +93,8 @@ async def test_nothing_of_the_earlier_model_shows_in_the_later(
     """Neither by its cursors, watermarks, cached files nor index; its dimension is free."""
     client, model = service.client, "m-again"
     watermark = (await filled(service, model, 30, 4)).headers["x-watermark"]
+    internal = {"internal_attributes": ["cost"]}
+    assert (await client.patch(path_of(model), json=internal)).status_code == 200
     listing = path_of(model, "embeddings")
     cursor = (await client.get(listing, params={"limit": 2})).json()["next_cursor"]
     assert (await client.delete(path_of(model))).status_code == 202
@@ -100,6 +103,7 @@ async def test_nothing_of_the_earlier_model_shows_in_the_later(
         await client.get(path_of(model)),
         await client.get(listing),
         await client.delete(path_of(model)),
+        await client.patch(path_of(model), json=internal),
         await client.post(path_of(model, "search"), json={"vector": [1, 2, 3, 4]}),
     ):
         assert_problem(reply, 404, "not-found")
@@ -108,6 +112,7 @@ async def test_nothing_of_the_earlier_model_shows_in_the_later(
         while list(cached.glob(f"**/{model}")):  # noqa: ASYNC110 - the disk has no event
             await asyncio.sleep(0.02)
     later = await filled(service, model, 10, 3)
+    assert (await client.get(path_of(model))).json()["internal_attributes"] == []
     assert_problem(await client.get(listing, params={"cursor": cursor}), 400, "unreadable")
     items = (await client.get(listing, params={"limit": 100})).json()["items"]
     assert sorted(item["product_id"] for item in items) == sorted(f"p{n}" for n in range(10))

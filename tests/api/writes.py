@@ -109,6 +109,12 @@ async def _delete_model(caller: Person, model: str) -> Write:
     return "DELETE", path_of(model), None
 
 
+async def _change_model(caller: Person, model: str) -> Write:
+    method, path, body = await put_embedding(caller, model)
+    await caller.client.request(method, path, json=body)
+    return "PATCH", path_of(model), {"internal_attributes": ["cost"]}
+
+
 async def _promote_build(caller: Person, _model: str) -> Write:
     builds = (await caller.client.get(path_of(PROMOTED, "builds"))).json()["items"]
     (published,) = [build["build_id"] for build in builds if build["status"] == "published"]
@@ -131,6 +137,7 @@ ALL: dict[str, tuple[Prepare, int]] = {
     "POST batch of attributes": (_store_attributes, 200),
     "POST builds": (request_build, 202),
     "DELETE build": (_cancel_build, 202),
+    "PATCH model": (_change_model, 200),
     "DELETE model": (_delete_model, 202),
     "POST promote": (_promote_build, 200),
 }

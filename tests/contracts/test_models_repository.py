@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from core.dynamo.client import open_dynamo
-from core.errors import NotFound
+from core.errors import ModelBeingDeleted, NotFound
+from core.models import now, timestamp
 from core.repositories.models import ModelRepository
 from core.settings import Settings
 
@@ -39,6 +41,38 @@ async def test_of_creations_in_flight_together_one_wins(models: ModelRepository)
     )
     assert len({model.dimension for model in made}) == 1
     assert await models.get_model("raced") == made[0]
+
+
+async def test_the_names_of_internal_attributes_stay_through_other_writes(
+    models: ModelRepository, settings: Settings
+) -> None:
+    """Also of a process that read the record before; of two changes the later one holds."""
+    before = await models.create_model("internal", 3, "cosine", 8)
+    await models.set_internal_attributes(before, ["cost", "supplier"])
+    await models.note_attributes(before)
+    found = await models.get_model("internal")
+    assert (found.internal_attributes, found.has_attributes) == (("cost", "supplier"), True)
+    await models.set_internal_attributes(before, [])
+    assert (await models.get_model("internal")).internal_attributes == ()
+    await models.set_internal_attributes(found, ["margin"])
+    async with open_dynamo(settings) as dynamo:
+        listed = await ModelRepository(dynamo, settings).list_models()
+    names = [model.internal_attributes for model in listed if model.model_version == "internal"]
+    assert names == [("margin",)]
+
+
+async def test_internal_attributes_are_set_in_no_other_generation(models: ModelRepository) -> None:
+    """Nor where there is no record, nor in one that is marked for deletion."""
+    model = await models.create_model("internal-gone", 3, "cosine", 8)
+    earlier = msgspec.structs.replace(model, generation=model.generation - 1)
+    absent = msgspec.structs.replace(model, model_version="internal-never")
+    for other in (earlier, absent):
+        with pytest.raises(NotFound):
+            await models.set_internal_attributes(other, ["cost"])
+    await models.mark_model(msgspec.structs.replace(model, deleting_at=timestamp(now())))
+    with pytest.raises(ModelBeingDeleted):
+        await models.set_internal_attributes(model, ["cost"])
+    assert (await models.find_model("internal-gone")).internal_attributes == ()
 
 
 async def test_every_model_is_listed_by_name(models: ModelRepository) -> None:

@@ -50,6 +50,24 @@ def test_a_filter_that_a_row_matches(value: Any) -> None:
     assert not parse_filter({"$not": value}).matches(ROW)
 
 
+def test_conditions_on_what_is_not_available_are_named_by_place() -> None:
+    """At any depth, each of them; what is wrong beside it too, and other names may be used."""
+    value = {
+        "price": 1,
+        "cost": {"$not": {"$gt": 3}},
+        "$or": [{"brand": "a"}, {"$not": {"cost": {"$exists": True}}}],
+        "$and": [{"brand": {"$gt": "a"}}],
+    }
+    with pytest.raises(Invalid) as refused:
+        parse_filter(value, unavailable=("cost", "margin"))
+    assert [error.field for error in refused.value.errors] == [
+        "filter.cost",
+        "filter.$or[1].$not.cost",
+        "filter.$and[0].brand.$gt",
+    ]
+    assert parse_filter({"price": 1}, unavailable=("cost",)) == parse_filter({"price": 1})
+
+
 @pytest.mark.parametrize(
     "value",
     [
