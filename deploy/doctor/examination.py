@@ -45,6 +45,8 @@ async def examine(
     run = _Examination(settings, calls, process)
     where = settings.aws.endpoint_url or f"AWS in {settings.aws.region}"
     checks = [ok("settings", f"environment {settings.environment}, {where}")]
+    if process != "worker":
+        checks.append(services.check_rates(settings))
     checks += await _within(timeout_s, "credentials", run.caller())
     parts: dict[str, Part] = {
         "redis": services.check_redis(settings),

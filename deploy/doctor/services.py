@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from core import names
-from core.errors import Unavailable
+from core.errors import SettingsError, Unavailable
 from core.queue import open_queue
+from core.rates import ANYONE, parse_policies
 from core.settings import Settings
 from deploy.aws.attempts import Attempt, attempt
 from deploy.doctor.report import Check, Process, failed, not_allowed, ok, warning
@@ -118,6 +119,31 @@ async def check_redis(settings: Settings) -> list[Check]:
             )
         ]
     return [ok(subject, f"version {server.version}, {parts.scheme}")]
+
+
+# --- rates of callers -----------------------------------------------------------------------------
+
+
+def check_rates(settings: Settings) -> Check:
+    """That the rates of callers can be read, and that each of them applies to someone."""
+    try:
+        policies = parse_policies(settings.http.rates)
+    except SettingsError as error:
+        return failed("rates", str(error), "correct K9_RATES: the API does not start with it")
+    if not policies:
+        return ok("rates", "none are set")
+    rights = [each.right for each in policies]
+    first = [f"{each.right} {each.quota:,} in {each.window_s:,} s" for each in policies]
+    detail = f"of each caller, the first that it has: {', '.join(first)}"
+    unused = [
+        right
+        for number, right in enumerate(rights)
+        if right in rights[:number] or ANYONE in rights[:number]
+    ]
+    if unused:
+        advice = f"move {', '.join(unused)} before {ANYONE}, or remove what is there twice"
+        return warning("rates", f"{detail}; {', '.join(unused)} never applies", advice)
+    return ok("rates", detail)
 
 
 # --- the user pool --------------------------------------------------------------------------------

@@ -69,8 +69,8 @@ async def test_nothing_is_wrong_and_nothing_is_left(sound: Settings) -> None:
     report = await _examine(sound, calls=5)
     assert _failed(report) == {}
     subjects = " ".join(check.name for check in report.checks if check.status == "ok")
-    parts = ("settings", "credentials", "clock", "limits", "TTL", "redis", "bucket", "token keys")
-    for part in (*parts, "open files", "memory", "latency of put"):
+    parts = ("settings", "rates", "credentials", "clock", "limits", "TTL", "redis", "bucket")
+    for part in (*parts, "token keys", "open files", "memory", "latency of put"):
         assert part in subjects
     for table in tables.ALL:
         assert f"table {sound.table(table.name)}" in subjects

@@ -1,10 +1,14 @@
+import re
 from datetime import UTC, datetime
 
 import pytest
 
+from core.rates import parse_policies
+from core.settings import Http, Settings
+from deploy.aws import stacks
 from deploy.doctor.host import check_clock
 from deploy.doctor.report import percentile
-from deploy.doctor.services import BUCKET_ACTIONS
+from deploy.doctor.services import BUCKET_ACTIONS, check_rates
 from deploy.doctor.tables import ACTIONS
 from tests.aws_calls import LIST
 
@@ -34,6 +38,38 @@ def test_a_slow_answer_says_little_of_the_clock() -> None:
     """It may have been written at its beginning or its end; without a date there is no check."""
     assert check_clock(_UNIX - 20, _UNIX + 1, _SERVER).status == "ok"
     assert check_clock(_UNIX, _UNIX, None).status == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("rates", "status", "words"),
+    [
+        ((), "ok", "none are set"),
+        (("caller:a=5/1", "*=1000/60"), "ok", "caller:a 5 in 1 s, * 1,000 in 60 s"),
+        (("*=1000/60", "group:readers=5/1"), "warning", "group:readers never applies"),
+        (("scope:k9/read=5/1", "scope:k9/read=6/1"), "warning", "scope:k9/read never applies"),
+        (("readers=5/1",), "failed", "'readers=5/1'"),
+    ],
+)
+def test_rates_are_told_and_those_that_never_apply(
+    rates: tuple[str, ...], status: str, words: str
+) -> None:
+    """With what they give to whom, in the order in which they apply."""
+    check = check_rates(Settings(http=Http(rates=rates)))
+    assert (check.status, bool(check.advice)) == (status, status != "ok")
+    assert words in check.detail
+
+
+@pytest.mark.parametrize("template", ["service.yaml", "lambda.yaml"])
+def test_templates_take_the_rates_that_an_api_reads(template: str) -> None:
+    """By the pattern of their parameter, so that a deployment fails before its tasks do."""
+    text = (stacks.TEMPLATES / template).read_text(encoding="utf-8")
+    found = re.search(r"\n  Rates:\n(?:    .*\n)*?    AllowedPattern: '(.*)'\n", text)
+    assert found is not None
+    for rates in ("", "*=5/1", "caller:a-b=5/1,group:readers=100/60,scope:k9/read=50/1,*=9/60"):
+        assert re.fullmatch(found[1], rates)
+        parse_policies(tuple(filter(None, rates.split(","))))
+    for wrong in ("readers=5/1", "*=5", "*=5/1,", ",*=5/1", "*=5/1 ,*=5/1", "group:=5/1"):
+        assert not re.fullmatch(found[1], wrong)
 
 
 def test_percentiles_are_measured_values() -> None:
