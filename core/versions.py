@@ -178,7 +178,7 @@ class VersionStore:
         directory = self.directory(record)
         incoming = directory.with_name(f".{directory.name}.{uuid4().hex}")
         try:
-            manifest = await self.fetch(record, incoming)
+            manifest = await self.fetch(record, incoming, reuse_for=directory)
             (incoming / RECORD).write_bytes(msgspec.json.encode(record))
             cache.move_into_place(incoming, directory)
         finally:
@@ -211,11 +211,18 @@ class VersionStore:
             yield waited
 
     async def fetch(
-        self, record: VersionRecord, directory: Path, only: Sequence[str] = ()
+        self,
+        record: VersionRecord,
+        directory: Path,
+        only: Sequence[str] = (),
+        *,
+        reuse_for: Path | None = None,
     ) -> Manifest:
         """Downloads and verifies the manifest and files of a version, into a new directory.
 
-        These are the files that serving maps, or `only` the named ones.
+        These are the files that serving maps, or `only` the named ones. Where the new version is to
+        be moved to `reuse_for`, and has files of an earlier one, what is of that in the cache is
+        copied.
 
         Raises:
             Corrupt: the version in S3 is not the one that was published.
@@ -225,7 +232,11 @@ class VersionStore:
             raw = await self._manifest(record)
             manifest = record.check(raw)
             await asyncio.to_thread(directory.mkdir, parents=True)
-            await self._get_files(record, manifest, only or mapped_files(manifest), directory)
+            wanted = set(only or mapped_files(manifest))
+            if reuse_for is not None and manifest.reused_build_id is not None:
+                entries = {name: manifest.files[name] for name in wanted}
+                wanted -= await asyncio.to_thread(cache.copy_same, reuse_for, directory, entries)
+            await self._get_files(record, manifest, sorted(wanted), directory)
         except (Corrupt, NewerFormat) as error:
             _refused(record, "s3", error)
             raise

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,8 @@ from uuid import uuid4
 
 from core.errors import Corrupt, NewerFormat
 from core.files import file_lock
-from core.index.manifest import MANIFEST, decode_manifest
+from core.index import files
+from core.index.manifest import MANIFEST, FileInfo, decode_manifest
 
 LEASE: Final = ".lease"
 """A file in each version directory, locked by every process that uses the version."""
@@ -60,6 +61,44 @@ def others(current: Path) -> list[Path]:
         if directory != current and directory.name.rpartition(".")[2].isdecimal()
     ]
     return sorted(found, key=_modified_at, reverse=True)
+
+
+def copy_same(directory: Path, incoming: Path, wanted: Mapping[str, FileInfo]) -> set[str]:
+    """Copies files of a new version from other versions of the model version that have the same.
+
+    They are copies, not links, so that damage to one version leaves the others whole. Each is
+    verified. What is not found so, for whatever reason, is to be downloaded.
+
+    Args:
+        directory: Where the new version will be.
+        incoming: Where its files are put before.
+        wanted: Its files.
+
+    Returns:
+        The names of those that are there now.
+    """
+    copied: set[str] = set()
+    for other in others(directory):
+        try:
+            has = decode_manifest((other / MANIFEST).read_bytes()).files
+        except (OSError, Corrupt, NewerFormat):
+            continue
+        for name in wanted.keys() - copied:
+            same = name in has and has[name].sha256 == wanted[name].sha256
+            if same and _copy(other / name, incoming / name, wanted[name]):
+                copied.add(name)
+    return copied
+
+
+def _copy(source: Path, target: Path, wanted: FileInfo) -> bool:
+    """Whether the file could be copied, and has the bytes that it should have."""
+    with suppress(OSError):  # it was removed just now, or the disk is full
+        shutil.copyfile(source, target)
+        found = files.file_info(target)
+        if (found.bytes, found.sha256) == (wanted.bytes, wanted.sha256):
+            return True
+    target.unlink(missing_ok=True)
+    return False
 
 
 def prune(current: Path, fallbacks: int) -> None:

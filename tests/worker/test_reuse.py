@@ -1,20 +1,32 @@
 """A build of which only attributes have changed keeps the index and the matrix, and no other."""
 
+import asyncio
+import os
+import shutil
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from core.index.files import COLUMNS, REPORT, VECTORS
+from core.index.files import COLUMNS, IDS, REPORT, VECTORS
+from core.index.version import mapped_files, verify_files
 from core.models import Build, BuildParameters
+from core.object_store import count_requests
 from core.repositories.attributes import AttributeRepository
 from core.resources import Resources
+from core.settings import Settings
+from core.versions import VersionRecord
 from tests.worker.forgery import replace_object
+from tests.worker.processes import children_of, running, until
 from tests.worker.test_attributes import columns_of, digests, served, stored_with_attributes
 from tests.worker.test_history import verified
 from tests.worker.work import build
+from worker.building.protocol import BuildSpec
 
 ONES = np.ones(8, dtype=np.float32)
 Act = Callable[[Resources, str], Awaitable[Any]]
@@ -80,6 +92,65 @@ async def test_attributes_that_come_and_go_reuse_a_build_without(
     cleared = await build(resources, model_version)
     assert reused(cleared) == bare.build_id
     assert digests(cleared) == digests(bare)
+
+
+def spec_of(child: int) -> BuildSpec:
+    """What a build process was asked for."""
+    path = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[-2]
+    return msgspec.json.decode(Path(path.decode()).read_bytes(), type=BuildSpec)
+
+
+async def test_a_killed_workers_columns_are_built_by_the_next(
+    resources: Resources, model_version: str, settings: Settings
+) -> None:
+    """After SIGKILL, in whatever state its files were; every file of the version is whole."""
+    own = await stored_with_attributes(resources, model_version, 60)
+    first = await build(resources, model_version)
+    await patch(resources, model_version)
+    own["p00007"] = own["p00007"] | {"price": 1}
+    async with running(settings) as killed:
+        asked = await resources.build_service.request(model_version, BuildParameters())
+        async with asyncio.timeout(60):
+            while not (found := children_of(settings.building.work_dir)):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+        os.kill(found[0], signal.SIGSTOP)
+        assert spec_of(found[0]).columns_only
+        killed.kill()
+        await killed.wait()
+        os.kill(found[0], signal.SIGCONT)  # it ends by itself, without the worker
+    async with running(settings):
+        ended = await until(resources, asked.build_id, lambda found: not found.open)
+    assert (reused(ended), ended.fence) == (first.build_id, 2)
+    assert await columns_of(resources, model_version) == own
+    assert {**digests(ended), COLUMNS: ""} == {**digests(first), COLUMNS: ""}
+    with TemporaryDirectory() as directory:  # fetching verifies each
+        names = tuple(digests(ended))
+        await resources.versions.fetch(VersionRecord.of(ended), Path(directory) / "copy", names)
+    assert not children_of(settings.building.work_dir)
+
+
+async def test_what_the_cache_has_is_not_downloaded_again(
+    resources: Resources, model_version: str
+) -> None:
+    """Only the columns are, unless a file of the version before is damaged or gone."""
+    own = await stored_with_attributes(resources, model_version, 60)
+    await build(resources, model_version)
+    _, before = await served(resources, model_version)
+    for number, (damage, requests) in enumerate([(None, 2), (VECTORS, 3), (IDS, 3)]):
+        await patch(resources, model_version, number)
+        assert reused(await build(resources, model_version)) is not None
+        if damage == VECTORS:
+            (before / VECTORS).write_bytes(bytes((before / VECTORS).stat().st_size))
+        elif damage == IDS:
+            (before / IDS).unlink()
+        with count_requests() as count:
+            version, directory = await served(resources, model_version)
+        assert count.requests == requests  # the manifest and the columns, and what was damaged
+        verify_files(directory, version.manifest, mapped_files(version.manifest))
+        assert version.columns is not None
+        assert version.columns.attributes(7) == own["p00007"] | {"price": number}
+        await asyncio.to_thread(shutil.rmtree, before)
+        before = directory
 
 
 async def put(resources: Resources, model_version: str) -> None:
