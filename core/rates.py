@@ -130,6 +130,8 @@ class RateLimiter:
         """By caller, in microseconds of the clock."""
         self._sweep_at = _CALLERS_MAX
         """How many callers are counted when those with their whole quota are forgotten."""
+        self._refused_until: dict[str, float] = {}
+        """By caller over its rate: until when, in microseconds, none of its requests is allowed."""
 
     def policy_of(self, rights: frozenset[str]) -> Policy | None:
         """What a caller with these rights may send; None where it has no limit."""
@@ -141,19 +143,46 @@ class RateLimiter:
     async def take(self, policy: Policy, user_id: str) -> Verdict:
         """Counts one request of a caller, unless it is over the rate."""
         now = self._clock()
+        key = f"{policy.right}:{user_id}"
+        if (refused := self._still_refused(key, now * _SECOND_US)) is not None:
+            return refused
         if now >= self._away_until:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     allowed, spent_us = await self._script(
-                        keys=[f"{self._prefix}{policy.right}:{user_id}"],
+                        keys=[f"{self._prefix}{key}"],
                         args=[policy.interval_us, policy.window_s * _SECOND_US],
                     )
             except _FAILURES as error:
                 _log.warning("rates are counted by each process", error=type(error).__name__)
                 self._away_until = self._clock() + _AWAY_S
             else:
-                return _verdict(policy, spent_us, allowed=bool(allowed))
+                verdict = _verdict(policy, spent_us, allowed=bool(allowed))
+                if not allowed:
+                    self._remember(key, now * _SECOND_US, _wait_us(policy, spent_us))
+                return verdict
         return self.take_here(policy, user_id, now * _SECOND_US)
+
+    def _still_refused(self, key: str, now: float) -> Verdict | None:
+        """The refusal of a caller that may send nothing yet, by what Valkey said last.
+
+        It holds for all processes: only time brings requests back. So a flood costs Valkey no more
+        than one call for each request that is allowed, and one refusal, in each process.
+        """
+        until = self._refused_until.get(key)
+        if until is None:
+            return None
+        if now < until:
+            return Verdict(allowed=False, left=0, reset_s=_whole_seconds(until - now))
+        del self._refused_until[key]
+        return None
+
+    def _remember(self, key: str, now: float, wait_us: float) -> None:
+        """Notes that a caller is refused for so long; `now` is of before Valkey was asked."""
+        if len(self._refused_until) >= _CALLERS_MAX:
+            later = {each: at for each, at in self._refused_until.items() if at > now}
+            self._refused_until = later if len(later) < _CALLERS_MAX else {}
+        self._refused_until[key] = now + wait_us
 
     def take_here(self, policy: Policy, user_id: str, now: float) -> Verdict:
         """The same by this process alone; `now` is in microseconds."""
@@ -172,8 +201,16 @@ class RateLimiter:
 def _verdict(policy: Policy, spent_us: float, *, allowed: bool) -> Verdict:
     window_us = policy.window_s * _SECOND_US
     left = max(0, math.floor((window_us + 1 - spent_us) / policy.interval_us)) if allowed else 0
-    wait_us = spent_us if left else spent_us + policy.interval_us - window_us
-    return Verdict(allowed, left, max(1, math.ceil(wait_us / _SECOND_US)))
+    return Verdict(allowed, left, _whole_seconds(spent_us if left else _wait_us(policy, spent_us)))
+
+
+def _wait_us(policy: Policy, spent_us: float) -> float:
+    """Until another request is allowed, where none is left."""
+    return spent_us + policy.interval_us - policy.window_s * _SECOND_US
+
+
+def _whole_seconds(microseconds: float) -> int:
+    return max(1, math.ceil(microseconds / _SECOND_US))
 
 
 @asynccontextmanager

@@ -83,6 +83,27 @@ async def test_two_processes_count_together(valkey: str) -> None:
         assert (await two.take(POLICY, "b")).allowed
 
 
+async def test_a_refusal_holds_until_a_request_comes_back(
+    valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Valkey, which has lost its data here, is not asked before; others are not concerned."""
+    now, prefix = [1000.0], f"t-{uuid4().hex}:"
+    async with limiter(valkey, lambda: now[0], prefix) as rates, Redis.from_url(valkey) as redis:
+        assert [(await rates.take(POLICY, "a")).allowed for _ in range(4)] == [True] * 3 + [False]
+        assert await redis.delete(f"{prefix}{POLICY.right}:a") == 1
+        now[0] += 9.5
+        assert await rates.take(POLICY, "a") == Verdict(allowed=False, left=0, reset_s=11)
+        assert (await rates.take(POLICY, "b")).allowed
+        now[0] += 10.5
+        assert await rates.take(POLICY, "a") == Verdict(allowed=True, left=2, reset_s=20)
+        monkeypatch.setattr("core.rates._CALLERS_MAX", 4)
+        for number in range(9):
+            name = f"c{number}"
+            taken = [(await rates.take(POLICY, name)).allowed for _ in range(4)]
+            assert taken == [True] * 3 + [False]
+        assert len(rates._refused_until) <= 4  # noqa: SLF001 - nobody else sees it
+
+
 async def test_each_process_counts_while_valkey_is_away() -> None:
     """Without asking it again for each request; what was sent comes back with time."""
     now = [1000.0]
