@@ -140,7 +140,10 @@ class Asking:
         if asked.group_by is not None:
             # How many searches it takes is not known before: never on the event loop.
             members = k if asked.group_size > 1 else 0
-            total = max((_GROUP_ROUNDS + members) * total, 2 * INLINE_US_MAX)
+            total *= _GROUP_ROUNDS + members
+            # Attributes are read in the first round, in a wider one, and to fill the groups.
+            read = k + max(POOL_RATIO * k, _POOL_MIN) + members * asked.group_size
+            total = max(total + _ATTRIBUTES_US * read, 2 * INLINE_US_MAX)
         return total
 
     def neighbors(self) -> Steps[list[Candidate]]:

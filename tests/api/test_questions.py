@@ -100,6 +100,19 @@ async def test_groups_are_as_many_as_asked_for_though_one_crowds(shop: Opened) -
         assert [group["value"] for group in some["groups"]] == [
             value for value in order if value != "crowd"
         ]
+        listed = {"attributes": {"model": ["crowd", "m1"]}}  # which is no one value of them
+        reply = await here.client.patch(path_of(here.model, "embeddings", "copy00"), json=listed)
+        again = await here.search(
+            vector=vector(1).tolist(),
+            k=100,
+            group_by="model",
+            group_size=10,
+            filter={"model": "crowd"},
+            min_watermark=reply.headers["x-watermark"],
+        )
+        (crowd,) = again["groups"]
+        assert (crowd["value"], len(crowd["neighbors"])) == ("crowd", 10)
+        assert "copy00" not in names(crowd)
         nothing = await here.search(vector=vector(1).tolist(), group_by="none")
         assert nothing["groups"] == []
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from api.admission.executor import finished
 from api.serving.delta import DeltaBuffer
-from api.serving.questions import Asking, Candidate, Question
+from api.serving.questions import Asking, Candidate, Question, attributes_us
 from api.serving.snapshot import Snapshot
 from core.attributes.boosts import Boost
 from core.attributes.filters import parse_filter
@@ -212,6 +212,17 @@ def test_a_boost_that_may_have_missed_a_product_is_not_called_exact(
     (found,) = finished(question.neighbors())
     assert (found.product_id == far) == exact
     assert question.provenance.exact == exact
+
+
+def test_the_estimate_for_groups_has_the_attributes_that_are_read() -> None:
+    """Which for many groups take longer than the searches."""
+    snapshot, _ = changed([], graph=False)
+    plain, grouped, filled = (
+        asking(snapshot, [VECTORS[0]], 1000, **more).cost_us()
+        for more in ({}, {"group_by": "a"}, {"group_by": "a", "group_size": 10})
+    )
+    assert grouped >= 3 * plain + attributes_us(5000)
+    assert filled >= grouped + 1000 * plain + attributes_us(10_000)
 
 
 @pytest.mark.parametrize("group_size", [1, 3])
