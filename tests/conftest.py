@@ -59,14 +59,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=rank)
     for item in items:
-        if _on_second_emulator(item):
+        if _covers_nothing_more(item):
             item.add_marker(pytest.mark.no_cover)
 
 
-def _on_second_emulator(item: pytest.Item) -> bool:
-    """Whether a test runs the same code as on the first, which is measured."""
+_REPEATING = {
+    f"tests/api/test_{name}.py"
+    for name in (
+        "admission",
+        "bad_input",
+        "connections",
+        "crashes",
+        "fresh",
+        "promoted",
+        "schema",
+        "two_users",
+    )
+}
+"""Tests of the API that send very many requests of the kinds that others send once."""
+
+
+def _covers_nothing_more(item: pytest.Item) -> bool:
+    """Whether a test runs code again that others run.
+
+    Measuring it would take a third of its time. It may run on the second emulator, with examples
+    made at random, or be one of those that repeat.
+    """
     call: Any = getattr(item, "callspec", None)
-    return call is not None and call.params.get("emulator") == "moto"
+    function: Any = getattr(item, "function", None)
+    return (
+        (call is not None and call.params.get("emulator") == "moto")
+        or getattr(function, "is_hypothesis_test", False)
+        or item.nodeid.split("::")[0] in _REPEATING
+    )
 
 
 @pytest.fixture(scope="session")
