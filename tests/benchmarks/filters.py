@@ -2,25 +2,32 @@
 
     python -m tests.benchmarks.filters --catalogue FILE [--rows 10000] [--k 10 100]
         [--family hnsw_sq8] [--selectivity 0.01 0.1 1 5 10 25 50 90 100] [--queries 200]
-        [--plans] [--qdrant] [--directory DIR]
+        [--turns 5] [--kinds random region] [--plans] [--qdrant ENVIRONMENT/bin/python]
+        [--directory DIR]
 
 Two kinds of filters: `random` has nothing to do with the vectors; `region` goes along with them: it
 allows the rows nearest to a row drawn at random, or those furthest from it. Queries are in no
-build. Recall is over as many rows as match, up to k. Milliseconds are processor time of one search
-on one thread, with the evaluation of the filter; engines and plans are asked in turns, query by
-query. `--plans` measures each plan besides the chosen one; `select` is a selector inside FAISS's
-own search of the graph. `--qdrant` asks Qdrant's engine in process as well (qdrant-edge-py, in
-an environment of its own, on PYTHONPATH). With `--directory` what was built is kept there, and used
-again.
+build. Recall is against exact search over the rows that match, over as many as there are, up to k.
+
+K9 is asked as a request asks it: the filter is parsed, the products that match are found, and the
+snapshot is searched among them. Milliseconds are processor time of one search on one thread and one
+core; each engine answers all queries of a line in turn, `--turns` times, and the median of the
+turns and their range are printed. `--plans` measures each plan besides the chosen one; `select` is
+a selector inside FAISS's own search of the graph. `--qdrant` measures Qdrant's engine too
+(`edge.py`, qdrant-edge-py in an environment of its own). With `--directory` what was built is kept
+there, and used again.
 """
 
 import argparse
-import importlib
+import os
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -28,32 +35,52 @@ import faiss as _faiss
 import msgspec
 import numpy as np
 
+from api.serving.segment import Segment
+from api.serving.snapshot import Snapshot
 from core.attributes.column_writer import ColumnWriter
 from core.attributes.columns import Columns
 from core.attributes.filters import parse_filter
 from core.index import files
-from core.models import Family
+from core.index.manifest import Counts, Manifest, MatrixInfo, Software
+from core.index.version import IdTable, MappedVersion
+from core.models import BuildParameters, Family, now, timestamp
 from core.vectors.arrays import Doubles, Floats
 from core.vectors.builder import build_index
 from core.vectors.families import search_parameters, set_threads
 from core.vectors.filtered import Allowed, FilteredSearcher, Plan
-from core.vectors.parameters import IndexInfo, IndexLimits
+from core.vectors.parameters import IndexInfo, IndexLimits, Recall
 from core.vectors.search import Searcher
 from tests.benchmarks.families import Case, case, load, mapped
 from worker.building.launcher import thread_count
 
 faiss: Final[Any] = _faiss
+_CORE: Final = 0
 _TARGET: Final = 0.95
 _REGIONS: Final = 4
 _SEED: Final = 5
 _SLACK: Final = 1e-6
 """Scores of float32 products may be off by so much."""
 _QDRANT_EF: Final = 64
-_QDRANT_PAGE: Final = 2000
 _INFO: Final = "info.json"
 
-Engine = Callable[[int, dict[str, Any], int], Any]
-"""Row numbers found for query i under a condition {name: {operator: bound}}, and k."""
+
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """A query under a filter, as Qdrant's engine is asked it."""
+
+    number: int
+    name: str
+    at_least: float | None
+    below: float | None
+
+    @property
+    def filter(self) -> dict[str, Any]:
+        """The same as K9 is asked it."""
+        bounds = {"$gte": self.at_least, "$lt": self.below}
+        return {self.name: {key: bound for key, bound in bounds.items() if bound is not None}}
+
+
+Engine = Callable[[list[Asked], int], tuple[list[list[int]], float]]
+"""Rows found for each question, k at the most, and processor milliseconds of one of them."""
 
 
 def attributes_of(rows: Floats) -> dict[str, Doubles]:
@@ -69,12 +96,13 @@ def attributes_of(rows: Floats) -> dict[str, Doubles]:
     return found
 
 
-def condition(kind: str, share: float, number: int) -> dict[str, Any]:
-    """The filter of query number i."""
+def question(kind: str, share: float, number: int) -> Asked:
+    """Query number i under a filter that allows this share of the rows."""
     if kind == "random":
-        return {"random": {"$lt": share}}
+        return Asked(number, "random", None, share)
     name = f"region{number % _REGIONS}"
-    return {name: {"$lt": share} if number // _REGIONS % 2 == 0 else {"$gte": 1 - share}}
+    nearest = number // _REGIONS % 2 == 0
+    return Asked(number, name, None, share) if nearest else Asked(number, name, 1 - share, None)
 
 
 def opened(tried: Case, family: Family, directory: Path) -> Searcher:
@@ -104,128 +132,230 @@ def opened(tried: Case, family: Family, directory: Path) -> Searcher:
     return searcher
 
 
-class K9:
-    """K9's search, from the filter as it is decoded to the rows."""
+def columns_of(attributes: dict[str, Doubles], n: int, directory: Path) -> Columns:
+    """The columns of a version whose rows have these numbers."""
+    path = directory / files.COLUMNS
+    if not path.exists():
+        writer = ColumnWriter(n, bytes_max=1 << 30)
+        for row in range(n):
+            writer.append({name: float(values[row]) for name, values in attributes.items()})
+        writer.write(path)
+    return Columns(path, n)
 
-    def __init__(
-        self, searcher: Searcher, columns: Columns, queries: Floats, plan: Plan | None = None
-    ) -> None:
-        self._filtered = FilteredSearcher(searcher)
-        self._columns = columns
-        self._queries = queries
-        self._plan = plan
-        self.used: Counter[Plan] = Counter()
-        """How often each plan was used."""
 
-    def __call__(self, number: int, asked: dict[str, Any], k: int) -> Any:
-        """As `Engine`."""
-        allowed = Allowed(self._columns.select(parse_filter(asked)))
-        found = self._filtered.search_one(self._queries[number], k, allowed, plan=self._plan)
-        self.used[found.plan] += 1
-        return found.rows
+def snapshot_of(searcher: Searcher, columns: Columns, directory: Path) -> Snapshot:
+    """What answers requests, over a version of these; a product's id is its row, in digits."""
+    n, moment = searcher.n, timestamp(now())
+    files.write_ids(directory / files.IDS, [b"%08d" % row for row in range(n)])
+    manifest = Manifest(
+        model_version="m",
+        build_id="b",
+        epoch=0,
+        built_at=moment,
+        watermark=moment,
+        dimension=searcher.d,
+        metric=searcher.metric,
+        counts=Counts(n),
+        parameters=BuildParameters(),
+        index=searcher.info,
+        recall=Recall(_TARGET, 10, _TARGET, 0, ""),
+        matrix=MatrixInfo(1, exact=True, recall=1.0),
+        files={},
+        resident_bytes=0,
+        software=Software("", "", "", "", 1),
+        rows_with_attributes=n,
+    )
+    near = np.full((n, 1), -1, dtype=np.int32), np.zeros((n, 1), dtype=np.float32)
+    ids = IdTable(directory / files.IDS)
+    return Snapshot(Segment(MappedVersion(manifest, ids, searcher, *near, columns), 1))
+
+
+def k9(snapshot: Snapshot, queries: Floats, used: Counter[Plan]) -> Engine:
+    """K9's search as a request has it, from the decoded filter to product ids and scores.
+
+    `used` counts the plans.
+    """
+
+    def search(asked: list[Asked], k: int) -> tuple[list[list[int]], float]:
+        bodies = [(each.filter, queries[each.number]) for each in asked]
+        plans: list[Plan] = []
+        answers = []
+        began = time.process_time()
+        for body, query in bodies:
+            matching = snapshot.matching(parse_filter(body))
+            answers.append(snapshot.search_matching([query], k, matching, used=plans)[0][0])
+        spent = time.process_time() - began
+        used.update(plans)
+        return [[*map(int, hits.product_ids)] for hits in answers], 1000 * spent / len(asked)
+
+    return search
+
+
+def one_plan(searcher: Searcher, columns: Columns, queries: Floats, plan: Plan) -> Engine:
+    """K9's search by one plan, whatever would be chosen."""
+    filtered = FilteredSearcher(searcher)
+
+    def search(asked: list[Asked], k: int) -> tuple[list[list[int]], float]:
+        bodies = [(each.filter, queries[each.number]) for each in asked]
+        began = time.process_time()
+        found = [
+            filtered.search_one(query, k, Allowed(columns.select(parse_filter(body))), plan=plan)
+            for body, query in bodies
+        ]
+        spent = time.process_time() - began
+        return [each.rows.tolist() for each in found], 1000 * spent / len(asked)
+
+    return search
 
 
 def selector(searcher: Searcher, columns: Columns, queries: Floats) -> Engine:
     """A selector inside FAISS's search of the graph, as broad as Qdrant's."""
     order = searcher.order
 
-    def search(number: int, asked: dict[str, Any], k: int) -> Any:
-        mask = columns.select(parse_filter(asked))[order]
-        parameters = search_parameters(searcher.info.family, max(_QDRANT_EF, k))
-        bits = np.packbits(mask, bitorder="little")
-        parameters.sel = chosen = faiss.IDSelectorBitmap(bits)
-        positions = searcher.index.search(queries[number : number + 1], k, params=parameters)[1][0]
-        del chosen
-        return searcher.rows_at(positions[positions >= 0])
+    def search(asked: list[Asked], k: int) -> tuple[list[list[int]], float]:
+        found = []
+        began = time.process_time()
+        for each in asked:
+            mask = columns.select(parse_filter(each.filter))[order]
+            parameters = search_parameters(searcher.info.family, max(_QDRANT_EF, k))
+            bits = np.packbits(mask, bitorder="little")
+            parameters.sel = chosen = faiss.IDSelectorBitmap(bits)
+            query = queries[each.number : each.number + 1]
+            positions = searcher.index.search(query, k, params=parameters)[1][0]
+            del chosen
+            found.append(searcher.rows_at(positions[positions >= 0]).tolist())
+        return found, 1000 * (time.process_time() - began) / len(asked)
 
     return search
 
 
-def qdrant(rows: Floats, attributes: dict[str, Doubles], queries: Floats, path: Path) -> Engine:
-    """Qdrant's engine with its default graph, an index on each attribute, and one thread."""
-    edge: Any = importlib.import_module("qdrant_edge")
-    config = edge.EdgeConfig(
-        vectors=edge.EdgeVectorParams(rows.shape[1], edge.Distance.Dot),
-        hnsw_config=edge.HnswIndexConfig(16, 100, 10_000),
-        optimizers=edge.EdgeOptimizersConfig(
-            indexing_threshold=1000, default_segment_number=1, max_segment_size=10**7
-        ),
-        max_search_threads=1,
-    )
-    if path.exists():
-        shard = edge.EdgeShard.load(str(path), config)
-    else:
-        path.mkdir(parents=True)
-        shard = edge.EdgeShard.create(str(path), config)
-        for name in attributes:
-            kind = edge.PayloadSchemaType.Float
-            shard.update(edge.UpdateOperation.create_field_index(name, kind))
-        for start in range(0, rows.shape[0], _QDRANT_PAGE):
-            points = [
-                edge.Point(
-                    row,
-                    rows[row].tolist(),
-                    {name: float(values[row]) for name, values in attributes.items()},
-                )
-                for row in range(start, min(rows.shape[0], start + _QDRANT_PAGE))
-            ]
-            shard.update(edge.UpdateOperation.upsert_points(points))
-        while shard.optimize():
-            pass
-        shard.flush()
-    lines = queries.tolist()
-    parameters = edge.SearchParams(hnsw_ef=_QDRANT_EF)
+@contextmanager
+def qdrant(
+    python: Path, tried: Case, attributes: dict[str, Doubles], directory: Path
+) -> Iterator[Engine]:
+    """Qdrant's engine over the same rows, in a process of its own until the end of the block."""
+    directory.mkdir(parents=True, exist_ok=True)
+    np.save(directory / "vectors.npy", tried.rows)
+    np.save(directory / "queries.npy", tried.queries)
+    np.savez(directory / "attributes.npz", **attributes)  # type: ignore[arg-type]
+    script = Path(__file__).with_name("edge.py")
+    words = [str(python), str(script), str(directory), str(_CORE)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asking, answers = process.stdin, process.stdout
 
-    def search(number: int, asked: dict[str, Any], k: int) -> Any:
-        ((name, bounds),) = asked.items()
-        bound = edge.RangeFloat(gte=bounds.get("$gte"), lt=bounds.get("$lt"))
-        request = edge.QueryRequest(
-            limit=k,
-            query=edge.Query.Nearest(lines[number]),
-            filter=edge.Filter(must=[edge.FieldCondition(name, range=bound)]),
-            params=parameters,
-        )
-        return [point.id for point in shard.query(request)]
+        def told() -> Any:
+            line = answers.readline()
+            if not line:
+                sys.exit("Qdrant's engine has ended")
+            return msgspec.json.decode(line)
 
-    return search
+        def search(asked: list[Asked], k: int) -> tuple[list[list[int]], float]:
+            asking.write(msgspec.json.encode({"k": k, "ef": _QDRANT_EF, "asked": asked}) + b"\n")
+            asking.flush()
+            answer = told()
+            return answer["ids"], answer["ms"]
+
+        print(f"Qdrant's engine: {told()}", flush=True)
+        yield search
+        asking.close()
 
 
-def measured(
-    engines: dict[str, Engine],
+def recall_of(
+    asked: list[Asked],
+    found: list[list[int]],
+    k: int,
     scores: Floats,
     attributes: dict[str, Doubles],
-    used: Counter[Plan],
-    how: tuple[str, float, int],
-) -> str:
-    """Recall and milliseconds of each engine, for one kind of filter, share and k.
-
-    `used` counts the plans that K9 chooses.
-    """
-    kind, share, k = how
-    hits = dict.fromkeys(engines, 0.0)
-    spent = dict.fromkeys(engines, 0.0)
-    for number, line in enumerate(scores):
-        asked = condition(kind, share, number)
-        ((name, bounds),) = asked.items()
-        values = attributes[name]
-        mask = values < bounds["$lt"] if "$lt" in bounds else values >= bounds["$gte"]
+) -> float:
+    """The mean; ends this process where a row is not allowed, or comes twice."""
+    recalls = []
+    for each, rows in zip(asked, found, strict=True):
+        values, line = attributes[each.name], scores[each.number]
+        mask = np.ones(values.shape[0], dtype=np.bool_)
+        if each.at_least is not None:
+            mask &= values >= each.at_least
+        if each.below is not None:
+            mask &= values < each.below
         wanted = min(k, int(np.count_nonzero(mask)))
+        if not mask[rows].all() or len(set(rows)) != len(rows) or len(rows) > wanted:
+            sys.exit(f"rows that are not allowed, too many or one twice: {each}")
         least = -np.partition(-line[mask], wanted - 1)[wanted - 1] if wanted else 0.0
-        turn = number % len(engines)
-        for engine in [*list(engines)[turn:], *list(engines)[:turn]]:
-            search = engines[engine]
-            start = time.process_time()
-            rows = search(number, asked, k)
-            spent[engine] += time.process_time() - start
-            if not mask[rows].all() or len(set(map(int, rows))) != len(rows):
-                sys.exit(f"{engine} found rows that are not allowed, or one twice")
-            found = np.count_nonzero(line[rows] >= least - _SLACK)
-            hits[engine] += found / wanted if wanted else 1.0
-    n = scores.shape[0]
-    parts = [f"{hits[each] / n:.4f} {1000 * spent[each] / n:6.2f}" for each in engines]
-    plans = " ".join(f"{plan} {count}" for plan, count in sorted(used.items()))
-    used.clear()
-    return f"{kind:7} {100 * share:6.2f} % {k:4}   {'   '.join(parts)}   {plans}"
+        hits = np.count_nonzero(line[rows] >= least - _SLACK)
+        recalls.append(hits / wanted if wanted else 1.0)
+    return statistics.fmean(recalls)
+
+
+def line_of(
+    engines: dict[str, Engine],
+    asked: list[Asked],
+    k: int,
+    turns: int,
+    recall: Callable[[list[list[int]]], float],
+) -> str:
+    """Recall, median milliseconds and their range, of each engine; the first turn warms up."""
+    spent: dict[str, list[float]] = {name: [] for name in engines}
+    recalls = {}
+    for turn in range(turns + 1):
+        names = list(engines) if turn % 2 else [*reversed(engines)]
+        for name in names:
+            found, ms = engines[name](asked, k)
+            if turn:
+                spent[name].append(ms)
+            else:
+                recalls[name] = recall(found)
+    medians = {name: statistics.median(ms) for name, ms in spent.items()}
+    parts = [
+        f"{recalls[name]:.3f} | {medians[name]:.3f} ({min(ms):.3f} to {max(ms):.3f})"
+        for name, ms in spent.items()
+    ]
+    if "qdrant" in engines:
+        parts.append(f"{medians['k9'] / medians['qdrant']:.2f}")
+    return " | ".join(parts)
+
+
+def run(given: argparse.Namespace, tried: Case, directory: Path) -> None:
+    """All lines of the table."""
+    n = tried.rows.shape[0]
+    version = directory / f"{given.family}-{n}"
+    searcher = opened(tried, given.family, version)
+    attributes, queries = attributes_of(tried.rows), tried.queries
+    columns = columns_of(attributes, n, version)
+    used: Counter[Plan] = Counter()
+    engines = {"k9": k9(snapshot_of(searcher, columns, version), queries, used)}
+    if given.plans:
+        plans: list[Plan] = ["scan", "past"]
+        if given.family.startswith("hnsw"):
+            plans.append("walk")
+            engines["select"] = selector(searcher, columns, queries)
+        engines |= {plan: one_plan(searcher, columns, queries, plan) for plan in plans}
+    with ExitStack() as stack:
+        if given.qdrant is not None:
+            path = directory / f"qdrant-{n}"
+            engines["qdrant"] = stack.enter_context(qdrant(given.qdrant, tried, attributes, path))
+        set_threads(1)
+        os.sched_setaffinity(0, {_CORE})
+        print(f"{given.family}, {n} rows, {given.queries} queries, {given.turns} turns")
+        head = " | ".join(f"{name}: recall | ms" for name in engines)
+        print(f"| filter, rows allowed | k | {head} |{' ratio |' * ('qdrant' in engines)} plans |")
+        scores = queries[: given.queries] @ tried.rows.T
+        for k in given.k:
+            for kind in given.kinds:
+                for share in given.selectivity:
+                    asked = [question(kind, share / 100, i) for i in range(given.queries)]
+                    line = line_of(
+                        engines,
+                        asked,
+                        k,
+                        given.turns,
+                        lambda found, asked=asked, k=k: recall_of(
+                            asked, found, k, scores, attributes
+                        ),
+                    )
+                    plans_used = ", ".join(f"{plan} {used[plan]}" for plan in sorted(used))
+                    used.clear()
+                    print(f"| {kind}, {share:g} % | {k} | {line} | {plans_used} |", flush=True)
 
 
 def main() -> int:
@@ -235,13 +365,16 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--family", choices=get_args(Family), default="hnsw_sq8")
     parser.add_argument("--k", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--kinds", nargs="+", choices=["random", "region"])
     shares = [0.01, 0.1, 1, 5, 10, 25, 50, 90, 100]
     parser.add_argument("--selectivity", type=float, nargs="+", default=shares, help="percent")
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--plans", action="store_true")
-    parser.add_argument("--qdrant", action="store_true")
+    parser.add_argument("--qdrant", type=Path, help="Python with qdrant-edge-py")
     parser.add_argument("--directory", type=Path)
     given = parser.parse_args()
+    given.kinds = given.kinds or ["random", "region"]
     if not given.catalogue.is_file():
         print(f"there is no catalogue at {given.catalogue}: name one with --catalogue PATH")
         return 1
@@ -249,38 +382,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         run(given, tried, given.directory or Path(temporary))
     return 0
-
-
-def run(given: argparse.Namespace, tried: Case, directory: Path) -> None:
-    """All lines of the table."""
-    n = tried.rows.shape[0]
-    searcher = opened(tried, given.family, directory / f"{given.family}-{n}")
-    set_threads(1)
-    attributes = attributes_of(tried.rows)
-    writer = ColumnWriter(n, bytes_max=1 << 30)
-    for row in range(n):
-        writer.append({name: float(values[row]) for name, values in attributes.items()})
-    path = directory / f"columns-{n}"
-    path.unlink(missing_ok=True)
-    writer.write(path)
-    columns, queries = Columns(path, n), tried.queries
-    chosen = K9(searcher, columns, queries)
-    engines: dict[str, Engine] = {"k9": chosen}
-    if given.plans:
-        plans: list[Plan] = ["scan", "past"]
-        if given.family.startswith("hnsw"):
-            plans.append("walk")
-            engines["select"] = selector(searcher, columns, queries)
-        engines |= {plan: K9(searcher, columns, queries, plan) for plan in plans}
-    if given.qdrant:
-        engines["qdrant"] = qdrant(tried.rows, attributes, queries, directory / f"qdrant-{n}")
-    print(f"{given.family}, {n} rows, {given.queries} queries: recall and ms of {list(engines)}")
-    scores = queries[: given.queries] @ tried.rows.T
-    for k in given.k:
-        for kind in ("random", "region"):
-            for share in given.selectivity:
-                how = (kind, share / 100, k)
-                print(measured(engines, scores, attributes, chosen.used, how), flush=True)
 
 
 if __name__ == "__main__":
