@@ -140,8 +140,9 @@ class _Numbers:
 
     def between(self, bounds: Within) -> slice:
         """Which of them are between these bounds."""
-        start = np.searchsorted(self._values, bounds.low, "right" if bounds.above_low else "left")
-        stop = np.searchsorted(self._values, bounds.high, "left" if bounds.below_high else "right")
+        values = self._values
+        start = values.searchsorted(bounds.low, "right" if bounds.above_low else "left")
+        stop = values.searchsorted(bounds.high, "left" if bounds.below_high else "right")
         return slice(int(start), max(int(start), int(stop)))
 
 

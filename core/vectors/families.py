@@ -189,8 +189,15 @@ def row_products(query: Floats, rows: Floats, numbers: Ints, metric: Metric) -> 
     count = numbers.shape[0]
     result = np.empty(count, dtype=np.float32)
     compute = faiss.fvec_L2sqr_by_idx if metric == "l2" else faiss.fvec_inner_products_by_idx
-    pointers = [swig_ptr(each) for each in (result, query, rows, numbers)]
-    compute(*pointers, rows.shape[1], 1, count)
+    compute(
+        swig_ptr(result),
+        swig_ptr(query),
+        swig_ptr(rows),
+        swig_ptr(numbers),
+        rows.shape[1],
+        1,
+        count,
+    )
     return np.negative(result, out=result) if metric == "l2" else result
 
 

@@ -27,7 +27,7 @@ more rows than are needed. `walk`: the graph is walked among allowed rows."""
 
 _CALL_US: Final = 100.0
 """What calls from Python take, whatever the plan."""
-_SCAN_US: Final = 0.00025
+_SCAN_US: Final = 0.0005
 """Microseconds to score one number of allowed rows, which are here and there in memory."""
 _HOP_US: Final = 0.0004
 """For one number of a row that a graph leads to."""
@@ -35,12 +35,14 @@ _LINKS: Final = 30
 """Rows compared in a graph for each step of breadth."""
 _LIST_US: Final = 0.0003
 """For one byte of a code in an inverted list."""
-_WALK_US: Final = 400.0
-_WALK_STEP_US: Final = 5.0
+_WALK_US: Final = 900.0
+_WALK_STEP_US: Final = 9.0
 """A walk takes so much, and so much more for each step of breadth, besides the rows it scores."""
-_WALK_FEW: Final = 0.05
+_BEGUN: Final = 0.7
+"""What a walk takes that begins at what asking past has found, of one that begins anywhere."""
+_WALK_FEW: Final = 0.1
 """The fewer rows are allowed, the more links are followed: at this share twice as many."""
-_GAIN: Final = 0.65
+_GAIN: Final = 0.8
 """A plan that may find too few, or not the nearest, has to be faster by this factor."""
 _WALK_BREADTH_MIN: Final = 112
 _WALK_BREADTH: Final = 2.0
@@ -66,7 +68,7 @@ class Allowed:
     @cached_property
     def rows(self) -> Ints:
         """int64 (count,): the rows, ascending."""
-        return np.flatnonzero(self.mask)
+        return self.mask.nonzero()[0]
 
     def without(self, rows: Ints) -> "Allowed":
         """Those but for a few rows (any,)."""
@@ -130,9 +132,11 @@ class FilteredSearcher:
         if self._walk is not None and self._walk_us(k, share) < _GAIN * sure_us:
             sure, sure_us = "walk", self._walk_us(k, share)
         asked = _asked(k, share)
-        if asked <= searcher.info.positions and self._past_us(asked) < _GAIN * sure_us:
-            return ("past", sure)
-        return (sure,)
+        if asked > searcher.info.positions or self._past_us(asked) >= _GAIN * sure_us:
+            return (sure,)
+        if self._walk is not None and _BEGUN * self._walk_us(k, share) < _GAIN * sure_us:
+            sure = "walk"
+        return ("past", sure)
 
     def estimate_us(self, count: int, k: int) -> float:
         """Microseconds that the search may take, if each plan but the last finds too few."""
@@ -178,42 +182,52 @@ class FilteredSearcher:
         least = min(k, allowed.count)
         if not least:
             return Found(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), "scan")
+        positions: Ints = np.empty(0, dtype=np.int64)
         for each in self.plans(allowed.count, k) if plan is None else (plan,):
             if each == "all":
                 return Found(*self._searcher.search_one(query, k), each)
-            if each == "scan":
+            if each == "scan" or (each == "walk" and self._walk is None):
                 break
-            find = self._past if each == "past" else self._walked
-            positions = find(query, k, allowed)
-            if positions is not None:
-                found = self._searcher.rerank(query, positions, k, allowed.refuses)
-                if found[0].shape[0] >= least:
-                    return Found(*found, each)
+            if each == "past":
+                positions = self._past(query, k, allowed)
+                if positions.shape[0] < min(math.ceil(_PAST_LEAST * k), allowed.count):
+                    continue
+            else:
+                positions = self._walked(query, k, allowed, positions)
+            found = self._searcher.rerank(query, positions, k, allowed.refuses)
+            if found[0].shape[0] >= least:
+                return Found(*found, each)
         return Found(*self._scan(query, k, allowed), "scan")
 
     def _scan(self, query: Floats, k: int, allowed: Allowed) -> tuple[Ints, Floats]:
         searcher = self._searcher
+        if allowed.count <= k:  # all of them are results
+            return searcher.scored(query, k, allowed.rows)
         asked, error = searcher.approximate_query(query)
         approximate = row_products(asked, searcher.rows, allowed.rows, searcher.metric)
         return searcher.refine(query, approximate, error, k, allowed.rows)
 
-    def _past(self, query: Floats, k: int, allowed: Allowed) -> Ints | None:
-        """The allowed positions among more than are needed; None where they are surely too few."""
+    def _past(self, query: Floats, k: int, allowed: Allowed) -> Ints:
+        """The allowed positions among more than are needed, which may be too few."""
         searcher = self._searcher
         asked = min(_asked(k, allowed.count / searcher.n), searcher.info.positions)
         positions = searcher.candidates(query[None], searcher.plan_for(asked))[0]
         positions = positions[positions >= 0]
-        positions = positions[self._allows(positions, allowed)]
-        least = min(math.ceil(_PAST_LEAST * k), allowed.count)
-        return positions if positions.shape[0] >= least else None
+        return positions[self._allows(positions, allowed)]
 
-    def _walked(self, query: Floats, k: int, allowed: Allowed) -> Ints | None:
-        if self._walk is None:
-            return None
+    def _walked(self, query: Floats, k: int, allowed: Allowed, begin: Ints) -> Ints:
+        """The allowed positions of a walk, which begins at these too."""
+        walk = self._walk
+        if walk is None:
+            return begin
         share = allowed.count / self._searcher.n
         asked = self._searcher.approximate_query(query)[0]
-        return self._walk.nearest(
-            asked, _walk_breadth(k), share, lambda positions: self._allows(positions, allowed)
+        return walk.nearest(
+            asked,
+            _walk_breadth(k),
+            share,
+            lambda positions: self._allows(positions, allowed),
+            begin,
         )
 
     def _allows(self, positions: NDArray[np.integer[Any]], allowed: Allowed) -> NDArray[np.bool_]:

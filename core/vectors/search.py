@@ -3,6 +3,7 @@
 Nothing here is changed by a search, so any number of threads may search one `Searcher`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
@@ -328,8 +329,11 @@ class Searcher:
 
     def approximate_query(self, query: Floats) -> tuple[Floats, np.float32]:
         """The same for `families.row_products`: the query (d,) to score, and the error."""
-        norm = np.sqrt(np.vecdot(query, query, dtype=np.float64))
         step = 2 * _FLOAT32_STEP * (self.d / 8 + 8)
+        if self.metric == "cosine":  # a unit vector, as it is prepared
+            return query, np.float32(step * self.info.norm_max)
+        exact = query.astype(np.float64)
+        norm = math.sqrt(exact.dot(exact))
         if self.metric == "l2":
             return query, np.float32(step * (norm + self.info.norm_max) ** 2)
         unit = query if norm == 0 else (query / norm).astype(np.float32)
@@ -358,14 +362,19 @@ class Searcher:
         """
         n = approximate.shape[0]
         k = min(k, n)
-        least = np.partition(approximate, n - k)[n - k]
-        if np.isneginf(least):
+        ordered = approximate.copy()  # methods of arrays, as the functions take as long again
+        ordered.partition(n - k)
+        least = ordered[n - k]
+        if least == -np.inf:
             rows = np.flatnonzero(approximate != -np.inf)
         else:
             rows = np.flatnonzero(approximate >= least - error)
         if not rows.size:
             return rows, np.empty(0, dtype=np.float32)
-        rows = rows if numbers is None else numbers[rows]
+        return self.scored(query, k, rows if numbers is None else numbers[rows])
+
+    def scored(self, query: Floats, k: int, rows: Ints) -> tuple[Ints, Floats]:
+        """The best k of these rows (any,), by final scores; the query is prepared."""
         return _top(rows, row_scores(query, self.rows[rows], self.metric), k)
 
 

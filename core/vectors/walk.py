@@ -7,7 +7,7 @@ expanded at a time, as each step is a few calls of numpy.
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,15 @@ _SAMPLE: Final = 4096
 """Positions drawn at random, the allowed ones among which are where walks begin."""
 _SEEDS: Final = 128
 """Allowed positions that a walk begins with."""
+_SEEDS_BESIDE: Final = 16
+"""The same where as many are known that are near."""
 _BEAM: Final = 24
 """Nodes expanded in a step."""
 _LINKS_MIN: Final = 12
 """With fewer allowed links, a node's other links are followed too."""
 _SEED: Final = 23
 
+Whole = TypeVar("Whole", np.int32, np.int64)
 Mask = NDArray[np.bool_]
 Test = Callable[[NDArray[np.integer[Any]]], Mask]
 """Which of these positions are allowed, in their shape; one of -1 may have any answer."""
@@ -50,7 +53,9 @@ class GraphWalk:
         n = order.shape[0]
         self._sample: Ints = np.random.default_rng(_SEED).permutation(n)[:_SAMPLE]
 
-    def nearest(self, query: Floats, breadth: int, share: float, allowed: Test) -> Ints:
+    def nearest(
+        self, query: Floats, breadth: int, share: float, allowed: Test, begin: Ints
+    ) -> Ints:
         """The nearest allowed positions that the walk finds, nearest first: at most `breadth`.
 
         Args:
@@ -59,10 +64,14 @@ class GraphWalk:
             share: of the positions that are allowed, over 0: the fewer, the more of the links
                 that are not allowed are followed.
             allowed: which of these positions are.
+            begin: allowed positions (any,) known to be near, where the walk begins too.
         """
         through = max(4, round(2 / share))
         visited = np.zeros(self._order.shape[0], dtype=np.bool_)
-        new = self._sample[allowed(self._sample)][:_SEEDS]
+        seeds = _SEEDS_BESIDE if begin.shape[0] >= _SEEDS_BESIDE else _SEEDS
+        new = self._sample[allowed(self._sample)][:seeds]
+        if begin.size:
+            new = _distinct(np.concatenate((begin, new)))
         visited[new] = True
         found, scores, expanded = new[:0], np.empty(0, dtype=np.float32), visited[:0]
         while True:
@@ -115,7 +124,7 @@ class GraphWalk:
         return row_products(query, self._rows, numbers, self._metric)
 
 
-def _distinct(values: NDArray[np.int32]) -> NDArray[np.int32]:
+def _distinct(values: NDArray[Whole]) -> NDArray[Whole]:
     """Sorted, each once: less work than `np.unique`, which also handles what is not here."""
     values = np.sort(values)
     first = np.empty(values.shape[0], dtype=np.bool_)

@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -264,10 +265,10 @@ def qdrant(
 
 def recall_of(
     asked: list[Asked],
-    found: list[list[int]],
     k: int,
     scores: Floats,
     attributes: dict[str, Doubles],
+    found: list[list[int]],
 ) -> float:
     """The mean; ends this process where a row is not allowed, or comes twice."""
     recalls = []
@@ -344,15 +345,8 @@ def run(given: argparse.Namespace, tried: Case, directory: Path) -> None:
             for kind in given.kinds:
                 for share in given.selectivity:
                     asked = [question(kind, share / 100, i) for i in range(given.queries)]
-                    line = line_of(
-                        engines,
-                        asked,
-                        k,
-                        given.turns,
-                        lambda found, asked=asked, k=k: recall_of(
-                            asked, found, k, scores, attributes
-                        ),
-                    )
+                    recall = partial(recall_of, asked, k, scores, attributes)
+                    line = line_of(engines, asked, k, given.turns, recall)
                     plans_used = ", ".join(f"{plan} {used[plan]}" for plan in sorted(used))
                     used.clear()
                     print(f"| {kind}, {share:g} % | {k} | {line} | {plans_used} |", flush=True)
