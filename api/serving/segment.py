@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import msgspec
 import numpy as np
@@ -22,6 +22,9 @@ from core.models import Metric, Model, now, timestamp
 from core.vectors.arrays import Floats
 from core.vectors.filtered import Allowed, FilteredSearcher, Plan
 from core.vectors.search import Exclusion
+
+_FEW: Final = 64
+"""One row in so many, or fewer: their numbers take less time than a mask of all rows."""
 
 
 class Hits(msgspec.Struct, frozen=True, gc=False):
@@ -133,6 +136,13 @@ class Segment:
         if self._columns is None:
             return np.full(self.rows, condition.matches({}), dtype=np.bool_)
         return self._columns.select(condition)
+
+    def select_few(self, condition: Filter) -> Allowed | None:
+        """The same where that is known to be few at once; None where `select` has to tell."""
+        if self._columns is None:
+            return None
+        rows = self._columns.few(condition, self.rows // _FEW)
+        return None if rows is None else Allowed.few(rows, self.rows)
 
     def search(
         self,

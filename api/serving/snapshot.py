@@ -179,6 +179,10 @@ class Snapshot:
 
     def matching(self, condition: Filter) -> Matching:
         """The products that match a filter."""
+        if self._delta is None and self._masked is None and not self._attributes.changed:
+            few = self.segment.select_few(condition)
+            if few is not None:
+                return Matching(few, np.zeros(0, dtype=np.bool_))
         products = self._attributes.select(condition)
         rows = products[: self.segment.rows]
         delta = np.zeros(0, dtype=np.bool_)

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.attributes import column_format as layout
-from core.attributes.filters import Exists, Filter, Within
+from core.attributes.filters import Exists, Filter, OneOf, Within
 from core.attributes.selection import Condition, Mask, select
 from core.attributes.values import Attributes, decode_attributes
 from core.errors import Corrupt
 
 _HALF: Final = 2
+_NO_ROWS: Final[NDArray[np.int64]] = np.empty(0, dtype=np.int64)
+_NO_ROWS.flags.writeable = False
 _DIRECTORY: Final = msgspec.json.Decoder(layout.Directory)
 
 
@@ -55,6 +57,16 @@ class Columns:
         """The rows that match, in a mask which the caller may change."""
         return select(condition, self.rows, self._matching)
 
+    def few(self, condition: Filter, most: int) -> NDArray[np.int64] | None:
+        """The rows that match, ascending, where a filter of one condition has no more than so many.
+
+        None of other filters, and of more rows. Made without a look at the rows that do not match.
+        """
+        if not isinstance(condition, OneOf | Within):
+            return None
+        column = self._columns.get(condition.name)
+        return _NO_ROWS if column is None else column.few(condition, most)
+
     def _matching(self, condition: Condition) -> Mask:
         column = self._columns.get(condition.name)
         if column is None:
@@ -91,6 +103,26 @@ class _Column:
             for text in condition.strings:
                 mask[self._strings.rows_of(text)] = True
         return mask
+
+    def few(self, condition: OneOf | Within, most: int) -> NDArray[np.int64] | None:
+        """As `Columns.few`."""
+        parts: list[NDArray[np.int32]] = []
+        if self._numbers is not None:
+            wanted = [condition] if isinstance(condition, Within) else []
+            if isinstance(condition, OneOf):
+                wanted = [Within("", number, number) for number in condition.numbers]
+            parts = [self._numbers.rows[self._numbers.between(each)] for each in wanted]
+        if isinstance(condition, OneOf):
+            if condition.booleans & self._booleans.keys():
+                return None
+            if self._strings is not None:
+                parts += [self._strings.rows_of(text) for text in condition.strings]
+        if sum(part.shape[0] for part in parts) > most:
+            return None
+        if len(parts) == 1:
+            return np.sort(parts[0]).astype(np.int64)
+        # A row with a list may have several of the values.
+        return np.unique(np.concatenate(parts)).astype(np.int64) if parts else _NO_ROWS
 
     def _within(self, condition: Within) -> Mask:
         numbers = self._numbers

@@ -9,7 +9,7 @@ loses recall (decision record 0023).
 
 import math
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import msgspec
 import numpy as np
@@ -63,12 +63,30 @@ class Allowed:
         """Takes a mask, bool (n,), as it is."""
         self.mask = mask
         self.count = int(np.count_nonzero(mask))
+        self._total = mask.shape[0]
         self._positions: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def few(cls, rows: Ints, total: int) -> Self:
+        """These rows (any,), ascending, of so many in all, without a look at the others."""
+        allowed = object.__new__(cls)
+        allowed.rows = rows
+        allowed.count = rows.shape[0]
+        allowed._total = total
+        allowed._positions = None
+        return allowed
 
     @cached_property
     def rows(self) -> Ints:
         """int64 (count,): the rows, ascending."""
         return self.mask.nonzero()[0]
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """Bool (n,): which rows they are."""
+        mask = np.zeros(self._total, dtype=np.bool_)
+        mask[self.rows] = True
+        return mask
 
     def without(self, rows: Ints) -> "Allowed":
         """Those but for a few rows (any,)."""
@@ -213,7 +231,8 @@ class FilteredSearcher:
         asked = min(_asked(k, allowed.count / searcher.n), searcher.info.positions)
         positions = searcher.candidates(query[None], searcher.plan_for(asked))[0]
         positions = positions[positions >= 0]
-        return positions[self._allows(positions, allowed)]
+        found: Ints = positions[self._allows(positions, allowed)]
+        return found
 
     def _walked(self, query: Floats, k: int, allowed: Allowed, begin: Ints) -> Ints:
         """The allowed positions of a walk, which begins at these too."""

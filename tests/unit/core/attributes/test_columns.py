@@ -115,6 +115,36 @@ def test_any_filter_on_any_rows_is_exact(
     wanted = [expected(condition, row) for row in rows]
     assert columns.select(parsed).tolist() == wanted
     assert [parsed.matches(row) for row in rows] == wanted
+    few = columns.few(parsed, 7)
+    assert few is None or few.tolist() == [row for row, match in enumerate(wanted) if match]
+
+
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [
+        ({"n": {"$lt": 2}}, [1, 3]),
+        ({"n": {"$in": [1, 3, "red"]}}, [0, 1, 3]),
+        ({"n": "red"}, [0]),
+        ({"tags": {"$in": ["a", "b"]}}, [0, 2]),
+        ({"missing": 1}, []),
+        ({"n": {"$gte": 1}}, None),
+        ({"tags": True}, None),
+        ({"n": {"$ne": 1}}, None),
+        ({"n": 1, "tags": "a"}, None),
+    ],
+)
+def test_rows_that_are_few(condition: Any, wanted: list[int] | None, tmp_path: Path) -> None:
+    """Told by one condition at once, each once, ascending; not where they are more, or booleans."""
+    rows: list[dict[str, Any]] = [
+        {"n": "red", "tags": ["b", "a"]},
+        {"n": 1},
+        {"n": 9, "tags": "a"},
+        {"n": 1},
+        {"n": 7, "tags": True},
+    ]
+    columns = written(tmp_path / "columns", rows)
+    found = columns.few(parse_filter(condition), 3)
+    assert (None if found is None else found.tolist()) == wanted
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.4, 0.6, 0.99, 1.0])

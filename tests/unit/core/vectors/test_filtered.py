@@ -207,9 +207,11 @@ def test_the_plan_follows_from_the_number_of_rows() -> None:
     assert filtered.plans(200_000, 10) == ("all",)
 
 
-def test_rows_are_left_out_of_those_that_are_allowed() -> None:
+@pytest.mark.parametrize("masked", [True, False])
+def test_rows_are_left_out_of_those_that_are_allowed(*, masked: bool) -> None:
     """The others stay as they were, and are shared where nothing changes."""
-    allowed = Allowed(np.array([True, True, False, True]))
+    mask = np.array([True, True, False, True])
+    allowed = Allowed(mask) if masked else Allowed.few(np.flatnonzero(mask), 4)
     fewer = allowed.without(np.array([1, 2]))
     assert fewer.mask.tolist() == [True, False, False, True]
     assert (fewer.count, allowed.count) == (2, 3)
