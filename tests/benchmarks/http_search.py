@@ -1,7 +1,7 @@
 """Searches over HTTP with a token, against a reply without work and against FAISS alone.
 
     python -m tests.benchmarks.http_search --file CATALOGUE.parquet [--rows 100000] [--turns 9]
-        [--seconds 3] [--before CHECKOUT]
+        [--seconds 3] [--only json ...] [--before CHECKOUT]
 
 On an emulator, a Valkey and a worker of its own. The API runs on one core, and wrk (Debian's
 package) with 16 connections on another, two for `many`. There are 20,000 distinct queries, none of
@@ -154,11 +154,11 @@ class Turns:
             if len(by_server) > 1:
                 report.add(f"{kind}: now to before", ratios(by_server["now"], by_server["before"]))
         for kind, (floor, target) in OWN.items():
-            if floor in self.each_us:
+            if floor in self.each_us and kind in self.each_us:
                 pairs = zip(self.each_us[kind]["now"], self.each_us[floor]["now"], strict=True)
                 report.add(f"{kind}: K9's own", [all_ - raw for all_, raw in pairs], "µs", target)
         for kind, (floor, least) in SHARES.items():
-            if floor in self.each_us:
+            if floor in self.each_us and kind in self.each_us:
                 shares = ratios(self.each_us[floor]["now"], self.each_us[kind]["now"])
                 report.add(f"{kind}: share of {floor}", shares, target=least)
         if self.errors:
@@ -225,18 +225,20 @@ async def main(plan: argparse.Namespace) -> int:
     async with open_site(K9_WATERMARK_LAG_S="5", K9_LEASE_S="180") as site:
         await prepare(site, rows, next(iter(checkouts.values())))
         os.sched_setaffinity(0, {CLIENT_CORE})
-        made = requests_of(rows, queries)
+        every = requests_of(rows, queries)
+        made = {kind: every[kind] for kind in plan.only or every}
         saved = site.directory / "queries.npy"
         np.save(saved, queries)
         token = site.pool.token("operators")
-        async with _all_serving(site, checkouts) as ports, _bare(site, ports["now"], made) as bare:
+        async with _all_serving(site, checkouts) as ports, _bare(site, ports["now"], every) as bare:
             scripts = {
                 (kind, name): (write_script(site.directory, kind, port, token, requests), port)
                 for kind, requests in made.items()
                 for name, port in ports.items()
             }
-            same = write_script(site.directory, "bare", bare, token, made["neighbors"])
-            scripts["bare", "now"] = same, bare
+            if "neighbors" in made:
+                same = write_script(site.directory, "bare", bare, token, made["neighbors"])
+                scripts["bare", "now"] = same, bare
             index = next((site.directory / "cache-now").rglob(INDEX), None)
             for turn in range(plan.turns + 1):  # the first warms up
                 notes = turns if turn else Turns()
@@ -301,6 +303,7 @@ async def _turn(
 if __name__ == "__main__":
     parser = site_parser(__doc__, turns=9)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each kind in a turn")
+    parser.add_argument("--only", nargs="+", help="kinds of requests, in place of all of them")
     parser.add_argument("--before", type=Path, help="another checkout to measure beside this one")
     given = parser.parse_args()
     os.environ |= CREDENTIALS
