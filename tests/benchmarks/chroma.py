@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 
 from core.models import BuildParameters
-from core.vectors.arrays import Floats, json_floats
+from core.vectors.arrays import Doubles, Floats, json_floats
 from tests.benchmarks.arguments import existing, site_parser
 from tests.benchmarks.exact import QUERIES, K, Truth
 from tests.benchmarks.figures import Report, at_least, number, ratios
@@ -79,15 +79,21 @@ class Chroma:
         """Of the collection."""
         return f"/{(await self.call('GET', f'/{_NAME}'))['id']}"
 
-    async def fill(self, rows: Catalogue) -> None:
-        """Makes the collection, and stores the rows."""
+    async def fill(self, rows: Catalogue, attributes: dict[str, Doubles] | None = None) -> None:
+        """Makes the collection, and stores the rows, with a number of each by name."""
         asked = {"name": _NAME, "configuration": {"hnsw": {"space": "cosine"}}}
         path = f"/{(await self.call('POST', body=asked))['id']}"
         ids = list(rows)
         for start in range(0, len(ids), _BATCH_ROWS):
             part = ids[start : start + _BATCH_ROWS]
             vectors = [json_floats(rows[name]) for name in part]
-            await self.call("POST", f"{path}/add", {"ids": part, "embeddings": vectors})
+            body: dict[str, Any] = {"ids": part, "embeddings": vectors}
+            if attributes is not None:
+                body["metadatas"] = [
+                    {name: float(values[row]) for name, values in attributes.items()}
+                    for row in range(start, start + len(part))
+                ]
+            await self.call("POST", f"{path}/add", body)
         stored = await self.call("GET", f"{path}/count")
         if stored != len(ids):
             raise SystemExit(f"Chroma has {stored} of {len(ids)} rows")

@@ -44,6 +44,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.index.files import INDEX
+from core.vectors.arrays import Doubles
 from tests.benchmarks.arguments import site_parser
 from tests.benchmarks.figures import Report, Target, at_least, at_most, ratios
 from tests.benchmarks.published import read
@@ -165,8 +166,13 @@ class Turns:
             raise SystemExit(f"{self.errors} requests failed")
 
 
-async def prepare(site: Site, rows: Catalogue, builder: Path) -> None:
-    """Rows and a published index of them, by the commands, API and worker of a checkout."""
+async def prepare(
+    site: Site, rows: Catalogue, builder: Path, attributes: dict[str, Doubles] | None = None
+) -> None:
+    """Rows and a published index of them, by the commands, API and worker of a checkout.
+
+    With attributes: a number of each row by name, in the order of the rows.
+    """
     for part in (*WORKERS, "api"):
         await site.parts[part].stop()
     binaries = builder / ".venv/bin"
@@ -185,8 +191,10 @@ async def prepare(site: Site, rows: Catalogue, builder: Path) -> None:
         flat = pa.array(np.concatenate(list(stored.values())))
         dimension = len(next(iter(stored.values())))
         vectors = pa.FixedSizeListArray.from_arrays(flat, dimension)
-        pq.write_table(pa.table({"product_id": list(stored), "vector": vectors}), file)
-        await _command(site, {}, k9, "import", str(file), "--model", model)
+        more = {} if attributes is None else {n: v[: len(stored)] for n, v in attributes.items()}
+        pq.write_table(pa.table({"product_id": list(stored), "vector": vectors} | more), file)
+        named = ["--attributes", ",".join(more)] if more else []
+        await _command(site, {}, k9, "import", str(file), "--model", model, *named)
     print(f"{len(rows):,} rows stored", flush=True)
     worker.start()
     try:
