@@ -23,6 +23,7 @@ from aiobotocore.client import AioBaseClient
 
 from core.dynamo import tables
 from core.dynamo.endpoint import Endpoint
+from core.dynamo.wire import WireParser
 
 RECORD: Final = "K9_RECORD_AWS_CALLS"
 LIST: Final = Path(__file__).parent / "aws_calls.txt"
@@ -146,10 +147,10 @@ def begin() -> None:
     real_endpoint_call = Endpoint.call
 
     async def endpoint_call(
-        endpoint: Endpoint, name: str, parameters: dict[str, Any]
+        endpoint: Endpoint, name: str, parameters: dict[str, Any], *parser: WireParser
     ) -> dict[str, Any]:
         watch(caller(sys._getframe()), "dynamodb", name, parameters)  # noqa: SLF001
-        return await real_endpoint_call(endpoint, name, parameters)
+        return await real_endpoint_call(endpoint, name, parameters, *parser)
 
     real_create_task = asyncio.BaseEventLoop.create_task
 

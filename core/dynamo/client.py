@@ -19,8 +19,8 @@ from core.aws import (
 )
 from core.aws_calls import OTHER, SEVERAL, UNREADABLE, AwsCall, count_timeout
 from core.dynamo import tables
-from core.dynamo.endpoint import Endpoint
-from core.dynamo.wire import Item, item_of
+from core.dynamo.endpoint import PARSER, Endpoint
+from core.dynamo.wire import Item, WireParser, item_of
 from core.errors import (
     Busy,
     ConditionFailed,
@@ -73,11 +73,14 @@ class Dynamo:
         self._answered = float("-inf")
         """When DynamoDB last answered any call, on the event loop's clock."""
 
-    async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+    async def call(
+        self, operation: str, *, parser: WireParser = PARSER, **parameters: Any
+    ) -> dict[str, Any]:
         """Calls one operation on items, with its retries, within the deadline.
 
         Args:
             operation: botocore's name: `get_item`, `batch_write_item`.
+            parser: of the reply; one of `core.dynamo.wire.Page` for a query of many rows.
             parameters: As DynamoDB has them. Values of items are in the request's form
                 (`core.dynamo.items`) or as they came off the wire.
 
@@ -94,7 +97,7 @@ class Dynamo:
         """
         parameters["ReturnConsumedCapacity"] = "TOTAL"
         with AwsCall("dynamodb", _camel(operation), self._table(parameters)) as call:
-            reply = await self._within_deadline(operation, parameters)
+            reply = await self._within_deadline(operation, parameters, parser)
             capacity = reply.pop("ConsumedCapacity", None)
             if capacity is not None:
                 call.consumed(capacity, self._table_names)
@@ -115,16 +118,18 @@ class Dynamo:
     def _name(self, table: str) -> str:
         return self._table_names.get(table, OTHER)
 
-    async def _within_deadline(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    async def _within_deadline(
+        self, operation: str, parameters: dict[str, Any], parser: WireParser
+    ) -> dict[str, Any]:
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._deadline_s):
                 if not self._waits_out_throttling:
-                    return await self._once(operation, parameters)
+                    return await self._once(operation, parameters, parser)
                 # botocore's own attempts end early where very many calls are throttled: its retry
                 # quota is the process's, and runs out.
                 return await _THROTTLED.call(
-                    lambda: self._once(operation, parameters),
+                    lambda: self._once(operation, parameters, parser),
                     on=Busy,
                     until=began + self._deadline_s,
                 )
@@ -136,10 +141,12 @@ class Dynamo:
                 public=f"DynamoDB did not answer within {self._deadline_s:g} s",
             ) from None
 
-    async def _once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    async def _once(
+        self, operation: str, parameters: dict[str, Any], parser: WireParser
+    ) -> dict[str, Any]:
         """The call with botocore's own attempts."""
         try:
-            reply: dict[str, Any] = await self._endpoint.call(_camel(operation), parameters)
+            reply: dict[str, Any] = await self._endpoint.call(_camel(operation), parameters, parser)
         except ClientError as error:
             self._answered = asyncio.get_running_loop().time()
             raised = _translate(error, operation, parameters)

@@ -21,7 +21,7 @@ from core.aws_calls import count_attempt
 from core.dynamo.signing import Signer
 from core.dynamo.wire import WireParser, encode
 
-_PARSER: Final = WireParser()
+PARSER: Final = WireParser()
 _TARGET_PREFIX: Final = "DynamoDB_20120810."
 _ERROR_FROM: Final = 300
 _Outcome: TypeAlias = tuple[Any, dict[str, Any]] | Exception
@@ -45,7 +45,9 @@ class Endpoint:
         self._url = ""
         self._signer: Signer | None = None
 
-    async def call(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    async def call(
+        self, name: str, parameters: dict[str, Any], parser: WireParser = PARSER
+    ) -> dict[str, Any]:
         """One call of the operation that AWS names so (`GetItem`), with its attempts.
 
         Returns:
@@ -63,7 +65,7 @@ class Endpoint:
         context: dict[str, Any] = {}
         attempts = 1
         while True:
-            outcome = await self._attempt(model, body)
+            outcome = await self._attempt(model, body, parser)
             delay_s = await self._retry_delay_s(model, attempts, outcome, context)
             if delay_s is None:
                 break
@@ -109,7 +111,7 @@ class Endpoint:
         delay_s: float | None = first_non_none_response(delays)
         return delay_s
 
-    async def _attempt(self, model: Any, body: bytes) -> _Outcome:
+    async def _attempt(self, model: Any, body: bytes, parser: WireParser) -> _Outcome:
         """Sends the request once."""
         request = await self._request(model.name, body)
         try:
@@ -124,11 +126,11 @@ class Endpoint:
             "status_code": response.status_code,
             "context": {"operation_name": model.name},
         }
-        reply: dict[str, Any] = await _PARSER.parse(arrived, model.output_shape)
+        reply: dict[str, Any] = await parser.parse(arrived, model.output_shape)
         if response.status_code >= _ERROR_FROM:
             shape = self._model.shape_for_error_code(reply.get("Error", {}).get("Code"))
             if shape is not None:
-                reply.update(await _PARSER.parse(arrived, shape))
+                reply.update(await parser.parse(arrived, shape))
         count_attempt(reply)
         return response, reply
 

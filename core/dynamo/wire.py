@@ -7,7 +7,7 @@ code.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, Generic, TypedDict, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -36,6 +36,7 @@ class AttributeValue(msgspec.Struct, gc=False, omit_defaults=True, repr_omit_def
 
 
 Item = dict[str, AttributeValue]
+T = TypeVar("T")
 RequestValue = dict[str, Any]
 """One value in a request's form: `{"S": "..."}`, `{"B": bytes}`, `{"N": "1"}`."""
 RequestItem = dict[str, RequestValue]
@@ -76,12 +77,29 @@ class _Reply(TypedDict, total=False):
     ConsumedCapacity: Capacity | list[Capacity] | None
 
 
+class Page(TypedDict, Generic[T], total=False):
+    """The reply of a Query that is read for many rows: T has the attributes that are wanted.
+
+    Each is a Struct with the members of `AttributeValue` that it may have. What is not named is
+    neither decoded nor kept.
+    """
+
+    Items: list[T]
+    LastEvaluatedKey: Item | None
+    ConsumedCapacity: Capacity | None
+
+
 _DECODER = msgspec.json.Decoder(_Reply)
 _RETURNED_TO_SENDER = ("UnprocessedItems", "UnprocessedKeys")
 
 
 class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
     """Parses DynamoDB's replies. Stateless, so that one instance serves a process."""
+
+    def __init__(self, decoder: msgspec.json.Decoder[Any] = _DECODER) -> None:
+        """Takes the decoder of replies that are no errors: of `Page`, or of any operation's."""
+        super().__init__()
+        self._decoder = decoder
 
     async def parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
         """The reply as a dict with `ResponseMetadata`, as botocore's parser gives it.
@@ -101,18 +119,20 @@ class WireParser(AioJSONParser):  # type: ignore[misc] # botocore has no types
         metadata = {"HTTPStatusCode": response["status_code"], "HTTPHeaders": headers}
         if "x-amzn-requestid" in headers:
             metadata["RequestId"] = headers["x-amzn-requestid"]
-        reply = _decode(response["body"], headers.get("x-amz-crc32"))
+        reply = _decode(self._decoder, response["body"], headers.get("x-amz-crc32"))
         reply["ResponseMetadata"] = metadata
         return reply
 
 
-def _decode(body: bytes, checksum: str | None) -> dict[str, Any]:
+def _decode(
+    decoder: msgspec.json.Decoder[Any], body: bytes, checksum: str | None
+) -> dict[str, Any]:
     if checksum is not None and checksum != str(crc32(body)):
         return _unreadable("its checksum does not match")
     if not body:
         return {}
     try:
-        decoded = _DECODER.decode(body)
+        decoded = decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         return _unreadable(str(error))
     reply: dict[str, Any] = {name: part for name, part in decoded.items() if part is not None}

@@ -3,7 +3,7 @@
 Memory use is constant: vectors, ids and one fixed-size record per row go to three files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -54,24 +54,33 @@ class RowWriter:
 
     def append(self, embeddings: Sequence[Embedding]) -> None:
         """Adds one page. A later row of a product replaces its earlier one."""
-        vectors: list[bytes] = []
+        size = self._bytes
+        vectors = [
+            row.vector
+            for row in embeddings
+            if row.deleted_at is None and row.vector is not None and len(row.vector) == size
+        ]
         ids = [row.product_id.encode() for row in embeddings]
-        slots = [self._slot(row, vectors) for row in embeddings]
         records = np.empty(len(embeddings), dtype=_RECORD)
-        records["id_bytes"] = [len(product_id) for product_id in ids]
-        records["slot"] = slots
+        records["id_bytes"] = list(map(len, ids))
+        slots = range(self._slots, self._slots + len(vectors))
+        if len(vectors) == len(embeddings):
+            records["slot"] = slots
+        else:
+            following = iter(slots)
+            records["slot"] = [self._slot(row, following) for row in embeddings]
+        self._slots += len(vectors)
         self._vectors.write(b"".join(vectors))
         self._ids.write(b"".join(ids))
         self._records.write(records.tobytes())
 
-    def _slot(self, row: Embedding, vectors: list[bytes]) -> int:
+    def _slot(self, row: Embedding, following: Iterator[int]) -> int:
+        """The next slot, or the code of a row without a vector to keep."""
         if row.deleted_at is not None:
             return _TOMBSTONE
         if row.vector is None or len(row.vector) != self._bytes:
             return _WRONG_DIMENSION
-        vectors.append(row.vector)
-        self._slots += 1
-        return self._slots - 1
+        return next(following)
 
     def close(self) -> None:
         """Flushes and closes the files."""

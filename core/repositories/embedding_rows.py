@@ -8,7 +8,7 @@ from core import telemetry
 from core.dynamo import tables
 from core.dynamo.expressions import Condition, Update, equals, exists, key, missing
 from core.dynamo.items import check_row, float32_bytes
-from core.dynamo.wire import Item, RequestItem
+from core.dynamo.wire import AttributeValue, Item, Page, RequestItem, WireParser
 from core.errors import Corrupt, NotFound, OtherGeneration
 from core.formats import ATTRIBUTE
 from core.models import Embedding, Model
@@ -29,6 +29,31 @@ WITHOUT_VECTOR = (
 """All attributes of a row but its vector."""
 
 _log = telemetry.logger(__name__)
+
+
+class _Text(msgspec.Struct, frozen=True, gc=False):
+    S: str | None = None
+
+
+class _Number(msgspec.Struct, frozen=True, gc=False):
+    N: str | None = None
+
+
+class PulledRow(msgspec.Struct, gc=False, kw_only=True):
+    """An item as a read of many rows decodes it: what makes an `Embedding`, and nothing else."""
+
+    product_id: _Text = _Text()
+    model_version: _Text = _Text()
+    embedding_vector: AttributeValue | None = None
+    vector_dimension: _Number | None = None
+    updated_at: _Text = _Text()
+    deleted_at: _Text | None = None
+    generation: _Number | None = None
+    format: _Number | None = None
+
+
+PULLED: Final = WireParser(msgspec.json.Decoder(Page[PulledRow]))
+"""Of the replies to queries for `decode_pulled`."""
 
 
 class EmbeddingPosition(msgspec.Struct, frozen=True):
@@ -78,8 +103,7 @@ def writable(model: Model) -> Condition:
 
 def generation_of(item: Item) -> int:
     """The generation of a row."""
-    stored = item.get(GENERATION)
-    return int(stored.N or 0) if stored is not None else 0
+    return _int(item.get(GENERATION))
 
 
 def row_key(model_version: str, product_id: str) -> RequestItem:
@@ -146,6 +170,23 @@ def decode_any(item: Item) -> Embedding:
         return _embedding(item, None)
 
 
+def decode_pulled(row: PulledRow) -> Embedding:
+    """The same as `decode_any`, at a third of its time."""
+    vector = row.embedding_vector
+    if (vector is not None and vector.B is None) or row.format is not None:
+        return decode_any(_item(row))
+    stored = None if vector is None else vector.B
+    return Embedding(
+        row.product_id.S or "",
+        row.model_version.S or "",
+        stored,
+        len(stored) // 4 if stored is not None else _int(row.vector_dimension),
+        row.updated_at.S or "",
+        None if row.deleted_at is None else row.deleted_at.S,
+        0 if row.generation is None else _int(row.generation),
+    )
+
+
 def unknown(model_version: str, product_id: str) -> NotFound:
     """The error for a row that is not there, or is a tombstone."""
     return NotFound(f"{model_version} has no embedding of {product_id!r}")
@@ -179,5 +220,20 @@ def _text(item: Item, name: str) -> str:
 def _dimension(item: Item, vector: bytes | None) -> int:
     if vector is not None:
         return len(vector) // 4
-    stored = item.get("vector_dimension")
-    return int(stored.N or 0) if stored else 0
+    return _int(item.get("vector_dimension"))
+
+
+def _int(stored: AttributeValue | _Number | None) -> int:
+    return int(stored.N or 0) if stored is not None else 0
+
+
+def _item(row: PulledRow) -> Item:
+    """The item that was decoded so."""
+    parts = ((name, getattr(row, name)) for name in row.__struct_fields__)
+    return {
+        name: part
+        if isinstance(part, AttributeValue)
+        else AttributeValue(S=getattr(part, "S", None), N=getattr(part, "N", None))
+        for name, part in parts
+        if part is not None
+    }

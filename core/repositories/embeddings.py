@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from core.attributes.values import Attributes
 from core.dynamo import tables
@@ -27,10 +27,13 @@ from core.repositories.batch_writes import BatchWrite, Transactions, grouped
 from core.repositories.embedding_reads import read_row, read_rows, with_attributes
 from core.repositories.embedding_rows import (
     GENERATION,
+    PULLED,
     WITHOUT_VECTOR,
     EmbeddingPosition,
+    PulledRow,
     decode,
     decode_any,
+    decode_pulled,
     generation_of,
     live_row,
     of_generation,
@@ -241,12 +244,10 @@ class EmbeddingRepository:
             if at.shard >= model.shards:
                 return found, None
             start = start_key(model, at)
-            reply = await self._dynamo.call(
-                "query",
-                Limit=max(limit, _LIST_ROWS),
-                **({"ExclusiveStartKey": start} if start else {}),
-                **self._parameters(model, at.shard, live=True, vectors=vectors),
-            )
+            parameters = self._parameters(model, at.shard, live=True, vectors=vectors)
+            if start is not None:
+                parameters["ExclusiveStartKey"] = start
+            reply = await self._dynamo.call("query", Limit=max(limit, _LIST_ROWS), **parameters)
             for item in reply["Items"]:
                 found.append(decode_any(item))
                 at = position_after(model, at.shard, item)
@@ -364,8 +365,9 @@ class EmbeddingRepository:
         """Puts the pages of one shard, then None; or the error that ended it."""
         parameters = self._parameters(model, shard, since=since, vectors=vectors)
         try:
-            async for items in paginate(self._dynamo.call, "query", gate=gate, **parameters):
-                await pages.put([decode_any(item) for item in items])
+            reading = paginate(self._dynamo.call, "query", gate=gate, parser=PULLED, **parameters)
+            async for rows in cast("AsyncGenerator[list[PulledRow], None]", reading):
+                await pages.put([decode_pulled(row) for row in rows])
         except Exception as error:  # noqa: BLE001 - raised where the pages are taken
             await pages.put(error)
         else:

@@ -76,8 +76,8 @@ async def measure(url: str, calls: int, rounds: int, report: Report) -> None:
     settings = Settings(aws=Aws(endpoint_url=url))
     stock = aioboto3.Session().client("dynamodb", endpoint_url=url, region_name=settings.aws.region)
     async with open_dynamo(settings) as dynamo, stock as client:
-        get = {"TableName": _TABLE, "Key": _KEY, "ConsistentRead": True}
-        put = {"TableName": _TABLE, "Item": _ROW}
+        get: dict[str, Any] = {"TableName": _TABLE, "Key": _KEY, "ConsistentRead": True}
+        put: dict[str, Any] = {"TableName": _TABLE, "Item": _ROW}
         figures: dict[str, tuple[Act, Act]] = {
             "get_item": (lambda: dynamo.call("get_item", **get), lambda: client.get_item(**get)),
             "put_item": (lambda: dynamo.call("put_item", **put), lambda: client.put_item(**put)),

@@ -1,6 +1,7 @@
 """The client against each emulator, many rows a call: batches, pages and indexes."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -66,7 +67,7 @@ class TestQueries:
             )
             await dynamo.call("put_item", TableName=embeddings, Item=item)
         seen: list[str] = []
-        start: dict[str, object] = {}
+        start: dict[str, Any] = {}
         while True:
             page = await dynamo.call(
                 "query",
@@ -136,7 +137,7 @@ class TestQueries:
         for item in rows:
             await dynamo.call("put_item", TableName=embeddings, Item=item)
         seen: list[str] = []
-        start: dict[str, object] = {}
+        start: dict[str, Any] = {}
         pages = 0
         while True:
             page = await dynamo.call(
