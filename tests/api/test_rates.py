@@ -18,6 +18,7 @@ def limited(service: Service, *rates: str, redis_url: str = "") -> Service:
         service.settings,
         http=msgspec.structs.replace(service.settings.http, rates=rates),
         redis_url=redis_url or service.settings.redis_url,
+        hint_timeout_s=20.0,  # a busy machine makes no process count alone
     )
     app = create_app(settings, service.resources)
     return Service(app, settings, service.resources, service.pool, service.client)

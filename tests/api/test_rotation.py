@@ -54,7 +54,9 @@ async def test_cursor_keys_are_rotated_without_a_stop(service: Service) -> None:
         cursors: list[str] = []
         for client in clients:
             await eventually(client)
-            cursors.append((await _page(client)).json()["next_cursor"])
+            reply = await _page(client)
+            assert reply.status_code == 200, reply.text
+            cursors.append(reply.json()["next_cursor"])
         for before in range(len(steps) - 1):
             for at, of in ((before, before + 1), (before + 1, before)):
                 reply = await _page(clients[at], cursors[of])
