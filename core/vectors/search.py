@@ -375,7 +375,7 @@ class Searcher:
 
     def scored(self, query: Floats, k: int, rows: Ints) -> tuple[Ints, Floats]:
         """The best k of these rows (any,), by final scores; the query is prepared."""
-        return _top(rows, row_scores(query, self.rows.take(rows, axis=0), self.metric), k)
+        return _top(rows, row_scores(query, self.rows[rows], self.metric), k)
 
 
 def _top(rows: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
