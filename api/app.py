@@ -14,18 +14,19 @@ from api.admission.executor import FairExecutor, lower_priority
 from api.admission.quotas import Admission, BodyLimits
 from api.auth.keys import KeyStore, jwks_url, open_keys
 from api.auth.tokens import Authenticator, check_settings
-from api.build_events import BuildEvents
 from api.context import AppContext
 from api.dependencies import dependencies
 from api.entrypoint import Entrypoint
+from api.events import Events
 from api.health import Health
 from api.http.hooks import answer_error, authenticate, prepare, settle
 from api.http.request import ApiRequest, ApiResponse
 from api.openapi.routes import reference_controller
+from api.routes import builds, imports
 from api.routes.builds import BuildController
-from api.routes.builds import item as build_item
 from api.routes.embeddings import EmbeddingController
 from api.routes.health import HealthController
+from api.routes.imports import ImportController
 from api.routes.misses import MissController
 from api.routes.models import ModelController
 from api.routes.reports import ReportController
@@ -49,6 +50,7 @@ CONTROLLERS: Final[Sequence[type[Controller]]] = (
     MissController,
     EmbeddingController,
     BuildController,
+    ImportController,
     ModelController,
     UserController,
     ReportController,
@@ -144,6 +146,9 @@ async def _open_context(
         )
         _show(health, admission)
         await stack.enter_async_context(logged_metrics(settings.metrics_log_s, metrics.logged))
+        follow = partial(
+            Events, http=settings.http, stopping=lambda: health.draining, quota=admission.streams
+        )
         yield AppContext(
             settings=settings,
             resources=resources,
@@ -152,12 +157,11 @@ async def _open_context(
             health=health,
             admission=admission,
             rates=rates,
-            build_events=BuildEvents(
-                resources.builds,
-                settings.http,
-                build_item,
-                lambda: health.draining,
-                admission.streams,
+            build_events=follow("build", partial(builds.read, resources.builds), builds.rendered),
+            import_events=follow(
+                "import",
+                partial(imports.read, resources.imports),
+                partial(imports.report, resources.imports),
             ),
             body_limits=BodyLimits(settings),
             searching=searching,

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from api.admission.executor import FairExecutor
 from api.admission.quotas import Admission, BodyLimits
 from api.auth.tokens import Authenticator
-from api.build_events import BuildEvents
+from api.events import Events
 from api.health import Health
 from api.serving.registry import IndexRegistry
+from core.models import Build, Import
 from core.rates import RateLimiter
 from core.resources import Resources
 from core.settings import Settings
@@ -25,7 +26,8 @@ class AppContext:
     admission: Admission
     rates: RateLimiter | None
     """None where no rates are set."""
-    build_events: BuildEvents
+    build_events: Events[Build]
+    import_events: Events[Import]
     body_limits: BodyLimits
     searching: FairExecutor
     """For searches that would block the event loop."""

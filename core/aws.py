@@ -14,6 +14,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
+    ClientError,
     CredentialRetrievalError,
     HTTPClientError,
     NoCredentialsError,
@@ -23,7 +24,7 @@ from botocore.exceptions import ConnectionError as ConnectionFailed
 from botocore.loaders import create_loader
 
 from core.aws_calls import count_attempt
-from core.errors import Unavailable
+from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.settings import Settings
 
 _NO_CREDENTIALS: Final = (
@@ -197,3 +198,30 @@ async def _ended(future: "asyncio.Future[Any]") -> None:
     while not future.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait({future})
+
+
+_MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
+_EXISTS: Final = frozenset({"412", "PreconditionFailed"})
+_DAMAGED: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch"})
+_CONFLICT: Final = "ConditionalRequestConflict"
+
+
+def object_error(error: ClientError, subject: str, bucket: str) -> K9Error | None:
+    """The one table from S3's errors to K9's; None for an unexpected one."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket":
+        return Unavailable(
+            f"S3 has no bucket {bucket} (`k9 tables create` makes the one of an environment)",
+            public="a bucket is missing in S3; an operator has to create it",
+        )
+    known: tuple[tuple[bool, type[K9Error], str], ...] = (
+        (code in _MISSING, NotFound, f"there is no object {subject}"),
+        (code in _EXISTS, AlreadyExists, f"another object {subject} is there already"),
+        (code in _DAMAGED, Corrupt, f"object {subject} arrived as other bytes"),
+        (code == "InvalidRange", Corrupt, f"object {subject} is shorter than it should be"),
+        (code in REFUSED, Unavailable, f"S3 refused K9's AWS credentials: {code}"),
+        (code in {_CONFLICT, "SlowDown"}, Unavailable, f"S3 is busy: {code}"),
+        (status >= 500, Unavailable, f"S3 failed: {code}"),  # noqa: PLR2004 - HTTP's own
+    )
+    return next((kind(message) for matches, kind, message in known if matches), None)

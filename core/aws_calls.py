@@ -4,7 +4,8 @@ Every call of K9's runs in an `AwsCall`. botocore repeats attempts by itself, so
 where it receives their responses (`count_attempt`), for the call that is open there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
 from types import TracebackType
@@ -178,3 +179,29 @@ def _span_of(service: str, operation: str, table: str, key: str | None) -> traci
     if key is not None:
         attributes["aws.s3.key"] = key
     return tracing.OpenSpan(f"{name}/{operation}", "client", attributes=attributes)
+
+
+class RequestCount(msgspec.Struct):
+    """Requests to S3, which bills them by number, without botocore's retries."""
+
+    requests: int = 0
+
+
+_COUNT: Final[ContextVar[RequestCount | None]] = ContextVar("request_count", default=None)
+
+
+@contextmanager
+def count_requests() -> Iterator[RequestCount]:
+    """Counts the requests of this task in the block, and of the tasks that it starts there."""
+    count = RequestCount()
+    token = _COUNT.set(count)
+    try:
+        yield count
+    finally:
+        _COUNT.reset(token)
+
+
+def count_request() -> None:
+    """Counts one request."""
+    if (count := _COUNT.get()) is not None:
+        count.requests += 1

@@ -110,6 +110,14 @@ class BuildEnded(Conflict):
     """The build has ended, so it cannot be cancelled."""
 
 
+class ImportEnded(Conflict):
+    """The import has ended, so it cannot be cancelled."""
+
+
+class TooManyImports(Conflict):
+    """As many imports of the model version are open as may be."""
+
+
 class Pinned(Conflict):
     """An operator pinned the current build: no automatic build replaces it."""
 
@@ -217,6 +225,10 @@ class Rejected(K9Error):
 
 class RowError(K9Error):
     """One row of many cannot be read or stored; the others can."""
+
+
+class FileError(K9Error):
+    """A file cannot be read, or not from some point on; `str(error)` is one line that says why."""
 
 
 class OtherGeneration(K9Error):

@@ -22,6 +22,7 @@ class ObjectHead(msgspec.Struct, frozen=True):
     """From its metadata; None where something other than K9 put it."""
     checksum: str | None = None
     """As S3 itself has it: `files.checksum`; None where it was put without one."""
+    etag: str | None = None
 
 
 def size_and_digest(source: Path | bytes) -> tuple[int, str]:

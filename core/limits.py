@@ -11,6 +11,17 @@ VECTORS_TIMES_K_MAX: Final = 10_000
 EXCLUDE_MAX: Final = 1000
 PAGE_ROWS_MAX: Final = 100
 BUILD_ID_CHARACTERS_MAX: Final = 64
+UPLOAD_S: Final = 900
+"""For which an address to upload an object to is good."""
+UPLOADS_KEPT_S: Final = 7 * 86_400
+"""An uploaded object is removed after it."""
+UPLOAD_BYTES_MAX: Final = 5 * 1024**3
+"""The largest object that S3 takes in one request."""
+BAD_ROWS_MAX: Final = 1000
+"""Bad rows of an import that are in its answer; all of them are in a file."""
+OBJECT_KEY_BYTES_MAX: Final = 1024
+"""Of a key in a bucket."""
+COLUMN_CHARACTERS_MAX: Final = 256
 RECALL_MIN: Final = 0.5
 RECALL_MAX: Final = 1.0
 MATRIX_K_MAX: Final = 1000

@@ -29,6 +29,11 @@ Stage = Literal[
 """The stages of a build, in this order. `compare` is left out where there is no current version,
 and `validate` to `matrix` where only attributes changed."""
 
+ImportStatus = Literal["waiting", "queued", "running", "completed", "failed", "cancelled"]
+"""`waiting`: for the object to be uploaded."""
+ImportStage = Literal["upload", "queued", "download", "store"]
+"""The stages of an import, in this order; `upload` only of one that waits for its object."""
+
 
 def now() -> datetime:
     """The present, in UTC, to the microsecond."""
@@ -158,6 +163,96 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 ProgressCallback = Callable[[Progress], None]
+
+
+class ImportParameters(msgspec.Struct, frozen=True):
+    """What an import reads, and how it is stored."""
+
+    key: str
+    """The object in the bucket."""
+    metric: Metric | None = None
+    """Of a new model version; None: the model version's own, or cosine."""
+    id_column: str | None = None
+    vector_column: str | None = None
+    attributes: tuple[str, ...] = ()
+    """Columns that are stored as attributes."""
+
+
+class UploadTerms(msgspec.Struct, frozen=True):
+    """What a caller said of the object that it is to upload."""
+
+    content_length: int
+    """In bytes."""
+    sha256: str
+    """In hex."""
+
+
+class ImportProgress(msgspec.Struct, frozen=True):
+    """How far an import is in its current stage. `total` is 0 while it is not known."""
+
+    stage: ImportStage = "queued"
+    done: int = 0
+    total: int = 0
+    unit: Literal["bytes", "rows"] = "bytes"
+    """Of `done` and `total`: text has no number of rows in advance."""
+
+
+class BadRow(msgspec.Struct, frozen=True):
+    """One row of a file that is not valid, and why."""
+
+    number: int
+    """From 1; in JSON, the line that it begins on."""
+    product_id: str | None
+    reason: str
+
+
+class Import(msgspec.Struct, frozen=True, tag="import"):
+    """A request to store the rows of an object in the bucket, and what came of it.
+
+    Fields that a build has too mean the same as in `Build`.
+    """
+
+    import_id: str
+    model_version: str
+    status: ImportStatus
+    requested_at: str
+    parameters: ImportParameters
+    upload: UploadTerms | None = None
+    """Set where a caller uploads the object after the request."""
+    etag: str | None = None
+    """That the object had when the import was requested, or the upload was found."""
+    size_bytes: int = 0
+    """Of that object."""
+    progress: ImportProgress = ImportProgress()
+    position: int = 0
+    """Rows from the start of the file that need not be stored again: all up to it are, or are bad.
+    """
+    rows_stored: int = 0
+    rows_bad: int = 0
+    bad_rows_key: str | None = None
+    """The object with all bad rows, once the import has ended, if there are any."""
+    fence: int = 0
+    holder: str | None = None
+    lease_until_ms: int = 0
+    started_at: str | None = None
+    ended_at: str | None = None
+    error: str | None = None
+    faults: int = 0
+    unreturned: int = 0
+    generation: int = 0
+    """That of its model version; 0 until that is known."""
+    request_id: str | None = None
+    trace: str | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it has yet to end."""
+        return self.status in {"waiting", "queued", "running"}
+
+    @property
+    def attempt(self) -> int:
+        """How often a worker has claimed it: a cancellation raises the fence as well."""
+        return self.fence - (self.status == "cancelled")
 
 
 class Build(msgspec.Struct, frozen=True, tag="build"):

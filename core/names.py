@@ -27,6 +27,31 @@ def version_prefix(environment: str, model_version: str, build_id: str, fence: i
     return f"{versions_prefix(environment, model_version)}{build_id}/{fence}/"
 
 
+def imports_prefix(environment: str) -> str:
+    """The prefix of the objects that imports read."""
+    return f"{environment_prefix(environment)}imports/"
+
+
+def uploads_prefix(environment: str) -> str:
+    """The prefix of the objects that are uploaded for imports; a lifecycle rule removes them."""
+    return f"{imports_prefix(environment)}uploads/"
+
+
+def upload_key(environment: str, import_id: str) -> str:
+    """The key of an object that is uploaded for an import."""
+    return f"{uploads_prefix(environment)}{import_id}"
+
+
+def bad_rows_prefix(environment: str, import_id: str) -> str:
+    """The prefix of the files with an import's bad rows."""
+    return f"{environment_prefix(environment)}import-reports/{import_id}/"
+
+
+def bad_rows_key(environment: str, import_id: str, fence: int) -> str:
+    """The key of the file that the attempt of this fence wrote."""
+    return f"{bad_rows_prefix(environment, import_id)}{fence}.jsonl"
+
+
 def legacy_versions_prefix(model_version: str) -> str:
     """The prefix of a model version's builds in releases up to 23e14f8."""
     return f"{_LEGACY}{model_version}/"

@@ -1,22 +1,21 @@
 """S3: the bucket of index versions. Objects never change, and are verified both ways."""
 
 import asyncio
+import os
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import aiohttp
-import msgspec
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
 from core import files, names
-from core.aws import REFUSED, client_config, new_session, open_client, raise_unavailable
-from core.aws_calls import AwsCall, count_timeout
+from core.aws import client_config, new_session, object_error, open_client, raise_unavailable
+from core.aws_calls import AwsCall, count_request, count_timeout
 from core.concurrency import gather
 from core.errors import AlreadyExists, Corrupt, K9Error, NotFound, Unavailable
 from core.files import ObjectHead
@@ -32,45 +31,21 @@ _PARTS_AT_ONCE: Final = 4
 _DELETE_KEYS_MAX: Final = 1000
 _SHA256: Final = "sha256"
 """Metadata of each object: the digest of the whole, in hex."""
-_MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
-_EXISTS: Final = frozenset({"412", "PreconditionFailed"})
-_DAMAGED: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch"})
-_CONFLICT: Final = "ConditionalRequestConflict"
 
 
 class _Truncated(Exception):
     """The body of a reply ended too early."""
 
 
-class RequestCount(msgspec.Struct):
-    """Requests to S3, which bills them by number, without botocore's retries."""
-
-    requests: int = 0
-
-
-_COUNT: Final[ContextVar[RequestCount | None]] = ContextVar("request_count", default=None)
-
-
-@contextmanager
-def count_requests() -> Iterator[RequestCount]:
-    """Counts the requests of this task in the block, and of the tasks that it starts there."""
-    count = RequestCount()
-    token = _COUNT.set(count)
-    try:
-        yield count
-    finally:
-        _COUNT.reset(token)
-
-
-def _count() -> None:
-    if (count := _COUNT.get()) is not None:
-        count.requests += 1
+def checksum_text(sha256_hex: str) -> str:
+    """A digest as S3 has it in header fields: in base64."""
+    return b64encode(bytes.fromhex(sha256_hex)).decode()
 
 
 class ObjectStore:
     """The bucket, opened by `open_object_store`.
 
-    Every method but `presign` raises Unavailable where S3 does not answer in time.
+    Every method but those that presign raises Unavailable where S3 does not answer in time.
     """
 
     def __init__(
@@ -143,7 +118,8 @@ class ObjectStore:
         """
         reply = await self._call("head_object", key, Key=key, ChecksumMode="ENABLED")
         digest = reply.get("Metadata", {}).get(_SHA256)
-        return ObjectHead(reply["ContentLength"], digest, reply.get("ChecksumSHA256"))
+        etag = reply.get("ETag")
+        return ObjectHead(reply["ContentLength"], digest, reply.get("ChecksumSHA256"), etag)
 
     async def presign(self, key: str, expires_s: int) -> str:
         """A URL that reads the object without credentials for `expires_s` seconds. No request."""
@@ -155,6 +131,43 @@ class ObjectStore:
             ),
         )
         return url
+
+    async def presign_put(self, key: str, expires_s: int, size: int, sha256_hex: str) -> str:
+        """A URL by which an object of exactly this size and digest can be put. No request.
+
+        Length and checksum are signed header fields, so the request has to carry both:
+        `Content-Length`, and `x-amz-checksum-sha256` in base64. S3 compares the digest.
+        """
+        client = await self._client_of()
+        url: str = await self._within(
+            key,
+            lambda bucket: client.generate_presigned_url(
+                "put_object",
+                Params={
+                    "Bucket": bucket,
+                    "Key": key,
+                    "ContentLength": size,
+                    "ChecksumSHA256": checksum_text(sha256_hex),
+                },
+                ExpiresIn=expires_s,
+            ),
+        )
+        return url
+
+    async def get_pinned(self, key: str, path: Path, *, etag: str, size: int) -> None:
+        """Downloads an object that somebody else put to a new file, as long as it has this ETag.
+
+        Raises:
+            AlreadyExists: the object has another ETag by now.
+            Corrupt: it has another size.
+            NotFound: there is no such object any more.
+        """
+        handle = await asyncio.to_thread(files.create_file, path)
+        try:
+            offsets = range(0, max(size, 1), PART_BYTES)
+            await gather(*(self._get_part(key, handle, at, size, IfMatch=etag) for at in offsets))
+        finally:
+            await asyncio.to_thread(os.close, handle)
 
     async def list_keys(self, prefix: str) -> list[str]:
         """The keys with this prefix, sorted."""
@@ -199,7 +212,7 @@ class ObjectStore:
                 key,
                 Key=key,
                 Body=body,
-                ChecksumSHA256=b64encode(bytes.fromhex(digest)).decode(),
+                ChecksumSHA256=checksum_text(digest),
                 Metadata={_SHA256: digest},
                 IfNoneMatch="*",
             )
@@ -250,11 +263,11 @@ class ObjectStore:
             )
         return {"PartNumber": number, "ETag": reply["ETag"], "ChecksumSHA256": checksum}
 
-    async def _get_part(self, key: str, handle: int, offset: int, size: int) -> None:
+    async def _get_part(self, key: str, handle: int, offset: int, size: int, **pinned: str) -> None:
         end = min(offset + PART_BYTES, size)
         ranged = {"Range": f"bytes={offset}-{end - 1}"} if size else {}
         async with self._parts:
-            data, reply = await self._get(key, max_bytes=end - offset, **ranged)
+            data, reply = await self._get(key, max_bytes=end - offset, **ranged, **pinned)
             total = reply.get("ContentRange", f"/{len(data)}").rpartition("/")[2]
             if len(data) != end - offset or total != str(size):
                 raise Corrupt(f"object {key} is of {total} bytes and should be of {size}")
@@ -282,7 +295,7 @@ class ObjectStore:
                     raise _Truncated from error
 
         async def attempt() -> tuple[bytes, dict[str, Any]]:
-            _count()
+            count_request()
             with AwsCall("s3", "GetObject", key=key):
                 return await self._within(key, read)
 
@@ -292,7 +305,7 @@ class ObjectStore:
             raise Unavailable("S3 ended the body of an object too early") from error
 
     async def _call(self, operation: str, subject: str, **parameters: Any) -> dict[str, Any]:
-        _count()
+        count_request()
         client = await self._client_of()
         method = getattr(client, operation)
         with AwsCall("s3", client.meta.method_to_api_mapping[operation], key=subject):
@@ -312,33 +325,13 @@ class ObjectStore:
             count_timeout()
             raise Unavailable(f"S3 did not answer within {self._deadline_s:g} s") from None
         except ClientError as error:
-            raised = _translate(error, subject, self._bucket or "")
+            raised = object_error(error, subject, self._bucket or "")
             if raised is None:
                 raise
             raise raised from error
         except BotoCoreError as error:
             raise_unavailable(error, "S3")
             raise
-
-
-def _translate(error: ClientError, subject: str, bucket: str) -> K9Error | None:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code == "NoSuchBucket":
-        return Unavailable(
-            f"S3 has no bucket {bucket} (`k9 tables create` makes the one of an environment)",
-            public="a bucket is missing in S3; an operator has to create it",
-        )
-    known: tuple[tuple[bool, type[K9Error], str], ...] = (
-        (code in _MISSING, NotFound, f"there is no object {subject}"),
-        (code in _EXISTS, AlreadyExists, f"another object {subject} is there already"),
-        (code in _DAMAGED, Corrupt, f"object {subject} arrived as other bytes"),
-        (code == "InvalidRange", Corrupt, f"object {subject} is shorter than it should be"),
-        (code in REFUSED, Unavailable, f"S3 refused K9's AWS credentials: {code}"),
-        (code in {_CONFLICT, "SlowDown"}, Unavailable, f"S3 is busy: {code}"),
-        (status >= 500, Unavailable, f"S3 failed: {code}"),  # noqa: PLR2004 - HTTP's own
-    )
-    return next((kind(message) for matches, kind, message in known if matches), None)
 
 
 @asynccontextmanager

@@ -17,10 +17,11 @@ from redis.exceptions import RedisError
 
 from core import names, telemetry, tracing
 from core.errors import SettingsError, Unavailable
-from core.models import Build
+from core.models import Build, Import
 from core.settings import Settings
 
 BUILD_JOB = "run_build"
+IMPORT_JOB = "run_import"
 DELETION_JOB = "remove_user"
 """Not `delete_user`: workers of releases that delete without a lease take jobs of that name."""
 
@@ -39,6 +40,20 @@ class BuildJob(msgspec.Struct, frozen=True, omit_defaults=True):
     def of(cls, build: Build) -> Self:
         """The next attempt at a build."""
         return cls(build.build_id, build.fence, build.trace)
+
+
+class ImportJob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Run an import: which one, and the fence that its claim raises."""
+
+    import_id: str
+    fence: int
+    trace: str | None = None
+    """As in the import's record, so that the claim belongs to the trace too."""
+
+    @classmethod
+    def of(cls, row: Import) -> Self:
+        """The next attempt at an import."""
+        return cls(row.import_id, row.fence, row.trace)
 
 
 class DeletionJob(msgspec.Struct, frozen=True):
@@ -94,9 +109,19 @@ class JobQueue:
         The job id contains the fence, since arq keeps a killed worker's id blocked for as long as
         the longest job may take.
         """
-        job = BuildJob(build_id, fence, trace)
-        with tracing.span(f"enqueue {BUILD_JOB}", "producer", parent=trace, root=False) as span:
-            enqueued = await self._enqueue(BUILD_JOB, job, build_id, fence)
+        return await self._enqueue_traced(BUILD_JOB, BuildJob(build_id, fence, trace), build_id)
+
+    async def enqueue_import(self, import_id: str, fence: int, trace: str | None = None) -> bool:
+        """Enqueues an import, as a build.
+
+        A worker of a release without imports takes the job and drops it: the reconciler of another
+        one finds the import in the table.
+        """
+        return await self._enqueue_traced(IMPORT_JOB, ImportJob(import_id, fence, trace), import_id)
+
+    async def _enqueue_traced(self, name: str, job: BuildJob | ImportJob, row_id: str) -> bool:
+        with tracing.span(f"enqueue {name}", "producer", parent=job.trace, root=False) as span:
+            enqueued = await self._enqueue(name, job, row_id, job.fence)
             if not enqueued:
                 span.fail("Unavailable")
         return enqueued

@@ -13,6 +13,7 @@ from core.repositories.attributes import AttributeRepository
 from core.repositories.builds import BuildRepository
 from core.repositories.embeddings import EmbeddingRepository
 from core.repositories.idempotency import IdempotencyRepository
+from core.repositories.imports import ImportRepository
 from core.repositories.model_deletions import ModelDeletionRepository
 from core.repositories.models import ModelRepository
 from core.repositories.promotions import PromotionRepository
@@ -23,6 +24,7 @@ from core.repositories.verifications import VerificationRepository
 from core.settings import Settings
 from core.usecases.builds import BuildService
 from core.usecases.embeddings import EmbeddingService
+from core.usecases.imports import ImportService
 from core.usecases.reports import ReportService
 from core.usecases.users import UserService
 from core.versions import VersionStore
@@ -49,11 +51,13 @@ class Resources:
     model_deletions: ModelDeletionRepository
     reports: ReportRepository
     idempotency: IdempotencyRepository
+    imports: ImportRepository
     versions: VersionStore
     cursors: Cursors
     watermarks: Watermarks
     embedding_service: EmbeddingService
     build_service: BuildService
+    import_service: ImportService
     user_service: UserService
     report_service: ReportService
 
@@ -71,6 +75,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         embeddings = EmbeddingRepository(dynamo, settings)
         attributes = AttributeRepository(dynamo, settings)
         builds = BuildRepository(dynamo, settings)
+        imports = ImportRepository(dynamo, settings)
         promotions = PromotionRepository(dynamo, builds, models, settings)
         users = UserRepository(dynamo, settings)
         reports = ReportRepository(dynamo, users, settings)
@@ -91,11 +96,13 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             model_deletions=ModelDeletionRepository(dynamo, settings),
             reports=reports,
             idempotency=IdempotencyRepository(dynamo, settings),
+            imports=imports,
             versions=VersionStore(objects, settings.environment, settings.serving.cache_dir),
             cursors=Cursors(settings.cursor_keys, settings.cursor_ttl_s),
             watermarks=Watermarks(settings.cursor_keys),
             embedding_service=EmbeddingService(models, embeddings, attributes, notifier, settings),
             build_service=BuildService(models, embeddings, builds, queue),
+            import_service=ImportService(models, imports, objects, queue, settings),
             user_service=UserService(users, settings.records),
             report_service=ReportService(reports, settings),
         )

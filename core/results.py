@@ -8,7 +8,7 @@ import msgspec
 
 from core.attributes.values import Attributes
 from core.errors import FieldError
-from core.models import Build, Family, Model, Report, User, Watermark
+from core.models import Build, Family, Import, Model, Report, User, Watermark
 
 
 class StoredEmbedding(msgspec.Struct, frozen=True, tag="stored-embedding"):
@@ -116,6 +116,7 @@ Result = (
     | PatchedAttributes
     | StoredBatch
     | Build
+    | Import
     | ModelSummary
     | Refusal
 )

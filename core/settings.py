@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import SettingsError
+from core.limits import UPLOAD_BYTES_MAX
 
 _Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 _Positive = Annotated[int, Meta(ge=1)]
@@ -62,6 +63,7 @@ class Tables(msgspec.Struct, frozen=True):
     models_table: str | None = None
     builds_table: str | None = None
     idempotency_table: str | None = None
+    imports_table: str | None = None
 
 
 class Auth(msgspec.Struct, frozen=True):
@@ -219,6 +221,19 @@ class Building(msgspec.Struct, frozen=True):
     """How long an unneeded version stays: a process may be about to load it."""
 
 
+class Imports(msgspec.Struct, frozen=True):
+    """Imports through the API: their leases and attempts are as those of builds."""
+
+    imports_max: _Positive = 1
+    """Imports that one worker runs concurrently."""
+    imports_open_max: _Positive = 10
+    """Imports of one model version that may be open; a further one is refused."""
+    import_bytes_max: Annotated[int, Meta(ge=1, le=UPLOAD_BYTES_MAX)] = 4 * 1024**3
+    """Size of the object of one import, which a worker copies to its disk."""
+    import_upload_grace_s: _NotNegativeSeconds = 60.0
+    """How long after its time an upload may still arrive: S3 takes one that began in time."""
+
+
 class Serving(msgspec.Struct, frozen=True):
     """The index in memory."""
 
@@ -268,6 +283,7 @@ class Settings(msgspec.Struct, frozen=True):
     records: Records = Records()
     ingest: Ingest = Ingest()
     building: Building = Building()
+    imports: Imports = Imports()
     serving: Serving = Serving()
     files: Files = Files()
     redis_url: str = "redis://127.0.0.1:6379/0"

@@ -13,7 +13,7 @@ role.
 import asyncio
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context, ContextVar, copy_context
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from aiobotocore.client import AioBaseClient
 from core.dynamo import tables
 from core.dynamo.endpoint import Endpoint
 from core.dynamo.wire import WireParser
+from core.object_store import ObjectStore
 
 RECORD: Final = "K9_RECORD_AWS_CALLS"
 LIST: Final = Path(__file__).parent / "aws_calls.txt"
@@ -46,6 +47,8 @@ _S3_ACTIONS: Final = {
     "CompleteMultipartUpload": ("s3:PutObject",),
     "AbortMultipartUpload": ("s3:AbortMultipartUpload",),
     "DeleteObjects": ("s3:DeleteObject",),
+    # Made by whoever has the address, with the right of the role that signed it.
+    "PresignedPut": ("s3:PutObject",),
 }
 _TRANSACTION_ACTIONS: Final = {"ConditionCheck": "ConditionCheckItem"}
 
@@ -167,9 +170,22 @@ def begin() -> None:
             context.run(_starter.set, starter)
         return real_create_task(loop, coro, name=name, context=context)
 
+    _watch_presigning(watch)
     AioBaseClient._make_api_call = make_api_call  # noqa: SLF001
     Endpoint.call = endpoint_call  # type: ignore[method-assign, assignment]
     asyncio.BaseEventLoop.create_task = create_task  # type: ignore[method-assign, assignment]
+
+
+def _watch_presigning(watch: Callable[[str | None, str, str, Mapping[str, Any]], None]) -> None:
+    real_presign = ObjectStore.presign_put
+
+    async def presign_put(
+        store: ObjectStore, key: str, expires_s: int, size: int, sha256_hex: str
+    ) -> str:
+        watch(caller(sys._getframe()), "s3", "PresignedPut", {})  # noqa: SLF001
+        return await real_presign(store, key, expires_s, size, sha256_hex)
+
+    ObjectStore.presign_put = presign_put  # type: ignore[method-assign, assignment]
 
 
 def main(directory: str) -> None:

@@ -14,6 +14,8 @@ from core.settings import Settings
 from core.stalls import watched_loop
 from worker.background import Background
 from worker.building.runner import BuildRunner, sweep
+from worker.importing.attempt import ImportRunner
+from worker.importing.uploads import schedule_removal
 from worker.reconcile import reconcile_forever
 
 KEY = "k9"
@@ -26,6 +28,7 @@ class WorkerContext:
 
     resources: Resources
     runner: BuildRunner
+    importer: ImportRunner
     background: Background
 
 
@@ -39,26 +42,30 @@ def context_of(ctx: dict[Any, Any]) -> WorkerContext:
 async def open_context(
     settings: Settings, *, reconcile: bool = True
 ) -> AsyncIterator[WorkerContext]:
-    """Opens resources, build slots and the reconciler; at the end running builds are released."""
+    """Opens resources, build slots and the reconciler; at the end what runs is released."""
     async with AsyncExitStack() as stack:
         stack.enter_context(watched_loop(settings.loop_probe_s, settings.loop_stall_s))
         resources = await stack.enter_async_context(open_resources(settings.patient()))
         background = Background()
         # The first round of the reconciler tells whether this release may work on the tables.
         runner = BuildRunner(resources, background, paused=reconcile)
+        importer = ImportRunner(resources, paused=reconcile)
+        schedule_removal(resources, background)
         name = f"{socket.gethostname()}:{os.getpid()}"
         work_dir = settings.building.work_dir  # earlier releases used it without the environment
         own_dir = names.directory_of(work_dir, settings.environment)
         swept = await asyncio.to_thread(sweep, own_dir, work_dir)
         rounds = asyncio.create_task(
-            reconcile_forever(resources, runner, background) if reconcile else asyncio.sleep(0)
+            reconcile_forever(resources, runner, importer, background)
+            if reconcile
+            else asyncio.sleep(0)
         )
         _log.info("worker started", worker=name, environment=settings.environment, swept=swept)
         try:
-            yield WorkerContext(resources, runner, background)
+            yield WorkerContext(resources, runner, importer, background)
         finally:
             rounds.cancel()
             await asyncio.gather(rounds, return_exceptions=True)
-            await runner.close()
+            await asyncio.gather(runner.close(), importer.close())
             await background.close()  # last: builds that ended just now have started work in it
             _log.info("worker stopped", worker=name)

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from core.queue import BuildJob, DeletionJob
+from core.queue import BuildJob, DeletionJob, ImportJob
 from worker.context import context_of
 from worker.reconcile import start_user_deletion
 
@@ -13,6 +13,12 @@ async def build(ctx: dict[Any, Any], payload: dict[str, Any]) -> None:
     """Claims a build, if it can be claimed, and starts it."""
     job = msgspec.convert(payload, BuildJob)
     await context_of(ctx).runner.start(job)
+
+
+async def run_import(ctx: dict[Any, Any], payload: dict[str, Any]) -> None:
+    """Claims an import, if it can be claimed, and starts it."""
+    job = msgspec.convert(payload, ImportJob)
+    await context_of(ctx).importer.start(job)
 
 
 async def delete(ctx: dict[Any, Any], payload: dict[str, Any]) -> None:

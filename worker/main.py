@@ -14,7 +14,7 @@ from core.retry import RetryPolicy
 from core.settings import Settings
 from core.stalls import freeze_memory
 from worker.context import KEY, WorkerContext, context_of, open_context
-from worker.jobs import build, delete
+from worker.jobs import build, delete, run_import
 from worker.metrics import log_reader
 
 _JOB_TIMEOUT_S = 10.0
@@ -44,7 +44,11 @@ def create_listener(settings: Settings, context: WorkerContext, *, burst: bool =
     Results are not kept, because a kept one blocks its job id: the builds table has the outcome.
     """
     return Listener(
-        functions=[func(build, name=queue.BUILD_JOB), func(delete, name=queue.DELETION_JOB)],
+        functions=[
+            func(build, name=queue.BUILD_JOB),
+            func(run_import, name=queue.IMPORT_JOB),
+            func(delete, name=queue.DELETION_JOB),
+        ],
         ctx={KEY: context},
         queue_name=names.queue_name(settings.environment),
         redis_settings=queue.redis_settings(settings),

@@ -54,6 +54,20 @@ OLDEST_WAITING_BUILD: Final = Gauge(
     "k9_oldest_waiting_build_seconds",
     "Seconds for which the open build that waits longest has had no worker; 0 where none waits.",
 )
+IMPORTS_ENDED: Final = telemetry.begun(
+    Counter("k9_imports_ended_total", "Imports that ended, by how.", ["status"]),
+    "completed",
+    "failed",
+)
+IMPORT_ROWS: Final = telemetry.begun(
+    Counter("k9_import_rows_total", "Rows of imports that ended, by what became of them.", ["row"]),
+    "stored",
+    "bad",
+)
+IMPORTS_RUNNING: Final = Gauge("k9_imports_running", "Imports that this worker runs.")
+IMPORTS_OPEN: Final = Gauge(
+    "k9_imports_open", "Imports in the table that have not ended.", ["status"]
+)
 QUEUE_JOBS: Final = Gauge(
     "k9_queue_jobs", "Jobs in the queue in Valkey; NaN while it does not answer."
 )

@@ -1,7 +1,7 @@
 """Reconciles the tables with what is being worked on. A task in every worker, not a cron job.
 
-An open build that nobody works on is enqueued for a worker with a free slot. Without Redis, each
-worker claims builds from the table itself.
+An open build or import that nobody works on is enqueued for a worker with a free slot. Without
+Redis, each worker claims them from the table itself.
 """
 
 import asyncio
@@ -9,28 +9,38 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from operator import attrgetter
+from typing import TypeVar
 
 from core import telemetry
-from core.errors import K9Error, NewerFormat
-from core.models import Build, now, parse_timestamp
-from core.queue import BuildJob
-from core.repositories.build_rows import OPEN_STATUSES
+from core.errors import K9Error, NewerFormat, TableMissing
+from core.models import Build, Import, now, parse_timestamp
+from core.queue import BuildJob, ImportJob
+from core.repositories.leased_rows import OPEN_STATUSES
 from core.resources import Resources
 from worker import metrics
 from worker.background import Background
 from worker.building.runner import BuildRunner
+from worker.importing.attempt import ImportRunner
+from worker.importing.uploads import look_for_upload
 from worker.model_deletion import delete_model
+from worker.slots import Slots
 from worker.user_deletion import delete_user
 
 _ROUNDS_UNCLAIMED = 3
 
 _log = telemetry.logger(__name__)
 
+W = TypeVar("W", Build, Import)
+J = TypeVar("J", BuildJob, ImportJob)
 
-async def reconcile(resources: Resources, runner: BuildRunner, background: Background) -> int:
-    """One round; returns the number of builds and deletions that wait for a worker.
+
+async def reconcile(
+    resources: Resources, runner: BuildRunner, importer: ImportRunner, background: Background
+) -> int:
+    """One round; returns the number of builds, imports and deletions that wait for a worker.
 
     Enqueuing a build twice is harmless: its job id includes the fence, and only one claim succeeds.
     So is starting a deletion twice, as only one worker gets its lease.
@@ -41,22 +51,14 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
     every_s = resources.settings.building.reconcile_s
     await resources.models.check_tables()
     runner.resume()
+    importer.resume()
     open_builds = await resources.builds.list_open()
     waiting = [each for each in open_builds if each.status == "queued" or _waiting_s(each) > 0]
     _measure(open_builds, waiting)
-    enqueued = True
-    for build in waiting:
-        try:
-            enqueued = enqueued and await resources.queue.enqueue(
-                build.build_id, build.fence, build.trace
-            )
-            # A worker that dies between job and claim leaves the job id in use for as long as the
-            # longest job: a build that waits for long is claimed without one.
-            unclaimed = not enqueued or _waiting_s(build) > _ROUNDS_UNCLAIMED * every_s
-            if unclaimed and runner.free_slots:
-                await runner.start(BuildJob.of(build))
-        except Exception:  # noqa: BLE001 - one build must not keep the others from being started
-            _log.exception("open build skipped", build_id=build.build_id)
+    await _start(
+        waiting, attrgetter("build_id"), resources.queue.enqueue, BuildJob.of, runner, every_s
+    )
+    imports = await reconcile_imports(resources, importer)
     metrics.RECONCILED.inc(len(waiting))
     users = await resources.user_deletions.list_marked()
     # Shuffled, so that the workers, each with room for some, do not all start with the same users.
@@ -69,11 +71,65 @@ async def reconcile(resources: Resources, runner: BuildRunner, background: Backg
     metrics.DELETIONS_WAITING.labels("user").set(len(users))
     metrics.DELETIONS_WAITING.labels("model").set(len(models))
     metrics.RECONCILED_AT.set(time.time())
-    return len(waiting) + len(users) + len(models)
+    return len(waiting) + imports + len(users) + len(models)
+
+
+async def reconcile_imports(resources: Resources, importer: ImportRunner) -> int:
+    """One round over the open imports; returns the number of those that wait."""
+    try:
+        open_imports = await resources.imports.list_open()
+    except TableMissing as error:
+        # An upgrade may reach the workers before the template; everything else goes on.
+        _log.warning("imports cannot be read", reason=str(error))
+        return 0
+    for status in ("waiting", "queued", "running"):
+        count = sum(each.status == status for each in open_imports)
+        metrics.IMPORTS_OPEN.labels(status).set(count)
+    uploads = [each for each in open_imports if each.status == "waiting"]
+    for each in uploads:
+        try:
+            await look_for_upload(resources, each)
+        except K9Error as error:
+            _log.warning("upload not looked for", import_id=each.import_id, reason=str(error))
+    others = [each for each in open_imports if each.status != "waiting"]
+    waiting = [each for each in others if each.status == "queued" or _waiting_s(each) > 0]
+    every_s = resources.settings.building.reconcile_s
+    await _start(
+        waiting,
+        attrgetter("import_id"),
+        resources.queue.enqueue_import,
+        ImportJob.of,
+        importer,
+        every_s,
+    )
+    return len(waiting) + len(uploads)
+
+
+async def _start(
+    waiting: Sequence[W],
+    id_of: Callable[[W], str],
+    enqueue: Callable[[str, int, str | None], Awaitable[bool]],
+    job_of: Callable[[W], J],
+    slots: Slots[J],
+    every_s: float,
+) -> None:
+    """Enqueues what waits for a worker, or claims it."""
+    enqueued = True
+    for row in waiting:
+        row_id = id_of(row)
+        try:
+            enqueued = enqueued and await enqueue(row_id, row.fence, row.trace)
+            # A worker that dies between job and claim leaves the job id in use for as long as the
+            # longest job: what waits for long is claimed without one.
+            unclaimed = not enqueued or _waiting_s(row) > _ROUNDS_UNCLAIMED * every_s
+            if unclaimed and slots.free_slots:
+                await slots.start(job_of(row))
+        except Exception:  # noqa: BLE001 - one of them must not keep the others from being started
+            _log.exception("open work skipped", row_id=row_id)
 
 
 async def reconcile_forever(
-    resources: Resources, runner: BuildRunner, background: Background
+    resources: Resources, runner: BuildRunner, importer: ImportRunner, background: Background
 ) -> None:
     """Runs rounds, with jitter, until cancelled. A round that fails is logged."""
     every_s = resources.settings.building.reconcile_s
@@ -81,9 +137,10 @@ async def reconcile_forever(
     while True:
         runner.slot_freed.clear()
         try:
-            await reconcile(resources, runner, background)
+            await reconcile(resources, runner, importer, background)
         except NewerFormat as error:
             runner.pause(str(error))
+            importer.pause(str(error))
         except K9Error as error:
             _log.warning("reconcile failed", error=str(error))
         except Exception:  # noqa: BLE001 - lost messages are replaced here: it must go on
@@ -122,11 +179,11 @@ def _longest_s(measure: Callable[[Build], float], builds: Sequence[Build]) -> fl
     return longest_s
 
 
-def _requested_s(build: Build) -> float:
+def _requested_s(build: Build | Import) -> float:
     return (now() - parse_timestamp(build.requested_at)).total_seconds()
 
 
-def _waiting_s(build: Build) -> float:
+def _waiting_s(build: Build | Import) -> float:
     """For how many seconds nobody has worked on it; negative while its lease holds."""
     if build.status == "queued":
         return _requested_s(build)

@@ -11,8 +11,8 @@ from litestar.openapi import OpenAPIConfig
 from litestar.routes import HTTPRoute
 
 from api.admission.quotas import BodyLimits
-from api.build_events import EVENT_STREAM
 from api.dependencies import dependencies
+from api.events import EVENT_STREAM
 from api.http.hooks import BODY, OPEN, operators, readers
 from api.http.idempotency import KEY_CHARACTERS_MAX
 from api.http.parameters import HEADER_SCHEMAS

@@ -23,6 +23,8 @@ _TARGETS: Final[dict[str, Route]] = {
     "builds": (f"{_MODEL}/builds", "get"),
     "request_build": (f"{_MODEL}/builds", "post"),
     "build": ("/builds/{build_id}", "get"),
+    "imports": (f"{_MODEL}/imports", "get"),
+    "import": ("/imports/{import_id}", "get"),
     "matrix": (f"{_MODEL}/matrix", "get"),
     "user": (_USER, "get"),
     "change_user": (_USER, "patch"),
@@ -62,6 +64,14 @@ LINKS: Final[dict[Route, tuple[str, dict[str, str]]]] = {
     ("/builds/{build_id}", "get"): (
         "model",
         {"path.model_version": "$response.body#/model_version"},
+    ),
+    (f"{_MODEL}/imports", "post"): (
+        "import imports",
+        {"path.import_id": "$response.body#/import_id"},
+    ),
+    (f"{_MODEL}/imports", "get"): (
+        "import",
+        {"path.import_id": "$response.body#/items/0/import_id"},
     ),
     ("/users", "post"): (
         "user change_user delete_user",

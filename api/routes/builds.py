@@ -9,8 +9,8 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 from litestar.types import ASGIApp
 
-from api.build_events import EVENT_STREAM, BuildEvents
 from api.context import AppContext
+from api.events import EVENT_STREAM, Events
 from api.http.hooks import operators, readers
 from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
@@ -90,7 +90,10 @@ class BuildController(Controller):
         summary="Watch a build",
     )
     async def get_events(
-        self, request: ApiRequest, build_id: BuildIdPath, build_events: NamedDependency[BuildEvents]
+        self,
+        request: ApiRequest,
+        build_id: BuildIdPath,
+        build_events: NamedDependency[Events[Build]],
     ) -> ASGIApp:
         """One build as server-sent events: as it is now, and again whenever it changes.
 
@@ -131,3 +134,17 @@ def item(build: Build) -> BuildItem:
     if build.verifies is not None:
         raise NotFound("there is no such build")
     return msgspec.convert(build, BuildItem, from_attributes=True)
+
+
+async def read(builds: BuildRepository, build_id: str) -> Build:
+    """What a stream of events follows.
+
+    Raises:
+        NotFound: there is no such build.
+    """
+    return await builds.get_build(build_id)
+
+
+async def rendered(build: Build) -> BuildItem:
+    """The same, for a stream of events."""
+    return item(build)

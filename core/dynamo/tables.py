@@ -36,10 +36,14 @@ MODEL_VERSION_INDEX: Final = "ModelVersionIndex"
 MODEL_BUILDS_INDEX: Final = "ModelBuildsIndex"
 OPEN_BUILDS_INDEX: Final = "OpenBuildsIndex"
 
+MODEL_IMPORTS_INDEX: Final = "ModelImportsIndex"
+OPEN_IMPORTS_INDEX: Final = "OpenImportsIndex"
+
 MODEL_SHARD: Final = "model_shard"
 """Partition key of ModelVersionIndex: `model_shard(...)`'s text."""
 OPEN: Final = "open"
-"""Partition key of OpenBuildsIndex; a build has it only until it ends, so the index is sparse."""
+"""Partition key of OpenBuildsIndex and OpenImportsIndex; a row has it only until it ends, so that
+the index is sparse."""
 OPEN_VALUE: Final = "1"
 """The value of `open` that workers of every release query: few builds are open at once."""
 OPEN_LATER_VALUE: Final = "2"
@@ -65,8 +69,16 @@ BUILDS: Final = Table(
     },
 )
 IDEMPOTENCY: Final = Table("idempotency", Key("caller", "key"), ttl="expires_at")
+IMPORTS: Final = Table(
+    "imports",
+    Key("import_id"),
+    {
+        MODEL_IMPORTS_INDEX: Key("model_version", "requested_at"),
+        OPEN_IMPORTS_INDEX: Key(OPEN, "requested_at"),
+    },
+)
 
-ALL: Final = (USERS, REPORTS, EMBEDDINGS, MODELS, BUILDS, IDEMPOTENCY)
+ALL: Final = (USERS, REPORTS, EMBEDDINGS, MODELS, BUILDS, IDEMPOTENCY, IMPORTS)
 
 
 def shard_of(product_id: str, shards: int) -> int:

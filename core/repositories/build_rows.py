@@ -5,14 +5,11 @@ Its model version is under another attribute, which keeps it out of the index of
 builds.
 """
 
-import secrets
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from core import telemetry
 from core.dynamo import tables
-from core.dynamo.expressions import Condition, equals, one_of
 from core.dynamo.items import Codec
 from core.dynamo.wire import AttributeValue, Item, RequestItem
 from core.errors import Corrupt, NewerFormat
@@ -22,19 +19,8 @@ BUILD_CODEC = Codec(Build)
 
 _VERIFIED_MODEL = "verified_model"
 _PROGRESS = "progress"
-OPEN_STATUSES = ("queued", "running")
 
 _log = telemetry.logger(__name__)
-
-
-def new_build_id() -> str:
-    """48 bits of time and 80 random bits, in hex: unique, sorted by age, safe in a path."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
-
-
-def milliseconds(seconds_from_now: float) -> int:
-    """Unix time in milliseconds."""
-    return time.time_ns() // 1_000_000 + int(seconds_from_now * 1000)
 
 
 def open_row(build: Build) -> RequestItem:
@@ -78,16 +64,6 @@ def decode_all(items: Iterable[Item]) -> list[Build]:
             telemetry.BUILDS_UNREADABLE.inc()
             _log.error("build row not readable", build_id=item["build_id"].S, reason=str(error))
     return builds
-
-
-def ours(build: Build) -> Condition:
-    """The claim is still the one under which the build was read."""
-    return equals("fence", build.fence) & equals("status", "running")
-
-
-def still_open(build: Build) -> Condition:
-    """It has neither ended nor been claimed since it was read."""
-    return equals("fence", build.fence) & one_of("status", OPEN_STATUSES)
 
 
 def row_bytes(item: Any) -> int:

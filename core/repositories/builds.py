@@ -1,27 +1,13 @@
 """Builds: which are open, which worker has claimed each, and how they ended."""
 
-import secrets
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
 
 import msgspec
 
 from core import telemetry, tracing
 from core.dynamo import tables
 from core.dynamo.client import Dynamo
-from core.dynamo.expressions import (
-    Condition,
-    Update,
-    below,
-    differs,
-    equals,
-    expressions,
-    key,
-    missing,
-)
-from core.dynamo.pagination import paginate
-from core.dynamo.rows import get_row
-from core.dynamo.wire import Item
+from core.dynamo.expressions import Condition, Update, differs, equals, key, missing
 from core.errors import (
     BuildEnded,
     ConditionFailed,
@@ -34,16 +20,9 @@ from core.errors import (
 )
 from core.models import Build, BuildParameters, Model, Progress, now, timestamp
 from core.repositories import transactions
-from core.repositories.build_rows import (
-    decode,
-    decode_all,
-    milliseconds,
-    new_build_id,
-    open_row,
-    ours,
-    still_open,
-)
+from core.repositories.build_rows import decode, decode_all, open_row
 from core.repositories.idempotency import Claim, completion
+from core.repositories.leased_rows import LeasedRows, new_id, ours, still_open
 from core.repositories.models import read_model, same_model
 from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings
@@ -65,7 +44,9 @@ class BuildRepository:
         self._dynamo = dynamo
         self._builds = settings.table(tables.BUILDS.name)
         self._models = settings.table(tables.MODELS.name)
-        self._lease_s = settings.building.lease_s
+        self._rows = LeasedRows(
+            dynamo, self._builds, "build_id", decode_all, decode, settings.building.lease_s
+        )
 
     async def get_build(self, build_id: str) -> Build:
         """One build, read consistently.
@@ -80,8 +61,7 @@ class BuildRepository:
 
     async def find_build(self, build_id: str) -> Build | None:
         """One build, read consistently; None if there is none."""
-        row = await get_row(self._dynamo, self._builds, key(build_id=build_id))
-        return None if row is None else decode(row)
+        return await self._rows.find(build_id)
 
     async def list_builds(
         self,
@@ -96,27 +76,12 @@ class BuildRepository:
         Unreadable rows are skipped, and with a `generation` the rows of others: the index lags
         behind removals.
         """
-        start: dict[str, Any] = {}
-        if position:
-            start["ExclusiveStartKey"] = key(
-                build_id=position.build_id,
-                model_version=model_version,
-                requested_at=position.requested_at,
-            )
-        reply = await self._dynamo.call(
-            "query",
-            TableName=self._builds,
-            IndexName=tables.MODEL_BUILDS_INDEX,
-            ScanIndexForward=False,
-            Limit=limit,
-            **start,
-            **expressions(key=equals("model_version", model_version)),
+        at = None if position is None else (position.build_id, position.requested_at)
+        found, further = await self._rows.list_page(
+            tables.MODEL_BUILDS_INDEX, model_version, limit, at
         )
-        builds = [b for b in decode_all(reply["Items"]) if generation in {None, b.generation}]
-        last: Item | None = reply.get("LastEvaluatedKey")
-        if last is None:
-            return builds, None
-        return builds, BuildPosition(last["build_id"].S or "", last["requested_at"].S or "")
+        builds = [build for build in found if generation in {None, build.generation}]
+        return builds, None if further is None else BuildPosition(*further)
 
     async def all_builds(
         self, model_version: str, generation: int | None = None
@@ -137,17 +102,7 @@ class BuildRepository:
 
         Unreadable rows are skipped.
         """
-        builds: list[Build] = []
-        for value in tables.OPEN_VALUES:
-            async for items in paginate(
-                self._dynamo.call,
-                "query",
-                TableName=self._builds,
-                IndexName=tables.OPEN_BUILDS_INDEX,
-                **expressions(key=equals(tables.OPEN, value)),
-            ):
-                builds += decode_all(items)
-        return sorted(builds, key=lambda build: build.requested_at)
+        return await self._rows.list_open(tables.OPEN_BUILDS_INDEX, tables.OPEN, tables.OPEN_VALUES)
 
     async def open_build(
         self,
@@ -171,7 +126,7 @@ class BuildRepository:
         """
         name = model.model_version
         build = Build(
-            build_id=new_build_id(),
+            build_id=new_id(),
             model_version=name,
             status="queued",
             requested_at=timestamp(now()),
@@ -207,24 +162,7 @@ class BuildRepository:
         Raises:
             LeaseLost: it has ended, or another worker has it.
         """
-        holder = secrets.token_hex(8)
-        queued = equals("status", "queued")
-        expired = equals("status", "running") & below("lease_until_ms", milliseconds(0))
-        return await self._update(
-            build_id,
-            Update(
-                set={
-                    "status": "running",
-                    "fence": fence + 1,
-                    "holder": holder,
-                    "lease_until_ms": milliseconds(lease_s or self._lease_s),
-                },
-                set_if_missing={"started_at": timestamp(now())},
-                add={"unreturned": 1},
-            ),
-            equals("fence", fence) & (queued | expired),
-            holder,
-        )
+        return await self._rows.claim(build_id, fence, lease_s)
 
     async def beat(self, build: Build, progress: Progress) -> Build:
         """Renews the lease and writes the progress.
@@ -232,16 +170,8 @@ class BuildRepository:
         Raises:
             LeaseLost: this worker no longer has the build.
         """
-        return await self._update(
-            build.build_id,
-            Update(
-                set={
-                    "lease_until_ms": milliseconds(self._lease_s),
-                    "progress": msgspec.json.encode(progress).decode(),
-                }
-            ),
-            ours(build),
-        )
+        written = {"progress": msgspec.json.encode(progress).decode()}
+        return await self._rows.beat(build.build_id, build, written)
 
     async def release(
         self, build: Build, error: str, *, wait_s: float, fault: bool = True
@@ -253,18 +183,7 @@ class BuildRepository:
         Raises:
             LeaseLost: this worker no longer has the build.
         """
-        return await self._update(
-            build.build_id,
-            Update(
-                set={
-                    "lease_until_ms": milliseconds(wait_s),
-                    "error": error,
-                    "faults": build.faults + fault,
-                    "unreturned": build.unreturned - 1,
-                }
-            ),
-            ours(build),
-        )
+        return await self._rows.release(build.build_id, build, error, wait_s=wait_s, fault=fault)
 
     async def end(self, build: Build, status: str, error: str) -> None:
         """Ends a build that is not published, or a verification.
@@ -279,7 +198,7 @@ class BuildRepository:
         try:
             await self._end(build, ended, ours(build))
         except ConditionFailed:
-            raise LeaseLost(f"another worker has build {build.build_id}, or it has ended") from None
+            raise self._rows.lost(build.build_id) from None
 
     async def cancel(
         self, build_id: str, claim: Claim | None = None, *, verification: bool = False
@@ -365,31 +284,11 @@ class BuildRepository:
         if automatic or not build.automatic or build.parameters != parameters:
             return build
         try:
-            return await self._update(
+            return await self._rows.update(
                 build.build_id, Update(set={"automatic": False}), still_open(build)
             )
         except LeaseLost:
             return None  # it was claimed or ended meanwhile: try again
-
-    async def _update(
-        self, build_id: str, update: Update, condition: Condition, holder: str | None = None
-    ) -> Build:
-        """Updates a row; if it already has this `holder`, an earlier try of this call succeeded."""
-        try:
-            reply = await self._dynamo.call(
-                "update_item",
-                TableName=self._builds,
-                Key=key(build_id=build_id),
-                ReturnValues="ALL_NEW",
-                ReturnValuesOnConditionCheckFailure="ALL_OLD",
-                **expressions(update=update, condition=condition),
-            )
-        except ConditionFailed as failed:
-            there = decode(failed.item) if failed.item else None
-            if there is not None and holder is not None and there.holder == holder:
-                return there
-            raise LeaseLost(f"another worker has build {build_id}, or it has ended") from None
-        return decode(reply["Attributes"])
 
     def _model_update(self, model_version: str, change: Update, condition: Condition) -> Part:
         return transactions.update(

@@ -5,7 +5,7 @@ import secrets
 import msgspec
 
 from core.dynamo.expressions import Condition, Update, below, equals, missing
-from core.repositories.build_rows import milliseconds
+from core.repositories.leased_rows import milliseconds
 
 MARK = "deleting_at"
 _HOLDER = "deletion_holder"

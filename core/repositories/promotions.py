@@ -17,8 +17,8 @@ from core.dynamo.rows import update_row
 from core.errors import LeaseLost, NotFound, NotPromotable, Pinned, TransactionFailed, Unavailable
 from core.models import Build, Model, Progress, now, timestamp
 from core.repositories import transactions
-from core.repositories.build_rows import ours
 from core.repositories.builds import BuildRepository
+from core.repositories.leased_rows import ours
 from core.repositories.models import ModelRepository, same_model
 from core.repositories.transactions import CONFLICTS, Part, refused
 from core.settings import Settings

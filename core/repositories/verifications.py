@@ -13,7 +13,8 @@ from core.dynamo.expressions import Update, key
 from core.dynamo.rows import update_row
 from core.errors import LeaseLost
 from core.models import Build, now, timestamp
-from core.repositories.build_rows import new_build_id, open_row, ours
+from core.repositories.build_rows import open_row
+from core.repositories.leased_rows import new_id, ours
 from core.settings import Settings
 
 
@@ -49,7 +50,7 @@ class VerificationRepository:
     async def open(self, build: Build) -> Build:
         """Writes a verification of a published build, for a worker to claim."""
         verification = Build(
-            build_id=new_build_id(),
+            build_id=new_id(),
             model_version=build.model_version,
             status="queued",
             requested_at=timestamp(now()),

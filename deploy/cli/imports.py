@@ -6,6 +6,7 @@ from time import monotonic
 
 import click
 
+from core.errors import FileError
 from core.models import Metric
 from deploy.cli import environment
 from deploy.errors import CommandError
@@ -51,9 +52,9 @@ async def command(
     Without it, attributes stay as they are.
     """
     # Imported here, so that `k9 import --help` answers at once.
-    from deploy.data.formats.columns import Columns, parse_attributes  # noqa: PLC0415
-    from deploy.data.formats.readers import open_embeddings  # noqa: PLC0415
-    from deploy.data.importing import BatchResult, import_file  # noqa: PLC0415
+    from core.embedding_files.columns import Columns, parse_attributes  # noqa: PLC0415
+    from core.embedding_files.importing import BatchResult, import_file  # noqa: PLC0415
+    from core.embedding_files.readers import open_embeddings  # noqa: PLC0415
     from deploy.terminal import progress_display  # noqa: PLC0415
 
     settings, _ = environment.enter()
@@ -81,8 +82,8 @@ async def command(
                 await import_file(
                     resources.embedding_service, model, reader, metric=metric, on_batch=on_batch
                 )
-            except CommandError as error:
-                raise CommandError(f"{error} (stored before that: {stored:,})") from error
+            except FileError as error:
+                raise FileError(f"{error} (stored before that: {stored:,})") from error
     for note in reader.notes:
         sys.stderr.write(f"{name}: {note}\n")
     if bad > BAD_ROWS_SHOWN:

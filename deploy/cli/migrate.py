@@ -58,7 +58,7 @@ async def command(
     if metric and table != "embeddings":
         raise click.UsageError("--metric is for --table embeddings")
     # Imported here, so that `k9 migrate --help` and a wrong option answer at once.
-    from deploy.data.formats.file_input import open_input  # noqa: PLC0415
+    from core.embedding_files.file_input import open_input  # noqa: PLC0415
     from deploy.data.migration.migrate import migrate_file  # noqa: PLC0415
     from deploy.terminal import progress_display  # noqa: PLC0415
 

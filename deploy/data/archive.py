@@ -17,11 +17,11 @@ from typing import BinaryIO, Final
 import msgspec
 
 from core.dynamo.wire import AttributeValue, Item
+from core.embedding_files.file_input import open_input
 from core.errors import NewerFormat
 from core.files import file_lock, size_and_digest, write_atomically
 from core.formats import check_format
 from core.settings import Files
-from deploy.data.formats.file_input import open_input
 from deploy.errors import CommandError
 
 MANIFEST: Final = "manifest.json"

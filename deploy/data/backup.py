@@ -22,6 +22,7 @@ ORDER: Final = (
     tables.REPORTS,
     tables.USERS,
     tables.BUILDS,
+    tables.IMPORTS,
     tables.MODELS,
     tables.IDEMPOTENCY,
 )

@@ -20,7 +20,7 @@ from deploy.aws.tables import read_tag, remove_tag, write_tag
 from deploy.callbacks import MessageCallback, ProgressCallback, ignore
 from deploy.data.builds import IndexProbes
 from deploy.data.bulk import BATCH_ROWS, SEGMENTS, delete_batch, get_batch, put_batch, scan_segment
-from deploy.data.epochs import ended_build, epoch_of, next_epoch, renewed_model
+from deploy.data.epochs import OPENED, ended_row, epoch_of, next_epoch, renewed_model
 from deploy.data.restore import ORDER, TAG
 from deploy.errors import CommandError
 
@@ -167,8 +167,8 @@ class _Run:
         """The row as it has to be in the target."""
         if table is tables.EMBEDDINGS:
             self.probes.add(item)
-        if table is tables.BUILDS:
-            return ended_build(item, self._moment)
+        if table in OPENED:
+            return ended_row(item, self._moment)
         if table is tables.MODELS:
             name = item["model_version"].S or ""
             self._models[name] = item

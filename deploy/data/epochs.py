@@ -10,8 +10,10 @@ from typing import Final
 from core.dynamo import tables
 from core.dynamo.wire import AttributeValue, Item
 
+OPENED: Final = (tables.BUILDS, tables.IMPORTS)
+"""Tables whose rows are open until their work has ended."""
 _BUILD_ATTRIBUTES: Final = ("current_build_id", "current_fence", "open_build_id", "pinned")
-ENDED_BY: Final = "the data was restored while this build was open"
+ENDED_BY: Final = "the data was restored while this was open"
 
 
 def next_epoch(*epochs: int) -> int:
@@ -35,16 +37,16 @@ def renewed_model(model: Item, epoch: int) -> Item:
     return {**others, "epoch": AttributeValue(N=str(epoch))}
 
 
-def is_open(build: Item) -> bool:
-    """Whether a build is queued or running."""
-    return tables.OPEN in build
+def is_open(row: Item) -> bool:
+    """Whether a build or import has yet to end."""
+    return tables.OPEN in row
 
 
-def ended_build(build: Item, moment: str) -> Item:
-    """An open build, cancelled at this moment; one that has ended unchanged."""
-    if not is_open(build):
-        return build
-    others = {name: value for name, value in build.items() if name != tables.OPEN}
+def ended_row(row: Item, moment: str) -> Item:
+    """An open build or import, cancelled at this moment; one that has ended unchanged."""
+    if not is_open(row):
+        return row
+    others = {name: value for name, value in row.items() if name != tables.OPEN}
     return {
         **others,
         "status": AttributeValue(S="cancelled"),

@@ -21,7 +21,7 @@ from deploy.aws.tables import ensure_settings, read_tag, write_tag
 from deploy.callbacks import MessageCallback, ProgressCallback, ignore
 from deploy.data.builds import BuildRequest, IndexProbes, request_builds
 from deploy.data.bulk import put_batch, scan_segment
-from deploy.data.epochs import ended_build, epoch_of, is_open, next_epoch, renewed_model
+from deploy.data.epochs import OPENED, ended_row, epoch_of, is_open, next_epoch, renewed_model
 from deploy.errors import CommandError
 
 TAG: Final = "k9:restored"
@@ -124,18 +124,19 @@ def restored_settings(settings: Settings, environment: str) -> Settings:
 
 
 async def _renew(dynamo: Dynamo, target: Settings) -> list[Item]:
-    """Raises epochs and cancels builds, in tables that nothing serves yet.
+    """Raises epochs and cancels builds and imports, in tables that nothing serves yet.
 
     Returns:
         The records of the model versions as they were.
     """
     moment = timestamp(now())
     models: list[Item] = []
-    builds = target.table(tables.BUILDS.name)
-    async for page in scan_segment(dynamo, builds):
-        for build in page:
-            if is_open(build):
-                await put_batch(dynamo, builds, [ended_build(build, moment)])
+    for table in OPENED:
+        name = target.table(table.name)
+        async for page in scan_segment(dynamo, name):
+            for row in page:
+                if is_open(row):
+                    await put_batch(dynamo, name, [ended_row(row, moment)])
     name = target.table(tables.MODELS.name)
     async for page in scan_segment(dynamo, name):
         for model in page:

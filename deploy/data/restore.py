@@ -24,7 +24,7 @@ from deploy.callbacks import MessageCallback, ProgressCallback, ignore
 from deploy.data.archive import Manifest, TableEntry, check_file, read_file
 from deploy.data.builds import BuildRequest, IndexProbes, request_builds
 from deploy.data.bulk import BATCH_ROWS, SEGMENTS, delete_batch, is_empty, put_batch, scan_segment
-from deploy.data.epochs import ended_build, epoch_of, next_epoch, renewed_model
+from deploy.data.epochs import OPENED, ended_row, epoch_of, next_epoch, renewed_model
 from deploy.data.places import BackupReader, Place, open_reader
 from deploy.errors import CommandError
 
@@ -38,6 +38,7 @@ ORDER: Final = (
     tables.REPORTS,
     tables.EMBEDDINGS,
     tables.BUILDS,
+    tables.IMPORTS,
     tables.MODELS,
 )
 """Model versions come last: until their records exist, nothing can search or build."""
@@ -100,7 +101,8 @@ async def _verified(
     reader: BackupReader, place: Place, limits: Files, progress: ProgressCallback
 ) -> Manifest:
     manifest = await reader.manifest()
-    missing = {table.name for table in ORDER} - manifest.tables.keys()
+    # Backups of releases without imports have no such table: it becomes empty.
+    missing = {table.name for table in ORDER} - {tables.IMPORTS.name} - manifest.tables.keys()
     if missing:
         raise CommandError(f"{place}: has no table {', '.join(sorted(missing))}")
     done = 0
@@ -218,8 +220,8 @@ class _Run:
         def restored(table: tables.Table, item: Item) -> Item:
             if table is tables.EMBEDDINGS:
                 probes.add(item)
-            if table is tables.BUILDS:
-                return ended_build(item, self._moment)
+            if table in OPENED:
+                return ended_row(item, self._moment)
             if table is tables.MODELS:
                 previous = epochs.get(item["model_version"].S or "", 0)
                 return renewed_model(item, next_epoch(epoch_of(item), previous))
@@ -232,7 +234,9 @@ class _Run:
     async def _fill(
         self, table: tables.Table, restored: Callable[[tables.Table, Item], Item]
     ) -> None:
-        name, entry = self._settings.table(table.name), self._manifest.tables[table.name]
+        name, entry = self._settings.table(table.name), self._manifest.tables.get(table.name)
+        if entry is None:
+            return
         done = 0
 
         async def write(batch: list[Item]) -> None:

@@ -98,20 +98,31 @@ ACTIONS: Final[dict[Process, dict[str, tuple[str, ...]]]] = {
             *("GetItem", "BatchGetItem", "PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem"),
             "Query/ModelVersionIndex",
         ),
-        "models": ("GetItem", "PutItem", "UpdateItem", "Scan"),
+        "models": ("GetItem", "PutItem", "UpdateItem", "ConditionCheckItem", "Scan"),
         "builds": ("GetItem", "PutItem", "UpdateItem", "Query/ModelBuildsIndex"),
         "idempotency": ("PutItem", "UpdateItem"),
+        "imports": ("GetItem", "PutItem", "UpdateItem", "Query/ModelImportsIndex"),
     },
     "worker": {
         "users": ("GetItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"),
         "reports": ("DeleteItem", "Query/UserReportsIndex"),
-        "embeddings": ("DeleteItem", "Query/ModelVersionIndex"),
-        "models": ("GetItem", "UpdateItem", "DeleteItem", "ConditionCheckItem", "Scan"),
+        "embeddings": (
+            *("BatchGetItem", "PutItem", "DeleteItem", "BatchWriteItem"),
+            "Query/ModelVersionIndex",
+        ),
+        "models": (
+            *("GetItem", "PutItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"),
+            "Scan",
+        ),
         "builds": (
             *("GetItem", "UpdateItem", "DeleteItem"),
             *("Query/ModelBuildsIndex", "Query/OpenBuildsIndex"),
         ),
         "idempotency": ("PutItem", "DeleteItem", "Query"),
+        "imports": (
+            *("GetItem", "PutItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"),
+            *("Query/ModelImportsIndex", "Query/OpenImportsIndex"),
+        ),
     },
 }
 """The actions that each process calls, by table, as its role has them; a query with its index."""

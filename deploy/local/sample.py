@@ -75,9 +75,9 @@ async def load(settings: Settings, console: Console) -> int:
     """
     # Imported here: numpy, pyarrow and the clients take a second to load, which a start that has
     # the data already saves.
+    from core.embedding_files.importing import BatchResult, import_file  # noqa: PLC0415
+    from core.embedding_files.readers import open_embeddings  # noqa: PLC0415
     from core.resources import open_resources  # noqa: PLC0415
-    from deploy.data.formats.readers import open_embeddings  # noqa: PLC0415
-    from deploy.data.importing import BatchResult, import_file  # noqa: PLC0415
 
     read = 0
     with open_embeddings(CATALOGUE) as reader, progress_display(console) as display:

@@ -41,6 +41,8 @@ REFUSALS: Final[dict[str, str]] = {
     r"the watermark is not valid": "likewise a watermark",
     r"Expected `int`, got `float`": "to JSON Schema 7.0 is an integer; K9 wants it written as 7",
     r"must be an https URL": "what is a host is beyond a pattern",
+    r"names no object in the bucket|has to begin with environments/": "what is there is data",
+    r"content_length is over the limit": "an operator may set a lower limit than S3 has",
     r"the idempotency key was used|was used for another": "a key goes with one request",
 }
 """What a refusal of a request that holds by the document says → why the document cannot."""
@@ -60,7 +62,7 @@ def _is_deletion_of_a_user(case: Case[Any], _response: Response) -> bool:
 
 
 def _is_of_a_build(case: Case[Any], _response: Response) -> bool:
-    return bool(case.operation.path.startswith("/builds/{build_id}"))
+    return bool(case.operation.path.startswith(("/builds/{build_id}", "/imports/{import_id}")))
 
 
 def _is_of_a_model(case: Case[Any], _response: Response) -> bool:

@@ -33,7 +33,7 @@ async def opened(service: Service, model: str) -> str:
 class Stream:
     """One request for events, as a server drives the application."""
 
-    def __init__(self, app: Entrypoint, build_id: str, token: str) -> None:
+    def __init__(self, app: Entrypoint, row_id: str, token: str, kind: str = "builds") -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self._left = asyncio.Event()
@@ -47,8 +47,8 @@ class Stream:
             "http_version": "1.1",
             "method": "GET",
             "scheme": "http",
-            "path": f"/builds/{build_id}/events",
-            "raw_path": f"/builds/{build_id}/events".encode(),
+            "path": f"/{kind}/{row_id}/events",
+            "raw_path": f"/{kind}/{row_id}/events".encode(),
             "query_string": b"",
             "root_path": "",
             "headers": [(b"authorization", b"Bearer " + token.encode()), (b"last-event-id", b"7")],

@@ -75,6 +75,11 @@ async def test_until_it_is_done_every_other_route_is_a_conflict(
         await client.get(path_of(model, "matrix")),
         await client.post(path_of(model, "builds"), json={}),
         await client.get(path_of(model, "builds")),
+        await client.post(
+            path_of(model, "imports"),
+            json={"upload": True, "content_length": 1, "sha256": "0" * 64},
+        ),
+        await client.get(path_of(model, "imports")),
         await client.post(path_of(model, "promote"), json={"build_id": build_id}),
     ):
         assert_problem(reply, 409, "model-being-deleted")

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from deploy.data.formats.file_input import open_input
+from core.embedding_files.file_input import open_input
 from deploy.data.migration.migrate import migrate_file
 from tests.api.conftest import Service
 from tests.api.people import person, same

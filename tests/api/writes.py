@@ -103,6 +103,12 @@ async def _cancel_build(caller: Person, model: str) -> Write:
     return "DELETE", f"/builds/{reply.json()['build_id']}", None
 
 
+async def _cancel_import(caller: Person, model: str) -> Write:
+    body = {"upload": True, "content_length": 1, "sha256": "0" * 64}
+    reply = await caller.client.post(path_of(model, "imports"), json=body)
+    return "DELETE", f"/imports/{reply.json()['import_id']}", None
+
+
 async def _delete_model(caller: Person, model: str) -> Write:
     method, path, body = await put_embedding(caller, model)
     await caller.client.request(method, path, json=body)
@@ -138,6 +144,7 @@ ALL: dict[str, tuple[Prepare, int]] = {
     "POST builds": (request_build, 202),
     "DELETE build": (_cancel_build, 202),
     "PATCH model": (_change_model, 200),
+    "DELETE import": (_cancel_import, 202),
     "DELETE model": (_delete_model, 202),
     "POST promote": (_promote_build, 200),
 }
@@ -155,7 +162,8 @@ async def send(caller: Person, write: Write, key: str | None = "key") -> httpx.R
 async def state(caller: Person, model: str) -> list[Any]:
     """All that a write could have changed, as the caller sees it."""
     seen: list[Any] = [(await caller.client.get("/users/me")).content]
-    for path in ("/reports", path_of(model, "builds"), path_of(model, "embeddings")):
+    own = [path_of(model, each) for each in ("builds", "imports", "embeddings")]
+    for path in ("/reports", *own):
         cursor: dict[str, str] | None = {}
         while cursor is not None:
             page = (await caller.client.get(path, params={"limit": "100"} | cursor)).json()

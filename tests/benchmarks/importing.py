@@ -30,11 +30,11 @@ from botocore.credentials import ReadOnlyCredentials
 
 from core.dynamo.signing import Signer
 from core.dynamo.wire import encode
+from core.embedding_files.importing import BATCHES_IN_FLIGHT
 from core.models import Model, now, timestamp
 from core.repositories.embedding_rows import live_row
 from core.settings import Settings
 from core.vectors.arrays import Floats
-from deploy.data.importing import BATCHES_IN_FLIGHT
 from tests.benchmarks.figures import Report, at_least, ratios
 from tests.e2e.commands import run_k9
 from tests.emulators import CREDENTIALS, create_tables, running, settings_for

@@ -11,8 +11,9 @@ import aiohttp
 import msgspec
 import pytest
 
+from core.aws_calls import count_requests
 from core.errors import AlreadyExists, Corrupt, NotFound, Unavailable
-from core.object_store import PART_BYTES, ObjectStore, count_requests, open_object_store
+from core.object_store import PART_BYTES, ObjectStore, open_object_store
 from core.settings import Settings
 from tests.emulators import create_tables, settings_for
 

@@ -8,16 +8,15 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from core.embedding_files.importing import import_file
+from core.embedding_files.readers import open_embeddings
 from core.errors import PartlyStored
-from core.models import Metric
+from core.models import BadRow, Metric
 from core.repositories.idempotency import Claim
 from core.resources import open_resources
 from core.results import StoredBatch
 from core.settings import Settings
 from core.usecases.embeddings import EmbeddingService, MalformedRows, Row, RowAttributes
-from deploy.data.formats.readers import open_embeddings
-from deploy.data.formats.rows import BadRow
-from deploy.data.importing import import_file
 from tests.e2e.commands import item_counts, run_k9
 from tests.emulators import create_tables, settings_for
 

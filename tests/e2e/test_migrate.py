@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from core.dynamo.wire import Item, item_of
-from core.errors import TableMissing
+from core.embedding_files.file_input import open_input
+from core.errors import FileError, TableMissing
 from core.models import now, timestamp
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from deploy.data.bulk import put_batch, scan_segment
-from deploy.data.formats.file_input import open_input
 from deploy.data.migration.migrate import EntryResult, Migrated, migrate_file
-from deploy.errors import CommandError
 from tests.e2e.commands import item_counts, kill, run_k9, start_k9
 from tests.emulators import create_tables, settings_for
 
@@ -261,7 +260,7 @@ async def test_a_file_that_breaks_off_gives_what_it_has(own: Settings, tmp_path:
     path = _array(tmp_path / "u.json", [_user(n) for n in range(10)])
     path.write_text(path.read_text()[:-30])
     async with open_resources(own) as resources:
-        with pytest.raises(CommandError, match="9 stored, 0 already there, 1 bad"):
+        with pytest.raises(FileError, match="9 stored, 0 already there, 1 bad"):
             await _migrate(resources, path, "users")
         assert len(await _items(resources, "users")) == 9
 

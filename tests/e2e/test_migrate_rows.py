@@ -8,12 +8,12 @@ import pytest
 
 from core.dynamo.client import Dynamo
 from core.dynamo.wire import item_of
+from core.embedding_files.file_input import open_input
 from core.errors import Rejected
 from core.models import Metric
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from deploy.data.bulk import put_batch
-from deploy.data.formats.file_input import open_input
 from deploy.data.migration.migrate import EntryResult, Migrated, migrate_file
 from tests.e2e.commands import run_k9
 from tests.emulators import create_tables, settings_for

@@ -40,12 +40,15 @@ async def test_tables_are_made_once_and_then_left_alone(emulator: Settings) -> N
         f"k9-models-{emulator.environment}": "model_version",
         f"k9-builds-{emulator.environment}": "build_id",
         f"k9-idempotency-{emulator.environment}": "caller + key",
+        f"k9-imports-{emulator.environment}": "import_id",
     }
     assert {index for table in described.values() for index in table.indexes} == {
         "UserReportsIndex",
         "ModelVersionIndex",
         "ModelBuildsIndex",
         "OpenBuildsIndex",
+        "ModelImportsIndex",
+        "OpenImportsIndex",
     }
     assert all(table.recovery for table in described.values())
     assert all(table.deletion_protection for table in described.values())  # not `dev`

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from core.embedding_files.importing import import_file
+from core.embedding_files.readers import open_embeddings
 from core.errors import K9Error, NotFound
 from core.models import Model
 from core.resources import Resources, open_resources
-from deploy.data.formats.readers import open_embeddings
-from deploy.data.importing import import_file
 from tests.api.serving import build_here, eventually, path_of, vector
 from tests.faults.proxied_api import GONE, MODEL, ProxiedApi
 from tests.faults.proxy import Faults

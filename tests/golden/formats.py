@@ -6,10 +6,9 @@ is written now; all of them are read.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 from unittest.mock import patch
 
 import msgspec
@@ -67,62 +66,15 @@ from core.vectors.parameters import Effort, IndexInfo, Layout, Recall, RecallBan
 from core.versions import VersionRecord
 from core.watermarks import Watermarks
 from deploy.data import archive
+from tests.golden import import_formats
+from tests.golden.format import Format, row
 
-T = TypeVar("T")
-
-FILES: Final = Path(__file__).with_name("formats")
 _KEY: Final = "Z29sZGVuLWZpbGVzLW9mLXRlc3RzLTdkMWYwYzJhOWI="
 """Of the sealed tokens: 32 bytes in base64."""
 _NONCE: Final = bytes(range(12))
 _NOON: Final = "2026-11-27T12:00:00.000000Z"
 _ONE: Final = "2026-11-27T13:00:00.000000Z"
 _MICROSECONDS: Final = 1_795_780_800_000_000
-
-
-@dataclass(frozen=True)
-class Format(Generic[T]):
-    """One format: a sample, what is written of it, and what is read of that."""
-
-    name: str
-    suffix: str
-    sample: T
-    encode: Callable[[T], bytes]
-    decode: Callable[[bytes], T]
-    written: bool = True
-    """False where only earlier releases wrote it."""
-
-    def files(self) -> list[Path]:
-        """Its golden files, oldest first."""
-        found = FILES.glob(f"{self.name}-[0-9]*.{self.suffix}")
-        return sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))
-
-    def next_file(self) -> Path:
-        """The one to write once the format changes."""
-        return FILES / f"{self.name}-{len(self.files()) + 1}.{self.suffix}"
-
-
-def _text(item: Any) -> bytes:
-    """JSON on lines, its names in order."""
-    return msgspec.json.format(msgspec.json.encode(item, order="sorted"), indent=1) + b"\n"
-
-
-def _row(
-    name: str,
-    sample: T,
-    encode: Callable[[T], RequestItem],
-    decode: Callable[[Item], T],
-    *,
-    written: bool = True,
-) -> Format[T]:
-    """A row of a table."""
-    return Format(
-        name,
-        "json",
-        sample,
-        lambda struct: _text(encode(struct)),
-        lambda data: decode(msgspec.json.decode(data, type=Item)),
-        written,
-    )
 
 
 def _updated(item: RequestItem, update: Update) -> RequestItem:
@@ -349,30 +301,31 @@ _RESULTS: Final[tuple[Result, ...]] = (
 )
 
 FORMATS: Final[tuple[Format[Any], ...]] = (
-    _row("user", _USER, USER_CODEC.encode, USER_CODEC.decode),
-    _row("report", _REPORT, REPORT_CODEC.encode, REPORT_CODEC.decode),
-    _row("idempotency-result", msgspec.structs.replace(_RECORD, media="msgpack", result="{}"),
+    row("user", _USER, USER_CODEC.encode, USER_CODEC.decode),
+    row("report", _REPORT, REPORT_CODEC.encode, REPORT_CODEC.decode),
+    row("idempotency-result", msgspec.structs.replace(_RECORD, media="msgpack", result="{}"),
          _CODEC.encode, _CODEC.decode),
-    _row("idempotency-reply",
+    row("idempotency-reply",
          msgspec.structs.replace(_RECORD, state="done", status=201, content_type="text/plain",
                                  body=b"{}", headers=["location", "/reports/r"]),
          _CODEC.encode, _CODEC.decode, written=False),
-    *map(_result, _RESULTS),
-    _row("embedding", _EMBEDDING, _live_row, embedding_rows.decode),
-    _row("tombstone", _TOMBSTONE, _tombstone_row, embedding_rows.decode),
-    _row("attributes", _ATTRIBUTES, _attributes_row, _attributes),
-    _row("attributes-tombstone", None, _attributes_row, _attributes),
-    _row("attributes-alone", StoredAttributes("p/1", '{"price":1.5}', _NOON, alone=True),
+    *map(_result, (*_RESULTS, *import_formats.RESULTS)),
+    *import_formats.FORMATS,
+    row("embedding", _EMBEDDING, _live_row, embedding_rows.decode),
+    row("tombstone", _TOMBSTONE, _tombstone_row, embedding_rows.decode),
+    row("attributes", _ATTRIBUTES, _attributes_row, _attributes),
+    row("attributes-tombstone", None, _attributes_row, _attributes),
+    row("attributes-alone", StoredAttributes("p/1", '{"price":1.5}', _NOON, alone=True),
          lambda stored: _attributes_row(decode_attributes(stored.text), alone=stored.alone),
          attribute_items.unread_attributes),
-    _row("model", msgspec.structs.replace(_MODEL, has_attributes=True,
-                                          internal_attributes=("cost", "supplier")),
+    row("model", msgspec.structs.replace(_MODEL, has_attributes=True,
+                                         internal_attributes=("cost", "supplier")),
          models.encode_model, models.decode_model),
-    _row("model-without-generation", _FIRST_MODEL, models.encode_model, models.decode_model),
-    _row("build", _PUBLISHED, build_rows.BUILD_CODEC.encode, build_rows.decode),
-    _row("build-open", _OPEN, build_rows.open_row, build_rows.decode),
-    _row("build-open-later", _OPEN_LATER, build_rows.open_row, build_rows.decode),
-    _row("verification-open", _VERIFICATION, build_rows.open_row, build_rows.decode),
+    row("model-without-generation", _FIRST_MODEL, models.encode_model, models.decode_model),
+    row("build", _PUBLISHED, build_rows.BUILD_CODEC.encode, build_rows.decode),
+    row("build-open", _OPEN, build_rows.open_row, build_rows.decode),
+    row("build-open-later", _OPEN_LATER, build_rows.open_row, build_rows.decode),
+    row("verification-open", _VERIFICATION, build_rows.open_row, build_rows.decode),
     Format("manifest", "json", _MANIFEST, lambda manifest: manifest.encode(), decode_manifest),
     Format("columns", "columns", _ROWS, _columns, _read_columns),
     Format("cached-version", "json",

@@ -5,7 +5,8 @@ Those of earlier releases are never changed: what they wrote is still there, and
 
 import sys
 
-from tests.golden.formats import FILES, FORMATS
+from tests.golden.format import FILES
+from tests.golden.formats import FORMATS
 
 
 def main() -> None:

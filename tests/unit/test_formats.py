@@ -10,7 +10,8 @@ import pytest
 from core import repositories
 from core.dynamo.items import Codec
 from core.results import Result
-from tests.golden.formats import FILES, FORMATS, Format
+from tests.golden.format import FILES, Format
+from tests.golden.formats import FORMATS
 
 BY_NAME = {each.name: each for each in FORMATS}
 

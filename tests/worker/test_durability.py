@@ -19,7 +19,7 @@ from core.errors import Unavailable
 from core.index.cache import LEASE, leased
 from core.models import Build, BuildParameters
 from core.names import directory_of
-from core.repositories.build_rows import new_build_id
+from core.repositories.leased_rows import new_id
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.emulators import free_port
@@ -263,7 +263,7 @@ async def test_a_build_that_loses_its_workers_fails_in_the_end(
 
 def test_what_killed_workers_left_is_swept(tmp_path: Path) -> None:
     """Directories that no process holds go, not one whose worker lives, nor one just made."""
-    ended, living, new, half_removed = [f"{new_build_id()}.{fence}" for fence in (1, 2, 10, 1)]
+    ended, living, new, half_removed = [f"{new_id()}.{fence}" for fence in (1, 2, 10, 1)]
     for name in (ended, living, new, half_removed):
         (tmp_path / name).mkdir()
     (tmp_path / ended / LEASE).touch()
@@ -278,7 +278,7 @@ def test_what_killed_workers_left_is_swept(tmp_path: Path) -> None:
 
 def test_what_no_build_made_is_not_swept(tmp_path: Path) -> None:
     """The directory may hold the API's cache, and whatever else an operator has put there."""
-    build_id = new_build_id()
+    build_id = new_id()
     leased_once = {"previous", build_id, f"{build_id}.old", f"{build_id[1:]}.1", "b.1"}
     names = leased_once | {"cache", "home", f"x{build_id}.1", f"{build_id}.1-copy"}
     for name in names:

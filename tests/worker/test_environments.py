@@ -7,10 +7,10 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from core.aws_calls import count_requests
 from core.index.version import MappedVersion
 from core.models import BuildParameters, now
 from core.names import directory_of, environment_prefix
-from core.object_store import count_requests
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import VersionRecord

@@ -10,8 +10,8 @@ import pytest
 
 from core.dynamo.client import Dynamo
 from core.errors import ModelBeingDeleted, NotFound, Unavailable
-from core.models import BuildParameters, Model, now, timestamp
-from core.names import version_prefix
+from core.models import BuildParameters, ImportParameters, Model, UploadTerms, now, timestamp
+from core.names import bad_rows_key, version_prefix
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from tests.worker.processes import until
@@ -75,9 +75,18 @@ async def test_all_of_a_model_goes_and_its_name_can_be_used_again(
         await resources.embedding_service.patch_attributes(model_version, product_id, {"a": 1})
     published = await build(resources, model_version)
     waiting = await resources.build_service.request(model_version, BuildParameters(force=True))
+    terms = UploadTerms(1, "0" * 64)
+    upload = await resources.import_service.request(model_version, ImportParameters(""), terms)
+    report = bad_rows_key(resources.settings.environment, upload.import_id, 1)
+    for key in (upload.parameters.key, report):
+        await resources.objects.put(key, b"x")
     earlier = await marked(resources, model_version)
     await deleted(quick, earlier)
     assert await rows_of(resources, earlier) == []
+    with pytest.raises(NotFound):
+        await resources.imports.get_import(upload.import_id)
+    left = await resources.objects.list_keys("")
+    assert not [key for key in left if upload.import_id in key]
     assert [page async for page in resources.attributes.keys_by_model(earlier)] == []
     for build_id in (published.build_id, waiting.build_id):
         with pytest.raises(NotFound):
@@ -184,7 +193,11 @@ class _Watched(Dynamo):
 
 def _with_client(resources: Resources, dynamo: Dynamo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has deletions work through another client."""
-    for owner in (resources.model_deletions, resources.embeddings, resources.builds):
+    for owner in (
+        *(resources.model_deletions, resources.embeddings),
+        *(resources.builds, resources.builds._rows),  # noqa: SLF001 - their reads
+        *(resources.imports, resources.imports._rows),  # noqa: SLF001
+    ):
         monkeypatch.setattr(owner, "_dynamo", dynamo)
 
 

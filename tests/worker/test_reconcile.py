@@ -25,6 +25,7 @@ from worker import metrics
 from worker.background import Background
 from worker.building.runner import BuildRunner
 from worker.context import open_context
+from worker.importing.attempt import ImportRunner
 from worker.reconcile import reconcile
 
 MOMENT = "2025-01-01T00:00:00.000000Z"
@@ -88,7 +89,7 @@ async def test_who_is_never_heard_is_taken_without_a_hint(
         fence = 0
         async with asyncio.timeout(30):
             while not fence:
-                await reconcile(resources, runner, Background())
+                await reconcile(resources, runner, ImportRunner(resources), Background())
                 fence = (await resources.builds.get_build(build_id)).fence
                 await asyncio.sleep(0.05)
         assert time.monotonic() - asked > 0.2
@@ -102,7 +103,7 @@ async def test_a_build_that_waits_is_hinted_first(resources: Resources, model_ve
     build_id = await requested(resources, model_version)
     await lose_redis(resources)
     runner = BuildRunner(resources, Background())
-    await reconcile(resources, runner, Background())
+    await reconcile(resources, runner, ImportRunner(resources), Background())
     assert await waits_in_queue(resources, build_id)
     assert (await resources.builds.get_build(build_id)).status == "queued"
     await runner.close()
@@ -219,7 +220,7 @@ async def test_a_claim_that_is_not_answered_holds_up_no_stop(
     resources: Resources, model_version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is left after a while; should it have been made, its lease runs out."""
-    monkeypatch.setattr("worker.building.runner._CLAIM_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("worker.slots._CLAIM_TIMEOUT_S", 0.2)
     asked = asyncio.Event()
 
     async def hanging(_self: object, _build_id: str, _fence: int) -> Build:

@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from core.aws_calls import count_requests
 from core.index.files import COLUMNS, IDS, REPORT, VECTORS
 from core.index.version import mapped_files, verify_files
 from core.models import Build, BuildParameters
-from core.object_store import count_requests
 from core.repositories.attributes import AttributeRepository
 from core.resources import Resources
 from core.settings import Settings

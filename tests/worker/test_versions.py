@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from core.aws_calls import count_requests
 from core.errors import NotFound
 from core.index.cache import leased
 from core.index.version import MappedVersion
 from core.models import BuildParameters, Model
-from core.object_store import count_requests
 from core.resources import Resources, open_resources
 from core.settings import Settings
 from core.versions import VersionStore

@@ -13,6 +13,7 @@ from tests.forked_builds import forked_builds
 from worker.background import Background
 from worker.building.runner import BuildRunner
 from worker.context import WorkerContext, open_context
+from worker.importing.attempt import ImportRunner
 from worker.main import create_listener
 from worker.reconcile import reconcile
 
@@ -59,6 +60,7 @@ async def _work(settings: Settings, context: WorkerContext) -> None:
     try:
         await listener.async_run()
         await context.runner.drain()
+        await context.importer.drain()
         await context.background.drain()
     finally:
         await listener.close()
@@ -70,7 +72,7 @@ async def reconciled(resources: Resources) -> int:
     runner = BuildRunner(resources, background)
     await runner.close()
     try:
-        return await reconcile(resources, runner, background)
+        return await reconcile(resources, runner, ImportRunner(resources), background)
     finally:
         await background.drain()
 

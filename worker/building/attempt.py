@@ -6,14 +6,15 @@ a worker that outlives its lease, or whose build was cancelled, changes nothing.
 
 import asyncio
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from time import perf_counter
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
 from core import names, telemetry, tracing
+from core.aws_calls import count_requests
 from core.errors import (
     BuildFailed,
     K9Error,
@@ -27,7 +28,6 @@ from core.errors import (
 )
 from core.index.cache import leased
 from core.models import Build, Model, Progress, now, parse_timestamp
-from core.object_store import count_requests
 from core.queue import BuildJob
 from core.resources import Resources
 from core.retry import RetryPolicy
@@ -37,9 +37,9 @@ from worker.building.builder import VersionBuilder, assemble_manifest
 from worker.building.costs import BuildCosts
 from worker.building.reuse import reuse_current
 from worker.building.verification import verify
+from worker.heartbeat import Heartbeat
 
 _BACKOFF = RetryPolicy(first_s=1.0, max_s=60.0)
-_PROGRESS_EVERY_S = 1.0
 _NEWER_WAIT_S = 60.0
 _RELEASE_TIMEOUT_S = 10.0
 """A worker that stops does not wait longer for a DynamoDB that is unavailable."""
@@ -62,8 +62,9 @@ class BuildAttempt:
         self._published = published
         self._costs = BuildCosts(build)
         self._progress = Progress("pull")
-        self._reported = asyncio.Event()
-        self._stage_changed = asyncio.Event()
+        self._heartbeat = Heartbeat(
+            self._renew, lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s
+        )
         work_dir = names.directory_of(self._settings.work_dir, resources.settings.environment)
         self._directory = work_dir / f"{build.build_id}.{build.fence}"
         self._tombstones: Mapping[str, str] = {}
@@ -111,7 +112,7 @@ class BuildAttempt:
         limit = asyncio.timeout(self._settings.build_timeout_s)
         try:
             async with limit:
-                await self._with_heartbeat(self._work())
+                await self._heartbeat.run(self._work())
         except LeaseLost as error:
             # A heartbeat concurrent with the publishing transaction finds the claim ended by it.
             if await self._is_published():
@@ -158,11 +159,11 @@ class BuildAttempt:
 
     def report(self, progress: Progress) -> None:
         """Written with the next heartbeat; a new stage at once."""
-        if progress.stage != self._progress.stage:
-            self._stage_changed.set()
+        new_stage = progress.stage != self._progress.stage
+        if new_stage:
             self._spans.begin(progress.stage)
-        self._reported.set()
         self._progress = progress
+        self._heartbeat.report(new_stage=new_stage)
 
     async def _work(self) -> None:
         self._directory.mkdir(parents=True)
@@ -234,47 +235,9 @@ class BuildAttempt:
             "publish it all the same"
         )
 
-    async def _with_heartbeat(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs the work while the lease holds; losing the lease cancels it."""
-        working = asyncio.create_task(work)
-        beating = asyncio.create_task(self._beat())
-        try:
-            await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
-            (working if working.done() else beating).result()
-        finally:
-            for task in (working, beating):
-                task.cancel()
-            await asyncio.gather(working, beating, return_exceptions=True)
-
-    async def _beat(self) -> None:
-        """Renews the lease until cancelled.
-
-        Raises:
-            LeaseLost: another worker has it, or it could not be renewed in time.
-        """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.lease_s
-        while True:
-            began = loop.time()
-            self._reported.clear()
-            self._stage_changed.clear()
-            try:
-                # The client retries patiently: a call that hangs must leave time for another one,
-                # and a call that is slow, behind the pages of a pull, must have time to finish.
-                async with asyncio.timeout_at(min(until, began + self._settings.lease_s / 2)):
-                    await self._resources.builds.beat(self._build, self._progress)
-                until = began + self._settings.lease_s
-                self._costs.count_heartbeat()
-            except (Unavailable, TimeoutError):
-                if loop.time() >= until:
-                    raise LeaseLost("the lease could not be renewed in time") from None
-                self._reported.set()
-            # The next one is due at once for a new stage, and soon for progress.
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(began + self._settings.heartbeat_s):
-                    await self._reported.wait()
-                    async with asyncio.timeout_at(began + _PROGRESS_EVERY_S):
-                        await self._stage_changed.wait()
+    async def _renew(self) -> None:
+        await self._resources.builds.beat(self._build, self._progress)
+        self._costs.count_heartbeat()
 
     def _succeed(self) -> None:
         if self._build.verifies is not None:

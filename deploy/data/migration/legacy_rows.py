@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from core.dynamo import tables
 from core.dynamo.wire import AttributeValue
+from core.embedding_files.dynamodb_json import MEMBERS, key_problem, unwrap
+from core.embedding_files.json_entries import Entry
 from core.errors import Corrupt, Invalid, Unreadable
 from core.identifiers import is_report_id, validate_model_version
 from core.models import VERSION_MAX, Report, User, now, timestamp
@@ -22,8 +24,6 @@ from core.usecases.documents import is_object
 from core.usecases.reports import ReportService
 from core.usecases.users import preferences_problem, profile_problems
 from core.vectors.arrays import as_vector
-from deploy.data.formats.dynamodb_json import MEMBERS, key_problem, unwrap
-from deploy.data.formats.json_entries import Entry
 from deploy.data.migration.legacy_vectors import Binary, from_bytes, javascript_binary
 from deploy.data.migration.store import LegacyEmbedding
 from deploy.data.migration.timestamps import full_date, read_timestamp
@@ -98,7 +98,7 @@ class RowParser:
         self._records = settings.records
         self._reports = reports
         self._seen: set[int] = set()
-        """64-bit hashes of the keys so far: some 60 bytes a row, as in `deploy.data.importing`."""
+        """64-bit hashes of the keys so far: some 60 bytes a row, as in `embedding_files`."""
         parsers: dict[str, Callable[[_Members], tuple[Record, str | None]]] = {
             "users": self._user,
             "reports": self._report,

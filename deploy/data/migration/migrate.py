@@ -7,17 +7,16 @@ from typing import Final, Literal
 import msgspec
 
 from core.concurrency import for_each, in_thread
-from core.errors import RowError, TableMissing, Unavailable
+from core.embedding_files.file_input import FileInput
+from core.embedding_files.importing import WRITE_RETRY
+from core.embedding_files.json_entries import entries
+from core.errors import FileError, RowError, TableMissing, Unavailable
 from core.models import Metric, Report, User
 from core.resources import Resources
 from deploy.callbacks import ignore
-from deploy.data.formats.file_input import FileInput
-from deploy.data.formats.json_entries import entries
-from deploy.data.importing import WRITE_RETRY
 from deploy.data.migration.legacy_rows import BadEntry, Deletion, LegacyRow, RowParser
 from deploy.data.migration.new_models import NewModels
 from deploy.data.migration.store import LegacyStore
-from deploy.errors import CommandError
 
 Table = Literal["users", "reports", "embeddings"]
 Parsed = LegacyRow | BadEntry | Deletion
@@ -73,11 +72,11 @@ async def migrate_file(
         on_position: Called with how many bytes of the file have been read.
 
     Raises:
-        CommandError: the file cannot be read from some point on; the rows before it are stored.
+        FileError: the file cannot be read from some point on; the rows before it are stored.
         Unavailable: DynamoDB did not take a row after all attempts.
     """
     run = _Run(resources, table, metric, on_entry)
-    damage: CommandError | None = None
+    damage: FileError | None = None
 
     async def rows() -> AsyncGenerator[LegacyRow, None]:
         nonlocal damage
@@ -87,14 +86,14 @@ async def migrate_file(
                     for row in await run.accept(entry):
                         yield row
                 on_position(block[-1].entry.end)
-        except CommandError as error:
+        except FileError as error:
             damage = error  # raised once the rows before it are stored
         for row in run.new_models.rest():
             yield row
 
     await for_each(rows(), run.store, ROWS_IN_FLIGHT)
     if damage is not None:
-        raise CommandError(f"{damage} (before that: {run.result()})") from damage
+        raise FileError(f"{damage} (before that: {run.result()})") from damage
     return run.result()
 
 
@@ -129,10 +128,10 @@ class _Run:
         first = True
         while True:
             block: list[Parsed] = []
-            damage: CommandError | None = None
+            damage: FileError | None = None
             try:
                 block.extend(islice(parsed, _BLOCK_ENTRIES))
-            except CommandError as error:
+            except FileError as error:
                 damage = error
             if block and first:
                 self._check_table(block, file.name)
@@ -145,11 +144,11 @@ class _Run:
                 return
 
     def _check_table(self, block: list[Parsed], name: str) -> None:
-        """Raises: CommandError: none of the first rows is one of the table."""
+        """Raises: FileError: none of the first rows is one of the table."""
         foreign = [entry for entry in block if isinstance(entry, BadEntry) and entry.foreign]
         if len(foreign) == len(block):
             first = f"line {foreign[0].entry.line}: {foreign[0].reason}"
-            raise CommandError(f"{name}: has no rows of the {self._table} table ({first})")
+            raise FileError(f"{name}: has no rows of the {self._table} table ({first})")
 
     async def accept(self, entry: Parsed) -> list[LegacyRow]:
         """The rows to store next; an entry that is no row is reported."""

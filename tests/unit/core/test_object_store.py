@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from core.aws_calls import count_requests
 from core.errors import Corrupt, NotFound, Unavailable
-from core.object_store import ObjectStore, count_requests, open_object_store
+from core.object_store import ObjectStore, open_object_store
 from core.settings import Aws, Settings
 from tests.scripted import HANG, ScriptedServer, answer
 

@@ -10,12 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.dynamo.items import number_text
+from core.embedding_files.json_entries import Entry
 from core.models import Report, User
 from core.repositories.reports import REPORT_CODEC
 from core.repositories.users import USER_CODEC
 from core.settings import Settings
 from core.usecases.reports import ReportService
-from deploy.data.formats.json_entries import Entry
 from deploy.data.migration.legacy_rows import BadEntry, LegacyRow, RowParser
 
 SETTINGS = Settings()

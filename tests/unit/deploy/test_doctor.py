@@ -93,4 +93,6 @@ def test_what_is_examined_is_what_the_processes_call() -> None:
             for action in actions:
                 name, slash, index = action.partition("/")
                 examined.add(f"dynamodb:{name} {table}{slash}{index}")
-        assert examined == recorded[process]
+        # What is uploaded by an address of the API's, that process could not remove again.
+        signed = {"s3:PutObject bucket"} if process == "api" else set[str]()
+        assert examined | signed == recorded[process]

@@ -6,11 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from core.embedding_files.json_entries import Entry
 from core.models import Report, User
 from core.repositories.reports import ReportRepository
 from core.settings import Settings
 from core.usecases.reports import ReportService
-from deploy.data.formats.json_entries import Entry
 from deploy.data.migration.legacy_rows import BadEntry, Deletion, LegacyRow, RowParser
 from deploy.data.migration.store import LegacyEmbedding
 from tests.golden.formats import FORMATS

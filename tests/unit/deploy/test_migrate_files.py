@@ -11,14 +11,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from core.embedding_files.file_input import FREE_BYTES, open_input
+from core.embedding_files.json_entries import entries
+from core.errors import FileError
 from core.repositories.reports import ReportRepository
 from core.settings import Files, Settings
 from core.usecases.reports import ReportService
-from deploy.data.formats.file_input import FREE_BYTES, open_input
-from deploy.data.formats.json_entries import entries
 from deploy.data.migration.legacy_rows import BadEntry, Deletion, LegacyRow, RowParser
 from deploy.data.migration.store import LegacyEmbedding
-from deploy.errors import CommandError
 
 CASES = Path(__file__).parents[2] / "cases"
 LIMITS = Files()
@@ -235,7 +235,7 @@ def test_a_reply_that_goes_on_elsewhere_is_bad(page: Any, tmp_path: Path) -> Non
 )
 def test_other_forms_are_refused_by_name(data: bytes, words: str, tmp_path: Path) -> None:
     """In one line, with what is read instead."""
-    with pytest.raises(CommandError) as refused:
+    with pytest.raises(FileError) as refused:
         _read(_file(tmp_path, data))
     assert words in str(refused.value)
     assert "`k9 migrate` reads JSON: arrays, lines or documents" in str(refused.value)
@@ -253,7 +253,7 @@ def test_other_forms_are_refused_by_name(data: bytes, words: str, tmp_path: Path
 )
 def test_damaged_files_are_said_to_be_so(data: bytes, words: str, tmp_path: Path) -> None:
     """In one line."""
-    with pytest.raises(CommandError, match=words):
+    with pytest.raises(FileError, match=words):
         _read(_file(tmp_path, data))
 
 
@@ -299,7 +299,7 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
 
 def test_a_directory_is_said_to_be_one(tmp_path: Path) -> None:
     """With how to join its files."""
-    with pytest.raises(CommandError, match=r"is a directory; name one file in it, or join"):
+    with pytest.raises(FileError, match=r"is a directory; name one file in it, or join"):
         _read(tmp_path)
 
 
@@ -309,8 +309,8 @@ def test_a_gzip_bomb_is_refused_by_its_ratio(tmp_path: Path) -> None:
     with gzip.open(path, "wb", compresslevel=9) as file:
         for _ in range(FREE_BYTES // 2**20 + 2):
             file.write(b" " * 2**20)
-    with pytest.raises(CommandError, match=r"200 times .*K9_FILE_EXPANSION_MAX"):
+    with pytest.raises(FileError, match=r"200 times .*K9_FILE_EXPANSION_MAX"):
         _read(path)
     assert _read(path, limits=Files(file_expansion_max=2000)) == []
-    with pytest.raises(CommandError, match=r"1,000 bytes \(K9_FILE_DECODED_BYTES_MAX\)"):
+    with pytest.raises(FileError, match=r"1,000 bytes \(K9_FILE_DECODED_BYTES_MAX\)"):
         _read(path, limits=Files(file_expansion_max=2000, file_decoded_bytes_max=1000))

@@ -63,7 +63,8 @@ def test_no_role_has_a_wildcard(role: str) -> None:
             assert statement["Action"] == "ecr:GetAuthorizationToken"
             assert wide == ["*"]
         else:
-            allowed = {f"{_BUCKET}/environments/${{Environment}}/*", f"{_BUCKET}/indexes/*"}
+            own = f"{_BUCKET}/environments/${{Environment}}/"
+            allowed = {f"{own}*", f"{own}imports/uploads/*", f"{_BUCKET}/indexes/*"}
             assert set(wide) <= allowed
 
 

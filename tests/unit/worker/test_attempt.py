@@ -14,7 +14,7 @@ from core.repositories.builds import BuildRepository
 from core.repositories.models import ModelRepository
 from core.resources import Resources, open_resources
 from core.settings import Aws, Building, Settings
-from worker.building import attempt
+from worker import heartbeat
 from worker.building.attempt import BuildAttempt
 
 BUILD = Build(
@@ -154,7 +154,7 @@ async def test_a_new_stage_is_written_at_once(
     opened: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever watches learns of it long before the next heartbeat is due."""
-    monkeypatch.setattr(attempt, "_PROGRESS_EVERY_S", 60.0)
+    monkeypatch.setattr(heartbeat, "_PROGRESS_EVERY_S", 60.0)
     rig = Rig(opened, Building(work_dir=tmp_path, lease_s=120.0, heartbeat_s=60.0))
     running = asyncio.create_task(rig.attempt.run())
     await rig.models.asked.wait()
@@ -171,7 +171,7 @@ async def test_progress_within_a_stage_is_written_soon(
     opened: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a pause, not with the next heartbeat that is due; and it is written once."""
-    monkeypatch.setattr(attempt, "_PROGRESS_EVERY_S", 0.05)
+    monkeypatch.setattr(heartbeat, "_PROGRESS_EVERY_S", 0.05)
     rig = Rig(opened, Building(work_dir=tmp_path, lease_s=120.0, heartbeat_s=60.0))
     running = asyncio.create_task(rig.attempt.run())
     async with asyncio.timeout(10):

@@ -25,7 +25,7 @@ def schema(properties: dict[str, Any]) -> Key:
 
 
 def test_there_are_the_same_tables() -> None:
-    """Six of them, in both."""
+    """Seven of them, in both."""
     assert {table.name for table in tables.ALL} == template().keys()
 
 

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.data.formats.json_embeddings import LINE_BYTES_MAX
-from deploy.data.formats.readers import open_embeddings
-from deploy.data.formats.rows import BadRow, Row
-from deploy.errors import CommandError
+from core.embedding_files.json_embeddings import LINE_BYTES_MAX
+from core.embedding_files.readers import open_embeddings
+from core.embedding_files.rows import Row
+from core.errors import FileError
+from core.models import BadRow
 
 
 def _read(path: Path, rows_max: int = 1000) -> tuple[list[Row], list[BadRow]]:
@@ -74,8 +75,7 @@ def test_parquet_without_the_column_is_refused(tmp_path: Path) -> None:
     """The line says which column is missing, and which there are."""
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(
-        CommandError,
-        match=r"has no 'product_id' and no 'vector' \(it has id\); say .* --id-column id",
+        FileError, match=r"has no 'product_id' and no 'vector' \(it has id\); say .* --id-column id"
     ):
         open_embeddings(tmp_path / "a.parquet")
 
@@ -84,7 +84,7 @@ def test_parquet_with_vectors_of_text_is_refused(tmp_path: Path) -> None:
     """A column of the wrong type is one line, not one a row."""
     path = _parquet(tmp_path / "a.parquet", ["a"], [["x"]], pa.list_(pa.string()))
     with pytest.raises(
-        CommandError, match="'vector' is of type list<element: string>; lists of numbers are read"
+        FileError, match="'vector' is of type list<element: string>; lists of numbers are read"
     ):
         _read(path)
 
@@ -93,17 +93,17 @@ def test_parquet_with_vectors_of_text_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_something_else_is_one_line(tmp_path: Path, name: str) -> None:
     """Bytes that are no such file are refused by their name."""
     (tmp_path / name).write_bytes(b"neither one nor the other")
-    with pytest.raises(CommandError, match=name):
+    with pytest.raises(FileError, match=name):
         open_embeddings(tmp_path / name)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     """A missing file, and one of another kind, are said to be so."""
-    with pytest.raises(CommandError, match="no such file"):
+    with pytest.raises(FileError, match="no such file"):
         open_embeddings(tmp_path / "none.parquet")
     (tmp_path / "a.csv").write_text("a,b")
     with pytest.raises(
-        CommandError, match=r"is CSV or the like .*`k9 import` reads Parquet, \.npz, and JSON"
+        FileError, match=r"is CSV or the like .*`k9 import` reads Parquet, \.npz, and JSON"
     ):
         open_embeddings(tmp_path / "a.csv")
 
@@ -124,16 +124,14 @@ def test_npz_never_unpickles(tmp_path: Path) -> None:
     """An array of objects would run code of the file's maker."""
     ids = np.array(["a", None], dtype=object)
     np.savez(tmp_path / "a.npz", product_ids=ids, vectors=np.zeros((2, 2)))
-    with pytest.raises(
-        CommandError, match="holds Python objects, which are never read: save it as"
-    ):
+    with pytest.raises(FileError, match="holds Python objects, which are never read: save it as"):
         open_embeddings(tmp_path / "a.npz")
 
 
 def test_npz_of_unequal_lengths_is_refused(tmp_path: Path) -> None:
     """One id a vector, or nothing."""
     np.savez(tmp_path / "a.npz", product_ids=np.array(["a"]), vectors=np.zeros((2, 2)))
-    with pytest.raises(CommandError, match="1 ids and 2 vectors"):
+    with pytest.raises(FileError, match="1 ids and 2 vectors"):
         open_embeddings(tmp_path / "a.npz")
 
 

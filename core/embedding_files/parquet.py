@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from core.embedding_files.columns import Columns, check_attributes
+from core.embedding_files.file_input import BLOCK_BYTES, FileInput, expansion_problem
+from core.embedding_files.rows import Batch, EmbeddingReader, as_float32, batch_of, decoded, text_of
+from core.errors import FileError
 from core.settings import Files
-from deploy.data.formats.columns import Columns, check_attributes
-from deploy.data.formats.file_input import BLOCK_BYTES, FileInput, expansion_problem
-from deploy.data.formats.rows import Batch, EmbeddingReader, as_float32, batch_of, decoded, text_of
-from deploy.errors import CommandError
 
 _WIDEST_BYTES: Final = 8
 """The widest number, decoded: a run of equal values takes almost no space in a file."""
@@ -83,7 +83,7 @@ class ParquetReader(EmbeddingReader):
             what = "UUIDs" if _extension(plain) else f"integers ({plain})"
             self.notes.append(f"{self._ids!r} holds {what}, stored as text")
             return
-        raise CommandError(
+        raise FileError(
             f"{self.name}: {self._ids!r} is of type {kind}; ids are text, integers or UUIDs, so "
             "cast it to string, or name another column by --id-column"
         )
@@ -100,26 +100,26 @@ class ParquetReader(EmbeddingReader):
             hint = "bytes do not say which numbers they are, so write them as lists of floats"
         elif _is_text(lists):
             hint = "text is not taken apart, so write lists of floats"
-        raise CommandError(f"{self.name}: {self._vectors!r} is of type {kind}; {hint}")
+        raise FileError(f"{self.name}: {self._vectors!r} is of type {kind}; {hint}")
 
     def _check_attribute(self, name: str, kind: pa.DataType) -> bool:
         """Whether a column has text.
 
         Raises:
-            CommandError: it is of a type that no attribute has.
+            FileError: it is of a type that no attribute has.
         """
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
         if _is_text(plain) or (_is_list(plain) and _is_text(plain.value_type)):
             return True
         if not (_is_number(plain) or pa.types.is_boolean(plain) or pa.types.is_null(plain)):
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: {name!r} is of type {kind}; attributes are text, numbers, booleans "
                 "or lists of text, so cast it, or leave it out of --attributes"
             )
         return False
 
     def _check_expansion(self, limits: Files) -> None:
-        """Raises: CommandError: the columns are far larger in memory than in the file."""
+        """Raises: FileError: the columns are far larger in memory than in the file."""
         if self._list_size is not None:  # the size is known without the columns' footers
             numbers = (self.units or 0) * self._list_size
             decoded = max(self._encoded, numbers * _WIDEST_BYTES)
@@ -136,14 +136,14 @@ class ParquetReader(EmbeddingReader):
             check=False,
         )
         if done.returncode:
-            raise CommandError(f"{self.name}: cannot be read: its footer is damaged")
+            raise FileError(f"{self.name}: cannot be read: its footer is damaged")
         compressed, encoded, numbers = map(int, done.stdout.split())
         self._check_size(compressed, max(encoded, numbers * _WIDEST_BYTES), limits)
 
     def _check_size(self, compressed: int, decoded: int, limits: Files) -> None:
         problem = expansion_problem(compressed, decoded, limits)
         if problem:
-            raise CommandError(f"{self.name}: {problem}")
+            raise FileError(f"{self.name}: {problem}")
 
     def _batches(self, rows_max: int) -> Iterator[Batch]:
         number = 1

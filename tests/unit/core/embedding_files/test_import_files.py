@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from deploy.data.formats.columns import Columns
-from tests.unit.deploy.vector_files import (
+from core.embedding_files.columns import Columns
+from tests.unit.core.embedding_files.vector_files import (
     IDS,
     LISTS,
     NUMBERS,
@@ -23,7 +23,7 @@ from tests.unit.deploy.vector_files import (
     refusal,
 )
 
-CASES = Path(__file__).parents[2] / "cases"
+CASES = Path(__file__).parents[3] / "cases"
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from core.embedding_files.columns import Columns
+from core.embedding_files.file_input import FREE_BYTES
+from core.embedding_files.readers import open_embeddings
+from core.errors import FileError
 from core.settings import Files
-from deploy.data.formats.columns import Columns
-from deploy.data.formats.file_input import FREE_BYTES
-from deploy.data.formats.readers import open_embeddings
-from deploy.errors import CommandError
-from tests.unit.deploy.vector_files import (
+from tests.unit.core.embedding_files.vector_files import (
     IDS,
     LIMITS,
     LISTS,
@@ -99,7 +99,7 @@ def test_damaged_files_are_one_line_or_rows(form: str, turns: int, tmp_path: Pat
         (tmp_path / "damaged").write_bytes(damaged)
         try:
             read(tmp_path / "damaged")
-        except CommandError as error:
+        except FileError as error:
             assert "\n" not in str(error)  # noqa: PT017 - most are refused, not all
             refused += 1
     assert refused > turns / 3

@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from core.errors import FileError
 from core.settings import Files
-from deploy.errors import CommandError
 
 STANDARD_INPUT: Final = Path("/dev/stdin")
 BLOCK_BYTES: Final = 1024 * 1024
@@ -97,11 +97,11 @@ class _Expanded(_Readable):
         try:
             size = self._decoder.readinto(buffer)
         except (EOFError, OSError, zlib.error) as error:
-            raise CommandError(f"{self._name}: its gzip data is damaged or truncated") from error
+            raise FileError(f"{self._name}: its gzip data is damaged or truncated") from error
         self._decoded += size
         problem = expansion_problem(self._counted.position, self._decoded, self._limits)
         if problem:
-            raise CommandError(f"{self._name}: {problem}")
+            raise FileError(f"{self._name}: {problem}")
         return size
 
 
@@ -122,7 +122,7 @@ class _Transcoded(_Readable):
             try:
                 text = self._decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise CommandError(f"{self._name}: is not valid {self._encoding}") from error
+                raise FileError(f"{self._name}: is not valid {self._encoding}") from error
             self._ready = text.encode("utf-8", "surrogatepass")
             if not block and not self._ready:
                 return 0
@@ -135,9 +135,9 @@ class _Transcoded(_Readable):
 class FileInput(AbstractContextManager["FileInput"]):
     """An opened file. `stream` has its bytes: decompressed, and text as UTF-8 without a BOM."""
 
-    def __init__(self, path: Path, limits: Files) -> None:
+    def __init__(self, path: Path, limits: Files, name: str | None = None) -> None:
         self.path = path
-        self.name = str(path)
+        self.name = name or str(path)
         """For messages."""
         self.short_name = path.name
         """The same without directories."""
@@ -149,7 +149,7 @@ class FileInput(AbstractContextManager["FileInput"]):
             self._open()
         except OSError as error:
             self.close()
-            raise CommandError(f"{self.name}: {error.strerror or error}") from error
+            raise FileError(f"{self.name}: {error.strerror or error}") from error
         except BaseException:
             self.close()
             raise
@@ -157,7 +157,7 @@ class FileInput(AbstractContextManager["FileInput"]):
     def _open(self) -> None:
         raw = self._stack.enter_context(_system_path(self.path).open("rb", buffering=0))
         if os.isatty(raw.fileno()):
-            raise CommandError(f"{self.name}: is a terminal; redirect a file or a pipe to it")
+            raise FileError(f"{self.name}: is a terminal; redirect a file or a pipe to it")
         status = os.fstat(raw.fileno())
         regular = stat.S_ISREG(status.st_mode)
         self.size = status.st_size if regular else None
@@ -192,7 +192,7 @@ class FileInput(AbstractContextManager["FileInput"]):
         """Copies `stream` to a temporary file, for formats that need random access.
 
         Raises:
-            CommandError: it is larger than the limit, or the disk is full.
+            FileError: it is larger than the limit, or the disk is full.
         """
         try:
             with ExitStack() as stack:
@@ -204,14 +204,14 @@ class FileInput(AbstractContextManager["FileInput"]):
                 return spool
         except OSError as error:
             problem = f"cannot be spooled to a temporary file: {error.strerror}"
-            raise CommandError(f"{self.name}: {problem}") from error
+            raise FileError(f"{self.name}: {problem}") from error
 
     def _spool(self, spool: BinaryIO) -> None:
         bytes_max, size = self._limits.file_spool_bytes_max, 0
         while block := self.stream.read(BLOCK_BYTES):
             size += len(block)
             if size > bytes_max:
-                raise CommandError(
+                raise FileError(
                     f"{self.name}: has more than {bytes_max:,} bytes, the most that is spooled to "
                     "a temporary file: name an uncompressed file, or set K9_FILE_SPOOL_BYTES_MAX"
                 )
@@ -225,16 +225,16 @@ class FileInput(AbstractContextManager["FileInput"]):
         self.close()
 
 
-def open_input(path: Path, limits: Files) -> FileInput:
-    """Opens a file or pipe; `-` is standard input.
+def open_input(path: Path, limits: Files, name: str | None = None) -> FileInput:
+    """Opens a file or pipe; `-` is standard input. In messages it is `name`, if that is given.
 
     Raises:
-        CommandError: it does not exist, is empty, or cannot be read.
+        FileError: it does not exist, is empty, or cannot be read.
     """
-    file = FileInput(path, limits)
+    file = FileInput(path, limits, name)
     if not file.format:
         file.close()
-        raise CommandError(f"{file.name}: is empty")
+        raise FileError(f"{file.name}: is empty")
     return file
 
 
@@ -244,9 +244,9 @@ def _system_path(path: Path) -> Path:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise CommandError(f"{path}: there is no such file") from None
+        raise FileError(f"{path}: there is no such file") from None
     if stat.S_ISDIR(mode):
-        raise CommandError(
+        raise FileError(
             f"{path}: is a directory; name one file in it, or join gzip files and JSON lines by "
             f"`cat {path}/* | k9 … -`"
         )

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from core.embedding_files.columns import Columns
+from core.embedding_files.file_input import NPY, PARQUET, ZIP, FileInput, open_input
+from core.embedding_files.json_embeddings import JsonReader
+from core.embedding_files.npz import NpzReader, npy_error
+from core.embedding_files.parquet import ParquetReader
+from core.embedding_files.rows import FAULTS, EmbeddingReader, damaged
 from core.settings import Files
-from deploy.data.formats.columns import Columns
-from deploy.data.formats.file_input import NPY, PARQUET, ZIP, FileInput, open_input
-from deploy.data.formats.json_embeddings import JsonReader
-from deploy.data.formats.npz import NpzReader, npy_error
-from deploy.data.formats.parquet import ParquetReader
-from deploy.data.formats.rows import FAULTS, EmbeddingReader, damaged
 
 _SEEKING: Final[dict[str, Callable[[BinaryIO, FileInput, Columns, Files], EmbeddingReader]]] = {
     PARQUET: ParquetReader,
@@ -22,6 +22,7 @@ def open_embeddings(
     path: Path,
     columns: Columns = Columns(),  # noqa: B008 - frozen
     limits: Files = Files(),  # noqa: B008 - frozen
+    name: str | None = None,
 ) -> EmbeddingReader:
     """Opens a file without reading its rows. No file is ever in memory as a whole.
 
@@ -30,11 +31,12 @@ def open_embeddings(
             temporary file.
         columns: Other names than `product_id` and `vector`.
         limits: On the size and the expansion of a file.
+        name: What messages call it; None: its path.
 
     Raises:
-        CommandError: it does not exist, or is in another format, which the message names.
+        FileError: it does not exist, or is in another format, which the message names.
     """
-    source = open_input(path, limits)
+    source = open_input(path, limits, name)
     try:
         return _reader(source, columns, limits)
     except FAULTS as error:

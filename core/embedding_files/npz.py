@@ -13,11 +13,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from core.embedding_files.columns import Columns, check_attributes
+from core.embedding_files.file_input import FileInput, expansion_problem
+from core.embedding_files.rows import Batch, EmbeddingReader, as_float32, batch_of, decoded
+from core.errors import FileError
 from core.settings import Files
-from deploy.data.formats.columns import Columns, check_attributes
-from deploy.data.formats.file_input import FileInput, expansion_problem
-from deploy.data.formats.rows import Batch, EmbeddingReader, as_float32, batch_of, decoded
-from deploy.errors import CommandError
 
 _HEADER_BYTES_MAX: Final = 65_536
 """numpy takes headers of up to 10,000 characters."""
@@ -71,25 +71,25 @@ class NpzReader(EmbeddingReader):
 
     def _check_archive(self, names: list[str]) -> None:
         if len(names) > _MEMBERS_MAX:
-            raise CommandError(f"{self.name}: has {len(names):,} members, and no array file does")
+            raise FileError(f"{self.name}: has {len(names):,} members, and no array file does")
         for part, words in _ELSEWHERE:
             if any(part in name for name in names):
-                raise CommandError(f"{self.name}: is {words}, not an .npz of numpy")
+                raise FileError(f"{self.name}: is {words}, not an .npz of numpy")
         if not names:
-            raise CommandError(f"{self.name}: is an .npz without any array")
+            raise FileError(f"{self.name}: is an .npz without any array")
 
     def _array(self, name: str, member: zipfile.ZipInfo) -> _Array:
         if member.flag_bits & _ENCRYPTED:
-            raise CommandError(f"{self.name}: {name!r} is encrypted")
+            raise FileError(f"{self.name}: {name!r} is encrypted")
         if not member.file_size:
-            raise CommandError(f"{self.name}: {name!r} is empty, where an .npy array should be")
+            raise FileError(f"{self.name}: {name!r} is empty, where an .npy array should be")
         problem = expansion_problem(member.compress_size, member.file_size, self._limits)
         if problem:
-            raise CommandError(f"{self.name}: {name!r} {problem}")
+            raise FileError(f"{self.name}: {name!r} {problem}")
         with self._zip.open(member) as stream:
             head = io.BytesIO(stream.read(_HEADER_BYTES_MAX))
         if not head.getvalue().startswith(b"\x93NUMPY"):
-            raise CommandError(f"{self.name}: {name!r} is no .npy array")
+            raise FileError(f"{self.name}: {name!r} is no .npy array")
         try:
             version = npy.read_magic(head)
             read_header = (
@@ -97,14 +97,14 @@ class NpzReader(EmbeddingReader):
             )
             shape, fortran, dtype = read_header(head)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise CommandError(f"{self.name}: the header of {name!r} is damaged") from error
+            raise FileError(f"{self.name}: the header of {name!r} is damaged") from error
         return _Array(member.filename, shape, fortran, dtype, head.tell())
 
     def _check(self, ids: str, vectors: str) -> None:
-        """Raises: CommandError: an array is of another type, shape or length than it should be."""
+        """Raises: FileError: an array is of another type, shape or length than it should be."""
         for name, array in ((ids, self._ids), (vectors, self._vectors)):
             if array.dtype.hasobject:
-                raise CommandError(
+                raise FileError(
                     f"{self.name}: {name!r} holds Python objects, which are never read: save it "
                     f"as np.asarray({name}, dtype={'str' if name == ids else 'np.float32'})"
                 )
@@ -115,7 +115,7 @@ class NpzReader(EmbeddingReader):
         self._check_type(vectors, self._vectors, "fiu", _MATRIX_DIMENSIONS, wanted)
         if self._ids.shape[0] != self._vectors.shape[0]:
             counts = f"{self._ids.shape[0]:,} ids and {self._vectors.shape[0]:,} vectors"
-            raise CommandError(f"{self.name}: has {counts}; there must be as many of both")
+            raise FileError(f"{self.name}: has {counts}; there must be as many of both")
         for name, array in ((ids, self._ids), (vectors, self._vectors)):
             self._check_size(name, array)
 
@@ -125,7 +125,7 @@ class NpzReader(EmbeddingReader):
         self._check_type(name, array, "USiufb", 1, wanted)
         if array.shape != self._ids.shape:
             counts = f"{array.shape[0]:,} of {name!r} and {self._ids.shape[0]:,} ids"
-            raise CommandError(f"{self.name}: has {counts}; there must be as many of both")
+            raise FileError(f"{self.name}: has {counts}; there must be as many of both")
         self._check_size(name, array)
         return array
 
@@ -134,7 +134,7 @@ class NpzReader(EmbeddingReader):
     ) -> None:
         shape, dtype = array.shape, array.dtype
         if dtype.kind not in kinds or len(shape) != dimensions or not dtype.itemsize:
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: {name!r} is an array of {dtype} with shape {shape}; {wanted}"
             )
 
@@ -142,17 +142,17 @@ class NpzReader(EmbeddingReader):
         row_bytes = _row_bytes(array)
         size, have = row_bytes * array.shape[0], self._zip.getinfo(array.member).file_size
         if size != have - array.start:
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: {name!r} is damaged: it has {have - array.start:,} bytes of "
                 f"numbers, and its shape {array.shape} takes {size:,}"
             )
         if row_bytes > _ROW_BYTES_MAX:
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: a row of {name!r} takes {row_bytes:,} bytes, over the limit of "
                 f"{_ROW_BYTES_MAX:,}"
             )
         if array.fortran and len(array.shape) == _MATRIX_DIMENSIONS and size > _FORTRAN_BYTES_MAX:
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: {name!r} is {size:,} bytes in Fortran order: save it as "
                 f"np.ascontiguousarray({name})"
             )
@@ -185,7 +185,7 @@ class NpzReader(EmbeddingReader):
     def _exactly(self, stream: Any, size: int) -> bytes:
         data: bytes = stream.read(size)
         if len(data) != size:
-            raise CommandError(f"{self.name}: ends within an array")
+            raise FileError(f"{self.name}: ends within an array")
         return data
 
     def close(self) -> None:
@@ -208,9 +208,9 @@ def _values(block: NDArray[Any]) -> list[Any]:
     return list(values)
 
 
-def npy_error(name: str) -> CommandError:
+def npy_error(name: str) -> FileError:
     """The error of an .npy file, whatever its name."""
-    return CommandError(
+    return FileError(
         f"{name}: is an .npy file, which has one array only: save ids and vectors together, as "
         "np.savez(FILE, product_ids=ids, vectors=vectors) does"
     )

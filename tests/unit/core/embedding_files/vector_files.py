@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.embedding_files.columns import Columns
+from core.embedding_files.readers import open_embeddings
+from core.embedding_files.rows import Row
+from core.errors import FileError
+from core.models import BadRow
 from core.settings import Files
-from deploy.data.formats.columns import Columns
-from deploy.data.formats.readers import open_embeddings
-from deploy.data.formats.rows import BadRow, Row
-from deploy.errors import CommandError
 
 LIMITS = Files()
 IDS = np.array(["a", "b", "c"])
@@ -46,7 +47,7 @@ def ids_of(path: Path, columns: Columns | None = None) -> list[str]:
 
 def refusal(path: Path, columns: Columns | None = None, limits: Files = LIMITS) -> str:
     """The one line that a file is refused with, without its name."""
-    with pytest.raises(CommandError) as refused:
+    with pytest.raises(FileError) as refused:
         read(path, columns, limits)
     line = str(refused.value)
     assert line.startswith(str(path))

@@ -1,39 +1,37 @@
-"""Builds as server-sent events, from any process: the builds table is looked at while one listens.
+"""Builds and imports as server-sent events, from any process, which reads the table meanwhile.
 
-All listeners of one build share the polling. A stream ends with its build, with its caller's
+All listeners of one of them share the polling. A stream ends with it, with its caller's
 token, or with the process. A client that connects again gets the present state first, so that it
 misses nothing.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 from litestar.types import Receive, Scope, Send
 
 from api.admission.quotas import Quota
 from api.serving.background import cancelled
-from api.wire.versions import BuildItem
+from api.wire.fields import Answer
 from core import telemetry
 from core.errors import NotFound, Unavailable
-from core.models import Build, Caller
-from core.repositories.builds import BuildRepository
+from core.models import Caller
 from core.settings import Http
 
 EVENT_STREAM: Final = "text/event-stream"
-_KEEP_ALIVE: Final = b": the build goes on\n\n"
 
 _log = telemetry.logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    """One build that somebody listens to."""
+    """One build or import that somebody listens to."""
 
-    build_id: str
+    row_id: str
     text: bytes
     """The event of its present state."""
     over: bool
@@ -51,18 +49,34 @@ class _Watched:
         self.changed = asyncio.Event()
 
 
-class BuildEvents:
-    """The streams of this process."""
+class Watchable(Protocol):
+    """A build or an import."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it has yet to end."""
+
+
+R = TypeVar("R", bound=Watchable)
+
+
+class Events(Generic[R]):
+    """The streams of this process that follow builds, or imports."""
 
     def __init__(
         self,
-        builds: BuildRepository,
+        name: str,
+        read: Callable[[str], Awaitable[R]],
+        render: Callable[[R], Awaitable[Answer]],
+        *,
         http: Http,
-        render: Callable[[Build], BuildItem],
         stopping: Callable[[], bool],
         quota: Quota,
     ) -> None:
-        self._builds = builds
+        """Events of this name; `read` raises NotFound where there is no such row."""
+        self._name = name
+        self.keep_alive = f": the {name} goes on\n\n".encode()
+        self._read = read
         self._http = http
         self._render = render
         self._stopping = stopping
@@ -71,33 +85,38 @@ class BuildEvents:
         self._streams: dict[str, dict[EventStream, None]] = {}
         """By caller, the oldest first."""
 
-    async def open(self, build_id: str, caller: Caller, *, head: bool = False) -> "EventStream":
-        """A stream of a build's events, to be run as an ASGI application.
+    async def open(self, row_id: str, caller: Caller, *, head: bool = False) -> "EventStream":
+        """A stream of a build's or import's events, to be run as an ASGI application.
 
         Where the caller is over its quota, its oldest stream ends for the new one.
 
         Args:
-            build_id: Which build.
-            caller: Who listens. The stream ends with the token, whatever the build does.
+            row_id: Which one.
+            caller: Who listens. The stream ends with the token, whatever it does.
             head: Whether only the answer's head is asked for.
 
         Raises:
-            NotFound: there is no such build.
+            NotFound: there is none.
             Overloaded: as many streams are open as may be, and the caller has none.
         """
-        build = await self._builds.get_build(build_id)
+        row = await self._read(row_id)
+        text = await self._text(row)
         own = self._streams.get(caller.user_id)
         if own and not self._quota.has_room(caller.user_id):
             next(iter(own)).give_way()
         self._quota.acquire(caller.user_id)
         stream = EventStream(
-            self, self._join(build), caller, head=head, keepalive_s=self._http.event_keepalive_s
+            self,
+            self._join(row_id, row, text),
+            caller,
+            head=head,
+            keepalive_s=self._http.event_keepalive_s,
         )
         self._streams.setdefault(caller.user_id, {})[stream] = None
         return stream
 
     def forget(self, stream: "EventStream") -> None:
-        """Releases the quota of a stream, once; the last one of a build ends its look-ups."""
+        """Releases the quota of a stream, once; the last one of a row ends its look-ups."""
         caller, watched = stream.caller.user_id, stream.watched
         own = self._streams.get(caller, {})
         if stream not in own:
@@ -108,30 +127,30 @@ class BuildEvents:
             del self._streams[caller]
         watched.listeners -= 1
         if not watched.listeners:
-            del self._watched[watched.build_id]
+            del self._watched[watched.row_id]
             if watched.looking is not None:
                 watched.looking.cancel()
 
-    def _join(self, build: Build) -> _Watched:
-        watched = self._watched.get(build.build_id)
+    def _join(self, row_id: str, row: R, text: bytes) -> _Watched:
+        watched = self._watched.get(row_id)
         if watched is None:
-            watched = _Watched(build.build_id, self._text(build), over=not build.open)
-            self._watched[build.build_id] = watched
+            watched = _Watched(row_id, text, over=not row.open)
+            self._watched[row_id] = watched
         else:
-            self._take(watched, build)
+            self._take(watched, row, text)
         if watched.looking is None or (watched.looking.done() and not watched.over):
             watched.looking = asyncio.create_task(self._look(watched))
         watched.listeners += 1
         return watched
 
-    def _take(self, watched: _Watched, build: Build) -> None:
+    def _take(self, watched: _Watched, row: R, text: bytes) -> None:
         """Tells the listeners of a state that was read, unless they know it, or know the end."""
-        text = self._text(build)
-        if not watched.over and (text != watched.text or not build.open):
-            watched.publish(text, over=not build.open)
+        if not watched.over and (text != watched.text or not row.open):
+            watched.publish(text, over=not row.open)
 
-    def _text(self, build: Build) -> bytes:
-        return b"event: build\ndata: " + msgspec.json.encode(self._render(build)) + b"\n\n"
+    async def _text(self, row: R) -> bytes:
+        answer = msgspec.json.encode(await self._render(row))
+        return b"event: " + self._name.encode() + b"\ndata: " + answer + b"\n\n"
 
     async def _look(self, watched: _Watched) -> None:
         broken = False
@@ -141,7 +160,8 @@ class BuildEvents:
                 watched.publish(watched.text, over=True)
                 return
             try:
-                self._take(watched, await self._builds.get_build(watched.build_id))
+                row = await self._read(watched.row_id)
+                self._take(watched, row, await self._text(row))
             except Unavailable:
                 continue  # comments go on, and so will the events
             except NotFound:
@@ -149,7 +169,7 @@ class BuildEvents:
                 return
             except Exception:  # noqa: BLE001 - others listen, and the next look may be better
                 if not broken:
-                    _log.exception("a build cannot be looked at", build_id=watched.build_id)
+                    _log.exception(f"{self._name} cannot be looked at", row_id=watched.row_id)
                 broken = True
             else:
                 broken = False
@@ -160,7 +180,7 @@ class EventStream:
 
     def __init__(
         self,
-        events: BuildEvents,
+        events: Events[Any],
         watched: _Watched,
         caller: Caller,
         *,
@@ -229,7 +249,13 @@ class EventStream:
                 async with asyncio.timeout(self._keepalive_s):
                     await changed.wait()
             except TimeoutError:
-                await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": self._events.keep_alive,
+                        "more_body": True,
+                    }
+                )
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from deploy.data.formats.file_input import FileInput
-from deploy.errors import CommandError
+from core.embedding_files.file_input import FileInput
+from core.errors import FileError
+from core.models import BadRow
 
 FAULTS: Final = (
     *(OSError, EOFError, ValueError, LookupError, OverflowError, RuntimeError, MemoryError),
@@ -38,14 +39,6 @@ class Row(msgspec.Struct, frozen=True):
     """float32 (d,); infinite where the file's number is too large."""
     attributes: dict[str, Any] | None = None
     """As they stand in the file, not checked; None where none are read."""
-
-
-class BadRow(msgspec.Struct, frozen=True):
-    """One row that is not valid, and why."""
-
-    number: int
-    product_id: str | None
-    reason: str
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -113,7 +106,7 @@ class EmbeddingReader(AbstractContextManager["EmbeddingReader"]):
         """The file in batches of up to `rows_max` rows, from its start; a pipe only once.
 
         Raises:
-            CommandError: the file cannot be read from some point on.
+            FileError: the file cannot be read from some point on.
         """
         try:
             yield from self._batches(rows_max)
@@ -132,10 +125,10 @@ class EmbeddingReader(AbstractContextManager["EmbeddingReader"]):
         self.close()
 
 
-def damaged(name: str, error: BaseException) -> CommandError:
+def damaged(name: str, error: BaseException) -> FileError:
     """The error of a file that a library could not read."""
     why = " ".join(str(error).split()) or type(error).__name__
-    return CommandError(f"{name}: cannot be read: {why}")
+    return FileError(f"{name}: cannot be read: {why}")
 
 
 def text_of(product_id: object) -> str | None:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.embedding_files import json_scanner
+from core.embedding_files.file_input import open_input
+from core.embedding_files.json_entries import ENTRY_BYTES_MAX, Entry, entries
+from core.errors import FileError
 from core.settings import Files
-from deploy.data.formats import json_scanner
-from deploy.data.formats.file_input import open_input
-from deploy.data.formats.json_entries import ENTRY_BYTES_MAX, Entry, entries
-from deploy.errors import CommandError
 
 _ROWS = [
     {"id": "a", "x": [1, {"y": "]}{[,"}]},
@@ -106,7 +106,7 @@ def test_an_entry_that_is_not_closed_takes_no_other_along(
     found: list[Entry] = []
     try:
         found.extend(_entries(_file(tmp_path, text)))
-    except CommandError as error:
+    except FileError as error:
         pytest.fail(str(error))
     whole = []
     for entry in found:
@@ -122,11 +122,11 @@ def test_what_cannot_be_read_on_is_said_after_what_was_read(tmp_path: Path) -> N
     """A file that was cut off gives its rows first."""
     cut = json.dumps(_ROWS)[:-5]
     found: list[Entry] = []
-    with pytest.raises(CommandError, match="entry 3 on, on line 1"):
+    with pytest.raises(FileError, match="entry 3 on, on line 1"):
         found.extend(_entries(_file(tmp_path, cut)))
     assert [json.loads(entry.text) for entry in found[:2]] == _ROWS[:2]
     assert found[2].problem == "is not closed before the file ends"
-    with pytest.raises(CommandError, match="without closing its array"):
+    with pytest.raises(FileError, match="without closing its array"):
         list(_entries(_file(tmp_path, "[" + json.dumps(_ROWS[0]))))
 
 
@@ -161,11 +161,11 @@ def test_an_entry_over_the_limit_is_skipped(
 )
 def test_other_files_are_refused(data: bytes, words: str, tmp_path: Path) -> None:
     """With what is wrong, in a line."""
-    with pytest.raises(CommandError, match=words):
+    with pytest.raises(FileError, match=words):
         list(_entries(_file(tmp_path, data)))
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     """By its path."""
-    with pytest.raises(CommandError, match="there is no such file"):
+    with pytest.raises(FileError, match="there is no such file"):
         list(_entries(tmp_path / "none.json"))

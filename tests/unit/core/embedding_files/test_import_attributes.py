@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.attributes.values import attribute_problems
-from deploy.data.formats.columns import Columns, parse_attributes
-from deploy.data.formats.readers import open_embeddings
-from deploy.errors import CommandError
+from core.embedding_files.columns import Columns, parse_attributes
+from core.embedding_files.readers import open_embeddings
+from core.errors import FileError
 
 NAMES = ("brand", "price", "stock", "sold", "tags", "rare")
 ROWS: list[dict[str, Any]] = [
@@ -112,7 +112,7 @@ def test_a_column_that_cannot_be_attributes_is_refused(
 ) -> None:
     """Before a row is read, by a line that says why."""
     path = parquet(tmp_path / "a.parquet", column=column)
-    with pytest.raises(CommandError) as refused:
+    with pytest.raises(FileError) as refused:
         open_embeddings(path, Columns(attributes=names))
     assert message in str(refused.value)
 
@@ -132,7 +132,7 @@ def test_an_array_that_cannot_be_attributes_is_refused(
     """Of another type, shape or length, or none at all."""
     ids, vectors = np.array(["a", "b"]), np.ones((2, 2), np.float32)
     np.savez(tmp_path / "a.npz", product_ids=ids, vectors=vectors, **more)
-    with pytest.raises(CommandError) as refused:
+    with pytest.raises(FileError) as refused:
         open_embeddings(tmp_path / "a.npz", Columns(attributes=("price",)))
     assert message in str(refused.value)
 
@@ -154,5 +154,5 @@ def test_names_are_checked() -> None:
         ("a b", "'a b' is no name"),
         (",".join(f"n{n}" for n in range(65)), "65 names, the most is 64"),
     ):
-        with pytest.raises(CommandError, match=message):
+        with pytest.raises(FileError, match=message):
             parse_attributes(text)

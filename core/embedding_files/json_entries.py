@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
-from deploy.data.formats.file_input import TEXT, FileInput
-from deploy.data.formats.json_scanner import JsonScanner, MalformedError
-from deploy.errors import CommandError
+from core.embedding_files.file_input import TEXT, FileInput
+from core.embedding_files.json_scanner import JsonScanner, MalformedError
+from core.errors import FileError
 
 ENTRY_BYTES_MAX: Final = 16 * 1024 * 1024
 """A DynamoDB item has up to 400 KB, which may be twenty times as much in indented JSON."""
@@ -77,14 +77,14 @@ def entries(
         forms: The documents that contain rows.
 
     Raises:
-        CommandError: the file cannot be read from some line on, or its format is not supported.
+        FileError: the file cannot be read from some line on, or its format is not supported.
     """
     if file.format != TEXT:
-        raise CommandError(f"{file.name}: is {file.format}; {forms.supported}")
+        raise FileError(f"{file.name}: is {file.format}; {forms.supported}")
     try:
         yield from _Splitter(file, entry_bytes_max, forms).entries()
     except OSError as error:
-        raise CommandError(f"{file.name}: {error.strerror or error}") from error
+        raise FileError(f"{file.name}: {error.strerror or error}") from error
 
 
 class _Splitter:
@@ -113,7 +113,7 @@ class _Splitter:
                 if is_entry and text.line == line and text.line_ends():
                     yield from self._lines()
             elif not (yield from self._skip(MalformedError("is not a JSON object"), b"")):
-                raise CommandError(
+                raise FileError(
                     f"{self._file.name}: line {line} begins neither an array nor an object"
                 )
         if self._continued_line is not None:
@@ -121,7 +121,7 @@ class _Splitter:
             yield self._entry(self._continued_line, b"", why)
 
     def _check_form(self) -> None:
-        """Raises: CommandError: the file is not JSON."""
+        """Raises: FileError: the file is not JSON."""
         first = self._text.peek()
         if first in {b"", b"{", b"["}:
             return
@@ -132,7 +132,7 @@ class _Splitter:
         elif b"," in begin or b"\t" in begin:
             form = "is CSV or the like"
         shown = begin[:_SHOWN].decode("utf-8", "replace").strip()
-        raise CommandError(
+        raise FileError(
             f"{self._file.name}: {form} (it begins with {shown!r}); {self._forms.supported}"
         )
 
@@ -182,7 +182,7 @@ class _Splitter:
                 begins = self._members()
         except MalformedError:
             where = f"line {text.line} cannot be read after the items of the reply"
-            raise CommandError(f"{self._file.name}: {where}") from None
+            raise FileError(f"{self._file.name}: {where}") from None
         return False
 
     def _members(self, *, of_tables: bool = False) -> bytes | None:
@@ -227,19 +227,19 @@ class _Splitter:
         text.step()
         while (first := text.peek()) != b"]":
             if not first:
-                raise CommandError(f"{name}: ends after line {text.line} without closing its array")
+                raise FileError(f"{name}: ends after line {text.line} without closing its array")
             if first == b",":
                 text.step()
                 continue
             line, indent = text.line, text.indent
             if not self._number and first in _NOT_OBJECTS:
                 form = f"is an array of {_NOT_OBJECTS[first]}"
-                raise CommandError(f"{name}: {form}; {self._forms.supported}")
+                raise FileError(f"{name}: {form}; {self._forms.supported}")
             try:
                 value = text.value()
             except MalformedError as broken:
                 if not (yield from self._skip(broken, indent)):
-                    raise CommandError(
+                    raise FileError(
                         f"{name}: cannot be read from entry {self._number} on, on line {line}: "
                         f"{broken}"
                     ) from None

@@ -9,13 +9,14 @@ import msgspec
 import numpy as np
 from msgspec import Raw
 
+from core.embedding_files.columns import Columns
+from core.embedding_files.dynamodb_json import is_typed
+from core.embedding_files.file_input import FileInput, open_input
+from core.embedding_files.json_entries import DYNAMODB, Entry, Forms, entries
+from core.embedding_files.rows import Batch, EmbeddingReader, Row, as_float32
+from core.errors import FileError
+from core.models import BadRow
 from core.settings import Files
-from deploy.data.formats.columns import Columns
-from deploy.data.formats.dynamodb_json import is_typed
-from deploy.data.formats.file_input import FileInput, open_input
-from deploy.data.formats.json_entries import DYNAMODB, Entry, Forms, entries
-from deploy.data.formats.rows import BadRow, Batch, EmbeddingReader, Row, as_float32
-from deploy.errors import CommandError
 
 LINE_BYTES_MAX: Final = 1024 * 1024
 """The longest row; 4,096 numbers with all their digits take a tenth of it."""
@@ -69,7 +70,7 @@ class JsonReader(EmbeddingReader):
 
     def _batches(self, rows_max: int) -> Iterator[Batch]:
         begun, self._first_pass = self._first_pass, None
-        begun = begun or self._begin(open_input(self._path, self._limits))
+        begun = begun or self._begin(open_input(self._path, self._limits, self.name))
         with begun.source as source:
             rows: list[Row] = []
             bad: list[BadRow] = []
@@ -87,10 +88,10 @@ class JsonReader(EmbeddingReader):
         """A decoder of rows, for the names that the first entries have.
 
         Raises:
-            CommandError: none of them has the names, or all have a type that is not supported.
+            FileError: none of them has the names, or all have a type that is not supported.
         """
         ids, vectors = self._columns.product_id, self._columns.vector
-        problems: list[CommandError | None] = []
+        problems: list[FileError | None] = []
         for entry in head:
             try:
                 members = _MEMBERS.decode(entry.text)
@@ -98,7 +99,7 @@ class JsonReader(EmbeddingReader):
                 continue
             try:
                 ids, vectors = self._names(members)
-            except CommandError as error:
+            except FileError as error:
                 problems.append(error)
             else:
                 problems = [None]
@@ -122,23 +123,23 @@ class JsonReader(EmbeddingReader):
 
     def _names(self, members: Mapping[str, Raw]) -> tuple[str, str]:
         if is_typed(members):
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: is DynamoDB's JSON, which `k9 migrate --table embeddings` reads"
             )
         ids, vectors = self._columns.choose(list(members), self.name)
         of_ids, of_vectors = (bytes(members[name]).lstrip()[:1] for name in (ids, vectors))
         if of_ids == b"{":
-            raise CommandError(f"{self.name}: {ids!r} is an object; ids are text or integers")
+            raise FileError(f"{self.name}: {ids!r} is an object; ids are text or integers")
         if of_ids == b"[":
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: is an object of columns ({ids!r} is a list); write an object a row"
             )
         if of_vectors in _TYPES:
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: {vectors!r} is {_TYPES[of_vectors]}; lists of numbers are read"
             )
         if bytes(members[vectors]).replace(b" ", b"").startswith(b"[["):
-            raise CommandError(
+            raise FileError(
                 f"{self.name}: {vectors!r} is a list of lists; one list of numbers a row is read"
             )
         return ids, vectors

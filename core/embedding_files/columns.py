@@ -6,8 +6,8 @@ from typing import Final
 import msgspec
 
 from core.attributes.values import is_name
+from core.errors import FileError
 from core.limits import ATTRIBUTES_MAX
-from deploy.errors import CommandError
 
 _IDS: Final = ("product_id", "product_ids")
 _VECTORS: Final = ("vector", "vectors")
@@ -40,21 +40,21 @@ class Columns(msgspec.Struct, frozen=True):
             name: The file's, for messages.
 
         Raises:
-            CommandError: one of the two is missing, or occurs twice.
+            FileError: one of the two is missing, or occurs twice.
         """
         ids = _choose(names, self.product_id, _IDS)
         vectors = _choose(names, self.vector, _VECTORS)
         if ids is not None and vectors is not None:
             for chosen in (ids, vectors):
                 if names.count(chosen) > 1:
-                    raise CommandError(
+                    raise FileError(
                         f"{name}: has {chosen!r} {names.count(chosen)} times; rename all but one"
                     )
             if ids == vectors:
-                raise CommandError(f"{name}: {ids!r} cannot be both the ids and the vectors")
+                raise FileError(f"{name}: {ids!r} cannot be both the ids and the vectors")
             for chosen in self.attributes:
                 if chosen in {ids, vectors}:
-                    raise CommandError(
+                    raise FileError(
                         f"{name}: {chosen!r} has the ids or the vectors, so it is no attribute"
                     )
             return ids, vectors
@@ -68,7 +68,7 @@ class Columns(msgspec.Struct, frozen=True):
                 missing.append(repr(given or defaults[0]))
                 likely = _likely(names, (*defaults, *others), parts)
                 options.append(f"{option} {likely or 'NAME'}")
-        raise CommandError(
+        raise FileError(
             f"{name}: has no {' and no '.join(missing)} (it has {_listed(names)}); say which it is "
             f"by {' '.join(options)}"
         )
@@ -78,17 +78,17 @@ def parse_attributes(text: str) -> tuple[str, ...]:
     """The names in a list with commas, each once; none of an empty text.
 
     Raises:
-        CommandError: one is no name of an attribute, or there are too many.
+        FileError: one is no name of an attribute, or there are too many.
     """
     names = tuple(dict.fromkeys(part.strip() for part in text.split(","))) if text.strip() else ()
     for name in names:
         if not is_name(name):
-            raise CommandError(
+            raise FileError(
                 f"--attributes: {name[:_NAME_SHOWN]!r} is no name of an attribute: 1 to 64 of "
                 "A-Z a-z 0-9 _ -; rename the column"
             )
     if len(names) > ATTRIBUTES_MAX:
-        raise CommandError(f"--attributes: {len(names)} names, the most is {ATTRIBUTES_MAX}")
+        raise FileError(f"--attributes: {len(names)} names, the most is {ATTRIBUTES_MAX}")
     return names
 
 
@@ -96,13 +96,13 @@ def check_attributes(name: str, attributes: Iterable[str], names: Sequence[str])
     """Checks that a file has these columns, each once.
 
     Raises:
-        CommandError: it has not.
+        FileError: it has not.
     """
     for each in attributes:
         if names.count(each) != 1:
             many = f"{names.count(each)} times; rename all but one"
             has = f"has {each!r} {many}" if each in names else f"has no {each!r}"
-            raise CommandError(f"{name}: {has} (it has {_listed(names)})")
+            raise FileError(f"{name}: {has} (it has {_listed(names)})")
 
 
 def _choose(names: Sequence[str], given: str | None, defaults: tuple[str, ...]) -> str | None:

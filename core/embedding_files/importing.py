@@ -6,15 +6,12 @@ from typing import Final
 import msgspec
 
 from core.concurrency import for_each, in_thread
-from core.errors import PartlyStored, TableMissing, Unavailable
+from core.embedding_files.rows import Batch, EmbeddingReader, Row
+from core.errors import FileError, PartlyStored, TableMissing, Unavailable
 from core.limits import BATCH_ROWS_MAX
-from core.models import Metric
+from core.models import BadRow, Metric
 from core.retry import RetryPolicy
 from core.usecases.embeddings import EmbeddingService
-from deploy.callbacks import ignore
-from deploy.data.bulk import retried
-from deploy.data.formats.rows import BadRow, Batch, EmbeddingReader, Row
-from deploy.errors import CommandError
 
 BATCHES_IN_FLIGHT: Final = 4
 """Each writes its rows by several BatchWriteItem calls side by side (K9_BATCH_CONCURRENCY)."""
@@ -28,6 +25,8 @@ class BatchResult(msgspec.Struct, frozen=True):
     bad: list[BadRow]
     units: int
     """How much of the file the batch is, in `EmbeddingReader.units`."""
+    end: int = 0
+    """Rows of the file up to its end, the bad ones among them."""
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -44,7 +43,8 @@ async def import_file(
     *,
     rows_max: int = BATCH_ROWS_MAX,
     metric: Metric | None = None,
-    on_batch: Callable[[BatchResult], None] = ignore,
+    on_batch: Callable[[BatchResult], None] = lambda _: None,
+    position: int = 0,
 ) -> Imported:
     """Stores every valid row of a file.
 
@@ -59,35 +59,43 @@ async def import_file(
         rows_max: The size of a batch.
         metric: Of a new model version; cosine if None.
         on_batch: Called with the result of each batch, in any order.
+        position: Rows from the start of the file, bad ones among them, that an earlier import of
+            the same file has stored. They are validated again and count as stored, and are not
+            written; a batch that begins before it and ends after it is.
 
     Raises:
         Invalid: the model version's name is not valid, or it is new and no dimension is that of
             most rows; nothing is stored then.
         MetricConflict: the model version has another metric.
         Unavailable: DynamoDB did not take a batch after all attempts.
-        CommandError: the file cannot be read from some point on; the rows before it are stored.
+        FileError: the file cannot be read from some point on; the rows before it are stored.
     """
     seen: set[int] = set()
     stored = bad = 0
-    damage: CommandError | None = None
+    damage: FileError | None = None
 
-    async def store(batch: Batch) -> None:
+    async def store(numbered: tuple[Batch, int]) -> None:
         nonlocal stored, bad
-        result = await _store(embeddings, model_version, batch, metric)
+        batch, end = numbered
+        result = await _store(
+            embeddings, model_version, batch, metric, write=end > position, end=end
+        )
         stored += result.stored
         bad += len(result.bad)
         on_batch(result)
 
-    async def batches() -> AsyncGenerator[Batch, None]:
+    async def batches() -> AsyncGenerator[tuple[Batch, int], None]:
         nonlocal damage
+        end = 0
         try:
             async for batch in in_thread(reader.batches(rows_max)):
                 unique = _without_repeats(batch, seen)
+                end += len(unique.rows) + len(unique.bad)
                 if stored:
-                    yield unique
+                    yield unique, end
                 else:
-                    await store(unique)
-        except CommandError as error:
+                    await store((unique, end))
+        except FileError as error:
             damage = error  # raised once the batches before it are stored
 
     await for_each(batches(), store, BATCHES_IN_FLIGHT)
@@ -114,9 +122,17 @@ def _without_repeats(batch: Batch, seen: set[int]) -> Batch:
 
 
 async def _store(
-    embeddings: EmbeddingService, model_version: str, batch: Batch, metric: Metric | None
+    embeddings: EmbeddingService,
+    model_version: str,
+    batch: Batch,
+    metric: Metric | None,
+    *,
+    write: bool,
+    end: int,
 ) -> BatchResult:
-    model = await retried(lambda: embeddings.find_model(model_version))
+    model = await WRITE_RETRY.call(
+        lambda: embeddings.find_model(model_version), on=Unavailable, never=TableMissing
+    )
     rows = [(row.product_id, row.vector) for row in batch.rows]
     bad = list(batch.bad)
     attributes = [row.attributes for row in batch.rows]
@@ -127,10 +143,10 @@ async def _store(
         bad.append(BadRow(row.number, row.product_id, reasons))
     valid = [row for index, row in enumerate(rows) if index not in problems]
     own = [each for index, each in enumerate(attributes) if index not in problems]
-    if valid:
+    if valid and write:
         await WRITE_RETRY.call(
             lambda: embeddings.store_batch(model_version, valid, metric, attributes=own),
             on=(PartlyStored, Unavailable),
             never=TableMissing,
         )
-    return BatchResult(len(valid), sorted(bad, key=lambda row: row.number), batch.units)
+    return BatchResult(len(valid), sorted(bad, key=lambda row: row.number), batch.units, end)

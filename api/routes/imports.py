@@ -1,0 +1,199 @@
+"""Imports: request one, list them, look at one or watch it, cancel it."""
+
+from functools import partial
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+from litestar import Controller, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+from litestar.types import ASGIApp
+from msgspec import UNSET
+
+from api.context import AppContext
+from api.events import EVENT_STREAM, Events
+from api.http.hooks import operators, readers
+from api.http.idempotency import once
+from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
+from api.http.parameters import LOCATION, ImportIdPath, ModelVersion
+from api.http.request import ApiRequest, ApiResponse
+from api.wire.imports import (
+    BadRowItem,
+    BadRowsFile,
+    ImportBody,
+    ImportItem,
+    ImportPage,
+    ImportReport,
+    RequestedImport,
+    UploadItem,
+)
+from core.errors import NotFound
+from core.limits import BUILD_ID_CHARACTERS_MAX
+from core.models import Import, ImportParameters, UploadTerms
+from core.repositories.imports import ImportPosition, ImportRepository
+from core.usecases.imports import ImportService
+
+I = TypeVar("I", bound=ImportItem)  # noqa: E741 - an item
+
+URL_EXPIRES_S: Final = 300
+
+
+class ImportController(Controller):
+    """Imports of objects in the bucket into model versions."""
+
+    tags = ("imports",)
+
+    @post(
+        "/models/{model_version:str}/imports",
+        guards=[operators],
+        status_code=202,
+        summary="Import embeddings",
+        response_headers=[LOCATION],
+    )
+    async def request(
+        self,
+        request: ApiRequest,
+        model_version: ModelVersion,
+        import_service: NamedDependency[ImportService],
+        data: JSONBody[ImportBody],
+    ) -> ApiResponse[RequestedImport]:
+        """Imports an object in the bucket: Parquet, `.npz` or JSON lines, as `k9 import` does.
+
+        With `upload` the answer has an address that is good for 15 minutes; the import starts once
+        the object is there. The model version need not exist: the first rows make it.
+        """
+        data.check()
+        parameters = ImportParameters(
+            key=_given(data.key) or "",
+            metric=_given(data.metric),
+            id_column=_given(data.id_column),
+            vector_column=_given(data.vector_column),
+            attributes=tuple(dict.fromkeys(_given(data.attributes) or ())),
+        )
+        terms = None
+        if data.content_length is not UNSET and data.sha256 is not UNSET:
+            terms = UploadTerms(int(data.content_length), data.sha256)
+        act = partial(import_service.request, model_version, parameters, terms)
+        opened = await once(request, act)
+        address = await import_service.upload_address(opened)
+        upload = None
+        if address is not None:
+            upload = UploadItem(method="PUT", **msgspec.structs.asdict(address))
+        return ApiResponse(
+            _item(opened, RequestedImport, upload=upload),
+            status_code=202,
+            headers={"location": f"/imports/{opened.import_id}"},
+        )
+
+    @get(
+        "/models/{model_version:str}/imports",
+        guards=[readers],
+        summary="List imports",
+        opt={LIST: "imports/{model_version}"},
+    )
+    async def get_page(
+        self,
+        model_version: ModelVersion,
+        app: NamedDependency[AppContext],
+        page: NamedDependency[PageCursor],
+        limit: PageLimit = LIMIT_DEFAULT,
+    ) -> ImportPage:
+        """A page of a model version's imports, newest first."""
+        position = page.position(ImportPosition)
+        missing: NotFound | None = None
+        try:
+            await app.resources.models.known_model(model_version)
+        except NotFound as error:  # an import may come before its model version
+            missing = error
+        found, further = await app.resources.imports.list_imports(
+            model_version, limit=limit, position=position
+        )
+        if missing and not found and position is None:
+            raise missing
+        return ImportPage(
+            items=[_item(each, ImportItem) for each in found], next_cursor=page.next(further)
+        )
+
+    @get("/imports/{import_id:str}", guards=[readers], summary="Get an import")
+    async def get_one(
+        self, import_id: ImportIdPath, app: NamedDependency[AppContext]
+    ) -> ImportReport:
+        """One import: its status, progress, and the rows that are not valid."""
+        imports = app.resources.imports
+        found = await imports.get_import(_id(import_id))
+        answer = await report(imports, found)
+        if found.bad_rows_key is not None:
+            url = await app.resources.objects.presign(found.bad_rows_key, URL_EXPIRES_S)
+            answer.bad_rows_file = BadRowsFile(url=url, expires_in_s=URL_EXPIRES_S)
+        return answer
+
+    @get(
+        "/imports/{import_id:str}/events",
+        guards=[readers],
+        media_type=EVENT_STREAM,
+        summary="Watch an import",
+    )
+    async def get_events(
+        self,
+        request: ApiRequest,
+        import_id: ImportIdPath,
+        import_events: NamedDependency[Events[Import]],
+    ) -> ASGIApp:
+        """One import as server-sent events: as it is now, and again whenever it changes.
+
+        The stream ends with the import, or with the token; comments keep it open meanwhile.
+        """
+        context = request.context
+        stream = await import_events.open(
+            _id(import_id), context.caller, head=context.method == "HEAD"
+        )
+        context.leave()  # a stream is no request in flight: it has a limit of its own
+        return cast("ASGIApp", stream)
+
+    @delete(
+        "/imports/{import_id:str}", guards=[operators], status_code=202, summary="Cancel an import"
+    )
+    async def cancel(
+        self,
+        request: ApiRequest,
+        import_id: ImportIdPath,
+        imports: NamedDependency[ImportRepository],
+    ) -> ImportItem:
+        """Cancels an import that waits or runs; one that has ended is a conflict.
+
+        The worker that runs it stops at its next heartbeat. Rows that are stored stay.
+        """
+        checked = _id(import_id)
+        return _item(await once(request, partial(imports.cancel, checked)), ImportItem)
+
+
+async def read(imports: ImportRepository, import_id: str) -> Import:
+    """What a stream of events follows.
+
+    Raises:
+        NotFound: there is no such import.
+    """
+    return await imports.get_import(import_id)
+
+
+async def report(imports: ImportRepository, found: Import) -> ImportReport:
+    """An import with its first bad rows, as callers see it: without lease and fence."""
+    rows = await imports.get_bad_rows(found.import_id) if found.rows_bad else ()
+    bad = msgspec.convert(rows, list[BadRowItem], from_attributes=True)
+    return _item(found, ImportReport, bad_rows=bad, bad_rows_file=None)
+
+
+def _item(found: Import, kind: type[I], **more: Any) -> I:
+    plain = msgspec.convert(found, ImportItem, from_attributes=True)
+    return kind(**msgspec.structs.asdict(plain), **more)
+
+
+def _given(value: Any) -> Any:
+    return None if value is UNSET else value
+
+
+def _id(import_id: str) -> str:
+    """Raises: NotFound: no import has such an id."""
+    if not 1 <= len(import_id) <= BUILD_ID_CHARACTERS_MAX:
+        raise NotFound("there is no such import")
+    return import_id
