@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from structlog.testing import capture_logs
 
 from core import names
+from core.errors import TableMissing
 from core.models import Import, ImportParameters, Model, UploadTerms
 from core.queue import ImportJob
 from core.resources import Resources
@@ -26,8 +28,9 @@ from core.usecases.embeddings import EmbeddingService
 from tests.worker import processes
 from tests.worker.work import lose_redis, reconciled, work
 from worker.context import open_context
-from worker.importing.attempt import ImportAttempt
+from worker.importing.attempt import ImportAttempt, ImportRunner
 from worker.importing.uploads import remove_old_uploads
+from worker.reconcile import reconcile_imports
 
 ROWS = 2500
 DIMENSION = 4
@@ -145,6 +148,53 @@ async def test_a_file_that_cannot_be_read_fails_in_a_line(
     assert str(resources.settings.building.work_dir) not in (ended.error or "")
 
 
+async def test_text_of_an_array_that_is_no_unicode_is_a_bad_row(
+    resources: Resources, model_version: str
+) -> None:
+    """Arrays of numpy may hold lone surrogates: the row is named by an escape, the others stay."""
+    file = io.BytesIO()
+    ids = np.array(["a", "\ud800b", "c"])
+    prices = np.array(["1", "2", "\ud800"])
+    np.savez(file, product_ids=ids, vectors=vectors(3), price=prices)
+    ended = await imported(resources, model_version, file.getvalue(), attributes=("price",))
+    assert (ended.status, ended.error, ended.rows_stored) == ("completed", None, 1)
+    bad = await resources.imports.get_bad_rows(ended.import_id)
+    assert [(row.number, row.product_id) for row in bad] == [(2, "\\ud800b"), (3, "c")]
+    assert bad[0].reason == "product_id is not valid Unicode"
+
+
+async def test_a_long_error_is_cut(resources: Resources, model_version: str) -> None:
+    """A type that takes more to tell than a row of DynamoDB has fails the import at once."""
+    members = [(f"a_member_with_a_long_name_{n:06d}", pa.int8()) for n in range(16_000)]
+    file = io.BytesIO()
+    ids = pa.array([None], type=pa.struct(members))
+    pq.write_table(pa.table({"product_id": ids, "vector": [[1.0]]}), file)
+    ended = await imported(resources, model_version, file.getvalue())
+    assert (ended.status, ended.attempt) == ("failed", 1)
+    assert "'product_id' is of type struct<" in (ended.error or "")
+    assert len((ended.error or "").encode()) < 1100
+
+
+async def test_the_last_fault_ends_an_import_with_its_report(
+    resources: Resources, model_version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bad rows are told, and its reason names no table."""
+
+    async def store_batch(*_: Any, **__: Any) -> Any:
+        raise TableMissing("there is no table k9-x", public="a table is missing")
+
+    lines = b'{"product_id": "", "vector": [1]}\n' * 1000 + b'{"product_id": "a", "vector": [1]}\n'
+    row = await requested(resources, model_version, lines)
+    monkeypatch.setattr(EmbeddingService, "store_batch", store_batch)
+    building = msgspec.structs.replace(resources.settings.building, build_attempts_max=1)
+    await work(msgspec.structs.replace(resources.settings, building=building))
+    ended = await resources.imports.get_import(row.import_id)
+    assert (ended.status, ended.rows_bad) == ("failed", 1000)
+    assert ended.error == "gave up after 1 attempts: a table is missing"
+    report = await resources.objects.get_bytes(ended.bad_rows_key or "", 10**6)
+    assert len(report.splitlines()) == 1000
+
+
 async def test_an_object_that_changes_is_not_imported(
     resources: Resources, model_version: str
 ) -> None:
@@ -155,6 +205,22 @@ async def test_an_object_that_changes_is_not_imported(
     ended = await resources.imports.get_import(row.import_id)
     assert ended.status == "failed"
     assert ended.error == f"{row.parameters.key}: has changed since the import was requested"
+
+
+async def test_a_table_that_is_not_there_stops_no_round(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may come before the table: it says so once, and fails no round."""
+
+    async def list_open() -> list[Import]:
+        raise TableMissing("DynamoDB has no such table")
+
+    monkeypatch.setattr(resources.imports, "list_open", list_open)
+    importer = ImportRunner(resources)
+    with capture_logs() as lines:
+        for _ in range(2):
+            assert await reconcile_imports(resources, importer) == 0
+    assert [line["event"] for line in lines] == ["imports cannot be read"]
 
 
 async def test_an_upload_is_imported_once_it_is_there(

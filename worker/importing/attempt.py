@@ -39,12 +39,14 @@ from core.resources import Resources
 from core.retry import RetryPolicy
 from worker import metrics
 from worker.heartbeat import Heartbeat
-from worker.importing.bad_rows import BadRows
+from worker.importing.bad_rows import BadRows, cut
 from worker.slots import Slots
 
 _BACKOFF: Final = RetryPolicy(first_s=1.0, max_s=60.0)
 _NEWER_WAIT_S: Final = 60.0
 _RELEASE_TIMEOUT_S: Final = 10.0
+_ERROR_BYTES_MAX: Final = 1000
+"""Of the error in an import's row: a file may have a column whose type takes a megabyte to tell."""
 _OPTIONS: Final = {
     "--id-column": "id_column",
     "--vector-column": "vector_column",
@@ -65,6 +67,8 @@ class ImportRunner(Slots[ImportJob]):
         async def claim(job: ImportJob) -> ImportAttempt | None:
             return await ImportAttempt.claim(resources, job)
 
+        self.unreadable = ""
+        """Why the reconciler cannot read the imports, as it was last logged."""
         slots = resources.settings.imports.imports_max
         super().__init__(slots, IMPORT_JOB, "import_id", claim, paused=paused)
         metrics.IMPORTS_RUNNING.set_function(lambda: self.running)
@@ -268,7 +272,7 @@ class ImportAttempt:
 
     async def _end(self, status: str, error: str = "") -> None:
         """Writes the report, and ends the import."""
-        row = self._import
+        row, error = self._import, cut(error, _ERROR_BYTES_MAX)
         if self._bad is not None and self._bad.count:
             await asyncio.to_thread(self._bad.flush)
             environment = self._resources.settings.environment
@@ -302,7 +306,7 @@ class ImportAttempt:
         """Releases the claim; another worker may take it after `wait_s`."""
         self._log.warning("import released", reason=reason, wait_s=round(wait_s, 1))
         tracing.fail("ImportReleased")
-        row = self._import
+        row, reason = self._import, cut(reason, _ERROR_BYTES_MAX)
         try:
             async with asyncio.timeout(_RELEASE_TIMEOUT_S):
                 await self._resources.imports.release(row, reason, wait_s=wait_s, fault=fault)
@@ -316,7 +320,9 @@ class ImportAttempt:
         """Releases the import for a later attempt, or fails it after the last one."""
         reason = f"unexpected {type(error).__name__}; see the worker's log"
         if isinstance(error, K9Error):
-            reason = str(error)
+            # Callers read the reason: the names of tables and buckets are for the log.
+            reason = error.public if isinstance(error, Unavailable) else str(error)
+            self._log.warning("import interrupted", reason=str(error))
         elif isinstance(error, OSError) and error.strerror:
             reason = f"the worker's operating system reported: {error.strerror}"
         if isinstance(error, NewerFormat):

@@ -27,16 +27,17 @@ class BadRows:
 
     def add(self, rows: list[BadRow]) -> None:
         """Takes the bad rows of the next batch."""
-        for row in rows:
-            line = msgspec.json.encode(row)
-            self._file.write(line + b"\n")
+        for each in rows:
+            product_id = each.product_id and _unicode(each.product_id)
+            row = BadRow(each.number, product_id, _unicode(each.reason))
+            self._file.write(msgspec.json.encode(row) + b"\n")
             if len(self.first) == self.count < BAD_ROWS_MAX:
                 self._keep(row)
             self.count += 1
 
     def _keep(self, row: BadRow) -> None:
-        product_id = None if row.product_id is None else _cut(row.product_id, _ID_BYTES_MAX)
-        short = BadRow(row.number, product_id, _cut(row.reason, _REASON_BYTES_MAX))
+        product_id = None if row.product_id is None else cut(row.product_id, _ID_BYTES_MAX)
+        short = BadRow(row.number, product_id, cut(row.reason, _REASON_BYTES_MAX))
         self._first_bytes += len(msgspec.json.encode(short))
         if self._first_bytes <= _FIRST_BYTES_MAX:
             self.first.append(short)
@@ -48,10 +49,17 @@ class BadRows:
         self._file.close()
 
     def flush(self) -> None:
-        """Has the file hold all of them."""
-        self._file.flush()
+        """Has the file hold all of them, if it is not closed, when it does."""
+        if not self._file.closed:
+            self._file.flush()
 
 
-def _cut(text: str, bytes_max: int) -> str:
+def _unicode(text: str) -> str:
+    """Text with lone surrogates, which arrays of numpy may have, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def cut(text: str, bytes_max: int) -> str:
+    """Text of at most so many bytes, and a mark where some were left out."""
     data = text.encode("utf-8", "replace")
     return text if len(data) <= bytes_max else data[:bytes_max].decode("utf-8", "ignore") + "…"
