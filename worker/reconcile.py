@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import TypeVar
 
 from core import telemetry
-from core.errors import K9Error, NewerFormat, TableMissing
+from core.errors import K9Error, NewerFormat, Unavailable
 from core.models import Build, Import, now, parse_timestamp
 from core.queue import BuildJob, ImportJob
 from core.repositories.leased_rows import OPEN_STATUSES
@@ -78,10 +78,13 @@ async def reconcile_imports(resources: Resources, importer: ImportRunner) -> int
     """One round over the open imports; returns the number of those that wait."""
     try:
         open_imports = await resources.imports.list_open()
-    except TableMissing as error:
-        # An upgrade may reach the workers before the template; everything else goes on.
-        _log.warning("imports cannot be read", reason=str(error))
+    except Unavailable as error:
+        # An upgrade may reach the workers before the table: everything else goes on meanwhile.
+        if importer.unreadable != str(error):
+            _log.warning("imports cannot be read", reason=str(error))
+        importer.unreadable = str(error)
         return 0
+    importer.unreadable = ""
     for status in ("waiting", "queued", "running"):
         count = sum(each.status == status for each in open_imports)
         metrics.IMPORTS_OPEN.labels(status).set(count)
