@@ -24,7 +24,7 @@ from worker import metrics
 from worker.background import Background
 from worker.building.runner import BuildRunner
 from worker.importing.attempt import ImportRunner
-from worker.importing.uploads import look_for_upload
+from worker.importing.uploads import look_for_uploads
 from worker.model_deletion import delete_model
 from worker.slots import Slots
 from worker.user_deletion import delete_user
@@ -58,7 +58,7 @@ async def reconcile(
     await _start(
         waiting, attrgetter("build_id"), resources.queue.enqueue, BuildJob.of, runner, every_s
     )
-    imports = await reconcile_imports(resources, importer)
+    imports = await reconcile_imports(resources, importer, background)
     metrics.RECONCILED.inc(len(waiting))
     users = await resources.user_deletions.list_marked()
     # Shuffled, so that the workers, each with room for some, do not all start with the same users.
@@ -74,7 +74,9 @@ async def reconcile(
     return len(waiting) + imports + len(users) + len(models)
 
 
-async def reconcile_imports(resources: Resources, importer: ImportRunner) -> int:
+async def reconcile_imports(
+    resources: Resources, importer: ImportRunner, background: Background
+) -> int:
     """One round over the open imports; returns the number of those that wait."""
     try:
         open_imports = await resources.imports.list_open()
@@ -89,11 +91,8 @@ async def reconcile_imports(resources: Resources, importer: ImportRunner) -> int
         count = sum(each.status == status for each in open_imports)
         metrics.IMPORTS_OPEN.labels(status).set(count)
     uploads = [each for each in open_imports if each.status == "waiting"]
-    for each in uploads:
-        try:
-            await look_for_upload(resources, each)
-        except K9Error as error:
-            _log.warning("upload not looked for", import_id=each.import_id, reason=str(error))
+    if uploads:  # beside the rounds, which do not wait for S3
+        background.start("uploads", partial(look_for_uploads, resources, uploads))
     others = [each for each in open_imports if each.status != "waiting"]
     waiting = [each for each in others if each.status == "queued" or _waiting_s(each) > 0]
     every_s = resources.settings.building.reconcile_s

@@ -1,5 +1,6 @@
 """Imports that wait for their object to be uploaded, and uploads that are no longer needed."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -16,6 +17,15 @@ from worker.background import Background
 _REMOVAL_EVERY_S: Final = 3600.0
 
 _log = telemetry.logger(__name__)
+
+
+async def look_for_uploads(resources: Resources, waiting: Sequence[Import]) -> None:
+    """Looks for the object of each import that waits for one; one that fails stops no other."""
+    for each in waiting:
+        try:
+            await look_for_upload(resources, each)
+        except K9Error as error:
+            _log.warning("upload not looked for", import_id=each.import_id, reason=str(error))
 
 
 async def look_for_upload(resources: Resources, waiting: Import) -> None:
