@@ -189,6 +189,30 @@ async def test_the_last_fault_ends_an_import_with_its_report(
     assert len(report.splitlines()) == 1000
 
 
+async def test_faults_with_progress_between_them_do_not_end_an_import(
+    resources: Resources, model_version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large file may meet more faults than an import may have in a row."""
+    before = EmbeddingService.store_batch
+
+    async def store_batch(
+        self: EmbeddingService, name: str, rows: Any, *args: Any, **more: Any
+    ) -> Any:
+        if rows[0][0] != "p0":
+            raise TableMissing("there is no table")
+        return await before(self, name, rows, *args, **more)
+
+    monkeypatch.setattr(EmbeddingService, "store_batch", store_batch)
+    row = await requested(resources, model_version, parquet())
+    claimed = await resources.imports.claim(row.import_id, 0)
+    last = resources.settings.building.build_attempts_max - 1
+    await ImportAttempt(resources, msgspec.structs.replace(claimed, faults=last)).run()
+    left = await resources.imports.get_import(row.import_id)
+    assert (left.open, left.faults) == (True, 1)
+    await resources.imports.cancel(row.import_id)
+    await work(resources.settings)
+
+
 async def test_an_object_that_changes_is_not_imported(
     resources: Resources, model_version: str
 ) -> None:

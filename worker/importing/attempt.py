@@ -330,6 +330,9 @@ class ImportAttempt:
             return
         if not isinstance(error, K9Error):
             self._log.exception("unexpected error in an import", exc_info=error)
+        if self._state.position > self._import.position:
+            # Only faults without progress between them count: a large file may meet several.
+            self._import = msgspec.structs.replace(self._import, faults=0)
         faults = self._import.faults + 1
         if faults >= self._settings.build_attempts_max:
             await self._fail(f"gave up after {faults} attempts: {reason}")
