@@ -234,6 +234,8 @@ async def main(plan: argparse.Namespace) -> int:
         await prepare(site, rows, next(iter(checkouts.values())))
         os.sched_setaffinity(0, {CLIENT_CORE})
         every = requests_of(rows, queries)
+        if unknown := set(plan.only or ()) - every.keys():
+            raise SystemExit(f"--only {min(unknown)}: is one of {', '.join(every)}")
         made = {kind: every[kind] for kind in plan.only or every}
         saved = site.directory / "queries.npy"
         np.save(saved, queries)
