@@ -141,8 +141,10 @@ async def reconcile_forever(
         try:
             await reconcile(resources, runner, importer, background)
         except NewerFormat as error:
-            runner.pause(str(error))
-            importer.pause(str(error))
+            reason = str(error)
+            importer.pause(reason)
+            if runner.pause(reason):
+                _log.error("work refused", reason=reason)
         except K9Error as error:
             _log.warning("reconcile failed", error=str(error))
         except Exception:  # noqa: BLE001 - lost messages are replaced here: it must go on

@@ -77,13 +77,13 @@ class Slots(Generic[J]):
         """The number of attempts that can be started now."""
         return 0 if self._paused else self._slots - self._used
 
-    def pause(self, reason: str) -> None:
-        """Starts nothing until `resume`, and releases what runs."""
-        if reason != self._reason:
-            _log.error("work refused", reason=reason)
+    def pause(self, reason: str) -> bool:
+        """Starts nothing until `resume`, and releases what runs; whether the reason is new."""
+        is_new = reason != self._reason
         self._paused, self._reason = True, reason
         for task in self._running:
             task.cancel()
+        return is_new
 
     def resume(self) -> None:
         """Starts attempts again."""

@@ -174,15 +174,15 @@ class Guarded(msgspec.Struct, frozen=True):
 @pytest.fixture(scope="module")
 async def guarded() -> AsyncIterator[Guarded]:
     """An environment on a moto that evaluates policies, with two users of few rights."""
-    worker = {"sts:GetCallerIdentity", "dynamodb:DescribeTable", *BUCKET_ACTIONS["worker"]}
-    actions = {each.partition("/")[0] for of in ACTIONS["worker"].values() for each in of}
-    worker |= {f"dynamodb:{action}" for action in actions}
-    worker.add("dynamodb:TransactWriteItems")  # moto's right; AWS asks for that of each part
+    api = {"sts:GetCallerIdentity", "dynamodb:DescribeTable", *BUCKET_ACTIONS["api"]}
+    actions = {each.partition("/")[0] for of in ACTIONS["api"].values() for each in of}
+    api |= {f"dynamodb:{action}" for action in actions}
+    api.add("dynamodb:TransactWriteItems")  # moto's right; AWS asks for that of each part
     denied = ["dynamodb:PutItem", "dynamodb:Query", "s3:DeleteObject"]
     with running("moto") as url:
         made = await create_tables(settings_for(url))
         keys = {
-            "worker": await new_user(url, "worker", [_statement("Allow", sorted(worker))]),
+            "api": await new_user(url, "api", [_statement("Allow", sorted(api))]),
             "denied": await new_user(
                 url, "denied", [_statement("Allow", ["*"]), _statement("Deny", denied)]
             ),
@@ -194,18 +194,18 @@ async def guarded() -> AsyncIterator[Guarded]:
 async def test_each_process_is_examined_by_its_own_rights(
     sound: Settings, guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With no more than the worker's rights, that process is sound, and the API's is not."""
-    settings = guarded.as_user(sound, "worker", monkeypatch)
-    worker = await examine(settings, calls=1, timeout_s=60, process="worker")
-    assert _failed(worker) == {}
-    assert [each.operation for each in worker.latency] == ["query"]
-    assert {check.name for check in worker.checks if check.status == "skipped"} >= {
+    """With no more than the API's rights, that process is sound, and the worker is not."""
+    settings = guarded.as_user(sound, "api", monkeypatch)
+    api = await examine(settings, calls=1, timeout_s=60, process="api")
+    assert _failed(api) == {}
+    assert {check.name for check in api.checks if check.status == "skipped"} >= {
         f"recovery of {settings.table('users')}",
         "limits of DynamoDB",
     }
-    api = await examine(settings, calls=1, timeout_s=60, process="api")
-    rights = _failed(api)[f"rights on {settings.table('embeddings')}"]
-    assert rights == "denied: dynamodb:BatchGetItem, dynamodb:BatchWriteItem"
+    worker = await examine(settings, calls=1, timeout_s=60, process="worker")
+    assert [each.operation for each in worker.latency] == ["query"]
+    rights = _failed(worker)[f"bucket {settings.aws.bucket}"]
+    assert rights == "denied: s3:PutObject, s3:DeleteObject"
 
 
 async def test_a_denied_action_is_named(
