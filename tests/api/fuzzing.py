@@ -8,8 +8,10 @@ from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import Any, Final
+from urllib.parse import quote
 from uuid import uuid4
 
+import httpx
 import schemathesis
 from schemathesis.config import SchemathesisConfig
 from schemathesis.core.failures import Failure
@@ -118,12 +120,22 @@ def explore(known: Known, effort: Effort, *, seed: int) -> Tally:
     models = cycle(known.spare_models)
 
     def before_call(context: Any, case: Any, kwargs: Any) -> None:
-        """Deletes none but the spare model versions: the other requests are about the real one."""
+        """Deletes none but spare model versions, and ends the imports whose events are asked for.
+
+        The other requests are about the real model version; and an import may wait 15 minutes for
+        its upload, with its events open.
+        """
         _own_key(context, case, kwargs)
         operation = case.operation.method.lower(), case.operation.path
         named = (case.path_parameters or {}).get("model_version")
         if operation == ("delete", "/models/{model_version}") and named == known.model_version:
             case.path_parameters["model_version"] = next(models)
+        if operation == ("get", "/imports/{import_id}/events"):
+            import_id = quote(str(case.path_parameters["import_id"]), safe="")
+            httpx.delete(
+                f"{known.url}/imports/{import_id}",
+                headers={"Authorization": f"Bearer {known.operator}"},
+            )
 
     schemathesis.hook("before_call")(before_call)
     try:
