@@ -4,6 +4,8 @@ Every kind goes through 20,000 distinct queries, none of them a row, or as many 
 """
 
 import asyncio
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -126,17 +128,25 @@ def batched(vectors: list[bytes]) -> list[list[bytes]]:
     return [vectors[end - TOGETHER : end] for end in ends]
 
 
-def write_script(directory: Path, kind: str, port: int, token: str, made: list[Request]) -> Path:
-    """A wrk script that sends these requests in order, over and over."""
+def raw(one: Request, port: int, token: str) -> bytes:
+    """A request as it is sent."""
+    length = [("Content-Length", str(len(one.body)))] if one.body else []
+    headers = [("Host", f"127.0.0.1:{port}"), ("Authorization", f"Bearer {token}"), *length]
+    lines = [f"{one.method} {one.path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in [*headers, *one.headers]]
+    return "\r\n".join([*lines, "", ""]).encode() + one.body
+
+
+def write_script(
+    directory: Path, kind: str, port: int, tokens: str | Sequence[str], made: list[Request]
+) -> Path:
+    """A wrk script that sends these requests in order, over and over; several tokens take turns."""
     data = directory / f"{port}-{kind.replace(' ', '-')}"
+    given = cycle([tokens] if isinstance(tokens, str) else tokens)
     with data.open("wb") as file:
-        for one in made:
-            length = [("Content-Length", str(len(one.body)))] if one.body else []
-            headers = [("Host", f"127.0.0.1:{port}"), ("Authorization", f"Bearer {token}"), *length]
-            lines = [f"{one.method} {one.path} HTTP/1.1"]
-            lines += [f"{name}: {value}" for name, value in [*headers, *one.headers]]
-            raw = "\r\n".join([*lines, "", ""]).encode() + one.body
-            file.write(b"%08x" % len(raw) + raw)
+        for one, token in zip(made, given, strict=False):
+            sent = raw(one, port, token)
+            file.write(b"%08x" % len(sent) + sent)
     script = data.with_suffix(".lua")
     script.write_text(_LUA.format(path=data))
     return script
