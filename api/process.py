@@ -16,7 +16,6 @@ from api import metrics
 from api.app import create_app
 from api.entrypoint import Entrypoint
 from api.server.connections import trusted_networks
-from api.server.gate import Gate
 from api.server.listener import (
     Server,
     listening,
@@ -89,8 +88,7 @@ async def serve(
     """
     started = asyncio.Event()
     stopping = asyncio.Event()
-    gate = Gate(http, app.caller_of)
-    server = Server(app, http, started=started.set, gate=gate)
+    server = Server(app, http, started=started.set)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -2,14 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.http.context import WHOLE_BODY, request_id_of
 from api.http.problems import problem_reply
-from api.server.gate import Gate
 from core import telemetry
 from core.errors import OverShare, Unreadable
 
@@ -154,21 +153,6 @@ class Cycle:
             self.response_complete = True
             self.message_event.set()
             self._connection.on_response_complete()
-
-
-@dataclass(slots=True, eq=False)
-class RefusedCycle:
-    """A request that the gate refused, in place of a `Cycle`: what the connection asks of one."""
-
-    gate: Gate
-    keep_alive: bool
-    more_body: bool = True
-    broken: bool = False
-    response_complete: bool = True
-    """No other waits for its reply, which is written at once."""
-    disconnected: bool = False
-    message_event: ClassVar = asyncio.Event()
-    """Nobody waits for it."""
 
 
 async def too_many(scope: Any, _receive: Any, send: Any) -> None:

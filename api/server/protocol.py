@@ -17,8 +17,7 @@ from api import metrics
 from api.http.context import request_id_of
 from api.http.problems import Reply, problem_reply
 from api.server.connections import Cause, ConnectionTable, Group
-from api.server.cycle import ADDRESS_FULL, TOO_MANY, Cycle, RefusedCycle, too_many
-from api.server.gate import Gate
+from api.server.cycle import ADDRESS_FULL, TOO_MANY, Cycle, too_many
 from core.errors import Overloaded, Unreadable
 
 HEADER_BYTES_MAX: Final = 32 * 1024
@@ -28,7 +27,7 @@ HEADERS_MAX: Final = 128
 _FRAMING_BYTES_MAX: Final = 64 * 1024
 _FRAMING_PER_BYTE_MAX: Final = 16
 """Chunk sizes, their extensions and trailers may take as much for each byte of a body."""
-_NOTED: Final = frozenset({b"host", b"transfer-encoding", b"x-forwarded-for", b"expect"})
+_NOTED: Final = (b"host", b"transfer-encoding", b"x-forwarded-for", b"expect")
 _AHEAD_MAX: Final = 64
 """Requests that may be sent before earlier ones are answered."""
 _TOO_LARGE: Final = 431
@@ -44,13 +43,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     group: Group
     cycle: Any
-    """The `Cycle` or `RefusedCycle` whose header came last; None before the first."""
+    """The `Cycle` whose header came last; None before the first."""
 
-    def __init__(self, table: ConnectionTable, gate: Gate | None, **given: Any) -> None:
+    def __init__(self, table: ConnectionTable, **given: Any) -> None:
         super().__init__(**given)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
         self._table = table
-        self._gate = gate
         self._counted = False
         self._proxied = False
         self._active: Cycle | None = None
@@ -173,9 +171,7 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse()
             return
-        if isinstance(self.cycle, RefusedCycle) and self.cycle.more_body:
-            self._turn_away(self.cycle)  # the rest of its body is not waited for
-        elif in_body and self.cycle.more_body:
+        if in_body and self.cycle.more_body:
             self._framing_bytes += len(data)
             overhead = self._framing_bytes - self._body_bytes
             if overhead > _FRAMING_BYTES_MAX + _FRAMING_PER_BYTE_MAX * self._body_bytes:
@@ -193,9 +189,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._deaf = True
         metrics.CONNECTIONS_MALFORMED.inc()
         cycle = self.cycle
-        if isinstance(cycle, RefusedCycle) and cycle.more_body:
-            self._turn_away(cycle)
-            return
         if cycle is not None and cycle.more_body and not self._in_header:
             cycle.keep_alive = False
             if cycle.response_complete:
@@ -225,25 +218,14 @@ class HttpProtocol(HttpToolsProtocol):
         lines = [b"%b: %b\r\n" % pair for pair in (*headers, (b"connection", b"close"))]
         self.transport.write(b"".join([STATUS_LINE[reply.status], *lines, b"\r\n", reply.body]))
 
-    def _turn_away(self, cycle: RefusedCycle) -> None:
-        """Answers a request that the gate refused."""
-        close = cycle.more_body or not cycle.keep_alive
-        default = self.server_state.default_headers
-        self.transport.write(cycle.gate.reply(self.headers, default, close=close))
-        if close:
-            self._close()
-        elif self._counted:
-            self._table.rest(self)
-
     # --- what the parser finds --------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """A request line begins."""
-        self.url = b""
-        self.headers = []
+        super().on_message_begin()
         self._in_header = True
         self._header_bytes = 0
-        self._noted = {}
+        self._noted = {name: [] for name in _NOTED}
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the header; those of a trailer are dropped, as HTTP allows."""
@@ -253,66 +235,47 @@ class HttpProtocol(HttpToolsProtocol):
             self._status = _TOO_LARGE
             raise _Refused("too many fields")
         name = name.lower()
-        if name in _NOTED:
-            self._noted.setdefault(name, []).append(value)
+        noted = self._noted.get(name)
+        if noted is not None:
+            noted.append(value)
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """A whole header has come: its request begins, unless earlier ones are not answered."""
         version = self.parser.get_http_version()
         self._check_header(version)
-        keep_alive = (
-            version != "1.0" and self.parser.should_keep_alive() and not self._table.draining
-        )
-        previous = self.cycle
-        at_once = previous is None or (previous.response_complete and not self.flow.write_paused)
-        gate, method = self._gate, self.parser.get_method()
-        if at_once and gate is not None and gate.refuses(method, self.url, self.headers):
-            self._begin(RefusedCycle(gate, keep_alive))
-            return
         url = httptools.parse_url(self.url)
         path = url.path.decode("ascii")
-        scope: Any = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "method": method.decode("ascii"),
-            "root_path": self.root_path,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": url.path,
-            "query_string": url.query or b"",
-            "headers": self.headers,
-            "state": self.app_state.copy(),
-        }
+        scope = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
         if self._proxied and self.client is not None:
             scope["client"] = (
-                self._table.client_of(self.client[0], self._noted.get(b"x-forwarded-for", [])),
+                self._table.client_of(self.client[0], self._noted[b"x-forwarded-for"]),
                 0,
             )
-        expects_continue = any(v.lower() == b"100-continue" for v in self._noted.get(b"expect", ()))
-        cycle = Cycle(self, scope, keep_alive, expects_continue)
-        self._begin(cycle)
-        if at_once:
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        previous = self.cycle
+        keep_alive = keep_alive and not self._table.draining
+        expects_continue = any(v.lower() == b"100-continue" for v in self._noted[b"expect"])
+        self.cycle = cycle = Cycle(self, scope, keep_alive, expects_continue)
+        self._in_header = False
+        self._framing_bytes = self._body_bytes = 0
+        self._table.begin(self)
+        if previous is None or (previous.response_complete and not self.flow.write_paused):
             self._start(cycle)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
-    def _begin(self, cycle: Cycle | RefusedCycle) -> None:
-        self.cycle = cycle
-        self._in_header = False
-        self._framing_bytes = self._body_bytes = 0
-        self._table.begin(self)
-
     def _check_header(self, version: str) -> None:
         """Checks what the parser does not, and ends it with `_Refused`."""
         if version not in {"1.1", "1.0"}:
             raise _Refused("another version")
-        hosts = self._noted.get(b"host", ())
-        codings = self._noted.get(b"transfer-encoding", ())
+        hosts, codings = self._noted[b"host"], self._noted[b"transfer-encoding"]
         if len(hosts) > 1 or (version == "1.1" and not hosts):
             raise _Refused("RFC 9112: one Host")
         if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
@@ -335,9 +298,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The end of a request."""
         self.cycle.more_body = False
-        if isinstance(self.cycle, RefusedCycle):
-            self._turn_away(self.cycle)
-        elif not self.cycle.response_complete:
+        if not self.cycle.response_complete:
             self.cycle.message_event.set()
 
     # --- requests in turn -------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from api.server.gate import Gate
 from api.server.listener import operations
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import DIMENSION, vector
@@ -125,50 +124,6 @@ async def test_a_client_that_asks_first_is_told_to_go_on(service: Service) -> No
         assert (status, headers["connection"]) == (401, "close")
         stream[1].write(PLAIN + LIVE)
         assert await at_end(stream) == b""
-
-
-class Shut(Gate):
-    """Refuses every search."""
-
-    def refuses(self, method: bytes, url: bytes, fields: list[tuple[bytes, bytes]]) -> bool:
-        """Whether it is one."""
-        return b"/search" in url
-
-
-async def test_a_search_that_the_gate_refuses_is_a_problem(service: Service) -> None:
-    """The connection goes on; it ends where the client asks so, or the body is not here."""
-    token, page = service.pool.token(), "https://shop.example"
-    search = request(SEARCH, token, PLAIN, "X-Request-Id: mine", f"Origin: {page}")
-    async with listening(service, gate_class=Shut, cors_origins=(page,)) as listener:
-        stream = await listener.connect()
-        for sent, expected in (
-            (search + search + LIVE, 503),
-            (b"", 503),
-            (b"", 200),
-            (search, 503),
-        ):
-            stream[1].write(sent)
-            status, headers, body = await reply_of(stream)
-            assert status == expected
-            if status == 503:
-                assert msgspec.json.decode(body)["type"] == "overloaded"
-                assert headers["content-type"] == "application/problem+json"
-                assert headers["retry-after"] == "1"
-                assert headers["x-request-id"] == "mine"
-                assert headers["access-control-allow-origin"] == page
-                assert headers["cache-control"] == "no-store"
-                assert "date" in headers
-        stream[1].write(request(SEARCH, "", PLAIN, "Connection: close"))
-        status, headers, _ = await reply_of(stream)
-        assert (status, headers["connection"]) == (503, "close")
-        assert await at_end(stream) == b""
-        for part in (b"", PLAIN[:5], b"5\r\nabcde\r\nno length"):
-            more = "Content-Length: 23" if part in PLAIN else "Transfer-Encoding: chunked"
-            stream = await listener.connect()
-            stream[1].write(request(SEARCH, token, b"", more) + part)
-            status, headers, _ = await reply_of(stream)
-            assert (status, headers["connection"]) == (503, "close")
-            assert await at_end(stream) == b""
 
 
 async def test_requests_sent_far_ahead_are_not_taken(service: Service) -> None:
