@@ -8,7 +8,6 @@ from api.auth.tokens import Authenticator
 from api.events import Events
 from api.health import Health
 from api.serving.registry import IndexRegistry
-from core.models import Build, Import
 from core.rates import RateLimiter
 from core.resources import Resources
 from core.settings import Settings
@@ -26,8 +25,8 @@ class AppContext:
     admission: Admission
     rates: RateLimiter | None
     """None where no rates are set."""
-    build_events: Events[Build]
-    import_events: Events[Import]
+    build_events: Events
+    import_events: Events
     body_limits: BodyLimits
     searching: FairExecutor
     """For searches that would block the event loop."""

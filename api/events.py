@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final
 
 import msgspec
 from litestar.types import Receive, Scope, Send
@@ -49,36 +49,27 @@ class _Watched:
         self.changed = asyncio.Event()
 
 
-class Watchable(Protocol):
-    """A build or an import."""
-
-    @property
-    def open(self) -> bool:
-        """Whether it has yet to end."""
-
-
-R = TypeVar("R", bound=Watchable)
-
-
-class Events(Generic[R]):
+class Events:
     """The streams of this process that follow builds, or imports."""
 
     def __init__(
         self,
         name: str,
-        read: Callable[[str], Awaitable[R]],
-        render: Callable[[R], Awaitable[Answer]],
+        read: Callable[[str], Awaitable[tuple[Answer, bool]]],
         *,
         http: Http,
         stopping: Callable[[], bool],
         quota: Quota,
     ) -> None:
-        """Events of this name; `read` raises NotFound where there is no such row."""
+        """Events of this name.
+
+        `read` gives a row as callers see it and whether it has ended, by its id. It raises NotFound
+        where there is none.
+        """
         self._name = name
         self.keep_alive = f": the {name} goes on\n\n".encode()
         self._read = read
         self._http = http
-        self._render = render
         self._stopping = stopping
         self._quota = quota
         self._watched: dict[str, _Watched] = {}
@@ -99,15 +90,14 @@ class Events(Generic[R]):
             NotFound: there is none.
             Overloaded: as many streams are open as may be, and the caller has none.
         """
-        row = await self._read(row_id)
-        text = await self._text(row)
+        text, over = await self._state(row_id)
         own = self._streams.get(caller.user_id)
         if own and not self._quota.has_room(caller.user_id):
             next(iter(own)).give_way()
         self._quota.acquire(caller.user_id)
         stream = EventStream(
             self,
-            self._join(row_id, row, text),
+            self._join(row_id, text, over=over),
             caller,
             head=head,
             keepalive_s=self._http.event_keepalive_s,
@@ -131,26 +121,28 @@ class Events(Generic[R]):
             if watched.looking is not None:
                 watched.looking.cancel()
 
-    def _join(self, row_id: str, row: R, text: bytes) -> _Watched:
+    def _join(self, row_id: str, text: bytes, *, over: bool) -> _Watched:
         watched = self._watched.get(row_id)
         if watched is None:
-            watched = _Watched(row_id, text, over=not row.open)
+            watched = _Watched(row_id, text, over)
             self._watched[row_id] = watched
         else:
-            self._take(watched, row, text)
+            self._take(watched, text, over=over)
         if watched.looking is None or (watched.looking.done() and not watched.over):
             watched.looking = asyncio.create_task(self._look(watched))
         watched.listeners += 1
         return watched
 
-    def _take(self, watched: _Watched, row: R, text: bytes) -> None:
+    def _take(self, watched: _Watched, text: bytes, *, over: bool) -> None:
         """Tells the listeners of a state that was read, unless they know it, or know the end."""
-        if not watched.over and (text != watched.text or not row.open):
-            watched.publish(text, over=not row.open)
+        if not watched.over and (text != watched.text or over):
+            watched.publish(text, over=over)
 
-    async def _text(self, row: R) -> bytes:
-        answer = msgspec.json.encode(await self._render(row))
-        return b"event: " + self._name.encode() + b"\ndata: " + answer + b"\n\n"
+    async def _state(self, row_id: str) -> tuple[bytes, bool]:
+        """The event of the present state, and whether it is the last."""
+        answer, over = await self._read(row_id)
+        data = msgspec.json.encode(answer)
+        return b"event: " + self._name.encode() + b"\ndata: " + data + b"\n\n", over
 
     async def _look(self, watched: _Watched) -> None:
         broken = False
@@ -160,8 +152,8 @@ class Events(Generic[R]):
                 watched.publish(watched.text, over=True)
                 return
             try:
-                row = await self._read(watched.row_id)
-                self._take(watched, row, await self._text(row))
+                text, over = await self._state(watched.row_id)
+                self._take(watched, text, over=over)
             except Unavailable:
                 continue  # comments go on, and so will the events
             except NotFound:
@@ -179,13 +171,7 @@ class EventStream:
     """The answer: an ASGI application that is run once."""
 
     def __init__(
-        self,
-        events: Events[Any],
-        watched: _Watched,
-        caller: Caller,
-        *,
-        head: bool,
-        keepalive_s: float,
+        self, events: Events, watched: _Watched, caller: Caller, *, head: bool, keepalive_s: float
     ) -> None:
         self._events = events
         self.watched = watched

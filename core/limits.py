@@ -11,6 +11,8 @@ VECTORS_TIMES_K_MAX: Final = 10_000
 EXCLUDE_MAX: Final = 1000
 PAGE_ROWS_MAX: Final = 100
 BUILD_ID_CHARACTERS_MAX: Final = 64
+FILE_URL_S: Final = 300
+"""For which the address of a file in an answer is good."""
 UPLOAD_S: Final = 900
 """For which an address to upload an object to is good."""
 UPLOADS_KEPT_S: Final = 7 * 86_400

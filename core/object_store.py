@@ -154,8 +154,12 @@ class ObjectStore:
         )
         return url
 
-    async def get_pinned(self, key: str, path: Path, *, etag: str, size: int) -> None:
+    async def get_pinned(
+        self, key: str, path: Path, *, etag: str, size: int, on_bytes: Callable[[int], None]
+    ) -> None:
         """Downloads an object that somebody else put to a new file, as long as it has this ETag.
+
+        `on_bytes` is called with how many bytes are there, after each part.
 
         Raises:
             AlreadyExists: the object has another ETag by now.
@@ -163,9 +167,16 @@ class ObjectStore:
             NotFound: there is no such object any more.
         """
         handle = await asyncio.to_thread(files.create_file, path)
+        there = 0
+
+        async def get_part(at: int) -> None:
+            nonlocal there
+            await self._get_part(key, handle, at, size, IfMatch=etag)
+            there += min(PART_BYTES, size - at)
+            on_bytes(there)
+
         try:
-            offsets = range(0, max(size, 1), PART_BYTES)
-            await gather(*(self._get_part(key, handle, at, size, IfMatch=etag) for at in offsets))
+            await gather(*(get_part(at) for at in range(0, max(size, 1), PART_BYTES)))
         finally:
             await asyncio.to_thread(os.close, handle)
 

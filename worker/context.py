@@ -15,7 +15,7 @@ from core.stalls import watched_loop
 from worker.background import Background
 from worker.building.runner import BuildRunner, sweep
 from worker.importing.attempt import ImportRunner
-from worker.importing.uploads import schedule_removal
+from worker.importing.uploads import FIRST_REMOVAL_S, schedule_removal
 from worker.reconcile import reconcile_forever
 
 KEY = "k9"
@@ -49,8 +49,8 @@ async def open_context(
         background = Background()
         # The first round of the reconciler tells whether this release may work on the tables.
         runner = BuildRunner(resources, background, paused=reconcile)
-        importer = ImportRunner(resources, paused=reconcile)
-        schedule_removal(resources, background)
+        importer = ImportRunner(resources, runner.slot_freed, paused=reconcile)
+        schedule_removal(resources, background, FIRST_REMOVAL_S)
         name = f"{socket.gethostname()}:{os.getpid()}"
         work_dir = settings.building.work_dir  # earlier releases used it without the environment
         own_dir = names.directory_of(work_dir, settings.environment)

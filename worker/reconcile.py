@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import TypeVar
 
 from core import telemetry
@@ -55,9 +54,7 @@ async def reconcile(
     open_builds = await resources.builds.list_open()
     waiting = [each for each in open_builds if each.status == "queued" or _waiting_s(each) > 0]
     _measure(open_builds, waiting)
-    await _start(
-        waiting, attrgetter("build_id"), resources.queue.enqueue, BuildJob.of, runner, every_s
-    )
+    await _start(waiting, resources.queue.enqueue, BuildJob.of, runner, every_s)
     imports = await reconcile_imports(resources, importer, background)
     metrics.RECONCILED.inc(len(waiting))
     users = await resources.user_deletions.list_marked()
@@ -96,20 +93,12 @@ async def reconcile_imports(
     others = [each for each in open_imports if each.status != "waiting"]
     waiting = [each for each in others if each.status == "queued" or _waiting_s(each) > 0]
     every_s = resources.settings.building.reconcile_s
-    await _start(
-        waiting,
-        attrgetter("import_id"),
-        resources.queue.enqueue_import,
-        ImportJob.of,
-        importer,
-        every_s,
-    )
+    await _start(waiting, resources.queue.enqueue_import, ImportJob.of, importer, every_s)
     return len(waiting) + len(uploads)
 
 
 async def _start(
     waiting: Sequence[W],
-    id_of: Callable[[W], str],
     enqueue: Callable[[str, int, str | None], Awaitable[bool]],
     job_of: Callable[[W], J],
     slots: Slots[J],
@@ -118,7 +107,7 @@ async def _start(
     """Enqueues what waits for a worker, or claims it."""
     enqueued = True
     for row in waiting:
-        row_id = id_of(row)
+        row_id = getattr(row, slots.id_name)
         try:
             enqueued = enqueued and await enqueue(row_id, row.fence, row.trace)
             # A worker that dies between job and claim leaves the job id in use for as long as the
@@ -127,7 +116,7 @@ async def _start(
             if unclaimed and slots.free_slots:
                 await slots.start(job_of(row))
         except Exception:  # noqa: BLE001 - one of them must not keep the others from being started
-            _log.exception("open work skipped", row_id=row_id)
+            _log.exception("open work skipped", **{slots.id_name: row_id})
 
 
 async def reconcile_forever(

@@ -46,16 +46,20 @@ class Slots(Generic[J]):
         job_name: str,
         id_name: str,
         claim: Callable[[J], Awaitable[Attempt | None]],
+        slot_freed: asyncio.Event | None = None,
         *,
         paused: bool = False,
     ) -> None:
         """Makes ready for jobs of this name, in which `id_name` says what is worked on.
 
-        `claim` returns None where it cannot be claimed. Paused, nothing starts until `resume`.
+        `claim` returns None where it cannot be claimed. `slot_freed` is set whenever an attempt has
+        ended, and cleared by whoever waits for it. A failed claim does not count: the next one is
+        likely to fail too. Paused, nothing starts until `resume`.
         """
         self._job_name = job_name
-        self._id_name = id_name
+        self.id_name = id_name
         self._claim_attempt = claim
+        self.slot_freed = slot_freed or asyncio.Event()
         self._slots = slots
         self._used = 0
         self._claiming: set[asyncio.Task[bool]] = set()
@@ -63,9 +67,6 @@ class Slots(Generic[J]):
         self._closed = False
         self._paused = paused
         self._reason = ""
-        self.slot_freed = asyncio.Event()
-        """Set whenever an attempt has ended; whoever waits for it clears it. A failed claim does
-        not count: the next claim is likely to fail too."""
 
     @property
     def running(self) -> int:
@@ -124,7 +125,7 @@ class Slots(Generic[J]):
     async def _claim(self, job: J) -> bool:
         started = False
         try:
-            named: tracing.Attributes = {f"k9.{self._id_name}": getattr(job, self._id_name)}
+            named: tracing.Attributes = {f"k9.{self.id_name}": getattr(job, self.id_name)}
             with tracing.span(self._job_name, "consumer", parent=job.trace, attributes=named):
                 attempt = await self._claim_attempt(job)
                 if attempt is not None and self._closed:

@@ -36,12 +36,7 @@ BuildIdPath = Annotated[
         schema_extra={"type": "string", "minLength": 1, "maxLength": BUILD_ID_CHARACTERS_MAX}
     ),
 ]
-ImportIdPath = Annotated[
-    str,
-    PathParameter(
-        schema_extra={"type": "string", "minLength": 1, "maxLength": BUILD_ID_CHARACTERS_MAX}
-    ),
-]
+ImportIdPath = BuildIdPath
 ReportIdPath = Annotated[
     str, PathParameter(schema_extra={"type": "string", "pattern": f"^{REPORT_ID}$"})
 ]

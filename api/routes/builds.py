@@ -1,7 +1,6 @@
 """Builds: request one, list them, look at one or watch it, cancel it."""
 
 from functools import partial
-from typing import cast
 
 import msgspec
 from litestar import Controller, delete, get, post
@@ -16,9 +15,9 @@ from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
 from api.http.parameters import LOCATION, BuildIdPath, ModelVersion
 from api.http.request import ApiRequest, ApiResponse
+from api.routes.watching import checked_id, watch
 from api.wire.versions import BuildBody, BuildItem, BuildPage
 from core.errors import NotFound
-from core.limits import BUILD_ID_CHARACTERS_MAX
 from core.models import Build, BuildParameters
 from core.repositories.builds import BuildPosition, BuildRepository
 from core.usecases.builds import BuildService
@@ -90,21 +89,13 @@ class BuildController(Controller):
         summary="Watch a build",
     )
     async def get_events(
-        self,
-        request: ApiRequest,
-        build_id: BuildIdPath,
-        build_events: NamedDependency[Events[Build]],
+        self, request: ApiRequest, build_id: BuildIdPath, build_events: NamedDependency[Events]
     ) -> ASGIApp:
         """One build as server-sent events: as it is now, and again whenever it changes.
 
         The stream ends with the build, or with the token; comments keep it open meanwhile.
         """
-        context = request.context
-        stream = await build_events.open(
-            _id(build_id), context.caller, head=context.method == "HEAD"
-        )
-        context.leave()  # a stream is no request in flight: it has a limit of its own
-        return cast("ASGIApp", stream)
+        return await watch(request, build_events, _id(build_id))
 
     @delete("/builds/{build_id:str}", guards=[operators], status_code=202, summary="Cancel a build")
     async def cancel(
@@ -119,10 +110,7 @@ class BuildController(Controller):
 
 
 def _id(build_id: str) -> str:
-    """Raises: NotFound: no build has such an id."""
-    if not 1 <= len(build_id) <= BUILD_ID_CHARACTERS_MAX:
-        raise NotFound("there is no such build")
-    return build_id
+    return checked_id(build_id, "build")
 
 
 def item(build: Build) -> BuildItem:
@@ -136,15 +124,11 @@ def item(build: Build) -> BuildItem:
     return msgspec.convert(build, BuildItem, from_attributes=True)
 
 
-async def read(builds: BuildRepository, build_id: str) -> Build:
-    """What a stream of events follows.
+async def state(builds: BuildRepository, build_id: str) -> tuple[BuildItem, bool]:
+    """A build for a stream of events, and whether it has ended.
 
     Raises:
         NotFound: there is no such build.
     """
-    return await builds.get_build(build_id)
-
-
-async def rendered(build: Build) -> BuildItem:
-    """The same, for a stream of events."""
-    return item(build)
+    build = await builds.get_build(build_id)
+    return item(build), not build.open

@@ -1,7 +1,7 @@
 """Imports: request one, list them, look at one or watch it, cancel it."""
 
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Controller, delete, get, post
@@ -17,6 +17,7 @@ from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
 from api.http.parameters import LOCATION, ImportIdPath, ModelVersion
 from api.http.request import ApiRequest, ApiResponse
+from api.routes.watching import checked_id, watch
 from api.wire.imports import (
     BadRowItem,
     BadRowsFile,
@@ -28,14 +29,12 @@ from api.wire.imports import (
     UploadItem,
 )
 from core.errors import NotFound
-from core.limits import BUILD_ID_CHARACTERS_MAX
+from core.limits import FILE_URL_S
 from core.models import Import, ImportParameters, UploadTerms
 from core.repositories.imports import ImportPosition, ImportRepository
 from core.usecases.imports import ImportService
 
-I = TypeVar("I", bound=ImportItem)  # noqa: E741 - an item
-
-URL_EXPIRES_S: Final = 300
+T = TypeVar("T", bound=ImportItem)
 
 
 class ImportController(Controller):
@@ -121,10 +120,10 @@ class ImportController(Controller):
         """One import: its status, progress, and the rows that are not valid."""
         imports = app.resources.imports
         found = await imports.get_import(_id(import_id))
-        answer = await report(imports, found)
+        answer = await _report(imports, found, bad_rows=True)
         if found.bad_rows_key is not None:
-            url = await app.resources.objects.presign(found.bad_rows_key, URL_EXPIRES_S)
-            answer.bad_rows_file = BadRowsFile(url=url, expires_in_s=URL_EXPIRES_S)
+            url = await app.resources.objects.presign(found.bad_rows_key, FILE_URL_S)
+            answer.bad_rows_file = BadRowsFile(url=url, expires_in_s=FILE_URL_S)
         return answer
 
     @get(
@@ -134,21 +133,14 @@ class ImportController(Controller):
         summary="Watch an import",
     )
     async def get_events(
-        self,
-        request: ApiRequest,
-        import_id: ImportIdPath,
-        import_events: NamedDependency[Events[Import]],
+        self, request: ApiRequest, import_id: ImportIdPath, import_events: NamedDependency[Events]
     ) -> ASGIApp:
         """One import as server-sent events: as it is now, and again whenever it changes.
 
-        The stream ends with the import, or with the token; comments keep it open meanwhile.
+        The stream ends with the import, or with the token; comments keep it open meanwhile. The bad
+        rows come with the last event; until then `rows_bad` tells their number.
         """
-        context = request.context
-        stream = await import_events.open(
-            _id(import_id), context.caller, head=context.method == "HEAD"
-        )
-        context.leave()  # a stream is no request in flight: it has a limit of its own
-        return cast("ASGIApp", stream)
+        return await watch(request, import_events, _id(import_id))
 
     @delete(
         "/imports/{import_id:str}", guards=[operators], status_code=202, summary="Cancel an import"
@@ -167,23 +159,26 @@ class ImportController(Controller):
         return _item(await once(request, partial(imports.cancel, checked)), ImportItem)
 
 
-async def read(imports: ImportRepository, import_id: str) -> Import:
-    """What a stream of events follows.
+async def state(imports: ImportRepository, import_id: str) -> tuple[ImportReport, bool]:
+    """An import for a stream of events, and whether it has ended.
+
+    The bad rows, up to 300 KB, are read once it has: a stream looks every second.
 
     Raises:
         NotFound: there is no such import.
     """
-    return await imports.get_import(import_id)
+    found = await imports.get_import(import_id)
+    return await _report(imports, found, bad_rows=not found.open), not found.open
 
 
-async def report(imports: ImportRepository, found: Import) -> ImportReport:
-    """An import with its first bad rows, as callers see it: without lease and fence."""
-    rows = await imports.get_bad_rows(found.import_id) if found.rows_bad else ()
+async def _report(imports: ImportRepository, found: Import, *, bad_rows: bool) -> ImportReport:
+    rows = await imports.get_bad_rows(found.import_id) if bad_rows and found.rows_bad else ()
     bad = msgspec.convert(rows, list[BadRowItem], from_attributes=True)
     return _item(found, ImportReport, bad_rows=bad, bad_rows_file=None)
 
 
-def _item(found: Import, kind: type[I], **more: Any) -> I:
+def _item(found: Import, kind: type[T], **more: Any) -> T:
+    """An import as callers see it: without lease and fence."""
     plain = msgspec.convert(found, ImportItem, from_attributes=True)
     return kind(**msgspec.structs.asdict(plain), **more)
 
@@ -193,7 +188,4 @@ def _given(value: Any) -> Any:
 
 
 def _id(import_id: str) -> str:
-    """Raises: NotFound: no import has such an id."""
-    if not 1 <= len(import_id) <= BUILD_ID_CHARACTERS_MAX:
-        raise NotFound("there is no such import")
-    return import_id
+    return checked_id(import_id, "import")

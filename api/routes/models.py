@@ -1,7 +1,5 @@
 """Model versions: what is current, what an operator makes current, and the current matrix."""
 
-from typing import Final
-
 import msgspec
 from litestar import Controller, delete, get, patch, post
 from litestar.di import NamedDependency
@@ -30,12 +28,11 @@ from core import results
 from core.errors import Corrupt, NoIndex, NotFound, NotPromotable, Unavailable
 from core.index.files import NPZ, PARQUET
 from core.index.manifest import Manifest, manifest_of
+from core.limits import FILE_URL_S
 from core.models import Build, Model, now, timestamp
 from core.repositories.idempotency import Claim, completion
 from core.results import LoadedBuild, ModelSummary
 from core.versions import VersionRecord, VersionStore
-
-URL_EXPIRES_S: Final = 300
 
 
 class After(msgspec.Struct, frozen=True):
@@ -185,7 +182,7 @@ class ModelController(Controller):
         return MatrixSnapshot(
             model_version=model_version,
             build_id=manifest.build_id,
-            expires_in_s=URL_EXPIRES_S,
+            expires_in_s=FILE_URL_S,
             files=files,
             manifest=msgspec.to_builtins(manifest),
         )
@@ -228,7 +225,7 @@ async def _file(
     versions: VersionStore, record: VersionRecord, manifest: Manifest, name: str
 ) -> MatrixFile:
     info = manifest.files[name]
-    url = await versions.presign(record, name, info, URL_EXPIRES_S)
+    url = await versions.presign(record, name, info, FILE_URL_S)
     return MatrixFile(url=url, bytes=info.bytes, sha256=info.sha256)
 
 

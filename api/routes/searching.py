@@ -29,7 +29,7 @@ _FORMS: Final = ("vector", "product_id", "recommend", "vectors")
 
 
 def unavailable_attributes(context: RequestContext, model_version: str) -> Collection[str]:
-    """The attributes that the caller may neither ask by nor get: the internal ones, for readers.
+    """The attributes that the caller may neither ask by nor get: those internal, unless a reader.
 
     They are as the models were last listed, about a second ago.
     """

@@ -64,7 +64,7 @@ FILTER: Final[dict[str, Any]] = {
 _value: Final[BodyDecoder[Any]] = BodyDecoder[Any](Any)
 
 
-def sent_filter(wire: Raw, *, msgpack: bool, unavailable: Collection[str] = frozenset()) -> Filter:
+def sent_filter(wire: Raw, *, msgpack: bool, unavailable: Collection[str]) -> Filter:
     """The filter of a body.
 
     Args:
@@ -83,7 +83,7 @@ def sent_filter(wire: Raw, *, msgpack: bool, unavailable: Collection[str] = froz
     return parse_filter(value, unavailable=unavailable)
 
 
-def filter_text(text: str, unavailable: Collection[str] = frozenset()) -> Filter:
+def filter_text(text: str, unavailable: Collection[str]) -> Filter:
     """The filter that a parameter of the query has as JSON, without conditions on `unavailable`.
 
     Raises:

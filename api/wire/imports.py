@@ -180,6 +180,7 @@ class ImportReport(ImportItem):
     """One import, with the first 1,000 of the rows that were not stored."""
 
     bad_rows: list[BadRowItem]
+    """In events: with the last one."""
     bad_rows_file: BadRowsFile | None
     """Once the import has ended and has bad rows; not in events."""
 

@@ -10,7 +10,7 @@ from api.wire.decoding import BodyDecoder
 from api.wire.fields import ATTRIBUTE, PRODUCT_ID, VECTOR, Body
 from api.wire.vectors import floats
 from core.attributes.boosts import Boost
-from core.attributes.values import NAME, UNAVAILABLE, is_name
+from core.attributes.values import NAME, NOT_A_NAME, UNAVAILABLE, is_name
 from core.errors import FieldError, Invalid
 from core.identifiers import product_id_problem
 from core.limits import ATTRIBUTES_MAX, BOOST_MAX, EXAMPLES_MAX
@@ -90,9 +90,7 @@ def sent_example(wire: Raw, at: str, *, msgpack: bool) -> str | Floats:
     return product_id
 
 
-def sent_boosts(
-    bodies: Sequence[BoostBody], unavailable: Collection[str] = frozenset()
-) -> list[Boost]:
+def sent_boosts(bodies: Sequence[BoostBody], unavailable: Collection[str]) -> list[Boost]:
     """The boosts of a search, none of them by `unavailable` attributes.
 
     Raises:
@@ -109,7 +107,7 @@ def sent_boosts(
     return [Boost(body.attribute, body.weight, body.min, body.max) for body in bodies]
 
 
-def field_names(text: str, unavailable: Collection[str] = frozenset()) -> list[str]:
+def field_names(text: str, unavailable: Collection[str]) -> list[str]:
     """The names of attributes that a parameter of the query has, with commas between.
 
     Raises:
@@ -130,7 +128,6 @@ def check_name(name: str, at: str, unavailable: Collection[str] = frozenset()) -
         Invalid: no attribute can have it, or it is one of `unavailable`.
     """
     if not is_name(name):
-        problem = "is no name of an attribute: 1 to 64 of A-Z a-z 0-9 _ -"
-        raise Invalid.of(FieldError(at, problem))
+        raise Invalid.of(FieldError(at, NOT_A_NAME))
     if name in unavailable:
         raise Invalid.of(FieldError(at, UNAVAILABLE))

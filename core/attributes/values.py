@@ -27,6 +27,7 @@ AttributesPatch = dict[str, Value | None]
 NAME: Final = r"[A-Za-z0-9_-]{1,64}"
 """The pattern of a name."""
 
+NOT_A_NAME: Final = "is no name of an attribute: 1 to 64 of A-Z a-z 0-9 _ -"
 UNAVAILABLE: Final = "is not available to this caller"
 """The error of a name that readers alone may ask by or get."""
 
@@ -64,7 +65,7 @@ def attribute_problems(
     for name, value in attributes.items():
         if not is_name(name):
             shown = name[:80].encode(errors="backslashreplace").decode()
-            problem = f"{shown!r} is no name of an attribute: 1 to 64 of A-Z a-z 0-9 _ -"
+            problem = f"{shown!r} {NOT_A_NAME}"
             problems.append(FieldError(at, problem))
         elif value is not None or not removals:
             why = _value_problem(value)

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from core.attributes.values import is_name
+from core.attributes.values import NOT_A_NAME, is_name
 from core.errors import FileError
 from core.limits import ATTRIBUTES_MAX
 
@@ -31,6 +31,10 @@ class Columns(msgspec.Struct, frozen=True):
     vector: str | None = None
     attributes: tuple[str, ...] = ()
     """Those to store as attributes, under their own names."""
+    id_option: str = "--id-column"
+    vector_option: str = "--vector-column"
+    attributes_option: str = "--attributes"
+    """How whoever reads the messages makes these choices: by options of a command, or by fields."""
 
     def choose(self, names: Sequence[str], name: str) -> tuple[str, str]:
         """The names of the ids and of the vectors in a file.
@@ -61,8 +65,8 @@ class Columns(msgspec.Struct, frozen=True):
         missing: list[str] = []
         options: list[str] = []
         for found, given, defaults, option, others, parts in (
-            (ids, self.product_id, _IDS, "--id-column", _OTHER_IDS, ("_id",)),
-            (vectors, self.vector, _VECTORS, "--vector-column", _OTHER_VECTORS, ("vec", "emb")),
+            (ids, self.product_id, _IDS, self.id_option, _OTHER_IDS, ("_id",)),
+            (vectors, self.vector, _VECTORS, self.vector_option, _OTHER_VECTORS, ("vec", "emb")),
         ):
             if found is None:
                 missing.append(repr(given or defaults[0]))
@@ -83,10 +87,7 @@ def parse_attributes(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(","))) if text.strip() else ()
     for name in names:
         if not is_name(name):
-            raise FileError(
-                f"--attributes: {name[:_NAME_SHOWN]!r} is no name of an attribute: 1 to 64 of "
-                "A-Z a-z 0-9 _ -; rename the column"
-            )
+            raise FileError(f"--attributes: {name[:_NAME_SHOWN]!r} {NOT_A_NAME}; rename the column")
     if len(names) > ATTRIBUTES_MAX:
         raise FileError(f"--attributes: {len(names)} names, the most is {ATTRIBUTES_MAX}")
     return names

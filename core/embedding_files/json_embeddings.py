@@ -25,7 +25,7 @@ _FORMS: Final = Forms(
     | {b'"embeddings"', b'"vectors"', b'"points"', b'"objects"', b'"items"', b'"rows"', b'"data"'},
     maps=DYNAMODB.maps | {b'"result"'},
     supported=(
-        "`k9 import` reads Parquet, .npz, and JSON lines or arrays of objects with an id and a "
+        "K9 imports Parquet, .npz, and JSON lines or arrays of objects with an id and a "
         "vector, in UTF-8 or UTF-16, or gzip"
     ),
 )

@@ -47,6 +47,7 @@ class ParquetReader(EmbeddingReader):
         self._dictionaries: list[str] = []
         with self._open() as opened:
             schema = opened.schema_arrow
+            self._columns = columns
             self._ids, self._vectors = columns.choose(schema.names, self.name)
             self._check_ids(schema.field(self._ids).type)
             self._list_size = self._check_vectors(schema.field(self._vectors).type)
@@ -85,7 +86,7 @@ class ParquetReader(EmbeddingReader):
             return
         raise FileError(
             f"{self.name}: {self._ids!r} is of type {kind}; ids are text, integers or UUIDs, so "
-            "cast it to string, or name another column by --id-column"
+            f"cast it to string, or name another column by {self._columns.id_option}"
         )
 
     def _check_vectors(self, kind: pa.DataType) -> int | None:
@@ -93,7 +94,8 @@ class ParquetReader(EmbeddingReader):
         lists = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
         if _is_list(lists) and _is_number(lists.value_type):
             return int(lists.list_size) if pa.types.is_fixed_size_list(lists) else None
-        hint = "lists of numbers are read, of which --vector-column may name another column"
+        option = self._columns.vector_option
+        hint = f"lists of numbers are read, of which {option} may name another column"
         if _is_list(lists) and _is_list(lists.value_type):
             hint = "one list of numbers a row is read, so flatten it"
         elif pa.types.is_binary(lists) or pa.types.is_fixed_size_binary(lists):
@@ -112,9 +114,10 @@ class ParquetReader(EmbeddingReader):
         if _is_text(plain) or (_is_list(plain) and _is_text(plain.value_type)):
             return True
         if not (_is_number(plain) or pa.types.is_boolean(plain) or pa.types.is_null(plain)):
+            option = self._columns.attributes_option
             raise FileError(
                 f"{self.name}: {name!r} is of type {kind}; attributes are text, numbers, booleans "
-                "or lists of text, so cast it, or leave it out of --attributes"
+                f"or lists of text, so cast it, or leave it out of {option}"
             )
         return False
 

@@ -37,16 +37,19 @@ class BuildPosition(msgspec.Struct, frozen=True):
     requested_at: str
 
 
-class BuildRepository:
+class BuildRepository(LeasedRows[Build]):
     """The builds table, and the model's record where both change in one transaction."""
 
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
-        self._dynamo = dynamo
-        self._builds = settings.table(tables.BUILDS.name)
-        self._models = settings.table(tables.MODELS.name)
-        self._rows = LeasedRows(
-            dynamo, self._builds, "build_id", decode_all, decode, settings.building.lease_s
+        super().__init__(
+            dynamo,
+            settings.table(tables.BUILDS.name),
+            "build_id",
+            decode=decode,
+            decode_all=decode_all,
+            lease_s=settings.building.lease_s,
         )
+        self._models = settings.table(tables.MODELS.name)
 
     async def get_build(self, build_id: str) -> Build:
         """One build, read consistently.
@@ -61,7 +64,7 @@ class BuildRepository:
 
     async def find_build(self, build_id: str) -> Build | None:
         """One build, read consistently; None if there is none."""
-        return await self._rows.find(build_id)
+        return await self._find(build_id)
 
     async def list_builds(
         self,
@@ -77,9 +80,7 @@ class BuildRepository:
         behind removals.
         """
         at = None if position is None else (position.build_id, position.requested_at)
-        found, further = await self._rows.list_page(
-            tables.MODEL_BUILDS_INDEX, model_version, limit, at
-        )
+        found, further = await self._list_page(tables.MODEL_BUILDS_INDEX, model_version, limit, at)
         builds = [build for build in found if generation in {None, build.generation}]
         return builds, None if further is None else BuildPosition(*further)
 
@@ -102,7 +103,7 @@ class BuildRepository:
 
         Unreadable rows are skipped.
         """
-        return await self._rows.list_open(tables.OPEN_BUILDS_INDEX, tables.OPEN, tables.OPEN_VALUES)
+        return await self._list_open(tables.OPEN_BUILDS_INDEX, tables.OPEN_VALUES)
 
     async def open_build(
         self,
@@ -144,7 +145,7 @@ class BuildRepository:
             try:
                 await transactions.transact(
                     self._dynamo,
-                    transactions.put(self._builds, open_row(build), missing("build_id")),
+                    transactions.put(self._table, open_row(build), missing("build_id")),
                     self._model_update(name, change, free),
                     also=completion(claim, build),
                 )
@@ -156,14 +157,6 @@ class BuildRepository:
                 return build
         raise Unavailable(f"the build of {name} could not be opened; try again")
 
-    async def claim(self, build_id: str, fence: int, *, lease_s: float | None = None) -> Build:
-        """Takes a queued build, or one whose lease has expired, under the next fence.
-
-        Raises:
-            LeaseLost: it has ended, or another worker has it.
-        """
-        return await self._rows.claim(build_id, fence, lease_s)
-
     async def beat(self, build: Build, progress: Progress) -> Build:
         """Renews the lease and writes the progress.
 
@@ -171,19 +164,7 @@ class BuildRepository:
             LeaseLost: this worker no longer has the build.
         """
         written = {"progress": msgspec.json.encode(progress).decode()}
-        return await self._rows.beat(build.build_id, build, written)
-
-    async def release(
-        self, build: Build, error: str, *, wait_s: float, fault: bool = True
-    ) -> Build:
-        """Gives up the claim; the build can be claimed again after `wait_s`.
-
-        A `fault` counts towards the attempts that a build has; a worker that stops is none.
-
-        Raises:
-            LeaseLost: this worker no longer has the build.
-        """
-        return await self._rows.release(build.build_id, build, error, wait_s=wait_s, fault=fault)
+        return await self._beat(build, written)
 
     async def end(self, build: Build, status: str, error: str) -> None:
         """Ends a build that is not published, or a verification.
@@ -198,7 +179,7 @@ class BuildRepository:
         try:
             await self._end(build, ended, ours(build))
         except ConditionFailed:
-            raise self._rows.lost(build.build_id) from None
+            raise self._lost(build.build_id) from None
 
     async def cancel(
         self, build_id: str, claim: Claim | None = None, *, verification: bool = False
@@ -253,7 +234,7 @@ class BuildRepository:
             ConditionFailed: the condition on the build was not met.
             InFlight: the idempotency claim in `also` was lost.
         """
-        part = transactions.update(self._builds, key(build_id=build.build_id), ended, condition)
+        part = transactions.update(self._table, key(build_id=build.build_id), ended, condition)
         freed = self._model_update(
             build.model_version,
             Update(remove=("open_build_id",)),
@@ -284,7 +265,7 @@ class BuildRepository:
         if automatic or not build.automatic or build.parameters != parameters:
             return build
         try:
-            return await self._rows.update(
+            return await self._update(
                 build.build_id, Update(set={"automatic": False}), still_open(build)
             )
         except LeaseLost:

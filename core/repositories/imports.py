@@ -117,17 +117,20 @@ def decode_all(items: Iterable[Item]) -> list[Import]:
     return imports
 
 
-class ImportRepository:
+class ImportRepository(LeasedRows[Import]):
     """The imports table."""
 
     def __init__(self, dynamo: Dynamo, settings: Settings) -> None:
-        self._dynamo = dynamo
-        self._table = settings.table(tables.IMPORTS.name)
+        super().__init__(
+            dynamo,
+            settings.table(tables.IMPORTS.name),
+            "import_id",
+            decode=decode,
+            decode_all=decode_all,
+            lease_s=settings.building.lease_s,
+        )
         self._models = settings.table(tables.MODELS.name)
         self._open_max = settings.imports.imports_open_max
-        self._rows = LeasedRows(
-            dynamo, self._table, "import_id", decode_all, decode, settings.building.lease_s
-        )
 
     async def get_import(self, import_id: str) -> Import:
         """One import, read consistently.
@@ -135,7 +138,7 @@ class ImportRepository:
         Raises:
             NotFound: there is none.
         """
-        found = None if "#" in import_id else await self._rows.find(import_id)
+        found = None if "#" in import_id else await self._find(import_id)
         if found is None:
             raise NotFound(f"there is no import {import_id!r}")
         return found
@@ -150,16 +153,12 @@ class ImportRepository:
     ) -> tuple[list[Import], ImportPosition | None]:
         """Up to `limit` imports of a model version, newest first, and where to continue from."""
         at = None if position is None else (position.import_id, position.requested_at)
-        found, further = await self._rows.list_page(
-            tables.MODEL_IMPORTS_INDEX, model_version, limit, at
-        )
+        found, further = await self._list_page(tables.MODEL_IMPORTS_INDEX, model_version, limit, at)
         return found, None if further is None else ImportPosition(*further)
 
     async def list_open(self) -> list[Import]:
         """Every open import, oldest first; eventually consistent."""
-        return await self._rows.list_open(
-            tables.OPEN_IMPORTS_INDEX, tables.OPEN, (tables.OPEN_VALUE,)
-        )
+        return await self._list_open(tables.OPEN_IMPORTS_INDEX, (tables.OPEN_VALUE,))
 
     async def open_import(
         self, opened: Import, model: Model | None, claim: Claim | None = None
@@ -210,15 +209,7 @@ class ImportRepository:
             set={"status": "queued", "etag": etag, "size_bytes": size_bytes, _PROGRESS: progress}
         )
         condition = equals("status", "waiting") & equals("fence", waiting.fence)
-        return await self._rows.update(waiting.import_id, change, condition)
-
-    async def claim(self, import_id: str, fence: int, *, lease_s: float | None = None) -> Import:
-        """Takes a queued import, or one whose lease has expired, under the next fence.
-
-        Raises:
-            LeaseLost: it has ended, or another worker has it.
-        """
-        return await self._rows.claim(import_id, fence, lease_s)
+        return await self._update(waiting.import_id, change, condition)
 
     async def beat(self, row: Import, state: ImportState) -> Import:
         """Renews the lease, and writes how far the attempt is.
@@ -226,7 +217,7 @@ class ImportRepository:
         Raises:
             LeaseLost: this worker no longer has the import.
         """
-        return await self._rows.beat(row.import_id, row, state.written())
+        return await self._beat(row, state.written())
 
     async def write_bad_rows(self, row: Import, rows: Sequence[BadRow]) -> None:
         """Replaces the first bad rows of an import, while this worker has it.
@@ -239,19 +230,7 @@ class ImportRepository:
         try:
             await transactions.transact(self._dynamo, held, transactions.put(self._table, item))
         except TransactionFailed:
-            raise self._rows.lost(row.import_id) from None
-
-    async def release(
-        self, row: Import, error: str, *, wait_s: float, fault: bool = True
-    ) -> Import:
-        """Gives up the claim; the import can be claimed again after `wait_s`.
-
-        A `fault` counts towards the attempts that an import has; a worker that stops is none.
-
-        Raises:
-            LeaseLost: this worker no longer has the import.
-        """
-        return await self._rows.release(row.import_id, row, error, wait_s=wait_s, fault=fault)
+            raise self._lost(row.import_id) from None
 
     async def end(
         self,
@@ -279,7 +258,7 @@ class ImportRepository:
             remove=(tables.OPEN,),
         )
         try:
-            await self._rows.update(row.import_id, change, held)
+            await self._update(row.import_id, change, held)
         except LeaseLost:
             there = await self.get_import(row.import_id)
             if (there.status, there.fence, there.error or "") != (status, row.fence, error):
@@ -362,5 +341,5 @@ class ImportRepository:
         return ids, transactions.put(self._table, OPEN_CODEC.encode(entered), free)
 
     async def _is_open(self, import_id: str) -> bool:
-        found = await self._rows.find(import_id)
+        found = await self._find(import_id)
         return found is not None and found.open

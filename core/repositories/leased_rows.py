@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from core.dynamo import tables
 from core.dynamo.client import Dynamo
 from core.dynamo.expressions import Condition, Update, below, equals, expressions, key, one_of
 from core.dynamo.pagination import paginate
@@ -77,15 +78,16 @@ def still_open(row: Leased, statuses: Sequence[str] = OPEN_STATUSES) -> Conditio
 
 
 class LeasedRows(Generic[R]):
-    """The rows of one table: reading, claiming, and writes of their workers."""
+    """Base of the repositories of such rows: reading, claiming, and writes of their workers."""
 
     def __init__(
         self,
         dynamo: Dynamo,
         table: str,
         key_name: str,
-        decode_all: Callable[[Iterable[Item]], list[R]],
+        *,
         decode: Callable[[Item], R],
+        decode_all: Callable[[Iterable[Item]], list[R]],
         lease_s: float,
     ) -> None:
         """Rows of `table` by `key_name`; `decode_all` leaves out what cannot be read."""
@@ -97,57 +99,7 @@ class LeasedRows(Generic[R]):
         self._decode_all = decode_all
         self._lease_s = lease_s
 
-    def key(self, row_id: str) -> RequestItem:
-        """The key of a row."""
-        return key(**{self._key_name: row_id})
-
-    async def find(self, row_id: str) -> R | None:
-        """One row, read consistently; None if there is none."""
-        row = await get_row(self._dynamo, self._table, self.key(row_id))
-        return None if row is None else self._decode(row)
-
-    async def list_page(
-        self, index: str, model_version: str, limit: int, position: tuple[str, str] | None
-    ) -> tuple[list[R], tuple[str, str] | None]:
-        """Up to `limit` rows of a model version, newest first, and the position to continue from.
-
-        A position is the id of a row and its `requested_at`.
-        """
-        start: dict[str, Any] = {}
-        if position:
-            row_id, requested_at = position
-            start["ExclusiveStartKey"] = {
-                **self.key(row_id),
-                **key(model_version=model_version, requested_at=requested_at),
-            }
-        reply = await self._dynamo.call(
-            "query",
-            TableName=self._table,
-            IndexName=index,
-            ScanIndexForward=False,
-            Limit=limit,
-            **start,
-            **expressions(key=equals("model_version", model_version)),
-        )
-        last: Item | None = reply.get("LastEvaluatedKey")
-        further = None if last is None else (last[self._key_name].S or "", last["requested_at"].S)
-        return self._decode_all(reply["Items"]), further and (further[0], further[1] or "")
-
-    async def list_open(self, index: str, attribute: str, values: Iterable[str]) -> list[R]:
-        """Every open row, oldest first; eventually consistent. Unreadable rows are skipped."""
-        rows: list[R] = []
-        for value in values:
-            async for items in paginate(
-                self._dynamo.call,
-                "query",
-                TableName=self._table,
-                IndexName=index,
-                **expressions(key=equals(attribute, value)),
-            ):
-                rows += self._decode_all(items)
-        return sorted(rows, key=lambda row: row.requested_at)
-
-    async def claim(self, row_id: str, fence: int, lease_s: float | None = None) -> R:
+    async def claim(self, row_id: str, fence: int, *, lease_s: float | None = None) -> R:
         """Takes a queued row, or one whose lease has expired, under the next fence.
 
         Raises:
@@ -156,7 +108,7 @@ class LeasedRows(Generic[R]):
         holder = secrets.token_hex(8)
         queued = equals("status", "queued")
         expired = equals("status", "running") & below("lease_until_ms", milliseconds(0))
-        return await self.update(
+        return await self._update(
             row_id,
             Update(
                 set={
@@ -172,16 +124,7 @@ class LeasedRows(Generic[R]):
             holder,
         )
 
-    async def beat(self, row_id: str, row: R, written: dict[str, Any]) -> R:
-        """Renews the lease, and writes how far the work is.
-
-        Raises:
-            LeaseLost: this worker no longer has it.
-        """
-        change = {"lease_until_ms": milliseconds(self._lease_s), **written}
-        return await self.update(row_id, Update(set=change), ours(row))
-
-    async def release(self, row_id: str, row: R, error: str, *, wait_s: float, fault: bool) -> R:
+    async def release(self, row: R, error: str, *, wait_s: float, fault: bool = True) -> R:
         """Gives up the claim; the row can be claimed again after `wait_s`.
 
         A `fault` counts towards the attempts that it has; a worker that stops is none.
@@ -189,8 +132,8 @@ class LeasedRows(Generic[R]):
         Raises:
             LeaseLost: this worker no longer has it.
         """
-        return await self.update(
-            row_id,
+        return await self._update(
+            self._id_of(row),
             Update(
                 set={
                     "lease_until_ms": milliseconds(wait_s),
@@ -202,7 +145,64 @@ class LeasedRows(Generic[R]):
             ours(row),
         )
 
-    async def update(
+    async def _beat(self, row: R, written: dict[str, Any]) -> R:
+        """Renews the lease, and writes how far the work is.
+
+        Raises:
+            LeaseLost: this worker no longer has it.
+        """
+        change = {"lease_until_ms": milliseconds(self._lease_s), **written}
+        return await self._update(self._id_of(row), Update(set=change), ours(row))
+
+    async def _find(self, row_id: str) -> R | None:
+        """One row, read consistently; None if there is none."""
+        row = await get_row(self._dynamo, self._table, self._key(row_id))
+        return None if row is None else self._decode(row)
+
+    async def _list_page(
+        self, index: str, model_version: str, limit: int, position: tuple[str, str] | None
+    ) -> tuple[list[R], tuple[str, str] | None]:
+        """Up to `limit` rows of a model version, newest first, and the position to continue from.
+
+        A position is the id of a row and its `requested_at`.
+        """
+        start: dict[str, Any] = {}
+        if position:
+            row_id, requested_at = position
+            start["ExclusiveStartKey"] = {
+                **self._key(row_id),
+                **key(model_version=model_version, requested_at=requested_at),
+            }
+        reply = await self._dynamo.call(
+            "query",
+            TableName=self._table,
+            IndexName=index,
+            ScanIndexForward=False,
+            Limit=limit,
+            **start,
+            **expressions(key=equals("model_version", model_version)),
+        )
+        last: Item | None = reply.get("LastEvaluatedKey")
+        rows = self._decode_all(reply["Items"])
+        if last is None:
+            return rows, None
+        return rows, (last[self._key_name].S or "", last["requested_at"].S or "")
+
+    async def _list_open(self, index: str, open_values: Iterable[str]) -> list[R]:
+        """Every open row, oldest first; eventually consistent. Unreadable rows are skipped."""
+        rows: list[R] = []
+        for value in open_values:
+            async for items in paginate(
+                self._dynamo.call,
+                "query",
+                TableName=self._table,
+                IndexName=index,
+                **expressions(key=equals(tables.OPEN, value)),
+            ):
+                rows += self._decode_all(items)
+        return sorted(rows, key=lambda row: row.requested_at)
+
+    async def _update(
         self, row_id: str, update: Update, condition: Condition, holder: str | None = None
     ) -> R:
         """Updates a row; if it already has this `holder`, an earlier try of this call succeeded.
@@ -214,7 +214,7 @@ class LeasedRows(Generic[R]):
             reply = await self._dynamo.call(
                 "update_item",
                 TableName=self._table,
-                Key=self.key(row_id),
+                Key=self._key(row_id),
                 ReturnValues="ALL_NEW",
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 **expressions(update=update, condition=condition),
@@ -223,9 +223,16 @@ class LeasedRows(Generic[R]):
             there = self._decode(failed.item) if failed.item else None
             if there is not None and holder is not None and there.holder == holder:
                 return there
-            raise self.lost(row_id) from None
+            raise self._lost(row_id) from None
         return self._decode(reply["Attributes"])
 
-    def lost(self, row_id: str) -> LeaseLost:
+    def _key(self, row_id: str) -> RequestItem:
+        return key(**{self._key_name: row_id})
+
+    def _id_of(self, row: R) -> str:
+        row_id: str = getattr(row, self._key_name)
+        return row_id
+
+    def _lost(self, row_id: str) -> LeaseLost:
         """The error of a worker that no longer has a row."""
         return LeaseLost(f"another worker has {self._what} {row_id}, or it has ended")

@@ -1,7 +1,7 @@
 """Model versions: what their first write fixed, and which build is current."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Final
 
@@ -247,23 +247,8 @@ class ModelRepository:
             ModelBeingDeleted: it is marked for deletion.
             InFlight: the idempotency claim in `also` was lost.
         """
-        name = model.model_version
-        change = transactions.update(
-            self._table,
-            key(model_version=name),
-            Update(set={"internal_attributes": list(names)}),
-            same_model(model),
-        )
-        try:
-            await transactions.transact(self._dynamo, change, also=also)
-        except TransactionFailed as failed:
-            item = failed.items[0]
-            existing = None if item is None else decode_model(item)
-            if existing is not None and existing.generation == model.generation:
-                raise ModelBeingDeleted(name) from None
-            raise NotFound(f"there is no model version {name!r} any more") from None
-        finally:
-            self.forget(name)
+        change = Update(set={"internal_attributes": list(names)})
+        await self._change(model, change, also, lambda _: False)
 
     async def mark_model(self, marked: Model, also: Sequence[Part] = ()) -> None:
         """Marks a model version for deletion, at its `deleting_at`.
@@ -275,24 +260,27 @@ class ModelRepository:
             ModelBeingDeleted: it is marked already.
             InFlight: the idempotency claim in `also` was lost.
         """
-        name = marked.model_version
-        mark = transactions.update(
-            self._table,
-            key(model_version=name),
-            Update(set={"deleting_at": marked.deleting_at}),
-            same_model(marked),
+        self.forget(marked.model_version)
+        change = Update(set={"deleting_at": marked.deleting_at})
+        await self._change(
+            marked, change, also, lambda there: there.deleting_at == marked.deleting_at
         )
-        self.forget(name)
+
+    async def _change(
+        self, model: Model, change: Update, also: Sequence[Part], is_done: Callable[[Model], bool]
+    ) -> None:
+        """Changes a record that is not marked; `is_done` knows a change whose reply was lost."""
+        name = model.model_version
+        part = transactions.update(self._table, key(model_version=name), change, same_model(model))
         try:
-            await transactions.transact(self._dynamo, mark, also=also)
+            await transactions.transact(self._dynamo, part, also=also)
         except TransactionFailed as failed:
             item = failed.items[0]
-            existing = None if item is None else decode_model(item)
-            if existing is not None and existing.generation == marked.generation:
-                if existing.deleting_at == marked.deleting_at:
-                    return  # the reply to this very mark was lost
+            there = None if item is None else decode_model(item)
+            if there is None or there.generation != model.generation:
+                raise NotFound(f"there is no model version {name!r} any more") from None
+            if not is_done(there):
                 raise ModelBeingDeleted(name) from None
-            raise NotFound(f"there is no model version {name!r} any more") from None
         finally:
             self.forget(name)
 

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from core import names, telemetry, tracing
-from core.attributes.values import is_name
+from core.attributes.values import NOT_A_NAME, is_name
 from core.errors import FieldError, Invalid, MetricConflict, ModelBeingDeleted, NotFound
 from core.identifiers import validate_model_version
 from core.limits import ATTRIBUTES_MAX, OBJECT_KEY_BYTES_MAX, UPLOAD_S
@@ -133,8 +133,7 @@ class ImportService:
             problems.append(FieldError("attributes", f"are over the limit of {ATTRIBUTES_MAX}"))
         for position, name in enumerate(names_given[:ATTRIBUTES_MAX]):
             if not is_name(name):
-                why = "is no name of an attribute: 1 to 64 of A-Z a-z 0-9 _ -"
-                problems.append(FieldError(f"attributes[{position}]", why))
+                problems.append(FieldError(f"attributes[{position}]", NOT_A_NAME))
         if problems:
             raise Invalid.of(*problems)
 

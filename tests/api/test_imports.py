@@ -158,7 +158,7 @@ async def test_rights_and_conflicts(service: Service) -> None:
 
 
 async def test_events_tell_progress_and_bad_rows(service: Service) -> None:
-    """Each change, and the end, with what GET has; the file of bad rows is for readers of GET."""
+    """Each change, and the end, with what GET has: the bad rows too, but not the URL of all."""
     imports = service.resources.imports
     shown = (await requested(service, "m-import-events")).json()
     async with quick(service) as app:
@@ -169,6 +169,14 @@ async def test_events_tell_progress_and_bad_rows(service: Service) -> None:
         claimed = await imports.claim(shown["import_id"], 0)
         state = ImportState(ImportProgress("store", 2, 2, "rows"), 2, 1, 1)
         await imports.write_bad_rows(claimed, [BadRow(2, "b", "vector is null")])
+        await imports.beat(claimed, state)
+        running: dict[str, Any] = {"rows_bad": 0}
+        while not running["rows_bad"]:
+            chunk = await stream.chunk()
+            assert chunk is not None
+            if chunk.startswith(b"event"):
+                running = json.loads(chunk.removeprefix(b"event: import\ndata: "))
+        assert (running["status"], running["bad_rows"]) == ("running", [])
         key = imports_prefix(service.settings.environment) + "report"
         await service.resources.objects.put(key, b"{}\n")
         await imports.end(claimed, "completed", state=state, bad_rows_key=key)

@@ -195,8 +195,7 @@ def _with_client(resources: Resources, dynamo: Dynamo, monkeypatch: pytest.Monke
     """Has deletions work through another client."""
     for owner in (
         *(resources.model_deletions, resources.embeddings),
-        *(resources.builds, resources.builds._rows),  # noqa: SLF001 - their reads
-        *(resources.imports, resources.imports._rows),  # noqa: SLF001
+        *(resources.builds, resources.imports),
     ):
         monkeypatch.setattr(owner, "_dynamo", dynamo)
 

@@ -47,13 +47,6 @@ _NEWER_WAIT_S: Final = 60.0
 _RELEASE_TIMEOUT_S: Final = 10.0
 _ERROR_BYTES_MAX: Final = 1000
 """Of the error in an import's row: a file may have a column whose type takes a megabyte to tell."""
-_OPTIONS: Final = {
-    "--id-column": "id_column",
-    "--vector-column": "vector_column",
-    "--attributes": "attributes",
-    "`k9 import`": "an import",
-}
-"""What messages of the readers name, and what it is in a request."""
 
 _log = telemetry.logger(__name__)
 
@@ -61,7 +54,9 @@ _log = telemetry.logger(__name__)
 class ImportRunner(Slots[ImportJob]):
     """Runs up to `imports_max` imports."""
 
-    def __init__(self, resources: Resources, *, paused: bool = False) -> None:
+    def __init__(
+        self, resources: Resources, slot_freed: asyncio.Event | None = None, *, paused: bool = False
+    ) -> None:
         """Starts imports at once, or if it is `paused` after `resume`."""
 
         async def claim(job: ImportJob) -> ImportAttempt | None:
@@ -70,7 +65,7 @@ class ImportRunner(Slots[ImportJob]):
         self.unreadable = ""
         """Why the reconciler cannot read the imports, as it was last logged."""
         slots = resources.settings.imports.imports_max
-        super().__init__(slots, IMPORT_JOB, "import_id", claim, paused=paused)
+        super().__init__(slots, IMPORT_JOB, "import_id", claim, slot_freed, paused=paused)
         metrics.IMPORTS_RUNNING.set_function(lambda: self.running)
 
 
@@ -88,7 +83,6 @@ class ImportAttempt:
             rows_bad=claimed.rows_bad,
             generation=claimed.generation,
         )
-        self._bad_rows_key: str | None = None
         self._bad_written = 0
         self._writing = asyncio.Lock()
         self._ended = False
@@ -154,9 +148,7 @@ class ImportAttempt:
             self._bad = bad
             try:
                 await self._import_object(bad)
-            except FileError as error:
-                await self._end("failed", _in_words_of_requests(str(error)))
-            except (Invalid, MetricConflict, ModelBeingDeleted, ModelGone) as error:
+            except (FileError, Invalid, MetricConflict, ModelBeingDeleted, ModelGone) as error:
                 await self._end("failed", str(error))
             else:
                 await self._end("completed")
@@ -196,16 +188,28 @@ class ImportAttempt:
         self._heartbeat.report(new_stage=True)
         try:
             await self._resources.objects.get_pinned(
-                key, path, etag=row.etag or "", size=row.size_bytes
+                key, path, etag=row.etag or "", size=row.size_bytes, on_bytes=self._downloaded
             )
         except (AlreadyExists, Corrupt):
             raise FileError(f"{key}: has changed since the import was requested") from None
         except NotFound:
             raise FileError(f"{key}: was removed since the import was requested") from None
 
+    def _downloaded(self, count: int) -> None:
+        progress = ImportProgress("download", count, self._import.size_bytes)
+        self._state = msgspec.structs.replace(self._state, progress=progress)
+        self._heartbeat.report(new_stage=False)
+
     def _open(self, path: Path) -> EmbeddingReader:
         wanted = self._import.parameters
-        columns = Columns(wanted.id_column, wanted.vector_column, wanted.attributes)
+        columns = Columns(
+            wanted.id_column,
+            wanted.vector_column,
+            wanted.attributes,
+            id_option="id_column",
+            vector_option="vector_column",
+            attributes_option="attributes",
+        )
         return open_embeddings(
             path, columns, self._resources.settings.files, name=wanted.key.rpartition("/")[2]
         )
@@ -273,15 +277,16 @@ class ImportAttempt:
     async def _end(self, status: str, error: str = "") -> None:
         """Writes the report, and ends the import."""
         row, error = self._import, cut(error, _ERROR_BYTES_MAX)
+        bad_rows_key: str | None = None
         if self._bad is not None and self._bad.count:
             await asyncio.to_thread(self._bad.flush)
             environment = self._resources.settings.environment
-            self._bad_rows_key = names.bad_rows_key(environment, row.import_id, row.fence)
-            await self._resources.objects.put(self._bad_rows_key, self._bad.path)
+            bad_rows_key = names.bad_rows_key(environment, row.import_id, row.fence)
+            await self._resources.objects.put(bad_rows_key, self._bad.path)
         async with self._writing:
             await self._write_bad_rows()
             await self._resources.imports.end(
-                row, status, error, state=self._state, bad_rows_key=self._bad_rows_key
+                row, status, error, state=self._state, bad_rows_key=bad_rows_key
             )
             self._ended = True
         metrics.IMPORTS_ENDED.labels(status).inc()
@@ -338,9 +343,3 @@ class ImportAttempt:
             await self._fail(f"gave up after {faults} attempts: {reason}")
             return
         await self.release(reason, wait_s=_BACKOFF.delay_s(faults), fault=True)
-
-
-def _in_words_of_requests(text: str) -> str:
-    for option, field in _OPTIONS.items():
-        text = text.replace(option, field)
-    return text

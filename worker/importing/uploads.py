@@ -14,6 +14,8 @@ from core.resources import Resources
 from worker import metrics
 from worker.background import Background
 
+FIRST_REMOVAL_S: Final = 60.0
+"""After the start of a worker, which may not run for an hour."""
 _REMOVAL_EVERY_S: Final = 3600.0
 
 _log = telemetry.logger(__name__)
@@ -81,13 +83,13 @@ async def remove_old_uploads_hourly(resources: Resources, background: Background
     except K9Error as error:
         _log.warning("old uploads not removed", reason=str(error))
     finally:
-        schedule_removal(resources, background)
+        schedule_removal(resources, background, _REMOVAL_EVERY_S)
 
 
-def schedule_removal(resources: Resources, background: Background) -> None:
-    """Has old uploads removed in an hour, and hourly from then on."""
+def schedule_removal(resources: Resources, background: Background, wait_s: float) -> None:
+    """Has old uploads removed after a while, and hourly from then on."""
     work = partial(remove_old_uploads_hourly, resources, background)
-    background.later("old uploads", _REMOVAL_EVERY_S, work)
+    background.later("old uploads", wait_s, work)
 
 
 def _is_old(import_id: str) -> bool:

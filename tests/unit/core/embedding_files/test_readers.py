@@ -103,7 +103,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         open_embeddings(tmp_path / "none.parquet")
     (tmp_path / "a.csv").write_text("a,b")
     with pytest.raises(
-        FileError, match=r"is CSV or the like .*`k9 import` reads Parquet, \.npz, and JSON"
+        FileError, match=r"is CSV or the like .*K9 imports Parquet, \.npz, and JSON"
     ):
         open_embeddings(tmp_path / "a.csv")
 
