@@ -26,6 +26,8 @@ def environ_of(settings: Settings, **more: str) -> dict[str, str]:
         "K9_ENVIRONMENT": settings.environment,
         "AWS_ENDPOINT_URL": settings.aws.endpoint_url or "",
         "AWS_REGION": settings.aws.region,
+        "K9_DEADLINE_S": f"{settings.aws.deadline_s:g}",
+        "K9_READ_TIMEOUT_S": f"{settings.aws.read_timeout_s:g}",
         "K9_BUCKET": settings.aws.bucket or "",
         "REDIS_URL": settings.redis_url,
         "K9_AUTH_ISSUER": settings.auth.auth_issuer or "",
