@@ -28,6 +28,8 @@ _CHANGE_US: Final = 0.004
 """The same for changed attributes, which are in no order."""
 _VALUE_US: Final = 5.0
 """To find one value that a filter names."""
+_NO_DELTA: Final[Mask] = np.zeros(0, dtype=np.bool_)
+_NO_DELTA.flags.writeable = False
 
 
 class RowRef(msgspec.Struct, frozen=True, gc=False):
@@ -182,7 +184,7 @@ class Snapshot:
         if self._delta is None and self._masked is None and not self._attributes.changed:
             few = self.segment.select_few(condition)
             if few is not None:
-                return Matching(few, np.zeros(0, dtype=np.bool_))
+                return Matching(few, _NO_DELTA)
         products = self._attributes.select(condition)
         rows = products[: self.segment.rows]
         delta = np.zeros(0, dtype=np.bool_)

@@ -1,5 +1,6 @@
 """The attributes of a version, mapped from their file: which rows match a filter, and of a row."""
 
+import math
 import mmap
 from bisect import bisect_left
 from pathlib import Path
@@ -106,21 +107,24 @@ class _Column:
 
     def few(self, condition: OneOf | Within, most: int) -> NDArray[np.int64] | None:
         """As `Columns.few`."""
+        numbers = self._numbers
+        if isinstance(condition, Within):
+            if numbers is None:
+                return _NO_ROWS
+            inside = numbers.between(condition)
+            return None if inside.stop - inside.start > most else _ascending(numbers.rows[inside])
+        if condition.booleans & self._booleans.keys():
+            return None
         parts: list[NDArray[np.int32]] = []
-        if self._numbers is not None:
-            wanted = [condition] if isinstance(condition, Within) else []
-            if isinstance(condition, OneOf):
-                wanted = [Within("", number, number) for number in condition.numbers]
-            parts = [self._numbers.rows[self._numbers.between(each)] for each in wanted]
-        if isinstance(condition, OneOf):
-            if condition.booleans & self._booleans.keys():
-                return None
-            if self._strings is not None:
-                parts += [self._strings.rows_of(text) for text in condition.strings]
+        if numbers is not None:
+            wanted = [Within("", number, number) for number in condition.numbers]
+            parts = [numbers.rows[numbers.between(each)] for each in wanted]
+        if self._strings is not None:
+            parts += [self._strings.rows_of(text) for text in condition.strings]
         if sum(part.shape[0] for part in parts) > most:
             return None
         if len(parts) == 1:
-            return np.sort(parts[0]).astype(np.int64)
+            return _ascending(parts[0])
         # A row with a list may have several of the values.
         return np.unique(np.concatenate(parts)).astype(np.int64) if parts else _NO_ROWS
 
@@ -173,9 +177,12 @@ class _Numbers:
     def between(self, bounds: Within) -> slice:
         """Which of them are between these bounds."""
         values = self._values
-        start = values.searchsorted(bounds.low, "right" if bounds.above_low else "left")
-        stop = values.searchsorted(bounds.high, "left" if bounds.below_high else "right")
-        return slice(int(start), max(int(start), int(stop)))
+        start, stop = 0, values.shape[0]  # an infinite bound is none
+        if bounds.low != -math.inf:
+            start = int(values.searchsorted(bounds.low, "right" if bounds.above_low else "left"))
+        if bounds.high != math.inf:
+            stop = int(values.searchsorted(bounds.high, "left" if bounds.below_high else "right"))
+        return slice(start, max(start, stop))
 
 
 class _Strings:
@@ -220,6 +227,13 @@ class _Arrays:
         if part.start < 0 or part.count < 0 or at + part.count * dtype.itemsize > len(self._data):
             raise Corrupt(f"{self._file_name} is cut short", self._file_name)
         return np.frombuffer(self._data, dtype=dtype, count=part.count, offset=at)
+
+
+def _ascending(rows: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The same rows, each once in them."""
+    found = rows.astype(np.int64)
+    found.sort()
+    return found
 
 
 def _opened(path: Path) -> tuple[_Arrays, layout.Directory]:

@@ -238,13 +238,14 @@ def top_k(scores: Floats, k: int, rows: Ints | None = None) -> Ints:
         rows: the row number of each position; the positions themselves when left out.
     """
     size = scores.shape[0]
-    if rows is not None and size <= 4 * k + 64:
-        return np.lexsort((rows, -scores))[:k]
     if size > 4 * k + 64:
         bound = np.partition(scores, size - k)[size - k]
         kept = np.flatnonzero(scores >= bound)
-    else:
-        kept = np.arange(size)
-    ties = kept if rows is None else rows[kept]
-    order = np.lexsort((ties, -scores[kept]))[:k]
-    return kept[order]
+        return kept[_ordered(scores[kept], None if rows is None else rows[kept])[:k]]
+    return _ordered(scores, rows)[:k]
+
+
+def _ordered(scores: Floats, rows: Ints | None) -> Ints:
+    if rows is None:
+        return (-scores).argsort(kind="stable")
+    return np.lexsort((rows, -scores))

@@ -29,6 +29,11 @@ _CALL_US: Final = 100.0
 """What calls from Python take, whatever the plan."""
 _SCAN_US: Final = 0.0005
 """Microseconds to score one number of allowed rows, which are here and there in memory."""
+_FEW: Final = 256
+"""So few rows are scored whatever the index is: by any other plan more are compared."""
+_WHOLE: Final = 32
+"""To find by float32 which of so many more rows than results may be among them takes longer than
+their scores."""
 _HOP_US: Final = 0.0004
 """For one number of a row that a graph leads to."""
 _LINKS: Final = 30
@@ -144,6 +149,8 @@ class FilteredSearcher:
             return ("scan",)
         if count >= searcher.n:
             return ("all",)
+        if count <= _FEW:
+            return ("scan",)
         share = count / searcher.n
         sure: Plan = "scan"
         sure_us = _SCAN_US * count * searcher.d
@@ -219,7 +226,7 @@ class FilteredSearcher:
 
     def _scan(self, query: Floats, k: int, allowed: Allowed) -> tuple[Ints, Floats]:
         searcher = self._searcher
-        if allowed.count <= k:  # all of them are results
+        if allowed.count <= k + _WHOLE:
             return searcher.scored(query, k, allowed.rows)
         asked, error = searcher.approximate_query(query)
         approximate = row_products(asked, searcher.rows, allowed.rows, searcher.metric)

@@ -366,16 +366,18 @@ class Searcher:
         ordered.partition(n - k)
         least = ordered[n - k]
         if least == -np.inf:
-            rows = np.flatnonzero(approximate != -np.inf)
+            rows = (approximate != -np.inf).nonzero()[0]
         else:
-            rows = np.flatnonzero(approximate >= least - error)
+            rows = (approximate >= least - error).nonzero()[0]
         if not rows.size:
             return rows, np.empty(0, dtype=np.float32)
         return self.scored(query, k, rows if numbers is None else numbers[rows])
 
     def scored(self, query: Floats, k: int, rows: Ints) -> tuple[Ints, Floats]:
-        """The best k of these rows (any,), by final scores; the query is prepared."""
-        return _top(rows, row_scores(query, self.rows[rows], self.metric), k)
+        """The best k of these rows (any,), ascending, by final scores; the query is prepared."""
+        scores = row_scores(query, self.rows.take(rows, axis=0), self.metric)
+        order = top_k(scores, k)
+        return rows[order], scores[order]
 
 
 def _top(rows: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:

@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.filters --catalogue FILE [--rows 10000] [--k 10 100]
         [--family hnsw_sq8] [--selectivity 0.01 0.1 1 5 10 25 50 90 100] [--queries 200]
-        [--turns 5] [--kinds random region] [--plans] [--qdrant ENVIRONMENT/bin/python]
-        [--directory DIR]
+        [--turns 5] [--kinds random region] [--skip 0] [--seed 5] [--plans]
+        [--qdrant ENVIRONMENT/bin/python] [--directory DIR]
 
 Two kinds of filters: `random` has nothing to do with the vectors; `region` goes along with them: it
 allows the rows nearest to a row drawn at random, or those furthest from it. Queries are in no
 build. Recall is against exact search over the rows that match, over as many as there are, up to k.
+`--skip` leaves out the first of them, and another `--seed` draws other filters: the estimates of
+plans were set with the first 200 and seed 5.
 
 K9 is asked as a request asks it: the filter is parsed, the products that match are found, and the
 snapshot is searched among them. Milliseconds are processor time of one search on one thread and one
@@ -84,9 +86,9 @@ Engine = Callable[[list[Asked], int], tuple[list[list[int]], float]]
 """Rows found for each question, k at the most, and processor milliseconds of one of them."""
 
 
-def attributes_of(rows: Floats) -> dict[str, Doubles]:
+def attributes_of(rows: Floats, seed: int = _SEED) -> dict[str, Doubles]:
     """Numbers in [0, 1), each as often: one at random, the others the rank by nearness to a row."""
-    random = np.random.default_rng(_SEED)
+    random = np.random.default_rng(seed)
     n = rows.shape[0]
     centers = random.choice(n, _REGIONS, replace=False)
     found = {"random": random.permutation(n) / n}
@@ -321,8 +323,10 @@ def run(given: argparse.Namespace, tried: Case, directory: Path) -> None:
     n = tried.rows.shape[0]
     version = directory / f"{given.family}-{n}"
     searcher = opened(tried, given.family, version)
-    attributes, queries = attributes_of(tried.rows), tried.queries
-    columns = columns_of(attributes, n, version)
+    attributes, queries = attributes_of(tried.rows, given.seed), tried.queries
+    filters = directory / f"columns-{n}-{given.seed}"
+    filters.mkdir(parents=True, exist_ok=True)
+    columns = columns_of(attributes, n, filters)
     used: Counter[Plan] = Counter()
     engines = {"k9": k9(snapshot_of(searcher, columns, version), queries, used)}
     if given.plans:
@@ -333,7 +337,7 @@ def run(given: argparse.Namespace, tried: Case, directory: Path) -> None:
         engines |= {plan: one_plan(searcher, columns, queries, plan) for plan in plans}
     with ExitStack() as stack:
         if given.qdrant is not None:
-            path = directory / f"qdrant-{n}"
+            path = directory / f"qdrant-{n}-{given.seed}"
             engines["qdrant"] = stack.enter_context(qdrant(given.qdrant, tried, attributes, path))
         set_threads(1)
         os.sched_setaffinity(0, {_CORE})
@@ -364,6 +368,8 @@ def main() -> int:
     parser.add_argument("--selectivity", type=float, nargs="+", default=shares, help="percent")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--skip", type=int, default=0, help="queries")
+    parser.add_argument("--seed", type=int, default=_SEED, help="of filters")
     parser.add_argument("--plans", action="store_true")
     parser.add_argument("--qdrant", type=Path, help="Python with qdrant-edge-py")
     parser.add_argument("--directory", type=Path)
@@ -373,6 +379,7 @@ def main() -> int:
         print(f"there is no catalogue at {given.catalogue}: name one with --catalogue PATH")
         return 1
     tried = case(load(given.catalogue), given.rows, "cosine", _TARGET)
+    tried = msgspec.structs.replace(tried, queries=tried.queries[given.skip :])
     with tempfile.TemporaryDirectory() as temporary:
         run(given, tried, given.directory or Path(temporary))
     return 0
