@@ -1,7 +1,6 @@
 """What answers for a model version: a segment and its delta at one moment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -40,8 +39,7 @@ class RowRef(msgspec.Struct, frozen=True, gc=False):
     """Whether it is a row of the delta; else it is one of the segment."""
 
 
-@dataclass(frozen=True, slots=True)
-class Matching:
+class Matching(msgspec.Struct, frozen=True):
     """The products that match a filter at one moment, and may be found."""
 
     rows: Allowed
@@ -214,8 +212,9 @@ class Snapshot:
 
         `used` gets the plan of each search.
         """
-        rows = [ref.row for ref in exclude if not ref.in_delta]
-        allowed = matching.rows.without(np.array(rows, dtype=np.int64)) if rows else matching.rows
+        allowed = matching.rows
+        if exclude and (rows := [ref.row for ref in exclude if not ref.in_delta]):
+            allowed = allowed.without(np.array(rows, dtype=np.int64))
         hits: list[Hits] = []
         plans: set[Plan] = set()
         for vector in vectors:

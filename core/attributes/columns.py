@@ -2,7 +2,7 @@
 
 import math
 import mmap
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from core.attributes.values import Attributes, decode_attributes
 from core.errors import Corrupt
 
 _HALF: Final = 2
+_FEW: Final = (OneOf, Within)
 _NO_ROWS: Final[NDArray[np.int64]] = np.empty(0, dtype=np.int64)
 _NO_ROWS.flags.writeable = False
 _DIRECTORY: Final = msgspec.json.Decoder(layout.Directory)
@@ -63,7 +64,7 @@ class Columns:
 
         None of other filters, and of more rows. Made without a look at the rows that do not match.
         """
-        if not isinstance(condition, OneOf | Within):
+        if not isinstance(condition, _FEW):
             return None
         column = self._columns.get(condition.name)
         return _NO_ROWS if column is None else column.few(condition, most)
@@ -171,18 +172,18 @@ class _Numbers:
     """The numbers of an attribute."""
 
     def __init__(self, arrays: "_Arrays", parts: layout.Numbers) -> None:
-        self._values = arrays.of(parts.values, "floats")
-        self.rows = arrays.of(parts.rows, "rows", self._values.shape[0])
+        self._values = arrays.of(parts.values, "floats").data
+        self.rows = arrays.of(parts.rows, "rows", len(self._values))
 
     def between(self, bounds: Within) -> slice:
         """Which of them are between these bounds."""
         values = self._values
-        start, stop = 0, values.shape[0]  # an infinite bound is none
+        start, stop = 0, len(values)  # an infinite bound is none
         if bounds.low != -math.inf:
-            start = int(values.searchsorted(bounds.low, "right" if bounds.above_low else "left"))
+            start = (bisect_right if bounds.above_low else bisect_left)(values, bounds.low)
         if bounds.high != math.inf:
-            stop = int(values.searchsorted(bounds.high, "left" if bounds.below_high else "right"))
-        return slice(start, max(start, stop))
+            stop = (bisect_left if bounds.below_high else bisect_right)(values, bounds.high, start)
+        return slice(start, stop)
 
 
 class _Strings:

@@ -26,6 +26,8 @@ _SHOWN_CHARACTERS: Final = 40
 _OPERATORS: Final = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$not")
 """Of one attribute."""
 _TOO_DEEP: Final = f"is nested too deep: the most is {FILTER_LEVELS_MAX} levels"
+_NUMBER: Final = (int, float)
+"""As a tuple, since a union would be made again for each value."""
 _BOUNDS: Final = frozenset({"$gt", "$gte", "$lt", "$lte"})
 
 
@@ -229,7 +231,7 @@ class _Parser:
         return Not(found) if operator in {"$ne", "$nin"} else found
 
     def _within(self, name: str, operator: str, value: Any, at: str) -> Within:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, _NUMBER):
             self._wrong(at, f"takes a number, not {_described(value)}")
             return Within(name)
         bound = self._value(value, at)
@@ -257,7 +259,7 @@ class _Parser:
             return value
         if isinstance(value, str):
             return self._string(value, at)
-        if isinstance(value, int | float):
+        if isinstance(value, _NUMBER):
             try:
                 number = float(value)
             except OverflowError:

@@ -222,7 +222,8 @@ def _exact_scores(query: Doubles, rows: Doubles, metric: Metric) -> Doubles:
     if metric == "ip":
         return product
     squares = np.vecdot(rows, rows)
-    squares *= np.vecdot(query, query)
+    # The same sum in half of the time, which counts where few rows are scored.
+    squares *= query.dot(query) if query.ndim == 1 else np.vecdot(query, query)
     # A row of zeros has no direction; its product is 0 too. Such rows are never in an index.
     np.maximum(squares, _TINY, out=squares)
     product /= np.sqrt(squares, out=squares)

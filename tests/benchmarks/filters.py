@@ -14,10 +14,10 @@ plans were set with the first 200 and seed 5.
 K9 is asked as a request asks it: the filter is parsed, the products that match are found, and the
 snapshot is searched among them. Milliseconds are processor time of one search on one thread and one
 core; each engine answers all queries of a line in turn, `--turns` times, and the median of the
-turns and their range are printed. `--plans` measures each plan besides the chosen one; `select` is
-a selector inside FAISS's own search of the graph. `--qdrant` measures Qdrant's engine too
-(`edge.py`, qdrant-edge-py in an environment of its own). With `--directory` what was built is kept
-there, and used again.
+turns and their range are printed, of the ratio of both in each turn too. `--plans` measures each
+plan besides the chosen one; `select` is a selector inside FAISS's own search of the graph.
+`--qdrant` measures Qdrant's engine too (`edge.py`, qdrant-edge-py in an environment of its own).
+With `--directory` what was built is kept there, and used again.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from core.index import files
 from core.index.manifest import Counts, Manifest, MatrixInfo, Software
 from core.index.version import IdTable, MappedVersion
 from core.models import BuildParameters, Family, now, timestamp
+from core.stalls import freeze_memory
 from core.vectors.arrays import Doubles, Floats
 from core.vectors.builder import build_index
 from core.vectors.families import search_parameters, set_threads
@@ -314,7 +315,8 @@ def line_of(
         for name, ms in spent.items()
     ]
     if "qdrant" in engines:
-        parts.append(f"{medians['k9'] / medians['qdrant']:.2f}")
+        ratios = [own / other for own, other in zip(spent["k9"], spent["qdrant"], strict=True)]
+        parts.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     return " | ".join(parts)
 
 
@@ -340,6 +342,7 @@ def run(given: argparse.Namespace, tried: Case, directory: Path) -> None:
             path = directory / f"qdrant-{n}-{given.seed}"
             engines["qdrant"] = stack.enter_context(qdrant(given.qdrant, tried, attributes, path))
         set_threads(1)
+        freeze_memory()  # as an API process, which would visit all objects now and then
         os.sched_setaffinity(0, {_CORE})
         print(f"{given.family}, {n} rows, {given.queries} queries, {given.turns} turns")
         head = " | ".join(f"{name}: recall | ms" for name in engines)
