@@ -17,7 +17,8 @@ core; each engine answers all queries of a line in turn, `--turns` times, and th
 turns and their range are printed, of the ratio of both in each turn too. `--plans` measures each
 plan besides the chosen one; `select` is a selector inside FAISS's own search of the graph.
 `--qdrant` measures Qdrant's engine too (`edge.py`, qdrant-edge-py in an environment of its own).
-With `--directory` what was built is kept there, and used again.
+With `--directory` what was built is kept there, and used again. `OMP_NUM_THREADS` and
+`OPENBLAS_NUM_THREADS` have to be 1, as an API process sets them.
 """
 
 import argparse
@@ -377,6 +378,10 @@ def main() -> int:
     parser.add_argument("--qdrant", type=Path, help="Python with qdrant-edge-py")
     parser.add_argument("--directory", type=Path)
     given = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        if os.environ.get(name) != "1":
+            print(f"set {name}=1: what idle threads take would be counted as time of searches")
+            return 1
     given.kinds = given.kinds or ["random", "region"]
     if not given.catalogue.is_file():
         print(f"there is no catalogue at {given.catalogue}: name one with --catalogue PATH")
