@@ -157,6 +157,21 @@ def test_a_k_over_what_is_allowed(
     assert sorted(found.rows.tolist()) == np.flatnonzero(mask).tolist()
 
 
+@pytest.mark.parametrize("count", [11, 42, 43, 256])
+def test_few_rows_are_found_exactly(graphs: dict[Family, Searcher], count: int) -> None:
+    """Hardly more than asked for, and as many as are scored whatever the index is."""
+    searcher = graphs["hnsw_sq8"]
+    mask = np.zeros(ROWS, dtype=np.bool_)
+    mask[np.random.default_rng(count).permutation(ROWS)[:count]] = True
+    few = Allowed.few(np.flatnonzero(mask), ROWS)
+    for query in prepare(catalogue()[ROWS : ROWS + 5], "cosine"):
+        found = FilteredSearcher(searcher).search_one(query, 10, few)
+        assert found.plan == "scan"
+        wanted = right(query, searcher.rows, "cosine", mask, 10)
+        assert found.scores.tolist() == wanted.tolist()
+        assert mask[found.rows].all()
+
+
 @cache
 def with_copies(noise: float) -> Searcher:
     """Real rows, and 200 copies of each of two, which stand in the index once."""
