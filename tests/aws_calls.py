@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context, ContextVar, copy_context
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NamedTuple
@@ -104,14 +105,20 @@ def _table(name: str) -> str:
     return next((t.name for t in tables.ALL if name.startswith(f"k9-{t.name}-")), name)
 
 
+@cache
+def _package_of(file: str) -> str | None:
+    """The package, other than core, that a source file is in."""
+    found = (name for prefix, name in _PACKAGES.items() if file.startswith(prefix))
+    return None if file == __file__ else next(found, None)
+
+
 def caller(frame: FrameType | None) -> str | None:
     """The package, other than core, that a frame works for."""
     for _ in range(_FRAMES_MAX):
         if frame is None:
             break
-        name = frame.f_code.co_filename
-        found = next((p for prefix, p in _PACKAGES.items() if name.startswith(prefix)), None)
-        if found is not None and name != __file__:
+        found = _package_of(frame.f_code.co_filename)
+        if found is not None:
             return found
         frame = frame.f_back
     return _starter.get()

@@ -165,6 +165,14 @@ def shop(api_settings: Settings, resources: Resources, pool: Pool, tmp_path: Pat
             await here.build()
             await eventually(client, model)
             assert await caught_up(client, model, "p00") == 0
-            yield here
+            try:
+                yield here
+            finally:
+                # Each application of the tests after this one would load it.
+                await resources.dynamo.call(
+                    "delete_item",
+                    TableName=settings.table("models"),
+                    Key={"model_version": {"S": model}},
+                )
 
     return opened

@@ -46,10 +46,13 @@ async def running(settings: Settings) -> AsyncIterator[Answer]:
             await loop.run_in_executor(thread, api.close)
 
 
-@pytest.fixture
-async def answer(service: Service, api_settings: Settings, tmp_path: Path) -> AsyncIterator[Answer]:
+@pytest.fixture(scope="module")
+async def answer(
+    service: Service, api_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Answer]:
     """The handler, on tables that have an index."""
-    serving = msgspec.structs.replace(api_settings.serving, cache_dir=tmp_path)
+    cache = tmp_path_factory.mktemp("cache")
+    serving = msgspec.structs.replace(api_settings.serving, cache_dir=cache)
     async with running(msgspec.structs.replace(api_settings, serving=serving)) as answering:
         yield answering
 

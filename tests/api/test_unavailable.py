@@ -16,7 +16,7 @@ from tests.api.serving import assert_problem, client_of, path_of, started, vecto
 WRITE = {"vector": vector(1).tolist()}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def bare(
     api_settings: Settings, service: Service
 ) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:

@@ -64,15 +64,15 @@ def _comparable(found: Contents) -> Contents:
     return {name: items for name, items in found.items() if name not in EXEMPT}
 
 
-async def test_what_differs_is_copied_back_and_nothing_else(resources: Resources) -> None:
+async def test_what_differs_is_copied_back_and_nothing_else(one: Resources) -> None:
     """Deleted and changed rows return, later ones go; epochs rise and open builds are cancelled."""
-    running = await fill(resources)
-    before = await contents(resources)
-    epoch = (await resources.models.get_model("m1")).epoch
-    source = await _restored(resources)
-    await _damage(resources)
-    copied = await copy_back(resources, source)
-    after = await contents(resources)
+    running = await fill(one)
+    before = await contents(one)
+    epoch = (await one.models.get_model("m1")).epoch
+    source = await _restored(one)
+    await _damage(one)
+    copied = await copy_back(one, source)
+    after = await contents(one)
     assert _comparable(after) == _comparable(before)
     embeddings = copied.tables["embeddings"]
     assert (embeddings.put, embeddings.deleted) == (11, 2)
@@ -80,12 +80,12 @@ async def test_what_differs_is_copied_back_and_nothing_else(resources: Resources
     assert copied.tables["users"].put == 1
     assert after["models"].keys() == before["models"].keys()
     assert after["builds"].keys() == before["builds"].keys()
-    model = await resources.models.get_model("m1")
+    model = await one.models.get_model("m1")
     assert model.epoch > epoch
     assert (model.current_build_id, model.open_build_id) == (None, None)
-    assert (await resources.builds.get_build(running.build_id)).status == "cancelled"
-    assert await read_tag(resources.settings, tables.MODELS, TAG) is None
-    again = await copy_back(resources, source)
+    assert (await one.builds.get_build(running.build_id)).status == "cancelled"
+    assert await read_tag(one.settings, tables.MODELS, TAG) is None
+    again = await copy_back(one, source)
     assert again.tables["embeddings"].changed == 0
 
 

@@ -24,13 +24,7 @@ _OLD = "2024-05-01T10:00:00"
 
 
 @pytest.fixture
-async def own(emulator: Settings) -> Settings:
-    """Tables of a test's own, on each emulator."""
-    return await create_tables(settings_for(emulator.aws.endpoint_url or ""))
-
-
-@pytest.fixture
-async def ministack_tables(ministack: str) -> Settings:
+async def own(ministack: str) -> Settings:
     """Tables of a test's own, where conditional writes hold under concurrency."""
     return await create_tables(settings_for(ministack))
 
@@ -273,16 +267,14 @@ async def test_missing_tables_are_said_at_once(ministack: str, tmp_path: Path) -
             await _migrate(resources, path, "users")
 
 
-async def test_the_command_reports_and_says_what_is_bad(
-    ministack_tables: Settings, tmp_path: Path
-) -> None:
+async def test_the_command_reports_and_says_what_is_bad(own: Settings, tmp_path: Path) -> None:
     """Exit status 1 and one last line; every bad entry in the report, the first on the terminal."""
     rows: list[Any] = [_user(n, nickname="x") for n in range(70)]
     for number in range(55):
         rows[number] = {**rows[number], "email": "nowhere"}
     _array(tmp_path / "u.json", rows)
     arguments = ("migrate", "u.json", "--table", "users", "--report", "bad.jsonl")
-    status, out, error = await run_k9(ministack_tables, tmp_path, *arguments)
+    status, out, error = await run_k9(own, tmp_path, *arguments)
     assert (status, out) == (1, "")
     lines = error.splitlines()
     assert lines[0].startswith("u.json:2 (entry 1, 'u0'): email is not an email address")
@@ -298,25 +290,25 @@ async def test_the_command_reports_and_says_what_is_bad(
     assert bad[0].keys() == {"outcome", "line", "entry", "id", "reason"}
 
     _array(tmp_path / "u.json", rows[60:])
-    status, out, _ = await run_k9(ministack_tables, tmp_path, *arguments)
+    status, out, _ = await run_k9(own, tmp_path, *arguments)
     assert status == 0
     assert out.startswith("users: 0 stored, 10 already there, 0 bad, in ")
 
 
-async def test_a_run_that_is_killed_is_taken_up(ministack_tables: Settings, tmp_path: Path) -> None:
+async def test_a_run_that_is_killed_is_taken_up(own: Settings, tmp_path: Path) -> None:
     """The next one stores the rest, and tells the two apart."""
     total = 6000
     _lines(tmp_path / "e.json", [_embedding(n) for n in range(total)])
     arguments = ("migrate", "e.json", "--table", "embeddings")
-    process = await start_k9(ministack_tables, tmp_path, *arguments)
-    name = ministack_tables.table("embeddings")
+    process = await start_k9(own, tmp_path, *arguments)
+    name = own.table("embeddings")
     async with asyncio.timeout(60):
-        while (await item_counts(ministack_tables))[name] < 200:  # noqa: ASYNC110
+        while (await item_counts(own))[name] < 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # it is another process's doing
     await kill(process)
-    before = (await item_counts(ministack_tables))[name]
+    before = (await item_counts(own))[name]
     assert before < total
-    status, out, error = await run_k9(ministack_tables, tmp_path, *arguments)
+    status, out, error = await run_k9(own, tmp_path, *arguments)
     assert (status, error) == (0, "")
     found = re.match(r"embeddings: ([\d,]+) stored, ([\d,]+) already there, 0 bad", out)
     assert found
@@ -324,18 +316,16 @@ async def test_a_run_that_is_killed_is_taken_up(ministack_tables: Settings, tmp_
     # What was on its way when the process died may have been taken in after the count.
     assert stored + there == total
     assert there >= before
-    assert (await item_counts(ministack_tables))[name] == total
+    assert (await item_counts(own))[name] == total
 
 
-async def test_most_rows_fix_the_dimension_of_a_new_model(
-    ministack_tables: Settings, tmp_path: Path
-) -> None:
+async def test_most_rows_fix_the_dimension_of_a_new_model(own: Settings, tmp_path: Path) -> None:
     """One short row is bad; of a model version without a common dimension none is stored."""
     short = {"embedding_vector": [1.0, 2.0], "vector_dimension": 2}
     rows = [_embedding(0, **short), *(_embedding(n) for n in range(1, 40))]
     rows[2:2] = [_embedding(n, model_version="m2", **(short if n < 2 else {})) for n in range(4)]
     path = _array(tmp_path / "e.json", rows)
-    async with open_resources(ministack_tables) as resources:
+    async with open_resources(own) as resources:
         done, results = await _migrate(resources, path, "embeddings")
         models = await resources.models.list_models()
     assert done == Migrated(stored=39, there=0, bad=5)

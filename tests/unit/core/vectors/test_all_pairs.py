@@ -27,7 +27,7 @@ def test_each_row_has_its_best_rows(metric: Metric, k: int) -> None:
     rows = crowds(metric)
     done: list[int] = []
     found, scores = nearest_of_all(rows, k, CandidateSpace(rows, metric), 2, done.append)
-    for row in range(0, 5000, 7):
+    for row in range(0, 5000, 29):
         every = row_scores(rows[row], rows, metric)
         best = top_k(every, k)
         assert found[row].tolist() == best.tolist()

@@ -58,14 +58,14 @@ def test_the_planned_bytes_are_those_of_the_index(family: Family, metric: str) -
 @pytest.mark.parametrize("family", FAMILIES[1:])
 def test_the_same_rows_give_the_same_bytes(family: Family) -> None:
     """The index and its parameters are the same, whatever the number of threads."""
-    rows = real(2000, "cosine")
+    rows = real(1200, "cosine")
     first, _ = build(rows, "cosine", family)
     second, _ = build(rows, "cosine", family, threads=4)
     set_threads(1)
     assert first.info == second.info
     assert np.array_equal(faiss.serialize_index(first.index), faiss.serialize_index(second.index))
     assert first.order is not None
-    assert np.array_equal(np.sort(first.order), np.arange(2000))
+    assert np.array_equal(np.sort(first.order), np.arange(1200))
 
 
 def test_held_out_rows_come_last_and_are_counted() -> None:
