@@ -55,6 +55,13 @@ class Entrypoint:
         """Fails readiness from now on, so that no new requests are sent here."""
         self.health.draining = True
 
+    def caller_of(self, authorization: bytes) -> str:
+        """Whose value of `Authorization` this is, if it was verified before; else empty."""
+        if self.context is None:
+            return ""
+        caller = self.context.authenticator.remembered(authorization)
+        return "" if caller is None else caller.user_id
+
     async def _http(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         app = self.context

@@ -47,8 +47,9 @@ SHED: Final = Counter(
     "Requests turned away: by what they would have taken, and why.",
     ["resource", "cause"],
 )
-"""Causes: `share` and `rate` of requests (429), `full`, `deadline` (503), and of bodies `rate` and
-`timeout` (400)."""
+"""Resources are those of `Admission`, and `searches`, which the gate of the server refuses. Causes:
+`share` and `rate` of requests (429), `full`, `deadline` (503), and of bodies `rate` and `timeout`
+(400)."""
 CONNECTIONS: Final = Gauge("k9_http_connections", "Open connections.")
 CONNECTIONS_ENDED: Final = Counter(
     "k9_http_connections_ended_total",

@@ -16,6 +16,7 @@ from api import metrics
 from api.app import create_app
 from api.entrypoint import Entrypoint
 from api.server.connections import trusted_networks
+from api.server.gate import Gate
 from api.server.listener import (
     Server,
     listening,
@@ -88,7 +89,8 @@ async def serve(
     """
     started = asyncio.Event()
     stopping = asyncio.Event()
-    server = Server(app, http, started=started.set)
+    gate = Gate(http, app.caller_of)
+    server = Server(app, http, started=started.set, gate=gate)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

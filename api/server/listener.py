@@ -32,6 +32,7 @@ from api import metrics
 from api.http.context import request_id_of
 from api.http.problems import problem_reply
 from api.server.connections import ConnectionTable
+from api.server.gate import Gate
 from api.server.protocol import HttpProtocol
 from core import telemetry
 from core.errors import SettingsError
@@ -49,9 +50,11 @@ _log = telemetry.logger(__name__)
 class Server(uvicorn.Server):
     """uvicorn's, without its handling of signals and its exit from the process."""
 
-    def __init__(self, app: ASGIApp, http: Http, *, started: Callable[[], Any]) -> None:
+    def __init__(
+        self, app: ASGIApp, http: Http, *, started: Callable[[], Any], gate: Gate | None = None
+    ) -> None:
         self.table = ConnectionTable(http)
-        super().__init__(_config(app, self.table, lifespan="on"))
+        super().__init__(_config(app, self.table, gate, lifespan="on"))
         self._on_started = started
         metrics.CONNECTIONS.set_function(lambda: self.table.all.count)
 
@@ -78,11 +81,13 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _config(app: ASGIApp, table: ConnectionTable, *, lifespan: Any) -> uvicorn.Config:
+def _config(
+    app: ASGIApp, table: ConnectionTable, gate: Gate | None, *, lifespan: Any
+) -> uvicorn.Config:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     return uvicorn.Config(
         cast("Any", app),
-        http=cast("Any", partial(HttpProtocol, table)),
+        http=cast("Any", partial(HttpProtocol, table, gate)),
         ws="none",
         loop="none",
         interface="asgi3",
@@ -182,13 +187,15 @@ async def listening(app: ASGIApp, http: Http, bound: socket.socket | None) -> As
         trusted_proxies=(),
     )
     table = ConnectionTable(limits)
-    config = _config(app, table, lifespan="off")
+    config = _config(app, table, None, lifespan="off")
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
 
     def protocol() -> HttpProtocol:
-        return HttpProtocol(table, config=config, server_state=state, app_state={}, _loop=loop)
+        return HttpProtocol(
+            table, None, config=config, server_state=state, app_state={}, _loop=loop
+        )
 
     if bound.family == socket.AF_UNIX:
         server = await loop.create_unix_server(protocol, sock=bound, backlog=BACKLOG)

@@ -18,6 +18,8 @@ from api.http.context import request_id_of
 from api.http.problems import Reply, problem_reply
 from api.server.connections import Cause, ConnectionTable, Group
 from api.server.cycle import ADDRESS_FULL, TOO_MANY, Cycle, too_many
+from api.server.gate import Gate
+from api.server.heads import plain_head
 from core.errors import Overloaded, Unreadable
 
 HEADER_BYTES_MAX: Final = 32 * 1024
@@ -45,10 +47,11 @@ class HttpProtocol(HttpToolsProtocol):
     cycle: Any
     """The `Cycle` whose header came last; None before the first."""
 
-    def __init__(self, table: ConnectionTable, **given: Any) -> None:
+    def __init__(self, table: ConnectionTable, gate: Gate | None, **given: Any) -> None:
         super().__init__(**given)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
         self._table = table
+        self._gate = gate
         self._counted = False
         self._proxied = False
         self._active: Cycle | None = None
@@ -58,6 +61,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._framing_bytes = 0
         self._body_bytes = 0
+        self._to_drop = 0
+        """Bytes that are still to come of the body of a request that was refused unparsed."""
         self._deaf = False
         """What comes now is dropped: it cannot be parsed, or is not for a request."""
         self._last: Reply | None = None
@@ -127,7 +132,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._counted:
             self._table.close(self)
         newest = self.cycle
-        if newest is not None and newest.more_body and self.transport.can_write_eof():
+        unread = self._to_drop or (newest is not None and newest.more_body)
+        if unread and self.transport.can_write_eof():
             self.transport.write_eof()
             self.flow.resume_reading()
         else:
@@ -150,13 +156,40 @@ class HttpProtocol(HttpToolsProtocol):
     # --- what comes -------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parses what has come."""
+        """Parses what has come, but for searches that are refused without it."""
+        if self._to_drop:
+            dropped = min(self._to_drop, len(data))
+            self._to_drop -= dropped
+            data = data[dropped:]
+        if self._gate is not None and self._gate.standing:
+            data = self._turn_away(self._gate, data)
+        if not data:
+            return
         newest = self.cycle
         if len(data) <= _FEED_BYTES or (newest is not None and newest.more_body):
             self._feed(data)
             return
         for start in range(0, len(data), _FEED_BYTES):
             self._feed(data[start : start + _FEED_BYTES])
+
+    def _turn_away(self, gate: Gate, data: bytes) -> bytes:
+        """Refuses the plain searches that the data begins with; what is left is for the parser."""
+        newest = self.cycle
+        if newest is not None and (newest.more_body or not newest.response_complete):
+            return data
+        if self._in_header or self._deaf or self._table.draining:
+            return data
+        while data and not self.flow.write_paused:
+            head = plain_head(data)
+            if head is None or not gate.refuses(head.value(b"authorization")):
+                break
+            self.transport.write(gate.reply(head, self.server_state.default_headers))
+            self._to_drop = max(0, head.total - len(data))
+            data = data[head.total :]
+            if self._counted:
+                self._table.begin(self)
+                self._table.rest(self)
+        return data
 
     def _feed(self, data: bytes) -> None:
         if self._deaf:
@@ -305,21 +338,22 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start(self, cycle: Cycle) -> None:
         self._active = cycle
+        app = self.app if self._gate is None else self._gate.admit(cycle.scope, self.app)
         client = cycle.scope["client"]
         if self._proxied and client is not None:
-            running = self._answer_counted(cycle, client[0])
+            running = self._answer_counted(cycle, client[0], app)
         else:
-            running = cycle.run_asgi(self.app)
+            running = cycle.run_asgi(app)
         task = self.loop.create_task(running)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _answer_counted(self, cycle: Cycle, client: str) -> None:
+    async def _answer_counted(self, cycle: Cycle, client: str, app: Any) -> None:
         if not self._table.begin_request(client):
             await cycle.run_asgi(too_many)
             return
         try:
-            await cycle.run_asgi(self.app)
+            await cycle.run_asgi(app)
         finally:
             self._table.end_request(client)
 

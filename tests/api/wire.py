@@ -10,6 +10,7 @@ import msgspec
 
 from api.app import create_app
 from api.entrypoint import Entrypoint
+from api.server.gate import Gate
 from api.server.listener import Server, bound_socket
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import client_of, eventually
@@ -52,13 +53,16 @@ class Listener:
 
 
 @asynccontextmanager
-async def listening(service: Service, **http: Any) -> AsyncIterator[Listener]:
+async def listening(
+    service: Service, *, gate_class: type[Gate] = Gate, **http: Any
+) -> AsyncIterator[Listener]:
     """A listener with these limits, until it has drained."""
     limits = msgspec.structs.replace(service.settings.http, **{"idle_timeout_s": 5, **http})
     settings = msgspec.structs.replace(service.settings, http=limits)
     app = create_app(settings, service.resources)
     started = asyncio.Event()
-    server = Server(app, limits, started=started.set)
+    gate = gate_class(limits, app.caller_of)
+    server = Server(app, limits, started=started.set, gate=gate)
     with bound_socket(msgspec.structs.replace(limits, host="127.0.0.1"), 0, "") as bound:
         port = int(bound.getsockname()[1])
         serving = asyncio.create_task(server.serve([bound]))

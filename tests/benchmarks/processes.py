@@ -62,8 +62,8 @@ class Api(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def serving(site: Site, count: int) -> AsyncIterator[Api]:
-    """An API of so many processes on the server's core, with its index loaded."""
+async def serving(site: Site, count: int, checkout: Path = ROOT) -> AsyncIterator[Api]:
+    """A checkout's API of so many processes on the server's core, with its index loaded."""
     port, operations = free_port(), free_port()
     cache = site.directory / "cache-processes"
     environ = site.environ | {
@@ -72,9 +72,9 @@ async def serving(site: Site, count: int) -> AsyncIterator[Api]:
         "K9_API_PROCESSES": str(count),
         "K9_CACHE_DIR": str(cache),
     }
-    python = str(ROOT / ".venv/bin/python")
+    python = str(checkout / ".venv/bin/python")
     pinned = ("taskset", "-c", str(SERVER_CORE), python, "-m", "api")
-    part = Part(f"api-of-{count}", site.directory, environ, *pinned, cwd=ROOT)
+    part = Part(f"api-of-{count}", site.directory, environ, *pinned, cwd=checkout)
     part.start()
     api = Api(port, operations, part, cache)
     try:

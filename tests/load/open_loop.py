@@ -39,13 +39,15 @@ class Outcome(msgspec.Struct, frozen=True):
     seconds: float
     accepted: int
     """Answered with 200."""
+    answered: int
+    """The same, before and after the measured time too."""
     refused: int
     """Answered with 503, by a problem that says when to try again."""
     wrong: dict[str, int]
     """Whatever else happened."""
-    accepted_ms: tuple[float, float]
-    """p50 and p99 of them."""
-    refused_ms: tuple[float, float]
+    accepted_ms: tuple[float, float, float]
+    """p50, p90 and p99 of them."""
+    refused_ms: tuple[float, float, float]
     late_ms: float
     """p99 from the moment when a request was due to its being sent."""
 
@@ -93,6 +95,7 @@ class Generator:
         self._idle: deque[Connection] = deque()
         self.times: dict[int, list[float]] = {_OK: [], _FULL: []}
         self.late: list[float] = []
+        self.answered = 0
         self.wrong: Counter[str] = Counter()
 
     def run(self, connections: int) -> None:
@@ -150,10 +153,11 @@ class Generator:
 
     def _note(self, due: float | None, reply: bytes) -> None:
         now = perf_counter() - self._began
+        status = int(reply[9:12])
+        self.answered += status == _OK
         if due is None:
             self.wrong["reply without a request"] += 1
         elif _WARM_UP_S <= now <= self._due[-1]:
-            status = int(reply[9:12])
             if status not in self.times:
                 self.wrong[str(status)] += 1
             elif status == _FULL and not all(each in reply for each in _NEEDED):
@@ -173,18 +177,19 @@ def main(plan: argparse.Namespace) -> None:
     done = Outcome(
         seconds=float(pauses.sum()) - _WARM_UP_S,
         accepted=len(accepted),
+        answered=generator.answered,
         refused=len(refused),
         wrong=dict(generator.wrong),
         accepted_ms=_percentiles_ms(accepted),
         refused_ms=_percentiles_ms(refused),
-        late_ms=_percentiles_ms(generator.late)[1],
+        late_ms=_percentiles_ms(generator.late)[2],
     )
     print(msgspec.json.encode(done).decode(), flush=True)
 
 
-def _percentiles_ms(times: list[float]) -> tuple[float, float]:
-    p50, p99 = np.percentile(times or [0.0], [50, 99]) * 1000
-    return float(p50), float(p99)
+def _percentiles_ms(times: list[float]) -> tuple[float, float, float]:
+    p50, p90, p99 = np.percentile(times or [0.0], [50, 90, 99]) * 1000
+    return float(p50), float(p90), float(p99)
 
 
 def _read(file: Path) -> list[bytes]:

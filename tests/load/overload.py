@@ -25,7 +25,8 @@ import msgspec
 
 from tests.benchmarks.arguments import site_parser
 from tests.benchmarks.figures import Report, at_least, at_most
-from tests.benchmarks.http_search import ROOT, prepare, serving
+from tests.benchmarks.http_search import ROOT, prepare
+from tests.benchmarks.processes import Api, processor_s, serving
 from tests.benchmarks.published import read
 from tests.benchmarks.sent import (
     CLIENT_CORE,
@@ -46,62 +47,85 @@ _SHORT: Final = 1.0
 """Seconds of the turn before the first one, which warms up."""
 
 
+class Load(msgspec.Struct, frozen=True):
+    """One load, and the processor time that the API took for it."""
+
+    outcome: Outcome
+    processor_s: float
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.outcome.accepted / self.outcome.seconds
+
+
 class Turn(msgspec.Struct, frozen=True):
     """One turn."""
 
     peak: float
     """Answers a second in a closed loop."""
-    calm: Outcome
-    over: Outcome
+    each_s: float
+    """Processor time of the API for each of them."""
+    calm: Load
+    over: Load
 
 
-async def measure(script: Path, port: int, seconds: float, seed: int) -> Turn:
+async def measure(script: Path, api: Api, seconds: float, seed: int) -> Turn:
     """The peak, then both loads.
 
     Raises:
         SystemExit: a request of the closed loop failed.
     """
-    found = await run_wrk(script, port, seconds)
+    before = processor_s(api)
+    found = await run_wrk(script, api.port, seconds)
     if found.errors:
         raise SystemExit(f"{found.errors} requests of the closed loop failed")
+    each_s = (processor_s(api) - before) / found.requests
     peak = 1e6 / found.each_us
+    file = script.with_suffix("")
     calm, over = [
-        await _open_loop(script.with_suffix(""), port, share * peak, seconds, seed)
-        for share in (CALM, OVER)
+        await _open_loop(file, api, share * peak, seconds, seed) for share in (CALM, OVER)
     ]
-    return Turn(peak, calm, over)
+    return Turn(peak, each_s, calm, over)
 
 
-async def _open_loop(file: Path, port: int, rate: float, seconds: float, seed: int) -> Outcome:
+async def _open_loop(file: Path, api: Api, rate: float, seconds: float, seed: int) -> Load:
     words = ["taskset", "-c", str(CLIENT_CORE), sys.executable, "-m", "tests.load.open_loop"]
-    words += [str(port), str(file), "--rate", str(rate), "--seconds", str(seconds)]
+    words += [str(api.port), str(file), "--rate", str(rate), "--seconds", str(seconds)]
+    before = processor_s(api)
     said = await output(*words, "--connections", str(CONNECTIONS), "--seed", str(seed))
-    return msgspec.json.decode(said, type=Outcome)
+    outcome = msgspec.json.decode(said, type=Outcome)
+    return Load(outcome, processor_s(api) - before)
 
 
 def report(turns: list[Turn]) -> int:
     """Prints the figures; the exit status."""
     out = Report()
     out.add("peak, closed loop", [each.peak for each in turns], "a second")
+    out.add("peak: processor time", [1e6 * each.each_s for each in turns], "µs")
     for name, loads in (
-        (f"at {CALM:g} of the peak", [each.calm for each in turns]),
-        (f"at {OVER:g} times the peak", [each.over for each in turns]),
+        (f"{CALM:g} of the peak", [each.calm for each in turns]),
+        (f"{OVER:g} times the peak", [each.over for each in turns]),
     ):
-        out.add(f"{name}: answered", [o.accepted / o.seconds for o in loads], "a second")
-        out.add(f"{name}: refused", [o.refused / o.seconds for o in loads], "a second")
-        out.add(f"{name}: answered, p50", [o.accepted_ms[0] for o in loads], "ms")
-        out.add(f"{name}: answered, p99", [o.accepted_ms[1] for o in loads], "ms")
-        out.add(f"{name}: sent late by, p99", [o.late_ms for o in loads], "ms")
-    over = [each.over for each in turns]
+        outcomes = [load.outcome for load in loads]
+        out.add(f"{name}: answered", [load.rate for load in loads], "a second")
+        out.add(f"{name}: refused", [o.refused / o.seconds for o in outcomes], "a second")
+        for place, percentile in enumerate(("p50", "p90", "p99")):
+            times = [o.accepted_ms[place] for o in outcomes]
+            out.add(f"{name}: answered, {percentile}", times, "ms")
+        out.add(f"{name}: sent late by, p99", [o.late_ms for o in outcomes], "ms")
+    over = [each.over.outcome for each in turns]
     out.add("refused, p50", [o.refused_ms[0] for o in over], "ms")
-    out.add("refused, p99", [o.refused_ms[1] for o in over], "ms", at_most(10))
-    goodput = [each.over.accepted / each.over.seconds / each.peak for each in turns]
-    out.add("goodput to peak", goodput, target=at_least(0.9))
-    late = [each.over.accepted_ms[1] / each.calm.accepted_ms[1] for each in turns]
+    out.add("refused, p90", [o.refused_ms[1] for o in over], "ms")
+    out.add("refused, p99", [o.refused_ms[2] for o in over], "ms", at_most(10))
+    out.add("goodput to peak", [each.over.rate / each.peak for each in turns], target=at_least(0.9))
+    spent = [t.over.outcome.answered * t.each_s / t.over.processor_s for t in turns]
+    out.add("share of the processor that answers", spent)
+    late = [each.over.outcome.accepted_ms[2] / each.calm.outcome.accepted_ms[2] for each in turns]
     out.add(f"p99 to that at {CALM:g} of the peak", late, target=at_most(2))
-    wrong = [sum(each.over.wrong.values()) + sum(each.calm.wrong.values()) for each in turns]
+    wrong = [sum(sum(load.outcome.wrong.values()) for load in (t.calm, t.over)) for t in turns]
     out.add("anything else", wrong, "requests", at_most(0))
-    for outcome in (outcome for each in turns for outcome in (each.calm, each.over)):
+    for outcome in (load.outcome for each in turns for load in (each.calm, each.over)):
         if any(outcome.wrong.values()):
             print(outcome.wrong, flush=True)
     return out.end()
@@ -114,11 +138,11 @@ async def load(site: Site, checkout: Path, plan: argparse.Namespace) -> int:
     made = requests_of(rows, queries_of(rows))[plan.kind]
     await prepare(site, rows, checkout)
     os.sched_setaffinity(0, {CLIENT_CORE})
-    async with serving(site, "overload", checkout) as port:
-        script = write_script(site.directory, plan.kind, port, tokens, made)
-        await measure(script, port, _SHORT, 0)
+    async with serving(site, 1, checkout) as api:
+        script = write_script(site.directory, plan.kind, api.port, tokens, made)
+        await measure(script, api, _SHORT, 0)
         turns = [
-            await measure(script, port, plan.seconds, seed) for seed in range(1, plan.turns + 1)
+            await measure(script, api, plan.seconds, seed) for seed in range(1, plan.turns + 1)
         ]
     return report(turns)
 
