@@ -200,7 +200,7 @@ async def test_a_stream_ends_with_its_token_and_with_its_client(service: Service
     async with quick(service) as app:
         assert app.context is not None
         open_streams = app.context.admission.streams
-        short = service.pool.token("readers", exp=int(time.time()) - 4)  # with 5 s of leeway
+        short = service.pool.token("readers", exp=int(time.time()) - 2)  # with 5 s of leeway
         stream = Stream(app, build_id, short)
         assert [build["status"] async for build in stream.events()] == ["queued"]
         await stream.task
