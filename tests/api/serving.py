@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 import numpy as np
@@ -71,6 +72,23 @@ async def client_of(app: Entrypoint, token: str | None = None) -> AsyncIterator[
         transport=httpx.ASGITransport(plain), base_url="http://k9.test", headers=headers, timeout=30
     ) as client:
         yield client
+
+
+@asynccontextmanager
+async def own_model(resources: Resources) -> AsyncIterator[str]:
+    """The name of a model version of a test's own, which no list has after the test.
+
+    Applications of other tests read the list ten times a second, and load what is published.
+    """
+    model = f"z-{uuid4().hex[:12]}"
+    try:
+        yield model
+    finally:
+        await resources.dynamo.call(
+            "delete_item",
+            TableName=resources.settings.table("models"),
+            Key={"model_version": {"S": model}},
+        )
 
 
 async def eventually(client: httpx.AsyncClient, *models: str, seconds: float = 30) -> None:

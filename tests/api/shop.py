@@ -6,7 +6,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import msgspec
@@ -21,7 +20,16 @@ from core.settings import Settings
 from core.usecases.embeddings import EmbeddingService
 from core.vectors.arrays import Floats
 from tests.api.pool import Pool
-from tests.api.serving import build_here, caught_up, client_of, eventually, path_of, started, vector
+from tests.api.serving import (
+    build_here,
+    caught_up,
+    client_of,
+    eventually,
+    own_model,
+    path_of,
+    started,
+    vector,
+)
 
 ROWS = 30
 Json = dict[str, Any]
@@ -156,23 +164,18 @@ def shop(api_settings: Settings, resources: Resources, pool: Pool, tmp_path: Pat
                 resources.models, rows, resources.attributes, notifier, settings
             ),
         )
-        model = f"f-{uuid4().hex[:8]}"
         entries = [(f"p{number:02d}", vector(number)) for number in range(ROWS)]
-        await mine.embedding_service.store_batch(model, entries)
         app = create_app(settings, mine)
-        async with started(app), client_of(app, pool.token("operators")) as client:
+        async with (
+            own_model(resources) as model,
+            started(app),
+            client_of(app, pool.token("operators")) as client,
+        ):
+            await mine.embedding_service.store_batch(model, entries)
             here = Shop(client, model, mine, rows)
             await here.build()
             await eventually(client, model)
             assert await caught_up(client, model, "p00") == 0
-            try:
-                yield here
-            finally:
-                # Each application of the tests after this one would load it.
-                await resources.dynamo.call(
-                    "delete_item",
-                    TableName=settings.table("models"),
-                    Key={"model_version": {"S": model}},
-                )
+            yield here
 
     return opened

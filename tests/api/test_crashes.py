@@ -4,14 +4,13 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from tests.api.conftest import Service
 from tests.api.dying import Dying
 from tests.api.people import Person, person, same
-from tests.api.serving import assert_problem, path_of, vector
+from tests.api.serving import assert_problem, own_model, path_of, vector
 from tests.api.writes import Prepare, every_write, publish, send, state, store_batch
 
 
@@ -29,9 +28,10 @@ async def ada(service: Service) -> AsyncIterator[Person]:
 
 
 @pytest.fixture
-def model() -> str:
+async def model(service: Service) -> AsyncIterator[str]:
     """A model version of this test's own."""
-    return f"z-{uuid4().hex[:12]}"
+    async with own_model(service.resources) as name:
+        yield name
 
 
 @pytest.fixture
@@ -106,8 +106,7 @@ async def test_a_retry_after_a_crash_at_any_call(
     """
     last = None
     for number in itertools.count(1):
-        model = f"z-{uuid4().hex[:12]}"
-        async with person(service, "operators") as ada:
+        async with own_model(service.resources) as model, person(service, "operators") as ada:
             write = await prepare(ada, model)
             before = await state(ada, model)
             dying.at_call(last or number, done=last is not None)

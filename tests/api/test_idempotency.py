@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
-from uuid import uuid4
 
 import msgspec
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from core.dynamo.wire import AttributeValue, Item
 from tests.api.conftest import Service
 from tests.api.people import Person, person, same
-from tests.api.serving import assert_problem, path_of, vector
+from tests.api.serving import assert_problem, own_model, path_of, vector
 from tests.api.writes import (
     Prepare,
     Write,
@@ -75,9 +74,10 @@ async def bob(service: Service) -> AsyncIterator[Person]:
 
 
 @pytest.fixture
-def model() -> str:
+async def model(service: Service) -> AsyncIterator[str]:
     """A model version of this test's own."""
-    return f"z-{uuid4().hex[:12]}"
+    async with own_model(service.resources) as name:
+        yield name
 
 
 @every_write
