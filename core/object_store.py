@@ -90,9 +90,7 @@ class ObjectStore:
         partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
         handle = await asyncio.to_thread(files.create_file, partial)
         try:
-            # An empty object has no range: it is read whole, by one request.
-            offsets = range(0, max(size, 1), PART_BYTES)
-            await gather(*(self._get_part(key, handle, offset, size) for offset in offsets))
+            await self._get_parts(key, handle, size)
             await asyncio.to_thread(files.verify_and_rename, handle, partial, path, sha256_hex)
         finally:
             await asyncio.to_thread(files.discard, handle, partial)
@@ -123,14 +121,7 @@ class ObjectStore:
 
     async def presign(self, key: str, expires_s: int) -> str:
         """A URL that reads the object without credentials for `expires_s` seconds. No request."""
-        client = await self._client_of()
-        url: str = await self._within(
-            key,
-            lambda bucket: client.generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=expires_s
-            ),
-        )
-        return url
+        return await self._presign("get_object", key, expires_s)
 
     async def presign_put(self, key: str, expires_s: int, size: int, sha256_hex: str) -> str:
         """A URL by which an object of exactly this size and digest can be put. No request.
@@ -138,21 +129,10 @@ class ObjectStore:
         Length and checksum are signed header fields, so the request has to carry both:
         `Content-Length`, and `x-amz-checksum-sha256` in base64. S3 compares the digest.
         """
-        client = await self._client_of()
-        url: str = await self._within(
-            key,
-            lambda bucket: client.generate_presigned_url(
-                "put_object",
-                Params={
-                    "Bucket": bucket,
-                    "Key": key,
-                    "ContentLength": size,
-                    "ChecksumSHA256": checksum_text(sha256_hex),
-                },
-                ExpiresIn=expires_s,
-            ),
+        checksum = checksum_text(sha256_hex)
+        return await self._presign(
+            "put_object", key, expires_s, ContentLength=size, ChecksumSHA256=checksum
         )
-        return url
 
     async def get_pinned(
         self, key: str, path: Path, *, etag: str, size: int, on_bytes: Callable[[int], None]
@@ -167,16 +147,8 @@ class ObjectStore:
             NotFound: there is no such object any more.
         """
         handle = await asyncio.to_thread(files.create_file, path)
-        there = 0
-
-        async def get_part(at: int) -> None:
-            nonlocal there
-            await self._get_part(key, handle, at, size, IfMatch=etag)
-            there += min(PART_BYTES, size - at)
-            on_bytes(there)
-
         try:
-            await gather(*(get_part(at) for at in range(0, max(size, 1), PART_BYTES)))
+            await self._get_parts(key, handle, size, on_bytes, IfMatch=etag)
         finally:
             await asyncio.to_thread(os.close, handle)
 
@@ -274,15 +246,42 @@ class ObjectStore:
             )
         return {"PartNumber": number, "ETag": reply["ETag"], "ChecksumSHA256": checksum}
 
-    async def _get_part(self, key: str, handle: int, offset: int, size: int, **pinned: str) -> None:
-        end = min(offset + PART_BYTES, size)
-        ranged = {"Range": f"bytes={offset}-{end - 1}"} if size else {}
-        async with self._parts:
-            data, reply = await self._get(key, max_bytes=end - offset, **ranged, **pinned)
-            total = reply.get("ContentRange", f"/{len(data)}").rpartition("/")[2]
-            if len(data) != end - offset or total != str(size):
-                raise Corrupt(f"object {key} is of {total} bytes and should be of {size}")
-            await asyncio.to_thread(files.write_at, handle, data, offset)
+    async def _presign(self, operation: str, key: str, expires_s: int, **signed: Any) -> str:
+        client = await self._client_of()
+        url: str = await self._within(
+            key,
+            lambda bucket: client.generate_presigned_url(
+                operation, Params={"Bucket": bucket, "Key": key, **signed}, ExpiresIn=expires_s
+            ),
+        )
+        return url
+
+    async def _get_parts(
+        self,
+        key: str,
+        handle: int,
+        size: int,
+        on_bytes: Callable[[int], None] = lambda _: None,
+        **pinned: str,
+    ) -> None:
+        """Writes an object into an open file; `on_bytes` is as of `get_pinned`."""
+        there = 0
+
+        async def get_part(offset: int) -> None:
+            nonlocal there
+            end = min(offset + PART_BYTES, size)
+            ranged = {"Range": f"bytes={offset}-{end - 1}"} if size else {}
+            async with self._parts:
+                data, reply = await self._get(key, max_bytes=end - offset, **ranged, **pinned)
+                total = reply.get("ContentRange", f"/{len(data)}").rpartition("/")[2]
+                if len(data) != end - offset or total != str(size):
+                    raise Corrupt(f"object {key} is of {total} bytes and should be of {size}")
+                await asyncio.to_thread(files.write_at, handle, data, offset)
+            there += len(data)
+            on_bytes(there)
+
+        # An empty object has no range: it is read whole, by one request.
+        await gather(*(get_part(offset) for offset in range(0, max(size, 1), PART_BYTES)))
 
     async def _get(
         self, key: str, *, max_bytes: int, **parameters: Any

@@ -27,14 +27,15 @@ from core.errors import Overloaded
 from core.settings import Http
 
 CROWD: Final = 64
-"""So many searches in flight on the event loop have all begun at once before any is refused."""
+"""Searches in flight on the event loop; more of them for `STANDING_S`, and some are refused."""
 IN_FLIGHT_MAX: Final = 18
 """How many are in flight while some are refused. One caller has half of it if alone, n callers
 1/(n + 1) each, as of a `Quota`."""
 STANDING_S: Final = 0.1
 """How long there have to be more than the crowd in every turn; and how long none has to be refused
 until it is over."""
-_TOLD_MAX: Final = 1024
+_CALLERS_MAX: Final = 1024
+"""Values of `Authorization` whose caller is remembered."""
 _STEPS: Final = 3
 """Turns of the loop that a search takes."""
 
@@ -48,7 +49,7 @@ class Gate:
     """Counts the searches that begin, and refuses some."""
 
     def __init__(self, http: Http, caller_of: Callable[[bytes], str]) -> None:
-        """Takes how callers are told.
+        """Lets every search begin, until too many have.
 
         Args:
             http: For the origins whose pages may read a refusal.
@@ -71,8 +72,8 @@ class Gate:
         self._full_since: float | None = None
         """Since when every turn had too many; None where the last one had not."""
         self._full_last = 0.0
-        self._told: dict[bytes, str] = {}
-        """Callers by what they send, while some are refused."""
+        self._callers: dict[bytes, str] = {}
+        """Callers by their value of `Authorization`, while some searches are refused."""
         self._dated: Fields | None = None
         self._head = b""
         """The reply's head but for the request id, with the date of `_dated`."""
@@ -112,11 +113,11 @@ class Gate:
 
     def _caller(self, authorization: bytes) -> str:
         """What `caller_of` says, which is not asked again while some are refused."""
-        caller = self._told.get(authorization)
+        caller = self._callers.get(authorization)
         if caller is None:
             caller = self._caller_of(authorization)
-            if caller and len(self._told) < _TOLD_MAX:
-                self._told[authorization] = caller
+            if caller and len(self._callers) < _CALLERS_MAX:
+                self._callers[authorization] = caller
         return caller
 
     async def _answer(self, scope: Any, _receive: Any, send: Any) -> None:
@@ -162,7 +163,7 @@ class Gate:
             self._shed.inc(self._refused)
             self._refused = 0
         if not self.standing:
-            self._told.clear()
+            self._callers.clear()
         if len(self._turns) == _STEPS:
             self._in_flight -= sum(self._turns[0].values())
         self._turns.append({})

@@ -32,8 +32,8 @@ _SCAN_US: Final = 0.0005
 _FEW: Final = 256
 """So few rows are scored whatever the index is: by any other plan more are compared."""
 _WHOLE: Final = 32
-"""To find by float32 which of so many more rows than results may be among them takes longer than
-their scores."""
+"""Up to k and so many more rows are all scored in float64: to leave some out by their float32
+products first would take longer."""
 _HOP_US: Final = 0.0004
 """For one number of a row that a graph leads to."""
 _LINKS: Final = 30
