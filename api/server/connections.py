@@ -28,7 +28,7 @@ _LINGER_S: Final = 3.0
 """How long a client may take to close a connection that is closed on this side."""
 _READ_BYTES_PER_S_MIN: Final = 4096
 """A reply that is read more slowly than this is not waited for."""
-_RESERVED_FILES: Final = 256
+RESERVED_FILES: Final = 256
 """Of the process's open files: for DynamoDB, S3, Redis, index files."""
 _IPV6_PREFIX: Final = 64
 """One customer's network: counting single addresses of it would limit nobody."""
@@ -78,7 +78,7 @@ class ConnectionTable:
         """
         self._http = http
         self._trusted = trusted_networks(http)
-        self.connections_max = min(http.connections_max, _open_files_max())
+        self.connections_max = min(http.connections_max, open_files_max())
         self.draining = False
         """No connection is kept open after its reply."""
         self.all = Group()
@@ -301,7 +301,7 @@ def _readable(address: str) -> bool:
     return True
 
 
-def _open_files_max() -> int:
+def open_files_max() -> int:
     """How many connections the process may have open, of the files that the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -312,4 +312,4 @@ def _open_files_max() -> int:
             soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:
         return 1 << 30
-    return max(64, soft - _RESERVED_FILES)
+    return max(64, soft - RESERVED_FILES)

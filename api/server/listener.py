@@ -6,6 +6,7 @@ checks and scrapes of metrics need.
 
 import asyncio
 import errno
+import fcntl
 import logging
 import socket
 import sys
@@ -15,6 +16,7 @@ from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
     nullcontext,
+    suppress,
 )
 from functools import partial
 from typing import Any, Final, cast
@@ -31,7 +33,7 @@ from uvicorn.server import ServerState
 from api import metrics
 from api.http.context import request_id_of
 from api.http.problems import problem_reply
-from api.server.connections import ConnectionTable
+from api.server.connections import RESERVED_FILES, ConnectionTable, open_files_max
 from api.server.gate import Gate
 from api.server.protocol import HttpProtocol
 from core import telemetry
@@ -152,7 +154,24 @@ def own_socket(http: Http, reserved: socket.socket) -> socket.socket:
     if not _SPREADS:
         return reserved
     with reserved:
-        return bound_socket(http, reserved.getsockname()[1], "K9_PORT", shared=True)
+        own = bound_socket(http, reserved.getsockname()[1], "K9_PORT", shared=True)
+    return _first_closed(own, http)
+
+
+def _first_closed(bound: socket.socket, http: Http) -> socket.socket:
+    """The same socket, under a descriptor above those of its connections.
+
+    Linux releases what a killed process had open from the highest descriptor down. Below them, the
+    socket would still take clients whose connections have just ended, and then refuse them. Where
+    there is no such descriptor it stays as it is.
+    """
+    above = min(http.connections_max, open_files_max()) + RESERVED_FILES - 1
+    with suppress(OSError):
+        moved = socket.socket(fileno=fcntl.fcntl(bound.fileno(), fcntl.F_DUPFD_CLOEXEC, above))
+        bound.close()
+        moved.setblocking(False)
+        return moved
+    return bound
 
 
 def operations_socket(http: Http) -> socket.socket | None:

@@ -96,6 +96,14 @@ async def pair(service: Service, **more: str) -> AsyncIterator[Pair]:
         yield both
 
 
+def _listens_above_connections(pid: int) -> bool:
+    """Whether the highest socket that a process has open is the one it listens on."""
+    rows = [row.split() for row in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
+    highest = max(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name))
+    return str(highest.readlink()) in listening
+
+
 class Asking:
     """A client on one connection that asks without a pause."""
 
@@ -136,6 +144,7 @@ async def test_a_killed_process_loses_its_own_requests_and_returns(service: Serv
         try:
             await asyncio.gather(*(each.more() for each in asking))
             open_at = await both.figures("k9_http_connections")
+            assert all(_listens_above_connections(pid) for pid in both.children())
             number = max(open_at, key=lambda name: open_at[name])
             os.kill(both.children()[int(number)], signal.SIGKILL)
             await both.until("k9_api_process_restarts_total", {"0": 0.0, "1": 0.0} | {number: 1.0})
