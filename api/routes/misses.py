@@ -121,7 +121,7 @@ def _everything(
     least = None
     if len(question.positive) == 1 and not question.negative and not question.boosts:
         query = prepare_one(question.positive[0], snapshot.metric)
-        score = float(row_scores(query, snapshot.vector(ref)[None], snapshot.metric)[0])
+        score = float(row_scores(query, snapshot.vector(ref)[None])[0])
         least = score - _ROUNDING * max(1.0, abs(score))
     everything = replace(
         question, k=max(1, snapshot.rows), exact=True, min_score=least, diversity=0.0, group_by=None

@@ -2,8 +2,7 @@
 
 from typing import Final
 
-from core.vectors.parameters import IndexInfo
-from core.vectors.search import effort_for
+from core.vectors.parameters import IndexInfo, effort_for
 
 INLINE_US_MAX: Final = 1500.0
 """A search estimated at more runs on a thread: nothing else on the event loop waits for longer."""

@@ -146,7 +146,7 @@ class DeltaSnapshot:
     ) -> Hits:
         if searcher.n <= _FEW_ROWS:
             query = prepare_one(vector, searcher.metric)
-            top = row_scores(query, searcher.rows, searcher.metric)
+            top = row_scores(query, searcher.rows)
             if excluded is not None:
                 excluded.mask(top)
             rows = np.flatnonzero(top >= np.float64(floor))

@@ -348,7 +348,7 @@ class Asking:
             part = found[start : start + _FOUND_AT_ONCE]
             rows = yield from self._vectors(part)
             scores = np.array([each.score for each in part])
-            scores -= penalties(scores, rows, self._negative, self.snapshot.metric)
+            scores -= penalties(scores, rows, self._negative)
             pairs = zip(part, scores.tolist(), strict=True)
             penalized += [Candidate(each.product_id, score, score) for each, score in pairs]
         return penalized

@@ -78,6 +78,9 @@ class Snapshot:
         self._attributes = delta.attributes if delta else AttributeSnapshot(segment)
         self._masked = delta.masked if delta else None
         self._delta = delta if delta and delta.has_effect else None
+        self._as_built = (
+            self._delta is None and self._masked is None and not self._attributes.changed
+        )
         self._polled_at = polled_at
         self.model_version = segment.model_version
         self.dimension = segment.dimension
@@ -179,7 +182,7 @@ class Snapshot:
 
     def matching(self, condition: Filter) -> Matching:
         """The products that match a filter."""
-        if self._delta is None and self._masked is None and not self._attributes.changed:
+        if self._as_built:
             few = self.segment.select_few(condition)
             if few is not None:
                 return Matching(few, _NO_DELTA)
@@ -216,16 +219,16 @@ class Snapshot:
         if exclude and (rows := [ref.row for ref in exclude if not ref.in_delta]):
             allowed = allowed.without(np.array(rows, dtype=np.int64))
         hits: list[Hits] = []
-        plans: set[Plan] = set()
+        plans: list[Plan] = []
         for vector in vectors:
             found, plan = self.segment.search_allowed(
                 vector, k, allowed, exact=exact, min_score=min_score
             )
             hits.append(found)
-            plans.add(plan)
-            if used is not None:
-                used.append(plan)
-        provenance = self._provenance_of(plans, allowed.count)
+            plans.append(plan)
+        if used is not None:
+            used += plans
+        provenance = self._provenance_of(set(plans), allowed.count)
         if self._delta is None:
             return hits, provenance
         in_delta = matching.delta.copy()

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,6 +40,18 @@ _WIRE: Final = np.dtype("<f4")
 _TINY: Final = float(np.finfo(np.float64).tiny)
 _POWERS: Final = np.array([float(f"1e{e}") for e in range(23)])
 """10^0 to 10^22, which float64 represents exactly."""
+
+
+class Query(msgspec.Struct, frozen=True, gc=False):
+    """One query, prepared for searches and scores: made once for a search, by `prepare_one`."""
+
+    vector: Floats
+    """float32 (d,), as an index stores its rows: a unit vector under cosine."""
+    exact: Doubles
+    """float64 (d,): the same numbers."""
+    square: float
+    """Their squared norm, summed in float64."""
+    metric: Metric
 
 
 def as_vector(values: Sequence[float] | bytes) -> Floats:
@@ -146,16 +159,18 @@ def prepare(rows: Floats, metric: Metric) -> Floats:
     return unit_rows(rows) if metric == "cosine" else rows
 
 
-def prepare_one(query: Floats, metric: Metric) -> Floats:
+def prepare_one(query: Floats, metric: Metric) -> Query:
     """The same for one query (d,), without the cost of blocks."""
-    if metric != "cosine":
-        return query
     exact = query.astype(np.float64)
-    norm = math.sqrt(exact.dot(exact))
-    if norm == 0 or abs(norm - 1.0) <= _ROUNDING:
-        return query
-    exact /= norm
-    return exact.astype(np.float32)
+    square = exact.dot(exact)
+    if metric == "cosine" and square:
+        norm = math.sqrt(square)
+        if abs(norm - 1.0) > _ROUNDING:
+            exact /= norm
+            query = exact.astype(np.float32)
+            exact = query.astype(np.float64)
+            square = exact.dot(exact)
+    return Query(query, exact, square, metric)
 
 
 def json_floats(vector: Floats) -> list[float]:
@@ -193,41 +208,40 @@ def pair_scores(queries: Floats, rows: Floats, metric: Metric) -> Floats:
     Shapes follow numpy's broadcasting: (d,) with (n, d), (n, d) with (n, d), (m, 1, d) with
     (m, c, d). Both are copied as float64, so pass blocks.
     """
-    return _exact_scores(queries.astype(np.float64), rows.astype(np.float64), metric).astype(
-        np.float32
-    )
+    exact = queries.astype(np.float64)
+    squares = np.maximum(np.vecdot(exact, exact), _TINY) if metric == "cosine" else 1.0
+    return _scores(exact, squares, rows, metric)
 
 
-def row_scores(query: Floats, rows: Floats, metric: Metric) -> Floats:
-    """float32 (n,): the score of one query (d,) with each row (n, d). Larger is nearer.
+def row_scores(query: Query, rows: Floats) -> Floats:
+    """float32 (n,): the score of one query (d,) with each row (n, d), prepared. Larger is nearer.
 
     The definitive score. numpy's vecdot sums each pair separately, in an order that depends only on
     d, so neither the other rows nor their number can change a score.
     """
     n, d = rows.shape
+    square = query.square or 1.0  # a query of zeros has no direction: its scores are 0
     if n * d <= _BLOCK_NUMBERS:
-        return pair_scores(query, rows, metric)
+        return _scores(query.exact, square, rows, query.metric)
     result = np.empty(n, dtype=np.float32)
     for block in row_blocks(n, d):
-        result[block] = pair_scores(query, rows[block], metric)
+        result[block] = _scores(query.exact, square, rows[block], query.metric)
     return result
 
 
-def _exact_scores(query: Doubles, rows: Doubles, metric: Metric) -> Doubles:
+def _scores(query: Doubles, square: Doubles | float, rows: Floats, metric: Metric) -> Floats:
+    """The scores of rows with queries in float64, of these squared norms (above 0)."""
+    exact = rows.astype(np.float64)
     if metric == "l2":
-        difference = rows - query
-        distances: Doubles = np.vecdot(difference, difference)
-        return -distances
-    product: Doubles = np.vecdot(rows, query)
-    if metric == "ip":
-        return product
-    squares = np.vecdot(rows, rows)
-    # The same sum in half of the time, which counts where few rows are scored.
-    squares *= query.dot(query) if query.ndim == 1 else np.vecdot(query, query)
-    # A row of zeros has no direction; its product is 0 too. Such rows are never in an index.
-    np.maximum(squares, _TINY, out=squares)
-    product /= np.sqrt(squares, out=squares)
-    return product
+        exact -= query
+        distances: Doubles = np.vecdot(exact, exact)
+        return (-distances).astype(np.float32)
+    product: Doubles = np.vecdot(exact, query)
+    if metric == "cosine":
+        squares = np.vecdot(exact, exact)  # never 0: a row of zeros is not valid under cosine
+        squares *= square
+        product /= np.sqrt(squares, out=squares)
+    return product.astype(np.float32)
 
 
 def top_k(scores: Floats, k: int, rows: Ints | None = None) -> Ints:

@@ -5,6 +5,7 @@ each group, its representative, and a search expands it: equal rows have its sco
 scored one by one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.models import Metric
-from core.vectors.arrays import Floats, Ints, row_blocks, row_scores
+from core.vectors.arrays import Floats, Ints, Query, row_blocks, row_scores
 from core.vectors.exact import top_k_per_query
 from core.vectors.near_copies import distances_between, representatives, spread
 
@@ -49,23 +50,21 @@ class Members(msgspec.Struct, frozen=True):
 
     def score(
         self,
-        query: Floats,
+        query: Query,
         positions: Ints,
         found: Floats,
         k: int,
         rows: Floats,
-        metric: Metric,
         excluded: Callable[[Ints], NDArray[np.bool_]] | None = None,
     ) -> tuple[Ints, Floats]:
         """The rows of these positions that may be among the best k, and their final scores.
 
         Args:
-            query: float32 (d,), prepared.
+            query: prepared.
             positions: of the index (any,).
             found: the final score of the row in the index, for each position.
             k: the number of results.
             rows: float32 (n, d), prepared.
-            metric: what a score is.
             excluded: which of these rows are left out.
         """
         numbers, owners = self.expand(positions)
@@ -75,7 +74,7 @@ class Members(msgspec.Struct, frozen=True):
         if self.radii is None:
             return numbers, found[owners]
         radii = self.radii[positions]
-        low, high = _bounds(query, found, radii, metric)
+        low, high = _bounds(query, found, radii)
         if numbers.shape[0] > k:
             least = low[owners]
             bound = np.partition(least, least.shape[0] - k)[least.shape[0] - k]
@@ -84,7 +83,7 @@ class Members(msgspec.Struct, frozen=True):
         result = found[owners]
         own = np.flatnonzero(radii[owners] > 0)
         if own.size:
-            result[own] = row_scores(query, rows[numbers[own]], metric)
+            result[own] = row_scores(query, rows[numbers[own]])
         return numbers, result
 
     def all_marked(self, positions: Ints, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -96,15 +95,14 @@ class Members(msgspec.Struct, frozen=True):
         return every
 
 
-def _bounds(query: Floats, found: Floats, radii: Floats, metric: Metric) -> tuple[Floats, Floats]:
+def _bounds(query: Query, found: Floats, radii: Floats) -> tuple[Floats, Floats]:
     """Least and greatest score of any row within a radius of one that has such a score (any,)."""
-    if metric == "l2":
+    if query.metric == "l2":
         apart = np.sqrt(np.maximum(-found, 0.0, dtype=np.float64))
         margin = radii * (1.0 + _ROUNDING) + _ROUNDING * apart
         low, high = -((apart + margin) ** 2), -(np.maximum(apart - margin, 0.0) ** 2)
     else:
-        exact = query.astype(np.float64)
-        reach = 1.0 if metric == "cosine" else float(np.sqrt(exact @ exact))
+        reach = 1.0 if query.metric == "cosine" else math.sqrt(query.square)
         margin = radii * (reach * (1.0 + _ROUNDING)) + _ROUNDING * np.abs(found)
         low, high = found - margin, found + margin
     equal = radii == 0

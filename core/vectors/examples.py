@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from core.models import Metric
-from core.vectors.arrays import Doubles, Floats, prepare, row_scores
+from core.vectors.arrays import Doubles, Floats, Query, prepare, row_scores
 
 _LEAST_NORM: Final = 1e-6
 """Of a mean of unit vectors that has a direction."""
@@ -35,7 +35,7 @@ def mean_vector(positive: Sequence[Floats], negative: Sequence[Floats], metric: 
         return mean.astype(np.float32)
 
 
-def penalties(scores: Doubles, rows: Floats, negative: Sequence[Floats], metric: Metric) -> Doubles:
+def penalties(scores: Doubles, rows: Floats, negative: Sequence[Query]) -> Doubles:
     """float64 (n,): how much nearer each row is to a negative example than to every positive one.
 
     0 where it is not. A score less its penalty falls the further the nearer a row is to a negative
@@ -44,12 +44,11 @@ def penalties(scores: Doubles, rows: Floats, negative: Sequence[Floats], metric:
     Args:
         scores: float64 (n,): the best score of each row with a positive example.
         rows: float32 (n, d), prepared.
-        negative: float32 (d,) each, prepared, at least one.
-        metric: what a score is.
+        negative: prepared, at least one.
     """
     worst = np.full(scores.shape[0], -np.inf)
     for example in negative:
-        np.maximum(worst, row_scores(example, rows, metric), out=worst)
+        np.maximum(worst, row_scores(example, rows), out=worst)
     return np.maximum(worst - scores, 0.0)
 
 

@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from core.vectors.arrays import Floats, Ints, prepare_one
+from core.vectors.arrays import Floats, Ints, Query, prepare_one
 from core.vectors.copies import Members
 from core.vectors.families import graph_links, row_products
-from core.vectors.search import Searcher, effort_for
+from core.vectors.parameters import effort_for
+from core.vectors.search import Searcher
 from core.vectors.walk import GraphWalk
 
 Plan = Literal["all", "scan", "past", "walk"]
@@ -59,6 +60,10 @@ _ASKED_BITS: Final = 5
 _PAST_LEAST: Final = 1.35
 """With fewer allowed rows for each result the filter goes along with the vectors: what was found is
 of the last ranks, which an index finds less surely."""
+
+
+_NO_ROWS: Final[Ints] = np.empty(0, dtype=np.int64)
+_NO_ROWS.flags.writeable = False
 
 
 class Allowed:
@@ -203,28 +208,28 @@ class FilteredSearcher:
             allowed: the rows.
             plan: the only one to use, for measurements; a scan follows where it finds too few.
         """
-        query = prepare_one(query, self._searcher.metric)
+        prepared = prepare_one(query, self._searcher.metric)
         least = min(k, allowed.count)
         if not least:
-            return Found(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), "scan")
-        positions: Ints = np.empty(0, dtype=np.int64)
+            return Found(_NO_ROWS, np.empty(0, dtype=np.float32), "scan")
+        positions = _NO_ROWS
         for each in self.plans(allowed.count, k) if plan is None else (plan,):
             if each == "all":
                 return Found(*self._searcher.search_one(query, k), each)
             if each == "scan" or (each == "walk" and self._walk is None):
                 break
             if each == "past":
-                positions = self._past(query, k, allowed)
+                positions = self._past(prepared, k, allowed)
                 if positions.shape[0] < min(math.ceil(_PAST_LEAST * k), allowed.count):
                     continue
             else:
-                positions = self._walked(query, k, allowed, positions)
-            found = self._searcher.rerank(query, positions, k, allowed.refuses)
+                positions = self._walked(prepared, k, allowed, positions)
+            found = self._searcher.rerank(prepared, positions, k, allowed.refuses)
             if found[0].shape[0] >= least:
                 return Found(*found, each)
-        return Found(*self._scan(query, k, allowed), "scan")
+        return Found(*self._scan(prepared, k, allowed), "scan")
 
-    def _scan(self, query: Floats, k: int, allowed: Allowed) -> tuple[Ints, Floats]:
+    def _scan(self, query: Query, k: int, allowed: Allowed) -> tuple[Ints, Floats]:
         searcher = self._searcher
         if allowed.count <= k + _WHOLE:
             return searcher.scored(query, k, allowed.rows)
@@ -232,16 +237,16 @@ class FilteredSearcher:
         approximate = row_products(asked, searcher.rows, allowed.rows, searcher.metric)
         return searcher.refine(query, approximate, error, k, allowed.rows)
 
-    def _past(self, query: Floats, k: int, allowed: Allowed) -> Ints:
+    def _past(self, query: Query, k: int, allowed: Allowed) -> Ints:
         """The allowed positions among more than are needed, which may be too few."""
         searcher = self._searcher
         asked = min(_asked(k, allowed.count / searcher.n), searcher.info.positions)
-        positions = searcher.candidates(query[None], searcher.plan_for(asked))[0]
+        positions = searcher.candidates(query.vector[None], searcher.plan_for(asked))[0]
         positions = positions[positions >= 0]
         found: Ints = positions[self._allows(positions, allowed)]
         return found
 
-    def _walked(self, query: Floats, k: int, allowed: Allowed, begin: Ints) -> Ints:
+    def _walked(self, query: Query, k: int, allowed: Allowed, begin: Ints) -> Ints:
         """The allowed positions of a walk, which begins at these too."""
         walk = self._walk
         if walk is None:

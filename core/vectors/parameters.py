@@ -166,3 +166,18 @@ class IndexInfo(msgspec.Struct, frozen=True):
     """Rows that are not in the FAISS index, as they are almost equal to one that is."""
     near_copies_max: int = 0
     """Rows of the largest group of near copies: a search that finds it scores each of them."""
+
+
+def effort_for(efforts: tuple[Effort, ...], k: int) -> tuple[int, int]:
+    """Breadth and candidates for k: on the line between two tuned ones, in proportion beyond."""
+    low = efforts[0]
+    if k <= low.k:
+        return low.breadth, low.candidates
+    high = efforts[-1]
+    share = (k - low.k) / (high.k - low.k) if high.k > low.k else 1.0
+    if k >= high.k:
+        grown = k / high.k
+        return int(np.ceil(high.breadth * grown)), int(np.ceil(high.candidates * grown))
+    breadth = low.breadth + share * (high.breadth - low.breadth)
+    count = low.candidates + share * (high.candidates - low.candidates)
+    return int(np.ceil(breadth)), max(k, int(np.ceil(count)))

@@ -12,11 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.models import Metric
-from core.vectors.arrays import Floats, Ints, prepare, prepare_one, row_scores, squared_norms, top_k
+from core.vectors.arrays import (
+    Floats,
+    Ints,
+    Query,
+    prepare,
+    prepare_one,
+    row_scores,
+    squared_norms,
+    top_k,
+)
 from core.vectors.copies import Members
 from core.vectors.exact import rescore, top_k_per_query
 from core.vectors.families import search_parameters, stored_rows, swig_ptr
-from core.vectors.parameters import Effort, IndexInfo, Layout
+from core.vectors.parameters import IndexInfo, Layout, effort_for
 
 _SCAN_BYTES: Final = 64 << 20
 """Memory for the products of one step of an exact scan over many queries."""
@@ -142,6 +151,9 @@ class Searcher:
         self.index = index
         self.order = order
         self.members = members
+        self._step = 2 * _FLOAT32_STEP * (self.d / 8 + 8)
+        self._error = np.float32(self._step * info.norm_max)
+        """How far two float32 products with a query of norm 1 may be off together."""
         self._queries_unchanged = info.layout == Layout(self.d, "cosine")
         self._stored = stored_rows(index) if info.layout.plain(self.d) else None
         """The same rows at their positions in the index, where it has them whole: those that a
@@ -163,21 +175,21 @@ class Searcher:
         Returns:
             Row numbers int64 and scores float32, by (-score, row number).
         """
-        query = prepare_one(query, self.metric)
+        prepared = prepare_one(query, self.metric)
         if exact or self.index is None:
-            return self._scan(query[None], k, excluded)[0]
+            return self._scan([prepared], k, excluded)[0]
         if excluded is not None:
-            return self._search_excluding(query, k, excluded)
+            return self._search_excluding(prepared, k, excluded)
         plan = self._plans.get(k) or self.plan_for(k)
         if not plan.scan:
-            positions = self.candidates(query[None], plan)[0]
+            positions = self.candidates(prepared.vector[None], plan)[0]
             # FAISS puts -1 last where it found too little: in lists, or parts of a graph that
             # cannot be reached.
             if positions[-1] >= 0:
-                return self.rerank(query, positions, k)
-        return self._scan(query[None], k, None)[0]
+                return self.rerank(prepared, positions, k)
+        return self._scan([prepared], k, None)[0]
 
-    def _search_excluding(self, query: Floats, k: int, excluded: Exclusion) -> tuple[Ints, Floats]:
+    def _search_excluding(self, query: Query, k: int, excluded: Exclusion) -> tuple[Ints, Floats]:
         """The same where rows are left out.
 
         A selector inside the search of a graph would still let the rows left out take up its
@@ -189,8 +201,8 @@ class Searcher:
         while True:
             plan = self._plans.get(count) or self.plan_for(count)
             if plan.scan:
-                return self._scan(query[None], k, excluded)[0]
-            positions = self.candidates(query[None], plan)[0]
+                return self._scan([query], k, excluded)[0]
+            positions = self.candidates(query.vector[None], plan)[0]
             positions = positions[positions >= 0]
             dropped = self._excluded_positions(positions, excluded)
             passed = int(np.count_nonzero(dropped[:count]))
@@ -200,7 +212,7 @@ class Searcher:
             count = k + 2 * passed
         rows, scores = self.rerank(query, positions[~dropped], k, excluded.contains)
         if rows.shape[0] < min(k, self.n - excluded.count):
-            return self._scan(query[None], k, excluded)[0]
+            return self._scan([query], k, excluded)[0]
         return rows, scores
 
     def _excluded_positions(self, positions: Ints, excluded: Exclusion) -> NDArray[np.bool_]:
@@ -220,7 +232,8 @@ class Searcher:
         queries = prepare(queries, self.metric)
         todo = list(range(m))
         if exact or self.index is None:
-            for line, (best, top) in enumerate(self._scan(queries, k, excluded)):
+            prepared = [prepare_one(query, self.metric) for query in queries]
+            for line, (best, top) in enumerate(self._scan(prepared, k, excluded)):
                 rows[line, : best.shape[0]], scores[line, : best.shape[0]] = best, top
             return rows, scores
         plan = self.plan_for(k)
@@ -234,7 +247,8 @@ class Searcher:
             else:
                 todo = np.flatnonzero(positions[:, -1] < 0).tolist()
                 for line in np.flatnonzero(positions[:, -1] >= 0).tolist():
-                    rows[line], scores[line] = self.rerank(queries[line], positions[line], k)
+                    query = prepare_one(queries[line], self.metric)
+                    rows[line], scores[line] = self.rerank(query, positions[line], k)
         for line in todo:
             best, top = self.search_one(queries[line], k, excluded=excluded)
             rows[line, : best.shape[0]], scores[line, : best.shape[0]] = best, top
@@ -261,7 +275,7 @@ class Searcher:
 
     def rerank(
         self,
-        query: Floats,
+        query: Query,
         positions: Ints,
         k: int,
         dropped: Callable[[Ints], NDArray[np.bool_]] | None = None,
@@ -271,11 +285,9 @@ class Searcher:
         stored = self._stored
         # `take` would copy all stored rows where they are not aligned, as is usual within a file.
         vectors = self.rows.take(rows, axis=0) if stored is None else stored[positions]
-        scores = row_scores(query, vectors, self.metric)
+        scores = row_scores(query, vectors)
         if self.members is not None:
-            rows, scores = self.members.score(
-                query, positions, scores, k, self.rows, self.metric, dropped
-            )
+            rows, scores = self.members.score(query, positions, scores, k, self.rows, dropped)
         return _top(rows, scores, k)
 
     def plan_for(self, k: int) -> SearchPlan:
@@ -294,14 +306,15 @@ class Searcher:
         return plan
 
     def _scan(
-        self, queries: Floats, k: int, excluded: Exclusion | None
+        self, queries: Sequence[Query], k: int, excluded: Exclusion | None
     ) -> list[tuple[Ints, Floats]]:
         """Every row against each query, in steps of bounded memory."""
         step = max(1, _SCAN_BYTES // (4 * self.n))
         result = []
-        for start in range(0, queries.shape[0], step):
+        for start in range(0, len(queries), step):
             part = queries[start : start + step]
-            approximate, errors = self._approximate_scores(part)
+            vectors = np.stack([query.vector for query in part])
+            approximate, errors = self._approximate_scores(vectors)
             for query, line, error in zip(part, approximate, errors, strict=True):
                 if excluded is not None:
                     excluded.mask(line)
@@ -314,30 +327,25 @@ class Searcher:
         Under `ip` the query is taken at norm 1, which changes no order.
         """
         norms = np.sqrt(squared_norms(queries))
-        step = _FLOAT32_STEP * (self.d / 8 + 8)
-        norm_max = self.info.norm_max
         if self.metric == "l2":
             if self._squares is None:
                 self._squares = squared_norms(self.rows).astype(np.float32)
             scores = self._products(queries)
             scores *= 2
             scores -= self._squares
-            return scores, (2 * step * (norms + norm_max) ** 2).astype(np.float32)
+            return scores, (self._step * (norms + self.info.norm_max) ** 2).astype(np.float32)
         unit = np.divide(queries, np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
-        errors = np.full(queries.shape[0], 2 * step * norm_max, dtype=np.float32)
-        return self._products(unit), errors
+        return self._products(unit), np.full(queries.shape[0], self._error)
 
-    def approximate_query(self, query: Floats) -> tuple[Floats, np.float32]:
+    def approximate_query(self, query: Query) -> tuple[Floats, np.float32]:
         """The same for `families.row_products`: the query (d,) to score, and the error."""
-        step = 2 * _FLOAT32_STEP * (self.d / 8 + 8)
         if self.metric == "cosine":  # a unit vector, as it is prepared
-            return query, np.float32(step * self.info.norm_max)
-        exact = query.astype(np.float64)
-        norm = math.sqrt(exact.dot(exact))
+            return query.vector, self._error
+        norm = math.sqrt(query.square)
         if self.metric == "l2":
-            return query, np.float32(step * (norm + self.info.norm_max) ** 2)
-        unit = query if norm == 0 else (query / norm).astype(np.float32)
-        return unit, np.float32(step * self.info.norm_max)
+            return query.vector, np.float32(self._step * (norm + self.info.norm_max) ** 2)
+        unit = query.vector if norm == 0 else (query.vector / norm).astype(np.float32)
+        return unit, self._error
 
     def _products(self, queries: Floats) -> Floats:
         """float32 (m, n), by one product of a matrix with a vector where there is one query."""
@@ -350,7 +358,7 @@ class Searcher:
 
     def refine(
         self,
-        query: Floats,
+        query: Query,
         approximate: Floats,
         error: np.float32,
         k: int,
@@ -373,9 +381,9 @@ class Searcher:
             return rows, np.empty(0, dtype=np.float32)
         return self.scored(query, k, rows if numbers is None else numbers[rows])
 
-    def scored(self, query: Floats, k: int, rows: Ints) -> tuple[Ints, Floats]:
-        """The best k of these rows (any,), ascending, by final scores; the query is prepared."""
-        scores = row_scores(query, self.rows.take(rows, axis=0), self.metric)
+    def scored(self, query: Query, k: int, rows: Ints) -> tuple[Ints, Floats]:
+        """The best k of these rows (any,), ascending, by final scores."""
+        scores = row_scores(query, self.rows.take(rows, axis=0))
         order = top_k(scores, k)
         return rows[order], scores[order]
 
@@ -383,18 +391,3 @@ class Searcher:
 def _top(rows: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
     order = top_k(scores, k, rows)
     return rows[order], scores[order]
-
-
-def effort_for(efforts: tuple[Effort, ...], k: int) -> tuple[int, int]:
-    """Breadth and candidates for k: on the line between two tuned ones, in proportion beyond."""
-    low = efforts[0]
-    if k <= low.k:
-        return low.breadth, low.candidates
-    high = efforts[-1]
-    share = (k - low.k) / (high.k - low.k) if high.k > low.k else 1.0
-    if k >= high.k:
-        grown = k / high.k
-        return int(np.ceil(high.breadth * grown)), int(np.ceil(high.candidates * grown))
-    breadth = low.breadth + share * (high.breadth - low.breadth)
-    count = low.candidates + share * (high.candidates - low.candidates)
-    return int(np.ceil(breadth)), max(k, int(np.ceil(count)))

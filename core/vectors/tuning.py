@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from core.models import Family
-from core.vectors.arrays import Doubles, Floats, Ints
+from core.vectors.arrays import Doubles, Floats, Ints, prepare_one
 from core.vectors.exact import KnownScores, rescore
 from core.vectors.families import Plan, search_parameters
 from core.vectors.parameters import Effort, IndexLimits, Trial, ZeroRecall
@@ -212,10 +212,11 @@ class Tuner:
         if members is None or members.radii is None:
             return scores
         result = np.full((queries.shape[0], k), -np.inf, dtype=np.float32)
-        for line, query in enumerate(queries):
+        for line, vector in enumerate(queries):
             there = positions[line] >= 0
+            query = prepare_one(vector, self.sample.metric)
             _, found = members.score(
-                query, positions[line, there], scores[line, there], k, self.rows, self.sample.metric
+                query, positions[line, there], scores[line, there], k, self.rows
             )
             top = -np.sort(-found)[:k]
             result[line, : top.shape[0]] = top

@@ -21,7 +21,7 @@ from core.index.files import INDEX, VECTORS
 from core.index.manifest import MANIFEST, decode_manifest
 from core.vectors.arrays import Floats
 from core.vectors.families import search_parameters, set_threads
-from core.vectors.search import effort_for
+from core.vectors.parameters import effort_for
 from tests.benchmarks.sent import K_BEYOND, TOGETHER, K
 
 

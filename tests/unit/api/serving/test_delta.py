@@ -15,7 +15,7 @@ from api.serving.delta import ABSENT, MASKED, UNCHANGED, DeltaBuffer
 from api.serving.segment import Hits, Segment
 from api.serving.snapshot import Snapshot
 from core.models import Embedding, Metric
-from core.vectors.arrays import Floats, prepare, row_scores
+from core.vectors.arrays import Floats, prepare, prepare_one, row_scores
 from tests.unit.api.serving.versions import DIMENSION, make, model_of
 
 BEFORE = "2026-01-01T00:00:00.000000Z"
@@ -62,7 +62,7 @@ def _nearest(
     if not names:
         return Hits([], [])
     rows = prepare(np.stack([truth[name] for name in names]), metric)
-    found = row_scores(prepare(query[None], metric)[0], rows, metric).tolist()
+    found = row_scores(prepare_one(query, metric), rows).tolist()
     pairs = sorted((-score, name) for name, score in zip(names, found, strict=True))
     return Hits([name for _, name in pairs[:k]], [-score for score, _ in pairs[:k]])
 

@@ -20,7 +20,7 @@ from core.attributes.values import encode_attributes
 from core.index.version import MappedVersion
 from core.models import Embedding, Family, StoredAttributes
 from core.vectors import filtered
-from core.vectors.arrays import Floats, prepare, row_scores
+from core.vectors.arrays import Floats, prepare, prepare_one, row_scores
 from core.vectors.parameters import RecallBand
 from tests.unit.api.serving.versions import DIMENSION, make
 from tests.unit.core.attributes.test_columns import ATTRIBUTES, FILTERS, expected
@@ -115,7 +115,7 @@ def nearest(truth: Truth, query: Floats, condition: Any, k: int, without: Sequen
     if not names:
         return Hits([], [])
     rows = prepare(np.stack([truth[name][0] for name in names]), "cosine")
-    found = row_scores(prepare(query[None], "cosine")[0], rows, "cosine").tolist()
+    found = row_scores(prepare_one(query, "cosine"), rows).tolist()
     pairs = sorted((-score, name) for name, score in zip(names, found, strict=True))
     return Hits([name for _, name in pairs[:k]], [-score for score, _ in pairs[:k]])
 

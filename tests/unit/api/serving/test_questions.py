@@ -14,7 +14,7 @@ from api.serving.questions import Asking, Candidate, Question, attributes_us
 from api.serving.snapshot import Snapshot
 from core.attributes.boosts import Boost
 from core.attributes.filters import parse_filter
-from core.vectors.arrays import Floats, prepare, row_scores
+from core.vectors.arrays import Floats, prepare, prepare_one, row_scores
 from core.vectors.diversity import diverse
 from tests.unit.api.serving.test_matching import (
     IDS,
@@ -57,7 +57,7 @@ def ranked(
             continue
         row = prepare(vector[None], "cosine")
         near, far = (
-            [float(row_scores(prepare(each[None], "cosine")[0], row, "cosine")[0]) for each in part]
+            [float(row_scores(prepare_one(each, "cosine"), row)[0]) for each in part]
             for part in (positive, negative)
         )
         similarity = max(near)

@@ -294,9 +294,9 @@ def searched(snapshot: Snapshot) -> dict[str, Floats | None]:
     refs = {name: snapshot.find(name) for name in PRODUCTS}
     vectors = {name: None if ref is None else snapshot.vector(ref) for name, ref in refs.items()}
     for exact in (False, True):
-        (hits,) = snapshot.search([ANY], 100, exact=exact)
+        (hits,) = snapshot.search([ANY.vector], 100, exact=exact)
         assert dict(zip(hits.product_ids, hits.scores, strict=True)) == {
-            name: row_scores(ANY, present[None], "cosine")[0]
+            name: row_scores(ANY, present[None])[0]
             for name, present in vectors.items()
             if present is not None
         }
@@ -308,7 +308,7 @@ def same(present: Floats | None, written: Floats | None) -> bool:
     """Whether a product is as it was written."""
     if present is None or written is None:
         return present is written
-    return np.array_equal(present, prepare_one(written, "cosine"))
+    return np.array_equal(present, prepare_one(written, "cosine").vector)
 
 
 ServingMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)

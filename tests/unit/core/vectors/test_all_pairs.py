@@ -3,7 +3,7 @@ import pytest
 
 from core.models import Metric
 from core.vectors.all_pairs import nearest_of_all
-from core.vectors.arrays import Floats, prepare, row_scores, top_k
+from core.vectors.arrays import Floats, prepare, prepare_one, row_scores, top_k
 from core.vectors.exact import CandidateSpace
 from tests.unit.core.vectors.sets import METRICS
 
@@ -28,7 +28,7 @@ def test_each_row_has_its_best_rows(metric: Metric, k: int) -> None:
     done: list[int] = []
     found, scores = nearest_of_all(rows, k, CandidateSpace(rows, metric), 2, done.append)
     for row in range(0, 5000, 29):
-        every = row_scores(rows[row], rows, metric)
+        every = row_scores(prepare_one(rows[row], metric), rows)
         best = top_k(every, k)
         assert found[row].tolist() == best.tolist()
         assert scores[row].tolist() == every[best].tolist()

@@ -112,7 +112,7 @@ def test_unit_rows_are_unit_and_stay(rows: Floats) -> None:
     assert np.allclose(np.linalg.norm(units.astype(np.float64), axis=1), 1.0, atol=1e-7)
     assert np.array_equal(unit_rows(units), units)
     for row, unit in zip(rows, units, strict=True):
-        assert np.array_equal(prepare_one(row, "cosine"), unit)
+        assert np.array_equal(prepare_one(row, "cosine").vector, unit)
 
 
 def test_only_cosine_changes_rows() -> None:
@@ -143,9 +143,9 @@ def test_scores_are_larger_for_nearer() -> None:
     """Cosine, inner product, and the negated squared distance."""
     query = np.array([1.0, 0.0], np.float32)
     rows = np.array([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]], np.float32)
-    assert row_scores(query, rows, "cosine").tolist() == [1.0, 0.0, -1.0]
-    assert row_scores(query, rows, "ip").tolist() == [2.0, 0.0, -1.0]
-    assert row_scores(query, rows, "l2").tolist() == [-1.0, -10.0, -4.0]
+    assert row_scores(prepare_one(query, "cosine"), rows).tolist() == [1.0, 0.0, -1.0]
+    assert row_scores(prepare_one(query, "ip"), rows).tolist() == [2.0, 0.0, -1.0]
+    assert row_scores(prepare_one(query, "l2"), rows).tolist() == [-1.0, -10.0, -4.0]
 
 
 @given(ROWS, st.sampled_from(["cosine", "ip", "l2"]))
@@ -153,11 +153,11 @@ def test_a_pair_has_one_score(rows: Floats, metric: Metric) -> None:
     """The score does not depend on which of the two asks, nor on what else is scored."""
     rows = prepare(rows[check_rows(rows, metric) == 0], metric)
     for i, query in enumerate(rows):
-        found = row_scores(query, rows, metric)
+        found = row_scores(prepare_one(query, metric), rows)
         assert np.isfinite(found).all()
         for j, row in enumerate(rows):
-            assert found[j] == row_scores(query, row[None], metric)[0]
-            assert found[j] == row_scores(row, query[None], metric)[0]
+            assert found[j] == row_scores(prepare_one(query, metric), row[None])[0]
+            assert found[j] == row_scores(prepare_one(row, metric), query[None])[0]
         if metric == "cosine":
             assert found[i] == 1.0
 
@@ -165,15 +165,16 @@ def test_a_pair_has_one_score(rows: Floats, metric: Metric) -> None:
 def test_scores_of_many_rows_are_those_of_few() -> None:
     """Blocks change nothing."""
     rows = np.random.default_rng(0).standard_normal((3000, 400)).astype(np.float32)
-    found = row_scores(rows[0], rows, "cosine")
-    assert np.array_equal(found[2000:2010], row_scores(rows[0], rows[2000:2010], "cosine"))
+    query = prepare_one(rows[0], "cosine")
+    found = row_scores(query, rows)
+    assert np.array_equal(found[2000:2010], row_scores(query, rows[2000:2010]))
 
 
 def test_the_largest_norms_have_finite_scores() -> None:
     """Two vectors of the largest norm, in opposite directions, still have a score."""
     far = np.array([NORM_MAX, 0.0], np.float32)
-    assert np.isfinite(row_scores(far, -far[None], "l2")).all()
-    assert np.isfinite(row_scores(far, -far[None], "ip")).all()
+    assert np.isfinite(row_scores(prepare_one(far, "l2"), -far[None])).all()
+    assert np.isfinite(row_scores(prepare_one(far, "ip"), -far[None])).all()
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=300), st.integers(1, 50))

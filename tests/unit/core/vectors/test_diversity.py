@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.models import Metric
-from core.vectors.arrays import row_scores
+from core.vectors.arrays import prepare_one, row_scores
 from core.vectors.diversity import diverse
 
 NUMBERS = st.integers(-3, 3)
@@ -47,7 +47,7 @@ def test_each_result_has_the_largest_marginal_relevance(
     """For inner products and squared distances of whole numbers, which are exact."""
     relevance = data.draw(st.lists(NUMBERS, min_size=len(rows), max_size=len(rows)))
     vectors = np.array(rows, dtype=np.float32)
-    similarity = [row_scores(vector, vectors, metric).tolist() for vector in vectors]
+    similarity = [row_scores(prepare_one(vector, metric), vectors).tolist() for vector in vectors]
     found = list(diverse(np.array(relevance, dtype=np.float64), vectors, k, diversity, metric))
     assert found == by_definition(list(map(float, relevance)), similarity, k, diversity)
 

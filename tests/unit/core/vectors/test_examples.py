@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.models import Metric
-from core.vectors.arrays import Floats, check_vector
+from core.vectors.arrays import Floats, check_vector, prepare_one
 from core.vectors.examples import mean_vector, penalties
 
 METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
@@ -45,4 +45,5 @@ def test_what_is_nearer_to_a_negative_example_loses_the_difference() -> None:
     """And nothing else loses anything."""
     rows = np.array([[1, 0], [0, 1], [2, 1]], dtype=np.float32)
     scores = np.array([1.0, 0.0, 2.0])  # inner products with (1, 0)
-    assert penalties(scores, rows, [floats(0, 1), floats(0, 3)], "ip").tolist() == [0, 3, 1]
+    negative = [prepare_one(floats(0, length), "ip") for length in (1, 3)]
+    assert penalties(scores, rows, negative).tolist() == [0, 3, 1]

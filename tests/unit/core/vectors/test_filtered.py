@@ -25,7 +25,7 @@ def searcher(request: pytest.FixtureRequest) -> Searcher:
 
 def near_a_row(rows: Floats, share: float, metric: Metric = "cosine") -> NDArray[np.bool_]:
     """A filter that goes along with the vectors: the rows nearest to one of them."""
-    scores = row_scores(rows[7], rows, metric)
+    scores = row_scores(prepare_one(rows[7], metric), rows)
     mask = np.zeros(rows.shape[0], dtype=np.bool_)
     mask[np.argsort(-scores)[: max(1, round(share * rows.shape[0]))]] = True
     return mask
@@ -40,7 +40,7 @@ def at_random(rows: Floats, share: float) -> NDArray[np.bool_]:
 
 def right(query: Floats, rows: Floats, metric: Metric, mask: NDArray[np.bool_], k: int) -> Floats:
     """The best scores among the allowed rows."""
-    return -np.sort(-row_scores(query, rows[mask], metric))[:k]
+    return -np.sort(-row_scores(prepare_one(query, metric), rows[mask]))[:k]
 
 
 def recall(
@@ -56,7 +56,7 @@ def recall(
         assert found.rows.shape == wanted.shape
         assert mask[found.rows].all()
         assert np.unique(found.rows).size == found.rows.size
-        exact = row_scores(query, searcher.rows[found.rows], searcher.metric)
+        exact = row_scores(prepare_one(query, searcher.metric), searcher.rows[found.rows])
         assert (exact == found.scores).all()
         assert (np.diff(found.scores) <= 0).all()
         hits.append((found.scores >= wanted[-1:] - 1e-6).mean() if wanted.size else 1.0)
@@ -133,7 +133,7 @@ def test_very_short_and_very_long_vectors(metric: Metric, scale: float) -> None:
 def test_no_row_and_every_row(searcher: Searcher) -> None:
     """A filter that nothing matches finds nothing; one that all match is a search without it."""
     filtered = FilteredSearcher(searcher)
-    query = prepare_one(catalogue()[ROWS], "cosine")
+    query = prepare_one(catalogue()[ROWS], "cosine").vector
     none = filtered.search_one(query, 10, Allowed(np.zeros(ROWS, dtype=np.bool_)))
     assert none.rows.size == none.scores.size == 0
     every = filtered.search_one(query, 10, Allowed(np.ones(ROWS, dtype=np.bool_)))
@@ -152,7 +152,7 @@ def test_a_k_over_what_is_allowed(
     mask = np.zeros(ROWS, dtype=np.bool_)
     mask[np.random.default_rng(count).permutation(ROWS)[:count]] = True
     found = FilteredSearcher(searcher).search_one(
-        prepare_one(catalogue()[ROWS], "cosine"), 300, Allowed(mask), plan=plan
+        prepare_one(catalogue()[ROWS], "cosine").vector, 300, Allowed(mask), plan=plan
     )
     assert sorted(found.rows.tolist()) == np.flatnonzero(mask).tolist()
 
@@ -197,7 +197,7 @@ def test_copies_are_allowed_one_by_one(plan: Plan | None, noise: float) -> None:
         found = filtered.search_one(query, 10, Allowed(mask), plan=plan)
         assert mask[found.rows].all()
         assert np.unique(found.rows).size == 10
-        assert (found.scores == row_scores(query, rows[found.rows], "cosine")).all()
+        assert (found.scores == row_scores(prepare_one(query, "cosine"), rows[found.rows])).all()
         hits.append((found.scores >= right(query, rows, "cosine", mask, 10)[-1] - 1e-6).mean())
     assert min(hits[:2]) == 1.0
     assert np.mean(hits) >= 0.93
@@ -261,7 +261,7 @@ def test_filters_of_every_size_ask_the_index_for_few_different_numbers(
     """A searcher keeps what it made for each, so that they must not be as many as filters."""
     searcher = graphs["hnsw_flat"]
     filtered = FilteredSearcher(searcher)
-    query = prepare_one(catalogue()[ROWS], "cosine")
+    query = prepare_one(catalogue()[ROWS], "cosine").vector
     before = len(searcher._plans)  # noqa: SLF001
     for count in range(60, ROWS, 3):
         filtered.search_one(query, 10, Allowed(np.arange(ROWS) < count), plan="past")

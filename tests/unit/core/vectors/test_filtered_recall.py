@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.models import Family, Metric
-from core.vectors.arrays import row_scores
+from core.vectors.arrays import prepare_one, row_scores
 from core.vectors.filtered import Allowed, FilteredSearcher
 from core.vectors.filtered_recall import SHARES_MAX
 from core.vectors.parameters import RecallBand, recall_of
@@ -44,7 +44,7 @@ def test_each_band_is_what_new_queries_find(family: Family, metric: Metric) -> N
         hits = 0
         for query in queries:
             found = filtered.search_one(query, 10, allowed)
-            right = np.sort(row_scores(query, rows[mask], metric))[-10]
+            right = np.sort(row_scores(prepare_one(query, metric), rows[mask]))[-10]
             hits += int((found.scores >= right).sum())
         band = recall_of(built.bands, share)
         assert band is not None

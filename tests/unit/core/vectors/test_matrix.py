@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.models import Metric, Progress
-from core.vectors.arrays import prepare, row_scores
+from core.vectors.arrays import prepare, prepare_one, row_scores
 from core.vectors.matrix import exact_matrix, index_matrix
 from tests.unit.core.vectors.sets import METRICS, build, real, truth
 
@@ -19,9 +19,9 @@ def test_the_matrix_is_exact_top_k(metric: Metric) -> None:
     for row in range(1500):
         wanted = [other for other in order[row].tolist() if other != row][:20]
         near = matrix.neighbors[row]
-        values = row_scores(rows[row], rows[wanted], metric)
+        values = row_scores(prepare_one(rows[row], metric), rows[wanted])
         assert np.array_equal(matrix.scores[row], values)
-        assert np.array_equal(row_scores(rows[row], rows[near], metric), values)
+        assert np.array_equal(row_scores(prepare_one(rows[row], metric), rows[near]), values)
     assert reported[-1] == Progress("matrix", 1500, 1500)
     assert matrix.exact
 
@@ -47,7 +47,7 @@ def test_copies_and_ties_are_in_order(
     rows = prepare(np.array(values, np.float32), metric)
     matrix = exact_matrix(rows, metric, k, lambda *_: None)
     for row in range(len(values)):
-        found = row_scores(rows[row], rows, metric)
+        found = row_scores(prepare_one(rows[row], metric), rows)
         others = [other for other in range(len(values)) if other != row]
         wanted = sorted(others, key=lambda other: (-found[other], other))[:k]
         padding = [-1] * (k - len(wanted))

@@ -3,7 +3,7 @@ import pytest
 
 from core.errors import RecallBelowTarget
 from core.models import Family, Metric
-from core.vectors.arrays import Floats, prepare, row_scores
+from core.vectors.arrays import Floats, prepare, prepare_one, row_scores
 from core.vectors.builder import build_index
 from core.vectors.copies import equal_rows, similar_rows
 from core.vectors.families import set_threads
@@ -87,7 +87,7 @@ def test_each_near_copy_has_its_own_score(family: Family, metric: Metric, noise:
             near, found = searcher.search_one(query, k)
             exact, right = searcher.search_one(query, k, exact=True)
             assert near.tolist() == exact.tolist()
-            wanted = row_scores(query, rows[near], metric).tolist()
+            wanted = row_scores(prepare_one(query, metric), rows[near]).tolist()
             assert found.tolist() == right.tolist() == wanted
             assert together[0][line].tolist() == near.tolist()
 
@@ -220,7 +220,7 @@ def test_the_matrix_of_near_copies(metric: Metric) -> None:
     rows, copies = with_copies(products(200, metric), metric, 2500, 1e-6)
     matrix = exact_matrix(rows, metric, 5, lambda *_: None)
     for row in [*np.flatnonzero(copies)[:25].tolist(), *np.flatnonzero(~copies)[:5].tolist()]:
-        found = row_scores(rows[row], rows, metric)
+        found = row_scores(prepare_one(rows[row], metric), rows)
         found[row] = -np.inf
         wanted = np.lexsort((np.arange(rows.shape[0]), -found))[:5]
         assert matrix.neighbors[row].tolist() == wanted.tolist()

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.models import Family, Metric
-from core.vectors.arrays import Floats, Ints, row_scores
+from core.vectors.arrays import Floats, Ints, prepare_one, row_scores
 from core.vectors.families import stored_rows
-from core.vectors.parameters import Effort
-from core.vectors.search import Exclusion, Searcher, effort_for
+from core.vectors.parameters import Effort, effort_for
+from core.vectors.search import Exclusion, Searcher
 from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, real, truth
 
 APPROXIMATE = FAMILIES[1:]
@@ -63,7 +63,8 @@ def test_every_family_serves_every_metric(family: Family, metric: Metric) -> Non
     assert (np.diff(found, axis=1) <= 0).all()
     for query, line, values in zip(queries[:20], near[:20], found[:20], strict=True):
         assert len(set(line.tolist())) == 10
-        assert np.allclose(row_scores(query, rows[line], metric), values, rtol=1e-6, atol=1e-6)
+        final = row_scores(prepare_one(query, metric), rows[line])
+        assert np.allclose(final, values, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -236,7 +237,7 @@ def test_a_scan_with_rows_left_out(data: st.DataObject) -> None:
     _, searcher = build(rows, "l2", "exact")
     query = np.array([data.draw(st.integers(-3, 3)), 1.0], np.float32)
     near, found = searcher.search_one(query, k, excluded=Exclusion(n, gone))
-    everything = row_scores(query, rows, "l2")
+    everything = row_scores(prepare_one(query, "l2"), rows)
     left = [row for row in range(n) if row not in gone]
     wanted = sorted(left, key=lambda row: (-everything[row], row))[:k]
     assert near.tolist() == wanted
