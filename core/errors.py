@@ -172,6 +172,11 @@ class Unavailable(K9Error):
         self.retry_after_s = retry_after_s
 
 
+def public_detail(error: K9Error) -> str:
+    """What a caller is shown of an error: no names of tables, buckets and settings."""
+    return error.public if isinstance(error, Unavailable) else str(error)
+
+
 class NewerFormat(Unavailable):
     """What is stored was written by a later release: only an upgraded process can read it."""
 

@@ -180,7 +180,7 @@ def log_failure(error: BaseException, request_id: bytes, method: str) -> None:
 
 def _of_ours(error: K9Error) -> Reply:
     kind = kind_of(error)
-    detail = error.public if isinstance(error, errors.Unavailable) else str(error)
+    detail = errors.public_detail(error)
     if kind.slug == "internal":
         detail = _INTERNAL
     problem = Problem(type=kind.slug, title=kind.title, status=kind.status, detail=detail)

@@ -38,6 +38,7 @@ from worker.building.costs import BuildCosts
 from worker.building.reuse import reuse_current
 from worker.building.verification import verify
 from worker.heartbeat import Heartbeat
+from worker.reasons import reason_of
 
 _BACKOFF = RetryPolicy(first_s=1.0, max_s=60.0)
 _NEWER_WAIT_S = 60.0
@@ -264,13 +265,15 @@ class BuildAttempt:
         if self._progress.stage == "publish" and await self._is_published():
             self._succeed()
             return
-        reason = _describe(error)
+        reason = reason_of(error)
+        if isinstance(error, K9Error):
+            self._log.warning("build interrupted", reason=str(error))
+        else:
+            self._log.exception("unexpected error in a build", exc_info=error)
         if isinstance(error, NewerFormat):
             # No later attempt of this process succeeds; one of an upgraded process may.
             await self.release(reason, wait_s=_NEWER_WAIT_S)
             return
-        if not isinstance(error, K9Error):
-            self._log.exception("unexpected error in a build", exc_info=error)
         faults = self._build.faults + 1
         if faults >= self._settings.build_attempts_max:
             await self._fail(f"gave up after {faults} attempts: {reason}")
@@ -290,12 +293,3 @@ class BuildAttempt:
 def _since_request_s(build: Build) -> float:
     """By two machines' clocks: never below 0."""
     return max(0.0, (now() - parse_timestamp(build.requested_at)).total_seconds())
-
-
-def _describe(error: Exception) -> str:
-    """The error for the build's record, without paths or texts of libraries."""
-    if isinstance(error, K9Error):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"the worker's operating system reported: {error.strerror}"
-    return f"unexpected {type(error).__name__}; see the worker's log"

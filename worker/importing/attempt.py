@@ -40,6 +40,7 @@ from core.retry import RetryPolicy
 from worker import metrics
 from worker.heartbeat import Heartbeat
 from worker.importing.bad_rows import BadRows, cut
+from worker.reasons import reason_of
 from worker.slots import Slots
 
 _BACKOFF: Final = RetryPolicy(first_s=1.0, max_s=60.0)
@@ -323,18 +324,14 @@ class ImportAttempt:
 
     async def _retry(self, error: Exception) -> None:
         """Releases the import for a later attempt, or fails it after the last one."""
-        reason = f"unexpected {type(error).__name__}; see the worker's log"
+        reason = reason_of(error)
         if isinstance(error, K9Error):
-            # Callers read the reason: the names of tables and buckets are for the log.
-            reason = error.public if isinstance(error, Unavailable) else str(error)
             self._log.warning("import interrupted", reason=str(error))
-        elif isinstance(error, OSError) and error.strerror:
-            reason = f"the worker's operating system reported: {error.strerror}"
+        else:
+            self._log.exception("unexpected error in an import", exc_info=error)
         if isinstance(error, NewerFormat):
             await self.release(reason, wait_s=_NEWER_WAIT_S)
             return
-        if not isinstance(error, K9Error):
-            self._log.exception("unexpected error in an import", exc_info=error)
         if self._state.position > self._import.position:
             # Only faults without progress between them count: a large file may meet several.
             self._import = msgspec.structs.replace(self._import, faults=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from core.errors import Unavailable
+from core.errors import TableMissing, Unavailable
 from core.models import Build, BuildParameters, Model, Progress
 from core.repositories.builds import BuildRepository
 from core.repositories.models import ModelRepository
@@ -38,6 +38,8 @@ class Builds(BuildRepository):
         """Gets each heartbeat."""
         self.waits_s: list[float] = []
         """Of the attempts that were released."""
+        self.errors: list[str] = []
+        """What their rows say."""
         self.ended: list[str] = []
         self.refused = asyncio.Event()
         """Set once a heartbeat has failed."""
@@ -66,19 +68,20 @@ class Builds(BuildRepository):
         self, build: Build, error: str, *, wait_s: float, fault: bool = True
     ) -> Build:
         """The claim is released."""
-        assert error
         assert fault
+        self.errors.append(error)
         self.waits_s.append(wait_s)
         return build
 
     async def end(self, build: Build, status: str, error: str) -> None:
         """The build ends."""
-        assert (build.build_id, bool(error)) == (BUILD.build_id, True)
+        assert build.build_id == BUILD.build_id
+        self.errors.append(error)
         self.ended.append(status)
 
 
 class Models(ModelRepository):
-    """A models table that says nothing until it may answer; then that it is unavailable."""
+    """A models table that says nothing until it may answer; then that it is missing."""
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources.dynamo, resources.settings)
@@ -90,7 +93,7 @@ class Models(ModelRepository):
         assert model_version == BUILD.model_version
         self.asked.set()
         await self.may_answer.wait()
-        raise Unavailable("DynamoDB was away")
+        raise TableMissing("DynamoDB has no table k9-x", public="a table is missing")
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +227,14 @@ async def test_as_many_workers_as_allowed_may_be_lost(
     rig.models.may_answer.set()
     await rig.attempt.run()
     assert (rig.models.asked.is_set(), rig.builds.ended) == (runs, [] if runs else ["failed"])
+
+
+async def test_the_reason_in_the_row_names_no_table(opened: Resources, tmp_path: Path) -> None:
+    """Readers of builds see it; the name is in the worker's log."""
+    said = []
+    for attempts in (2, 1):
+        rig = Rig(opened, Building(work_dir=tmp_path, build_attempts_max=attempts))
+        rig.models.may_answer.set()
+        await rig.attempt.run()
+        said += rig.builds.errors
+    assert said == ["a table is missing", "gave up after 1 attempts: a table is missing"]
