@@ -57,7 +57,7 @@ load: $(VENV)/.dev ## Puts load on the `make dev` of this directory
 soak: $(VENV)/.dev ## Puts load on a stack of its own for half an hour, and tells what grew
 	$(BIN)/python -m tests.load.soak $(ARGS)
 
-upgrade-test: $(VENV)/.dev ## Runs commit 23e14f8 beside this code: an upgrade and a downgrade (20 min)
+upgrade-test: $(VENV)/.dev ## Runs commit 23e14f8 beside this code: an upgrade and a downgrade (7 min)
 	$(BIN)/python -m tests.upgrade $(ARGS)
 
 deploy-check: $(VENV)-infra/.ready ## What is deployed by: checkov over the templates, shellcheck over the script

@@ -48,8 +48,7 @@ SHED: Final = Counter(
     ["resource", "cause"],
 )
 """Resources are those of `Admission`, and `searches`, which the gate of the server refuses. Causes:
-`share` and `rate` of requests (429), `full`, `deadline` (503), and of bodies `rate` and `timeout`
-(400)."""
+`share` and `rate` of requests (429), `full`, `deadline` (503), and `rate` of bodies (400)."""
 CONNECTIONS: Final = Gauge("k9_http_connections", "Open connections.")
 CONNECTIONS_ENDED: Final = Counter(
     "k9_http_connections_ended_total",

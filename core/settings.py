@@ -146,10 +146,10 @@ class Http(msgspec.Struct, frozen=True):
     """How long readiness fails before the port closes, for a load balancer to see it."""
     drain_s: _Seconds = 10.0
     event_streams_max: _Positive = 64
-    """Streams of a build's events, which do not count as requests. A caller over its share
-    has its oldest one closed for a new one."""
+    """Streams of events of builds and imports, which do not count as requests. A caller over its
+    share has its oldest one closed for a new one."""
     event_poll_s: _Seconds = 1.0
-    """How often a build is read while a stream follows it."""
+    """How often a build or an import is read while a stream follows it."""
     event_keepalive_s: _Seconds = 15.0
     """How often an idle stream sends a comment, so that no proxy closes it."""
 
