@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final
 
@@ -13,7 +14,9 @@ from tests.image.engine import Engine
 from tests.image.images import ROOT, TARGETS
 
 _COMPOSE: Final = ROOT / ".venv-infra" / "bin" / "docker-compose"
+_FILES: Final = (ROOT / "compose.yaml", Path(__file__).with_name("compose.yaml"))
 _PROJECT: Final = "k9-image-test"
+_OPTIONS: Final = [option for file in _FILES for option in ("--file", str(file))]
 _FRACTION: Final = re.compile(r"\.(\d{6})\d*")
 
 
@@ -44,7 +47,7 @@ class Stack:
             RuntimeError: it failed; with what it said.
         """
         done = subprocess.run(
-            [str(_COMPOSE), "--project-name", _PROJECT, *arguments],
+            [str(_COMPOSE), "--project-name", _PROJECT, *_OPTIONS, *arguments],
             cwd=ROOT,
             env={**self._environ, **(environ or {})},
             input=data,
