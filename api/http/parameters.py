@@ -1,7 +1,7 @@
 """Typed parameters of paths, queries and headers, for handlers and for the OpenAPI document."""
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast, get_args
 
 from litestar.datastructures import ResponseHeader
 from litestar.params import HeaderParameter, PathParameter, QueryParameter
@@ -73,14 +73,25 @@ FieldsQuery = Annotated[
         },
     ),
 ]
+_METRICS: Final = f"^({'|'.join(get_args(Metric))})"
 MetricQuery = Annotated[
-    Metric | None,
+    # No `Metric | None`, as which `?metric=null` would be read as an absent one.
+    str | None,
     # No default: a generated client sends one with every write, a conflict where it differs.
     QueryParameter(
+        pattern=rf"{_METRICS}\Z",
         description="Fixed by the first write of a model version; another one later is a conflict. "
-        "Absent it is the model version's own, and `cosine` for a new one."
+        "Absent it is the model version's own, and `cosine` for a new one.",
+        schema_extra={"enum": list(get_args(Metric)), "pattern": f"{_METRICS}$"},
     ),
 ]
+
+
+def metric_of(text: str | None) -> Metric | None:
+    """A `MetricQuery`, whose pattern has been checked, as its type."""
+    return cast("Metric | None", text)
+
+
 IfMatch = Annotated[
     str | None,
     HeaderParameter(

@@ -15,7 +15,7 @@ from api.context import AppContext
 from api.http.hooks import BODY, operators, readers
 from api.http.idempotency import once
 from api.http.paging import LIMIT_DEFAULT, LIST, PageCursor, PageLimit
-from api.http.parameters import WATERMARK, MetricQuery, ModelVersion, ProductIdPath
+from api.http.parameters import WATERMARK, MetricQuery, ModelVersion, ProductIdPath, metric_of
 from api.http.request import ApiRequest, ApiResponse
 from api.wire.attributes import sent_attributes
 from api.wire.decoding import body_decoder
@@ -81,7 +81,7 @@ class EmbeddingController(Controller):
                 model_version,
                 product_id,
                 vector,
-                metric,
+                metric_of(metric),
                 attributes=attributes,
             ),
         )
@@ -118,7 +118,7 @@ class EmbeddingController(Controller):
                 embedding_service.store_batch,
                 model_version,
                 rows,
-                metric,
+                metric_of(metric),
                 malformed=malformed,
                 attributes=attributes,
             ),

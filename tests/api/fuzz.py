@@ -26,7 +26,7 @@ SEED = int(os.environ.get("FUZZ_SEED", "1"))
 @pytest.mark.timeout(7200)
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 async def test_ten_thousand_requests(api_settings: Settings, pool: Pool, tmp_path: Path) -> None:
-    """Every route: no server error, no undocumented answer, and half of the cases succeed."""
+    """Every route: no server error, no undocumented answer, and half of what holds succeeds."""
     async with running_target(api_settings, pool, tmp_path, spare=SPARE) as target:
         tally = await asyncio.to_thread(explore, target.known, LONG, seed=SEED)
         sys.stdout.write("\n".join(["", *tally.lines(), ""]))

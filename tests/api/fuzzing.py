@@ -61,6 +61,8 @@ class Tally:
     """Operation → status → how often."""
     failures: dict[str, str] = field(default_factory=dict)
     """What a check complained of, once a kind and operation."""
+    held: Counter[bool] = field(default_factory=Counter)
+    """Whether it had a 2xx → how many of the cases that were made to hold by the document."""
     waived: Counter[str] = field(default_factory=Counter)
     """Reason → how often a complaint was waived for it."""
     errors: list[str] = field(default_factory=list)
@@ -85,6 +87,7 @@ class Tally:
         ]
         share = self.successes / max(self.cases, 1)
         found.append(f"{'all':70}{self.cases:>7,}{share:>7.0%}")
+        found.append(f"made to hold {self.held.total():,}, of which {self.held[True]:,} with a 2xx")
         found += [f"waived {count:>6,} x {reason}" for reason, count in self.waived.most_common()]
         found += [f"error: {error}" for error in self.errors]
         return found + [f"failure: {failure}" for failure in self.failures.values()]
@@ -105,7 +108,7 @@ class Effort:
     stateful: int
     """Chains of requests along the links."""
     coverage: bool = True
-    """Each constraint of the document, kept to and broken once: some 60 cases an operation."""
+    """Each constraint of the document, kept to and broken: 60 cases, or 5,000 with a filter."""
 
 
 def explore(known: Known, effort: Effort, *, seed: int) -> Tally:
@@ -250,7 +253,7 @@ def _run(known: Known, part: _Part, seed: int, tally: Tally) -> None:
         _Steering(known, seed).hook(schema)
     for event in from_schema(schema).execute():
         if isinstance(event, events.ScenarioFinished):
-            _note(event, tally)
+            _note(event, tally, holds=part.holds)
         elif isinstance(event, events.NonFatalError):
             tally.errors.append(f"{event.label}: {event.info.title} {event.value!r}"[:500])
         elif isinstance(event, events.FatalError):
@@ -368,17 +371,19 @@ def assert_all_well(tally: Tally, log: Path) -> None:
     paths = document(CONTROLLERS, Settings())["paths"]
     routes = {f"{method.upper()} {path}" for path in paths for method in paths[path]}
     assert set(tally.statuses) == routes, report
-    assert 2 * tally.successes >= tally.cases, report
+    assert tally.held[True] >= tally.held[False], report
     assert not log.read_text(), log.read_text()
 
 
-def _note(event: events.ScenarioFinished, tally: Tally) -> None:
+def _note(event: events.ScenarioFinished, tally: Tally, *, holds: bool) -> None:
     for case_id, interaction in event.recorder.interactions.items():
         case = event.recorder.cases[case_id].value
         if interaction.response is None:
             tally.errors.append(f"{case.operation.label}: no answer")
             continue
         tally.statuses[case.operation.label][interaction.response.status_code] += 1
+        if holds:
+            tally.held[200 <= interaction.response.status_code < 300] += 1
     for case_id, checks in event.recorder.checks.items():
         for check in checks:
             if check.status is not Status.FAILURE or check.failure_info is None:

@@ -348,8 +348,10 @@ async def test_another_metric_is_a_conflict_and_an_unknown_one_invalid(
     good = {"vector": _GOOD}
     reply = await client.put(path_of(MODEL, "embeddings", "bad") + "?metric=l2", json=good)
     assert_problem(reply, 409, "metric-conflict")
-    reply = await client.put(path_of(MODEL, "embeddings", "bad") + "?metric=hamming", json=good)
-    assert_problem(reply, 422, "invalid")
+    for unknown in ("hamming", "null", ""):
+        path = path_of(MODEL, "embeddings", "bad") + f"?metric={unknown}"
+        problem = assert_problem(await client.put(path, json=good), 422, "invalid")
+        assert [error["field"] for error in problem["errors"]] == ["metric"]
 
 
 @pytest.mark.parametrize("path", ["/models/%FF", "/models/a%zz", "/models/%", "/models/a%C3"])

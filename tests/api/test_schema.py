@@ -22,7 +22,7 @@ SPARE = 12
 async def test_the_service_does_what_the_document_says(
     api_settings: Settings, pool: Pool, tmp_path: Path
 ) -> None:
-    """Every route: no server error, no undocumented answer, and half of the cases succeed."""
+    """Every route: no server error, no undocumented answer, and half of what holds succeeds."""
     async with running_target(api_settings, pool, tmp_path, spare=SPARE) as target:
         tally = await asyncio.to_thread(explore, target.known, SHORT, seed=1)
         assert_all_well(tally, target.log)
