@@ -1,6 +1,11 @@
 """What all tests share: servers that start once, and an environment that no test can leave."""
 
 import os
+
+# As in an API process, and before numpy and FAISS read it: beside other tests further threads
+# wait for a processor.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

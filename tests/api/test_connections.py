@@ -49,6 +49,10 @@ async def until_counted(name: str, value: float, **labels: str) -> None:
             await asyncio.sleep(0.01)
 
 
+_BACKGROUND = {"event loop stalled", "index in use"}
+"""What is logged while others keep the machine busy, or have an index loaded."""
+
+
 async def alive(stream: Stream) -> bool:
     """Whether a connection answers."""
     try:
@@ -76,7 +80,7 @@ async def test_a_caller_who_leaves_in_mid_body_is_no_error(service: Service, pat
                 await writer.drain()
                 await closed(writer)
             await until_counted("k9_http_requests_total", before + 20, **labels)
-        assert lines == []
+        assert [line for line in lines if line["event"] not in _BACKGROUND] == []
         context = listener.app.context
         assert context is not None
         assert context.admission.buffered.in_use == 0
