@@ -53,6 +53,8 @@ def _preload() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{name}."):
             if not module.name.endswith("__main__"):
                 import_module(module.name)
+    if MEASURED in os.environ:
+        import_module("coverage.control")
     gc.collect()
     gc.freeze()
 

@@ -54,8 +54,7 @@ def nothing_right(searcher: Searcher, queries: Floats) -> tuple[int, float]:
     return int(np.count_nonzero(hits == 0)), float(hits.mean())
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "metric"), [*enumerate(METRICS)])
 def test_near_copies_hide_nothing(metric: Metric, seed: int) -> None:
     """A third of all rows are one product with noise: each new query still finds what is right."""
     every = products(2500, metric, seed)
