@@ -40,7 +40,15 @@ def _run_ministack(port: int) -> None:
     import uvicorn  # noqa: PLC0415 - not before the thread below runs
     from ministack.app import app  # noqa: PLC0415 - reads the environment when imported
 
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", date_header=False, server_header=False)
+    uvicorn.run(
+        app,
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        date_header=False,  # it sends one
+        server_header=False,
+        timeout_keep_alive=75,  # as its own server
+    )
 
 
 def _run_moto(port: int) -> None:
