@@ -40,15 +40,20 @@ _FLAT: Final[dict[str, Any]] = {
     "type": "object",
     "propertyNames": {"pattern": f"^{NAME}$"},
     "additionalProperties": _CONDITION,
-    "maxProperties": 16,
+    "maxProperties": FILTER_CONDITIONS_MAX,
 }
-_FILTERS: Final[dict[str, Any]] = {"type": "array", "items": _FLAT, "minItems": 1, "maxItems": 8}
+_FILTERS: Final[dict[str, Any]] = {
+    "type": "array",
+    "items": _FLAT,
+    "minItems": 1,
+    "maxItems": FILTER_CONDITIONS_MAX,
+}
 FILTER: Final[dict[str, Any]] = {
     "type": "object",
     "propertyNames": {"pattern": rf"^({NAME}|\$and|\$or|\$not)$"},
     "properties": {"$and": _FILTERS, "$or": _FILTERS, "$not": _FLAT},
     "additionalProperties": _CONDITION,
-    "maxProperties": 16,
+    "maxProperties": FILTER_CONDITIONS_MAX,
     "description": (
         "Attributes that a product must have. A bare value is `$eq`; names and operators side by "
         "side must all match. On a list `$eq` and `$in` match where one of its strings does. "
