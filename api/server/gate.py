@@ -150,11 +150,12 @@ class Gate:
     def _end_turn(self) -> None:
         """The requests that came together are begun."""
         now = asyncio.get_running_loop().time()
+        begins = False
         if self._in_flight > CROWD or self._refused:
             self._full_last = now
             if self._full_since is None:
                 self._full_since = now
-            self.standing = self.standing or now - self._full_since >= STANDING_S
+            begins = not self.standing and now - self._full_since >= STANDING_S
         else:
             self._full_since = None
             self.standing = self.standing and now - self._full_last < STANDING_S
@@ -164,9 +165,13 @@ class Gate:
             self._refused = 0
         if not self.standing:
             self._callers.clear()
+        if begins:  # count anew: the crowd in flight is of unknown callers, and keeps nobody out
+            self.standing = True
+            self._turns.clear()
+            self._in_flight = 0
         if len(self._turns) == _STEPS:
             self._in_flight -= sum(self._turns[0].values())
         self._turns.append({})
-        self._ticking = self._in_flight > 0
+        self._ticking = self._in_flight > 0 or begins
         if self._ticking:
             asyncio.get_running_loop().call_soon(self._end_turn)

@@ -94,6 +94,18 @@ async def test_what_comes_beyond_for_a_while_is_refused(monkeypatch: pytest.Monk
     assert after - before == 40 - one - another + 1
 
 
+async def test_another_caller_gets_in_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no moment does a crowd keep another caller out, however much of it is still in flight."""
+    for crowd in (CROWD, 10 * CROWD):
+        gate, clock = made(), Clock(monkeypatch)
+        for _ in range(30):
+            begun(gate, crowd, b"one")
+            assert begun(gate, 1, b"another")
+            clock.now += TURN_S
+            await asyncio.sleep(0)
+        assert gate.standing
+
+
 async def test_nothing_but_searches_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """However full it is."""
     gate, clock = made(), Clock(monkeypatch)
