@@ -36,19 +36,12 @@ def _parse_yaml_in_c() -> None:
 
 
 def _run_ministack(port: int) -> None:
-    """Serves ministack by uvicorn, in half of the time that its own server takes."""
-    import uvicorn  # noqa: PLC0415 - not before the thread below runs
-    from ministack.app import app  # noqa: PLC0415 - reads the environment when imported
+    # they read the environment when they are imported
+    from ministack.app import app  # noqa: PLC0415
 
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=port,
-        log_level="warning",
-        date_header=False,  # it sends one
-        server_header=False,
-        timeout_keep_alive=75,  # as its own server
-    )
+    from deploy.local.gateway import serve  # noqa: PLC0415
+
+    serve(app, port)
 
 
 def _run_moto(port: int) -> None:
