@@ -34,7 +34,7 @@ dev: $(VENV)/.local ## Starts everything on this machine, until Ctrl-C
 	@exec $(BIN)/k9 dev $(ARGS)
 
 test: $(VENV)/.dev ## Runs every test; without ARGS with branch coverage, which has a floor, and the slowest
-	$(BIN)/python -m pytest $(SHARED) $(if $(ARGS),$(ARGS),--cov --durations=40 --durations-min=5)
+	$(BIN)/python -m pytest $(SHARED) $(if $(ARGS),$(ARGS),-p tests.branch_coverage --durations=40 --durations-min=5)
 
 check: $(VENV)/.dev ## The fast loop: format, lint, types, import rules, template, unit tests
 	$(BIN)/ruff format --check .

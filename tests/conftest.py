@@ -9,7 +9,6 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import msgspec
@@ -18,7 +17,6 @@ import pytest
 from core.settings import Settings
 from tests import aws_calls, log_secrets
 from tests.emulators import CREDENTIALS, create_tables, running, running_valkey, settings_for
-from tests.fork_server import MEASURED
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile(
@@ -46,12 +44,6 @@ pytest_sessionfinish = log_secrets.pytest_sessionfinish
 pytest_terminal_summary = log_secrets.pytest_terminal_summary
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Has the programs that tests start measured where this process is."""
-    if config.getoption("cov_source", None) and not config.getoption("no_cov"):
-        os.environ[MEASURED] = "1"
-
-
 def pytest_collection_finish() -> None:
     """Leaves all modules and tests out of garbage collections, which would visit them each time."""
     gc.freeze()
@@ -71,39 +63,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next(found, -1)
 
     items.sort(key=rank)
-    for item in items:
-        if _covers_nothing_more(item):
-            item.add_marker(pytest.mark.no_cover)
-
-
-_REPEATING = {
-    "api": "admission bad_input connections crashes fresh idempotency promoted rotation schema "
-    "two_users",
-    "worker": "builds cancel damage environments garbage_collector history reuse user_deletion "
-    "versions",
-}
-"""Tests that take long, and run what others run: by themselves they add less than 0.2 % of the
-branches (`--cov-context=test` tells which)."""
-_REPEATING_FILES = {
-    f"tests/{directory}/test_{name}.py"
-    for directory, names in _REPEATING.items()
-    for name in names.split()
-}
-
-
-def _covers_nothing_more(item: pytest.Item) -> bool:
-    """Whether a test runs code again that others run.
-
-    Measuring it would take a third of its time. It may run on the second emulator, with examples
-    made at random, or be one of those that repeat.
-    """
-    call: Any = getattr(item, "callspec", None)
-    function: Any = getattr(item, "function", None)
-    return (
-        (call is not None and call.params.get("emulator") == "moto")
-        or getattr(function, "is_hypothesis_test", False)
-        or item.nodeid.split("::")[0] in _REPEATING_FILES
-    )
 
 
 @pytest.fixture(scope="session")
@@ -128,12 +87,9 @@ def valkey() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", params=["ministack", "moto"])
-def emulator(request: pytest.FixtureRequest) -> Iterator[Settings]:
+def emulator(request: pytest.FixtureRequest) -> Settings:
     """Settings for each emulator in turn, with an environment of the module's own; no tables."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "moto":  # programs run the same code as on the first
-            patch.delenv(MEASURED, raising=False)
-        yield settings_for(request.getfixturevalue(request.param))
+    return settings_for(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(scope="module")

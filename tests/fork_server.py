@@ -24,13 +24,12 @@ import msgspec
 
 from tests.captured.secrets_of_settings import DIRECTORY
 
-MEASURED: Final = "TEST_COVERAGE"
-"""Set in the environment of programs whose coverage is measured."""
+COVERAGE: Final = "TEST_COVERAGE"
+"""The variable that names the directory of `tests.branch_coverage`, in a run that is measured."""
 LENGTH: Final = struct.Struct("!I")
 NUMBER: Final = struct.Struct("!i")
 BUILD: Final = "worker.building.build_process"
 _FDS: Final = 3
-_ROOT: Final = Path(__file__).parent.parent
 _PACKAGES: Final = ("api", "core", "worker", "deploy.aws", "deploy.cli", "deploy.data")
 
 
@@ -48,13 +47,14 @@ class Order(msgspec.Struct, frozen=True):
 
 def _preload() -> None:
     """Imports what the programs import, with nothing of any test in it."""
+    coverage = import_module("tests.branch_coverage") if COVERAGE in os.environ else None
     for name in _PACKAGES:
         package = import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{name}."):
             if not module.name.endswith("__main__"):
                 import_module(module.name)
-    if MEASURED in os.environ:
-        import_module("coverage.control")
+    if coverage is not None:
+        coverage.settle()
     gc.collect()
     gc.freeze()
 
@@ -129,22 +129,13 @@ def _become(order: Order, fds: list[int]) -> None:
     command = ["-m", order.program] if order.program != "k9" else ["-c", "k9"]
     sys.orig_argv[:] = [sys.executable, *command, *order.arguments]
     sys.argv[:] = [order.program, *order.arguments]
-    if os.environ.pop(MEASURED, None):
-        _measure()
+    written = os.environ.pop(COVERAGE, None)
+    if written:
+        import_module("tests.branch_coverage").write_at_end(Path(written))
     copies = os.environ.get(DIRECTORY)
     if copies:
         customize: Any = import_module("sitecustomize")
         customize.begin(Path(copies))
-
-
-def _measure() -> None:
-    """Has coverage.py measure this process, which its children are not."""
-    import coverage  # noqa: PLC0415 - few runs of the suite measure anything
-
-    os.environ["COVERAGE_PROCESS_START"] = str(_ROOT / "pyproject.toml")
-    os.environ["COVERAGE_FILE"] = str(_ROOT / ".coverage")
-    coverage.process_startup(slug="fork")
-    del os.environ["COVERAGE_PROCESS_START"], os.environ["COVERAGE_FILE"]
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
-from tests.fork_server import BUILD, MEASURED
+from tests.fork_server import BUILD
 from tests.processes import Process, start
 
 _FORKED: ContextVar[bool] = ContextVar("forked", default=False)
@@ -36,11 +36,10 @@ async def _begin(*command: Any, **options: Any) -> asyncio.subprocess.Process | 
     """What `asyncio.create_subprocess_exec` does, or the same by a fork."""
     if not _FORKED.get() or command[:3] != _BUILDING:  # a test may have other programs in its place
         return await _exec(*command, **options)
-    environ = {name: value for name, value in options["env"].items() if name != MEASURED}
     process = await start(
         BUILD,
         *command[3:],
-        environ=environ,
+        environ=options["env"],
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
