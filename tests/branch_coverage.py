@@ -41,6 +41,8 @@ _Passed = dict[str, tuple[list[int], list[tuple[int, int]]]]
 _probes: Final[Any] = slipcover.Slipcover(
     branch=True, source=_SOURCES, omit=_OMITTED, exclude_also=_EXCLUDED
 )
+if COVERAGE not in os.environ:  # this is the process that starts all others
+    os.environ[COVERAGE] = tempfile.mkdtemp(prefix="k9-coverage-")
 _result: Final[dict[str, Any]] = {}
 slipcover.ImportManager(_probes, slipcover.FileMatcher(_SOURCES, _OMITTED)).__enter__()
 
@@ -81,12 +83,6 @@ def _read(directory: Path) -> None:
         passed = msgspec.json.decode(path.read_bytes(), type=_Passed)
         for file, (lines, branches) in passed.items():
             _probes.all_seen[file].update(lines, branches)
-
-
-def pytest_configure() -> None:
-    """Makes the directory."""
-    if _WORKER not in os.environ:
-        os.environ[COVERAGE] = tempfile.mkdtemp(prefix="k9-coverage-")
 
 
 def pytest_sessionfinish(session: "pytest.Session") -> None:

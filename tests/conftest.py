@@ -17,6 +17,7 @@ import pytest
 from core.settings import Settings
 from tests import aws_calls, log_secrets
 from tests.emulators import CREDENTIALS, create_tables, running, running_valkey, settings_for
+from tests.processes import SHARED, fork_server
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile(
@@ -42,6 +43,12 @@ aws_calls.begin()
 pytest_runtest_logreport = log_secrets.pytest_runtest_logreport
 pytest_sessionfinish = log_secrets.pytest_sessionfinish
 pytest_terminal_summary = log_secrets.pytest_terminal_summary
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the fork server that processes share, while they collect the tests."""
+    if config.getoption("numprocesses", None):
+        os.environ[SHARED] = fork_server()
 
 
 def pytest_collection_finish() -> None:

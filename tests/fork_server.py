@@ -143,9 +143,9 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(sys.argv[1])
     listener.listen(16)
-    _preload()
-    sys.stdout.write("ready\n")
+    sys.stdout.write("listening\n")
     sys.stdout.flush()
+    _preload()
     order = _serve(listener)
     if order.program == "k9":
         from deploy.cli.main import main as k9  # noqa: PLC0415 - imported long ago

@@ -21,6 +21,8 @@ from tests.captured.secrets_of_settings import DIRECTORY
 from tests.fork_server import LENGTH, NUMBER, Order
 
 _ROOT: Final = Path(__file__).parent.parent
+SHARED: Final = "TEST_FORK_SERVER"
+"""The variable with the socket of a fork server that runs already."""
 _LIMIT: Final = 1 << 24
 """Bytes of a line of a process's output."""
 
@@ -126,7 +128,7 @@ async def start(
         else:
             theirs.append(os.dup(wanted if isinstance(wanted, int) else wanted.fileno()))
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(_server())
+    connection.connect(fork_server())
     data = msgspec.json.encode(order)
     socket.send_fds(connection, [LENGTH.pack(len(data))], theirs)
     connection.sendall(data)
@@ -151,8 +153,15 @@ async def _reader(fd: int) -> asyncio.StreamReader:
 
 
 @cache
-def _server() -> str:
-    """The socket of the fork server, which is started when first needed and ends with pytest."""
+def fork_server() -> str:
+    """The socket of the fork server, which is started when first needed and ends with pytest.
+
+    Processes that share the tests of a run share that of the process that started them. What is
+    asked of it is answered once it has imported what its children need.
+    """
+    shared = os.environ.get(SHARED)
+    if shared:
+        return shared
     directory = tempfile.TemporaryDirectory(prefix="k9-forks-")
     path = f"{directory.name}/socket"
     # Its children write copies of their logs, under their own names.
@@ -176,5 +185,5 @@ def _server() -> str:
 
     atexit.register(stop)
     with server.stdout:
-        assert server.stdout.readline() == b"ready\n", "the fork server did not start"
+        assert server.stdout.readline() == b"listening\n", "the fork server did not start"
     return path

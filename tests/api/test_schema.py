@@ -11,7 +11,7 @@ from tests.api.fuzz_target import running_target
 from tests.api.fuzzing import Effort, assert_all_well, explore
 from tests.api.pool import Pool
 
-SHORT = Effort(positive=3, negative=1, stateful=2, coverage=False)
+SHORT = Effort(positive=2, negative=1, stateful=2, coverage=False)
 SPARE = 12
 
 

@@ -267,7 +267,10 @@ def main(name: str) -> None:
     os.nice(19)  # the processor that it shares with the bystander is not what it attacks
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(_attack(ATTACKS[name], msgspec.json.decode(sys.stdin.buffer.read(), type=Target)))
+    target = msgspec.json.decode(sys.stdin.buffer.read(), type=Target)
+    sys.stdout.write("begins\n")
+    sys.stdout.flush()
+    asyncio.run(_attack(ATTACKS[name], target))
 
 
 async def _attack(attack: Attack, target: Target) -> None:

@@ -122,13 +122,16 @@ async def attacked(stack: Stack, name: str) -> AsyncIterator[None]:
         *(sys.executable, "-m", "tests.faults.attacks", name),
         cwd=_ROOT,
         stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdin is not None
     process.stdin.write(msgspec.json.encode(stack.target))
     process.stdin.close()
     try:
         stack.hang_keys(name in HUNG)
-        await asyncio.sleep(2)  # it has begun with all that it does
+        assert process.stdout is not None
+        await process.stdout.readline()  # it begins
+        await asyncio.sleep(0.5)  # with all that it does
         yield
         if process.returncode is not None:
             raise RuntimeError(f"the attack {name} ended by itself: {process.returncode}")

@@ -77,7 +77,7 @@ async def test_another_caller_is_served_throughout(stack: Stack, name: str) -> N
         open_build(stack) if name == STREAMS else nullcontext(stack) as target,
         attacked(target, name),
     ):
-        seen = await watch(target, seconds=2, rate=20)
+        seen = await watch(target, seconds=1, rate=30)
         assert seen.share >= SHARE_MIN, seen.outcomes
         if name == STREAMS:
             assert await stream_status(target) == httpx.codes.OK

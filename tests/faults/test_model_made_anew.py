@@ -24,6 +24,8 @@ from worker.model_deletion import delete_model
 
 EARLIER, LATER = 8, 5
 """Dimensions of the two."""
+PAUSE_S = 0.2
+"""Of each caller: the deletion takes half a minute, for which they go on."""
 QUERY = {EARLIER: vector(1).tolist(), LATER: vector(1, LATER).tolist()}
 
 
@@ -66,7 +68,7 @@ class Traffic:
                 self.acknowledged[dimension][name] = row
             else:
                 self.acknowledged[dimension].pop(name, None)  # nobody knows whether it is stored
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(PAUSE_S)
 
     async def search(self) -> None:
         """Asks by either dimension in turn."""
@@ -77,7 +79,7 @@ class Traffic:
                 if reply.status_code == httpx.codes.OK:
                     found = {hit["product_id"] for hit in reply.json()["neighbors"]}
                     self.answers.append((dimension, found))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(PAUSE_S)
 
 
 async def importing(resources: Resources, path: Path) -> None:
