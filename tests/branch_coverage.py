@@ -35,11 +35,20 @@ _EXCLUDED: Final = ["if __name__ == .__main__.:", "raise AssertionError"]
 _WORKER: Final = "PYTEST_XDIST_WORKER"
 """Set in the processes that share the tests of a run."""
 
-_Passed = dict[str, tuple[list[int], list[tuple[int, int]]]]
-"""Lines and branches by file."""
+_ByFile = dict[str, tuple[list[int], list[tuple[int, int]]]]
+"""Lines, and branches from a line to another."""
+
+
+class _Written(msgspec.Struct):
+    """What a process tells."""
+
+    passed: _ByFile
+    instrumented: _ByFile
+    """All that there is in the files it imported; empty from programs, which import no others."""
+
 
 _probes: Final[Any] = slipcover.Slipcover(
-    branch=True, source=_SOURCES, omit=_OMITTED, exclude_also=_EXCLUDED
+    branch=True, source=_SOURCES, omit=_OMITTED, exclude_also=_EXCLUDED, d_miss_threshold=2000
 )
 if COVERAGE not in os.environ:  # this is the process that starts all others
     os.environ[COVERAGE] = tempfile.mkdtemp(prefix="k9-coverage-")
@@ -48,8 +57,10 @@ slipcover.ImportManager(_probes, slipcover.FileMatcher(_SOURCES, _OMITTED)).__en
 
 
 def settle() -> None:
-    """Takes out all probes that were passed, before a process is forked many times."""
+    """Before a process is forked many times: writes what it passed, and takes out those probes."""
     _probes.deinstrument_seen()
+    _write(Path(os.environ[COVERAGE]))
+    _probes.all_seen.clear()
 
 
 def write_at_end(directory: Path) -> None:
@@ -64,15 +75,18 @@ def write_at_end(directory: Path) -> None:
     atexit.register(_write, directory)
 
 
-def _write(directory: Path) -> None:
+def _write(directory: Path, *, instrumented: bool = False) -> None:
     passed: defaultdict[str, set[Any]] = defaultdict(set)
     for seen in (_probes.all_seen, _probes.newly_seen):
         for file, at in seen.copy().items():
             passed[file] |= at
-    written: _Passed = {}
+    written = _Written({}, {})
     for file, at in passed.items():
         branches = {each for each in at if isinstance(each, tuple)}
-        written[file] = list(at - branches), list(branches)
+        written.passed[file] = list(at - branches), list(branches)
+    if instrumented:
+        for file, lines in _probes.code_lines.items():
+            written.instrumented[file] = list(lines), list(_probes.code_branches[file])
     part = directory / f"{os.getpid()}.part"
     part.write_bytes(msgspec.json.encode(written))
     part.rename(part.with_suffix(".json"))
@@ -80,16 +94,19 @@ def _write(directory: Path) -> None:
 
 def _read(directory: Path) -> None:
     for path in directory.glob("*.json"):
-        passed = msgspec.json.decode(path.read_bytes(), type=_Passed)
-        for file, (lines, branches) in passed.items():
+        written = msgspec.json.decode(path.read_bytes(), type=_Written)
+        for file, (lines, branches) in written.passed.items():
             _probes.all_seen[file].update(lines, branches)
+        for file, (lines, branches) in written.instrumented.items():
+            _probes.code_lines[file].update(lines)
+            _probes.code_branches[file].update(branches)
 
 
 def pytest_sessionfinish(session: "pytest.Session") -> None:
     """Writes what this process passed, or reports on all."""
     directory = Path(os.environ[COVERAGE])
     if _WORKER in os.environ:
-        _write(directory)
+        _write(directory, instrumented=True)
         return
     _read(directory)
     shutil.rmtree(directory)
