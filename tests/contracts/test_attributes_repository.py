@@ -107,14 +107,14 @@ async def test_a_store_keeps_replaces_or_clears_attributes(
         await embeddings.store_embedding(model, "p", vector(7, 8), None, {})
         assert await found(embeddings, model, "p") == {}
     for claim in (None, await claimed(dynamo, settings)):
-        rows = [(f"b{n}", vector(n, 1)) for n in range(130)]
-        own: dict[str, Attributes] = {f"b{n}": {"n": n} for n in range(0, 130, 2)}
+        rows = [(f"b{n}", vector(n, 1)) for n in range(60)]
+        own: dict[str, Attributes] = {f"b{n}": {"n": n} for n in range(0, 60, 2)}
         assert await embeddings.store_batch(model, rows, claim=claim, attributes=own) == []
         assert await embeddings.store_batch(model, [rows[0]], attributes={"b0": {}}) == []
         assert await found(embeddings, model, "b0") == {}
         assert await found(embeddings, model, "b1") == {}
-        assert await found(embeddings, model, "b128") == {"n": 128}
-        assert (await embeddings.get_embedding(model.model_version, "b129")).vector == rows[129][1]
+        assert await found(embeddings, model, "b58") == {"n": 58}
+        assert (await embeddings.get_embedding(model.model_version, "b59")).vector == rows[59][1]
 
 
 async def test_a_batch_under_a_key_is_continued_where_it_ended(
