@@ -44,7 +44,7 @@ class _Written(msgspec.Struct):
 
     passed: _ByFile
     instrumented: _ByFile
-    """All that there is in the files it imported; empty from programs, which import no others."""
+    """All that there is in the files that it imported; nothing from programs."""
 
 
 _probes: Final[Any] = slipcover.Slipcover(

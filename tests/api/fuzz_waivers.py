@@ -4,8 +4,10 @@ All checks are on. A complaint is waived only where the answer itself says that 
 """
 
 import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +21,15 @@ from core.limits import BOOST_MAX
 ACCEPTABLE: Final = ("2xx", "401", "403", "404", "409", "412", "5xx")
 """Of a request that holds by the document. 404, 409 and 412 are about what is there, not about the
 request; 5xx has a check of its own."""
+
+UNCOVERED: Final[list[dict[str, Any]]] = [
+    each
+    for each in tomllib.loads((Path(__file__).parents[2] / "schemathesis.toml").read_text())[
+        "operations"
+    ]
+    if "phases" in each
+]
+"""Settings of the operations of which not each constraint is tried, as `schemathesis run` has."""
 
 REFUSALS: Final[dict[str, str]] = {
     r"(vector|vectors\[\d+\]|embeddings\[\d+\]\.vector|tive\[\d+\]) has \d+ numbers": (

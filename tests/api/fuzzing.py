@@ -1,6 +1,5 @@
 """schemathesis against a running API: what it is told, what it may complain of, what came of it."""
 
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from api.app import CONTROLLERS
 from api.openapi.document import document
 from core.settings import Settings
 from tests.api.fuzz_msgpack import DIMENSION
-from tests.api.fuzz_waivers import ACCEPTABLE, reason_for
+from tests.api.fuzz_waivers import ACCEPTABLE, UNCOVERED, reason_for
 
 _REAL: Final = 0.9
 """How many of the ids in paths are of something that is there."""
@@ -96,13 +95,6 @@ class Tally:
 
 def _successes(counts: Counter[int]) -> int:
     return sum(count for status, count in counts.items() if 200 <= status < 300)
-
-
-_SETTINGS: Final = Path(__file__).parents[2] / "schemathesis.toml"
-_UNCOVERED: Final = [
-    each for each in tomllib.loads(_SETTINGS.read_text())["operations"] if "phases" in each
-]
-"""Operations of which not each constraint is tried."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +241,7 @@ def _run(known: Known, part: _Part, seed: int, tally: Tally) -> None:
             "suppress-health-check": ["all"],
             "cache": {"enabled": False},
             "phases": part.phases,
-            "operations": _UNCOVERED,
+            "operations": UNCOVERED,
             "headers": {"Accept": part.accept},
             "checks": {"positive_data_acceptance": {"expected-statuses": list(ACCEPTABLE)}},
             **_values(known),
