@@ -24,6 +24,8 @@ class Upstream:
     def __init__(self) -> None:
         self.came: list[tuple[str, Any]] = []
         self.chunked = False
+        self.keep_alive_s = 75.0
+        """After an idle connection is closed; a request that comes just then fails."""
         self.busy: dict[str, list[Any]] = {}
         """What it leaves undone itself."""
 
@@ -50,7 +52,7 @@ class Upstream:
         """A proxy before it."""
         application = web.Application(client_max_size=10**8)
         application.router.add_post("/", self.answer)
-        runner = web.AppRunner(application, keepalive_timeout=0.5)
+        runner = web.AppRunner(application, keepalive_timeout=self.keep_alive_s)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -231,6 +233,7 @@ async def test_requests_sent_at_once_are_answered_in_order(upstream: Upstream) -
 
 async def test_a_server_that_closes_idle_connections_is_no_fault(upstream: Upstream) -> None:
     """The client's connection outlives the one behind it."""
+    upstream.keep_alive_s = 0.5
     async with upstream.behind(Faults()) as proxy, client_of(proxy) as client:
         assert await client.call(GET, {}) == (200, ANSWER)
         await asyncio.sleep(0.8)
