@@ -28,6 +28,8 @@ NUMBERS_CEILING: Final = 1_000_000
 """Far above the limit of a vector, which is checked afterwards to name both numbers: a longer list
 is refused before it is made, which msgpack's headers allow."""
 
+_FLOAT32_MAX: Final = 3.4028235e38
+"""The largest float32, as JSON has it."""
 _CONTROL: Final = r"\u0000-\u001f\u007f-\u009f"
 PRODUCT_ID: Final[dict[str, Any]] = {
     "minLength": 1,
@@ -39,12 +41,12 @@ PRODUCT_ID: Final[dict[str, Any]] = {
 """JSON Schema of a product id; `core.identifiers` checks it."""
 VECTOR: Final[dict[str, Any]] = {
     "type": "array",
-    "items": {"type": "number", "minimum": -NORM_MAX, "maximum": NORM_MAX},
+    "items": {"type": "number", "minimum": -_FLOAT32_MAX, "maximum": _FLOAT32_MAX},
     "minItems": 1,
     "maxItems": DIMENSION_MAX,
     "description": (
-        f"As many numbers as the model version's dimension, of a norm up to {NORM_MAX:.0e}; for "
-        "cosine not all of them zero."
+        "As many numbers as the model version's dimension. Under ip and l2 their norm is up to "
+        f"{NORM_MAX:.0e}; under cosine not all of them are zero."
     ),
 }
 """JSON Schema of a vector; `core.vectors.arrays.check_vector` checks it."""

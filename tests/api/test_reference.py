@@ -8,7 +8,7 @@ from openapi_spec_validator import validate
 from api.admission.quotas import BodyLimits
 from api.openapi.routes import ASSETS
 from tests.api.conftest import Service
-from tests.api.serving import assert_problem, client_of
+from tests.api.serving import assert_problem, client_of, path_of
 
 WITHOUT = {"HEAD", "OPTIONS"}
 
@@ -55,6 +55,20 @@ async def test_limits_stand_in_it(service: Service) -> None:
     batch = paths["/models/{model_version}/embeddings:batch"]["post"]["requestBody"]["content"]
     assert batch["application/json"]["schema"]["properties"]["embeddings"]["maxItems"] == 1000
     assert str(BodyLimits(service.settings).batch) in document["info"]["description"]
+
+
+async def test_any_vector_that_is_taken_is_described(service: Service) -> None:
+    """On its way in and out: under cosine any float32 is, and more than the norm under ip."""
+    document = await _document(service)
+    put = document["paths"]["/models/{model_version}/embeddings/{product_id}"]["put"]
+    body = put["requestBody"]["content"]["application/json"]["schema"]["properties"]["vector"]
+    item = document["components"]["schemas"]["EmbeddingItem"]["properties"]["vector"]["anyOf"][0]
+    largest = [3.4028235e38, -3.4028235e38, 0.0]
+    for numbers in (body["items"], item["items"]):
+        assert (numbers["maximum"], numbers["minimum"]) == (max(largest), min(largest))
+    path = path_of("m-largest", "embeddings", "a")
+    assert (await service.client.put(path, json={"vector": largest})).status_code == 201
+    assert (await service.client.get(path)).json()["vector"] == largest
 
 
 async def test_security_and_problems_are_described(service: Service) -> None:
