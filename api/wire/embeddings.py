@@ -7,7 +7,6 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from api.wire.fields import (
     ATTRIBUTE,
     ATTRIBUTES,
-    VECTOR,
     Answer,
     Body,
     EncodedAttributes,
@@ -21,6 +20,7 @@ from core.vectors.arrays import Floats
 
 _PARTS_MAX: Final = DIMENSION_MAX + ATTRIBUTES_BYTES_MAX
 """Commas that a vector and its attributes may have."""
+_STORED_VECTOR: Final[dict[str, Any]] = {"type": "array", "items": {"type": "number"}}
 ATTRIBUTES_PATCH: Final[dict[str, Any]] = {
     **ATTRIBUTES,
     "additionalProperties": {"oneOf": [*ATTRIBUTE["oneOf"], {"type": "null"}]},
@@ -106,7 +106,7 @@ class EmbeddingItem(Answer, omit_defaults=True):
     product_id: str
     dimension: int
     updated_at: Time
-    vector: Annotated[Floats, Meta(extra_json_schema=VECTOR)] | None = None
+    vector: Annotated[Floats, Meta(extra_json_schema=_STORED_VECTOR)] | None = None
     """As it was sent; absent with `?vectors=false`."""
     attributes: StoredAttributes | None = None
     """Absent where it has none."""

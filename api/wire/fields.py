@@ -28,8 +28,8 @@ NUMBERS_CEILING: Final = 1_000_000
 """Far above the limit of a vector, which is checked afterwards to name both numbers: a longer list
 is refused before it is made, which msgpack's headers allow."""
 
-_FLOAT32_MAX: Final = 3.4028235e38
-"""The largest float32, as JSON has it."""
+_NUMBER_MAX: Final = 3.4028234e38
+"""Just below the largest float32, to which validators would have to round as K9 does."""
 _CONTROL: Final = r"\u0000-\u001f\u007f-\u009f"
 PRODUCT_ID: Final[dict[str, Any]] = {
     "minLength": 1,
@@ -41,7 +41,7 @@ PRODUCT_ID: Final[dict[str, Any]] = {
 """JSON Schema of a product id; `core.identifiers` checks it."""
 VECTOR: Final[dict[str, Any]] = {
     "type": "array",
-    "items": {"type": "number", "minimum": -_FLOAT32_MAX, "maximum": _FLOAT32_MAX},
+    "items": {"type": "number", "minimum": -_NUMBER_MAX, "maximum": _NUMBER_MAX},
     "minItems": 1,
     "maxItems": DIMENSION_MAX,
     "description": (
@@ -49,7 +49,7 @@ VECTOR: Final[dict[str, Any]] = {
         f"{NORM_MAX:.0e}; under cosine not all of them are zero."
     ),
 }
-"""JSON Schema of a vector; `core.vectors.arrays.check_vector` checks it."""
+"""JSON Schema of a vector as it is sent; `core.vectors.arrays.check_vector` checks it."""
 
 ATTRIBUTE: Final[dict[str, Any]] = {
     "oneOf": [
