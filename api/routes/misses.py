@@ -14,7 +14,7 @@ from api.http.hooks import BODY, operators
 from api.http.parameters import ModelVersion
 from api.http.request import ApiRequest
 from api.routes.questions import prepared
-from api.routes.searching import index_used, run
+from api.routes.searching import index_used, run, watermark_of
 from api.serving.questions import Asking, Candidate, Question
 from api.serving.snapshot import Matching, RowRef, Snapshot
 from api.wire.misses import Miss, MissBody, Reason
@@ -35,11 +35,12 @@ async def explain_miss(context: RequestContext, model_version: str, body: MissBo
 
     Raises what `api.routes.search.search` does.
     """
+    after = watermark_of(context, body)
     expected = body.expected_product_id
     problem = product_id_problem(expected)
     if problem:
         raise Invalid.of(FieldError("expected_product_id", problem))
-    snapshot, question, matching = await prepared(context, model_version, body, [])
+    snapshot, question, matching = await prepared(context, model_version, body, after, [])
     asking = Asking(snapshot, question, matching)
     rank: int | None = None
     score: float | None = None

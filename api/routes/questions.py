@@ -11,14 +11,15 @@ from msgspec import UNSET
 from api.admission.executor import Steps
 from api.http.context import RequestContext
 from api.routes.searching import (
+    check_options,
     describe,
     find,
     index_used,
     matching_products,
-    options_of,
     run,
     snapshot_for,
     unavailable_attributes,
+    watermark_of,
 )
 from api.serving.questions import Asking, Candidate, Question
 from api.serving.snapshot import Matching, Snapshot
@@ -44,17 +45,17 @@ class _Sent(msgspec.Struct, frozen=True):
 
     examples: list[tuple[str, str | Floats]]
     """What is searched for: its place, and a product id or a vector."""
-    after: Presented | None
     condition: Filter | None
     boosts: list[Boost]
 
 
 async def ask(context: RequestContext, model_version: str, body: AnySearch) -> Found | FoundGroups:
     """Answers such a search; raises what `api.routes.search.search` does."""
+    after = watermark_of(context, body)
     if body.explain and not context.caller.operator:
         raise Invalid.of(FieldError("explain", "is for operators alone"))
     steps: list[ExplainedStep] = []
-    snapshot, question, matching = await prepared(context, model_version, body, steps)
+    snapshot, question, matching = await prepared(context, model_version, body, after, steps)
     asking = Asking(snapshot, question, matching)
     neighbors: list[Neighbor] = []
     groups: list[NeighborGroup] = []
@@ -79,17 +80,22 @@ async def ask(context: RequestContext, model_version: str, body: AnySearch) -> F
 
 
 async def prepared(
-    context: RequestContext, model_version: str, body: AnySearch, steps: list[ExplainedStep]
+    context: RequestContext,
+    model_version: str,
+    body: AnySearch,
+    after: Presented | None,
+    steps: list[ExplainedStep],
 ) -> tuple[Snapshot, Question, Matching | None]:
     """What answers a search, what it asks, and the products that match its filter.
 
-    `steps` gets the time of the filter. Raises what `api.routes.search.search` does.
+    The snapshot reflects `after`. `steps` gets the time of the filter. Raises what
+    `api.routes.search.search` does.
     """
     sent = await context.decode(_sent(context, model_version, body))
     places = [(at, example) for at, example in sent.examples if not isinstance(example, str)]
     vectors = [vector for _, vector in places]
     snapshot = await snapshot_for(
-        context, model_version, body, vectors, [at for at, _ in places], sent.after
+        context, model_version, body, vectors, [at for at, _ in places], after
     )
     question = _question(snapshot, body, sent)
     matching = None
@@ -136,7 +142,7 @@ def _neighbors(body: AnySearch, found: list[Candidate]) -> list[Neighbor]:
 
 def _sent(context: RequestContext, model_version: str, body: AnySearch) -> Steps[_Sent]:
     unavailable = unavailable_attributes(context, model_version)
-    after = options_of(context, body, unavailable)
+    check_options(body, unavailable)
     _check_together(body, unavailable)
     msgpack = context.msgpack_in
     examples: list[tuple[str, str | Floats]] = []
@@ -158,7 +164,7 @@ def _sent(context: RequestContext, model_version: str, body: AnySearch) -> Steps
     if body.filter is not UNSET:
         condition = sent_filter(body.filter, msgpack=msgpack, unavailable=unavailable)
     boosts = [] if body.boost is UNSET else sent_boosts(body.boost, unavailable)
-    return _Sent(examples, after, condition, boosts)
+    return _Sent(examples, condition, boosts)
 
 
 def _check_together(body: AnySearch, unavailable: Collection[str]) -> None:
@@ -173,6 +179,8 @@ def _check_together(body: AnySearch, unavailable: Collection[str]) -> None:
             if given:
                 problem = "goes with one question, and not with `vectors`"
                 raise Invalid.of(FieldError(name, problem))
+        if body.group_size == 1:  # else it lacks `group_by`
+            raise Invalid.of(FieldError("vectors", "are several questions: send one"))
     if not 0 <= body.diversity <= 1:  # NaN too
         raise Invalid.of(FieldError("diversity", "must be a number from 0 to 1"))
     _check_groups(body, unavailable)

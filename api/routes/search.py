@@ -20,15 +20,16 @@ from api.http.parameters import FieldsQuery, FilterQuery, KQuery, ModelVersion, 
 from api.http.request import ApiRequest
 from api.routes.questions import ask
 from api.routes.searching import (
+    check_options,
     current_snapshot,
     describe,
     find,
     index_used,
     matching_products,
-    options_of,
     run,
     snapshot_for,
     unavailable_attributes,
+    watermark_of,
 )
 from api.serving.cost import INLINE_US_MAX
 from api.serving.segment import Hits, Provenance
@@ -163,7 +164,8 @@ def _question(
 ) -> Steps[tuple[list[Floats], Presented | None, Filter | None]]:
     """Vectors, watermark and filter of a search, checked as far as it can be without an index."""
     unavailable = unavailable_attributes(context, model_version)
-    after = options_of(context, body, unavailable)
+    after = watermark_of(context, body)
+    check_options(body, unavailable)
     wires: list[tuple[str, Wire]] = []
     if body.vector is not UNSET:
         wires.append(("vector", body.vector))

@@ -39,29 +39,43 @@ def unavailable_attributes(context: RequestContext, model_version: str) -> Colle
     return model.internal_attributes
 
 
-def options_of(
-    context: RequestContext, body: AnySearch, unavailable: Collection[str]
-) -> Presented | None:
-    """Checks what a search has besides what is searched for; the watermark that it waits for.
+def watermark_of(context: RequestContext, body: AnySearch) -> Presented | None:
+    """The watermark that a search waits for. First, as what cannot be read goes before the invalid.
+
+    Raises:
+        Unreadable: it is no watermark.
+    """
+    if body.min_watermark is None:
+        return None
+    return context.app.resources.watermarks.decode(body.min_watermark)
+
+
+def check_options(body: AnySearch, unavailable: Collection[str]) -> None:
+    """Checks what a search has besides what is searched for.
 
     `unavailable` are the attributes that the caller may not get.
 
     Raises:
-        Unreadable: the watermark cannot be read.
         Invalid: the search is not valid.
     """
-    after = None
-    if body.min_watermark is not None:  # what cannot be read goes before what is not valid
-        watermarks = context.app.resources.watermarks
-        after = watermarks.decode(body.min_watermark)
     given = [name for name in _FORMS if getattr(body, name) is not UNSET]
     if len(given) != 1:
         problem = (
             "is one of `vector`, `product_id`, `recommend` and `vectors`: send exactly one of them"
         )
         raise Invalid.of(FieldError(given[-1] if given else "vector", problem))
-    _check_options(body, unavailable)
-    return after
+    if body.k % 1 or not 1 <= body.k <= K_MAX:
+        raise Invalid.of(FieldError("k", f"must be a whole number from 1 to {K_MAX}"))
+    if body.min_score is not None and not isfinite(body.min_score):
+        raise Invalid.of(FieldError("min_score", "must be a finite number"))
+    if body.fields is not UNSET:
+        for number, name in enumerate(body.fields):
+            check_name(name, f"fields[{number}]", unavailable)
+    if body.vectors is not UNSET and len(body.vectors) * body.k > VECTORS_TIMES_K_MAX:
+        raise Invalid(
+            f"{len(body.vectors)} vectors times k of {body.k:g} is over {VECTORS_TIMES_K_MAX}",
+            (FieldError("k", f"times vectors is over {VECTORS_TIMES_K_MAX}"),),
+        )
 
 
 async def snapshot_for(
@@ -188,18 +202,3 @@ async def run(context: RequestContext, cost_us: float, steps: Steps[T]) -> T:
     caller = context.caller.user_id
     with context.app.admission.large_search(caller, max(1, round(cost_us / 1000))):
         return await context.app.searching.run(caller, steps)
-
-
-def _check_options(body: AnySearch, unavailable: Collection[str]) -> None:
-    if body.k % 1 or not 1 <= body.k <= K_MAX:
-        raise Invalid.of(FieldError("k", f"must be a whole number from 1 to {K_MAX}"))
-    if body.min_score is not None and not isfinite(body.min_score):
-        raise Invalid.of(FieldError("min_score", "must be a finite number"))
-    if body.fields is not UNSET:
-        for number, name in enumerate(body.fields):
-            check_name(name, f"fields[{number}]", unavailable)
-    if body.vectors is not UNSET and len(body.vectors) * body.k > VECTORS_TIMES_K_MAX:
-        raise Invalid(
-            f"{len(body.vectors)} vectors times k of {body.k:g} is over {VECTORS_TIMES_K_MAX}",
-            (FieldError("k", f"times vectors is over {VECTORS_TIMES_K_MAX}"),),
-        )

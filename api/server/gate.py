@@ -1,10 +1,10 @@
 """Which searches are refused before they are begun, while more come than can be answered.
 
-A search takes the processor in three steps, between which other requests have a turn of the event
-loop (decision record 0027). So how many were begun in the last three turns says how long each of
-them takes, in searches, whatever one search costs. Where many come for a moment, they wait. Where
-there was a crowd of them in every turn for a while, only a few are taken on at once until it is
-over, and the rest is refused while it has cost next to nothing: it is neither parsed, where its
+A plain search takes the processor in three steps, between which other requests have a turn of the
+event loop (decision record 0027). So how many were begun in the last three turns says how long each
+of them takes, in searches, whatever one search costs. Where many come for a moment, they wait.
+Where there was a crowd of them in every turn for a while, only a few are taken on at once until it
+is over, and the rest is refused while it has cost next to nothing: it is neither parsed, where its
 head is plain, nor authenticated, nor decoded (decision record 0031).
 """
 
@@ -37,9 +37,11 @@ until it is over."""
 _CALLERS_MAX: Final = 1024
 """Values of `Authorization` whose caller is remembered."""
 _STEPS: Final = 3
-"""Turns of the loop that a search takes."""
+"""Turns of the loop that a plain search takes."""
 
-_PATH: Final = re.compile(rb"/models/[^/]+/search")
+_PATH: Final = re.compile("/+models/.+/search/*", re.DOTALL)
+"""Whatever the router takes for the path of a search, once it has no escapes; and what it does not
+know."""
 _FULL: Final = problem_reply(Overloaded("too many searches are in flight; try again shortly"))
 
 Fields = list[tuple[bytes, bytes]]
@@ -80,7 +82,7 @@ class Gate:
 
     def admit(self, scope: Any, app: Any) -> Any:
         """What answers a request that begins now: the application, or a refusal in its place."""
-        if scope["method"] != "POST" or _PATH.fullmatch(scope["raw_path"]) is None:
+        if scope["method"] != "POST" or _PATH.fullmatch(scope["path"]) is None:
             return app
         if not self._ticking:
             self._ticking = True

@@ -354,14 +354,19 @@ async def test_a_miss_is_explained(shop: Opened) -> None:
         token = await here.delete("p20")
         told = await miss("p20", min_watermark=token)
         assert (told["reason"], told["rank"]) == ("no_such_row", None)
-        several = {"vectors": [vector(1).tolist()], "expected_product_id": "p01", "explain": True}
-        reply = await here.client.post(path_of(here.model, "explain-miss"), json=several)
-        (error,) = assert_problem(reply, 422, "invalid")["errors"]
-        assert error["field"] == "explain"
-        body = {**query, "expected_product_id": ""}
-        reply = await here.client.post(path_of(here.model, "explain-miss"), json=body)
-        (error,) = assert_problem(reply, 422, "invalid")["errors"]
-        assert error["field"] == "expected_product_id"
+        several = {"vectors": [vector(1).tolist()], "expected_product_id": "p01"}
+        for body, field in (
+            ({**several, "explain": True}, "explain"),
+            ({**several, "group_size": 2}, "group_size"),
+            (several, "vectors"),
+            ({**query, "expected_product_id": ""}, "expected_product_id"),
+        ):
+            path = path_of(here.model, "explain-miss")
+            reply = await here.client.post(path, json=body)
+            (error,) = assert_problem(reply, 422, "invalid")["errors"]
+            assert error["field"] == field
+            reply = await here.client.post(path, json=body | {"min_watermark": "none"})
+            assert_problem(reply, 400, "unreadable")
 
 
 async def test_what_is_stored_and_not_in_the_index_is_told_apart(shop: Opened) -> None:

@@ -59,6 +59,24 @@ async def test_a_search_that_the_gate_refuses_is_a_problem(service: Service) -> 
         await closed(stream[1])
 
 
+async def test_no_form_of_its_path_gets_a_search_past_the_gate(service: Service) -> None:
+    """Whatever the router takes for it: escapes, and slashes that are too many."""
+    token = service.pool.token()
+    path = SEARCH.removeprefix("POST ")
+    async with listening(service) as free, listening(service, gate_class=Shut) as full:
+        for form in (
+            path.replace("search", "%73earch"),
+            path + "/",
+            "/" + path,
+            path.replace("/search", "//search"),
+        ):
+            for listener, expected in (free, {200, 409}), (full, {503}):
+                stream = await listener.connect()
+                stream[1].write(request(f"POST {form}", token, PLAIN))
+                assert (await reply_of(stream))[0] in expected, form
+                await closed(stream[1])
+
+
 async def test_a_refused_search_ends_its_connection_where_it_must(service: Service) -> None:
     """Asked to, over a body that is large or has no length, and while the server drains."""
     token = service.pool.token()

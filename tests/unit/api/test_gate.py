@@ -1,6 +1,7 @@
 """Which searches the gate refuses, and when."""
 
 import asyncio
+from urllib.parse import unquote
 
 import pytest
 from prometheus_client import REGISTRY
@@ -28,7 +29,8 @@ def app() -> None:
 def begins(gate: Gate, method: str, path: bytes, caller: bytes = b"") -> bool:
     """Whether a request begins."""
     fields = [(b"host", b"k9.test"), (b"authorization", caller)]
-    return gate.admit({"method": method, "raw_path": path, "headers": fields}, app) is app
+    scope = {"method": method, "path": unquote(path.decode()), "raw_path": path, "headers": fields}
+    return gate.admit(scope, app) is app
 
 
 def begun(gate: Gate, count: int, caller: bytes = b"") -> int:
