@@ -42,6 +42,8 @@ ATTRIBUTE_CHARACTERS_MAX: Final = 256
 ATTRIBUTE_LIST_MAX: Final = 64
 """Strings of a list."""
 FILTER_LEVELS_MAX: Final = 16
+FILTER_BYTES_MAX: Final = 4 << 20
+"""Of a filter as it is sent: with all its characters escaped, the largest one takes 3 MB."""
 FILTER_CONDITIONS_MAX: Final = 256
 FILTER_VALUES_MAX: Final = 1000
 """Of all conditions of a filter together."""

@@ -225,7 +225,8 @@ class Imports(msgspec.Struct, frozen=True):
     """Imports through the API: their leases and attempts are as those of builds."""
 
     imports_max: _Positive = 1
-    """Imports that one worker runs concurrently."""
+    """Imports that one worker runs concurrently. While it runs as many builds as it may, it begins
+    an import some seconds later, when it looks for what nobody has begun."""
     imports_open_max: _Positive = 10
     """Imports of one model version that may be open; a further one is refused."""
     import_bytes_max: Annotated[int, Meta(ge=1, le=UPLOAD_BYTES_MAX)] = 4 * 1024**3

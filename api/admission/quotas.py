@@ -15,6 +15,7 @@ from core.limits import (
     BATCH_ROWS_MAX,
     DIMENSION_MAX,
     EXCLUDE_MAX,
+    FILTER_BYTES_MAX,
     PRODUCT_ID_BYTES_MAX,
     VECTORS_MAX,
 )
@@ -105,7 +106,7 @@ class Admission:
         self.searches = Quota("large searches", serving.large_searches_max)
         """Searches too long for the event loop, waiting or running."""
         queue_ms = round(1000 * serving.search_queue_s)
-        self.work = Quota("large searches", 2 * serving.search_threads * queue_ms)
+        self.work = Quota("milliseconds of large searches", 2 * serving.search_threads * queue_ms)
         """Their estimated milliseconds on a thread. Half is one caller's: what the threads do in
         the time that a search may wait for its turn."""
         self.waits = Quota("waits for a watermark", http.watermark_waits_max)
@@ -153,11 +154,11 @@ class Admission:
             self.arriving,
             self.buffered,
             self.searches,
+            self.work,
             self.waits,
             self.streams,
         )
-        by_name = {quota.name: quota for quota in quotas}
-        return {**by_name, "milliseconds of large searches": self.work}
+        return {quota.name: quota for quota in quotas}
 
     @property
     def requests(self) -> int:
@@ -186,4 +187,4 @@ class BodyLimits:
         """
         numbers = VECTORS_MAX * dimension + DIMENSION_MAX
         ids = EXCLUDE_MAX * _ID_BYTES
-        return min(self._most, numbers * _NUMBER_BYTES + ids + _FRAME_BYTES)
+        return min(self._most, numbers * _NUMBER_BYTES + ids + FILTER_BYTES_MAX + _FRAME_BYTES)

@@ -9,6 +9,7 @@ from litestar.types import Send
 
 from core import errors, telemetry
 from core.errors import FieldError, Invalid, K9Error, Overloaded, Unavailable
+from core.limits import BATCH_ROWS_MAX
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -18,8 +19,8 @@ PROBLEM_JSON: Final = "application/problem+json"
 UNKNOWN_TYPE: Final = "about:blank"
 """RFC 9457: the problem is no more than its status says."""
 
-ERRORS_MAX: Final = 1000
-"""Entries of `errors[]` in one answer: a batch has no more rows than that."""
+ERRORS_MAX: Final = BATCH_ROWS_MAX + 10
+"""Entries of `errors[]` in one answer: one for each row of a batch, and some of the request."""
 _OURS_FROM: Final = 500
 """Statuses from here on are our fault."""
 

@@ -11,10 +11,12 @@ from api.wire.fields import ATTRIBUTE
 from core.attributes.filters import Filter, parse_filter
 from core.attributes.values import NAME
 from core.errors import FieldError, Invalid
-from core.limits import FILTER_CONDITIONS_MAX, FILTER_LEVELS_MAX, FILTER_VALUES_MAX
-
-_BYTES_MAX: Final = 4 << 20
-"""Of a filter as it is sent: with all its characters escaped, the largest one takes 3 MB."""
+from core.limits import (
+    FILTER_BYTES_MAX,
+    FILTER_CONDITIONS_MAX,
+    FILTER_LEVELS_MAX,
+    FILTER_VALUES_MAX,
+)
 
 _SCALAR: Final[dict[str, Any]] = {"oneOf": ATTRIBUTE["oneOf"][:3]}
 _VALUES: Final[dict[str, Any]] = {"type": "array", "items": _SCALAR, "maxItems": FILTER_VALUES_MAX}
@@ -82,8 +84,8 @@ def sent_filter(wire: Raw, *, msgpack: bool, unavailable: Collection[str]) -> Fi
         Invalid: it is no valid filter; the errors have the place of each mistake.
     """
     size = len(memoryview(wire))
-    if size > _BYTES_MAX:
-        raise Invalid.of(FieldError("filter", f"has {size} bytes, the most is {_BYTES_MAX}"))
+    if size > FILTER_BYTES_MAX:
+        raise Invalid.of(FieldError("filter", f"has {size} bytes, the most is {FILTER_BYTES_MAX}"))
     value = _value.decode(wire, msgpack=msgpack, at="filter")
     return parse_filter(value, unavailable=unavailable)
 

@@ -131,6 +131,14 @@ class _Column:
                 part.extend(*zip(*pairs, strict=True))
         self.present.extend(np.ones(len(rows), dtype=np.bool_), rows)
 
+    def recode(self, codes: dict[str, int]) -> None:
+        """Takes new codes for its strings, which have these, so that no others are kept."""
+        texts = list(codes)  # in the order of their codes
+        values = self.strings.values.all()
+        used, new = np.unique(values, return_inverse=True)
+        self.codes = {texts[code]: number for number, code in enumerate(used.tolist())}
+        values[:] = new
+
     def mask(self, condition: Condition, rows: int) -> Mask:
         if isinstance(condition, Exists):
             values, at = self.present.before(rows)
@@ -222,7 +230,7 @@ class AppendedColumns:
             moved.present, moved.numbers, moved.booleans, moved.strings = (
                 part.renumbered(numbers, used) for part in column.parts
             )
-            moved.codes = column.codes
+            moved.recode(column.codes)
             moved.single = column.single
             if len(moved.present.rows):
                 result._columns[name] = moved

@@ -289,9 +289,13 @@ class EmbeddingService:
                 for problem in problems[row]
             )
         if errors:
+            of_rows = [errors[row] for row in sorted(errors)]
+            # An answer has a limit: first one of each row, so that every bad row is named.
+            first = [each for each, *_ in of_rows]
+            rest = [each for _, *others in of_rows for each in others]
             raise Invalid(
                 f"{len(errors)} of {len(rows)} embeddings are not valid; none was stored",
-                (*general, *(each for row in sorted(errors) for each in errors[row])),
+                (*general, *first, *rest),
             )
 
     @contextmanager

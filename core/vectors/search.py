@@ -1,6 +1,7 @@
 """Searching one version: candidates from FAISS, final scores from the float32 rows.
 
-Nothing here is changed by a search, so any number of threads may search one `Searcher`.
+Any number of threads may search one `Searcher`: a search changes nothing but two caches, each by
+one assignment.
 """
 
 import math

@@ -262,7 +262,10 @@ async def test_large_searches_are_shared_by_number_and_by_work(
 ) -> None:
     """Over its share a caller gets 429, for one of another there is room."""
     gate = Gate(monkeypatch)
-    for limits, cost_ms in (({"large_searches_max": 4}, 2.0), ({"search_queue_s": 60.0}, 50_000.0)):
+    for limits, cost_ms, resource in (
+        ({"large_searches_max": 4}, 2.0, "large searches"),
+        ({"search_queue_s": 60.0}, 50_000.0, "milliseconds of large searches"),
+    ):
         gate.open.clear()
         gate.exact_ms = cost_ms
         async with (
@@ -272,11 +275,11 @@ async def test_large_searches_are_shared_by_number_and_by_work(
         ):
             running = [asyncio.create_task(many.post(SEARCH, json=EXACT)) for _ in range(2)]
             await until(lambda: admission(app).searches.in_use == 2)
-            before = shed("large searches", "share")
+            before = shed(resource, "share")
             reply = await many.post(SEARCH, json=EXACT)
             assert_problem(reply, 429, "over-share")
             assert reply.headers["retry-after"]
-            assert shed("large searches", "share") == before + 1
+            assert shed(resource, "share") == before + 1
             running.append(asyncio.create_task(few.post(SEARCH, json=EXACT)))
             await until(lambda: admission(app).searches.in_use == 3)
             gate.open.set()

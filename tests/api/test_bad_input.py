@@ -6,6 +6,7 @@ import httpx
 import msgspec
 import pytest
 
+from core.limits import BATCH_ROWS_MAX
 from tests.api.conftest import MODEL, Service
 from tests.api.serving import DIMENSION, assert_problem, path_of, vector
 
@@ -277,6 +278,14 @@ async def test_a_batch_with_a_bad_entry_stores_nothing(
     problem = assert_problem(reply, 422, "invalid")
     assert [error["field"] for error in problem["errors"]] == fields
     await _still_works(service)
+
+
+async def test_every_bad_entry_of_the_largest_batch_is_named(service: Service) -> None:
+    """However many errors each of them has; what is beyond the limit of an answer is left out."""
+    entries = [_entry(" ", [1]) for _ in range(BATCH_ROWS_MAX)]
+    problem = assert_problem(await service.client.post(BATCH, json=_batch(*entries)), 422)
+    named = {error["field"].partition(".")[0] for error in problem["errors"]}
+    assert named == {f"embeddings[{row}]" for row in range(BATCH_ROWS_MAX)}
 
 
 async def test_a_new_model_without_a_common_dimension_is_refused(service: Service) -> None:

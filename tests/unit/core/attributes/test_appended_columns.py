@@ -49,3 +49,14 @@ def test_many_rows_take_little_memory() -> None:
         )
     assert len(columns) == 20_000
     assert columns.nbytes < 20_000 * 60
+
+
+def test_strings_that_no_row_has_any_more_are_forgotten() -> None:
+    """An attribute with a new string at each change does not grow for ever."""
+    columns = AppendedColumns()
+    for round_ in range(30):
+        columns.extend([{"seen_at": f"{round_}-{row}"} for row in range(100)])
+        columns = columns.kept(np.arange(len(columns) - 100, len(columns)), len(columns))
+    assert columns.nbytes < 200 * 150
+    assert columns.select(parse_filter({"seen_at": "29-7"}), 100).nonzero()[0].tolist() == [7]
+    assert not columns.select(parse_filter({"seen_at": "28-7"}), 100).any()
