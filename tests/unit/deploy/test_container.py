@@ -75,7 +75,7 @@ def test_a_container_that_does_not_answer_is_not_healthy(role: str) -> None:
         ("stack", [], "name one of aws, valkey, ready, setup, sample"),
         ("stack", ["nothing"], "name one of"),
         ("stack", ["ready"], "ready takes"),
-        ("stack", ["ready", "aws"], "aws does not answer"),
+        ("stack", ["ready", "valkey"], "valkey does not answer"),
     ],
 )
 def test_a_wrong_part_is_one_line(
