@@ -1,5 +1,6 @@
 """Litestar's request and response, with K9's bodies: JSON and msgpack both ways."""
 
+from collections import Counter
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -12,7 +13,7 @@ from api.http.context import RequestContext, context_in
 from api.http.paths import unescape
 from api.http.problems import Reply
 from api.wire.fields import Body
-from core.errors import Unreadable
+from core.errors import FieldError, Invalid, Unreadable
 from core.models import Caller
 from core.vectors.arrays import Floats, json_floats
 
@@ -21,6 +22,8 @@ T = TypeVar("T")
 JSON_ONLY: Final = "json_only"
 """The option of a handler that takes and gives no vectors: it speaks JSON alone."""
 _QUERY_FIELDS_MAX: Final = 100
+_NAME_SHOWN: Final = 64
+"""Characters of a parameter's name in an error."""
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 
@@ -76,12 +79,18 @@ def check_query(query: bytes) -> None:
 
     Raises:
         Unreadable: it is not UTF-8, or has too many parameters.
+        Invalid: it has a parameter twice, of which only one could be heeded.
     """
-    if query:
-        try:
-            parse_qsl(query.decode("latin-1"), errors="strict", max_num_fields=_QUERY_FIELDS_MAX)
-        except ValueError:
-            raise Unreadable("the query cannot be read as UTF-8") from None
+    if not query:
+        return
+    text = query.decode("latin-1")
+    try:
+        pairs = parse_qsl(text, True, errors="strict", max_num_fields=_QUERY_FIELDS_MAX)
+    except ValueError:
+        raise Unreadable("the query cannot be read as UTF-8") from None
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise Invalid.of(FieldError(name[:_NAME_SHOWN], "is given more than once"))
 
 
 class ApiResponse(Response[T]):

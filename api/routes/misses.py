@@ -91,7 +91,7 @@ def _why_missed(question: Question, rank: int, *, in_exact: bool) -> tuple[Reaso
         return "not_chosen", detail
     if rank <= question.k:
         return "not_chosen", "others were chosen for `diversity`"
-    return "beyond_k", f"{rank - 1} products are nearer, and `k` is {question.k}"
+    return "beyond_k", f"{rank - 1} products come before it, and `k` is {question.k}"
 
 
 async def _absent(

@@ -15,7 +15,13 @@ from api.wire.fields import (
     StoredAttributes,
     Time,
 )
-from core.limits import ATTRIBUTES_BYTES_MAX, BATCH_ROWS_MAX, DIMENSION_MAX, PRODUCT_ID_BYTES_MAX
+from core.limits import (
+    ATTRIBUTES_BYTES_MAX,
+    ATTRIBUTES_MAX,
+    BATCH_ROWS_MAX,
+    DIMENSION_MAX,
+    PRODUCT_ID_BYTES_MAX,
+)
 from core.vectors.arrays import Floats
 
 _PARTS_MAX: Final = DIMENSION_MAX + ATTRIBUTES_BYTES_MAX
@@ -23,6 +29,7 @@ _PARTS_MAX: Final = DIMENSION_MAX + ATTRIBUTES_BYTES_MAX
 _STORED_VECTOR: Final[dict[str, Any]] = {"type": "array", "items": {"type": "number"}}
 ATTRIBUTES_PATCH: Final[dict[str, Any]] = {
     **ATTRIBUTES,
+    "maxProperties": 2 * ATTRIBUTES_MAX,  # half of them removed, which nothing can say here
     "additionalProperties": {"oneOf": [*ATTRIBUTE["oneOf"], {"type": "null"}]},
 }
 
@@ -46,7 +53,7 @@ class AttributesPatchBody(Body, frozen=True):
     }
 
     attributes: Annotated[Raw, Meta(extra_json_schema=ATTRIBUTES_PATCH)]
-    """A merge patch (RFC 7396): null removes a name."""
+    """A merge patch (RFC 7396): null removes a name, which does not count among the 64."""
 
 
 class BatchEntry(Body, frozen=True):

@@ -100,8 +100,23 @@ class ImportBody(ImportOptions, frozen=True, kw_only=True):
                 for name in _UPLOAD_FIELDS
                 if getattr(self, name) is not UNSET
             ]
+        problems += self._columns_that_are_two()
         if problems:
             raise Invalid.of(*problems)
+
+    def _columns_that_are_two(self) -> list[FieldError]:
+        """Found now, and not once the whole object has been uploaded."""
+        ids, vectors = self.id_column, self.vector_column
+        problems = []
+        if vectors is not UNSET and vectors == ids:
+            problems.append(FieldError("vector_column", "is the column of the ids already"))
+        if self.attributes is not UNSET:
+            problems += [
+                FieldError(f"attributes[{number}]", "has the ids or the vectors")
+                for number, name in enumerate(self.attributes)
+                if name in {ids, vectors}
+            ]
+        return problems
 
 
 class ImportParametersItem(Answer):

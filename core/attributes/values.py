@@ -33,6 +33,8 @@ UNAVAILABLE: Final = "is not available to this caller"
 
 _NAME: Final = re.compile(NAME, re.ASCII)
 _EXACT_MAX: Final = 1 << 53
+_INTEGER_MIN: Final = -(1 << 63)
+_INTEGER_MAX: Final = (1 << 64) - 1
 _encode: Final = msgspec.json.Encoder().encode
 _encode_sorted: Final = msgspec.json.Encoder(order="sorted").encode
 _decode: Final = msgspec.json.Decoder(Attributes).decode
@@ -57,10 +59,15 @@ def attribute_problems(
 ) -> list[FieldError]:
     """What is wrong with attributes that came from outside: empty where they are valid.
 
-    `at` is the place of the object in the input. `removals` allows None, as in a merge patch.
+    `at` is the place of the object in the input. `removals` allows None, as in a merge patch, for
+    as many names besides.
     """
-    if len(attributes) > ATTRIBUTES_MAX:
-        return [FieldError(at, f"has {len(attributes)} names, the most is {ATTRIBUTES_MAX}")]
+    given = attributes
+    if removals:
+        given = {name: value for name, value in attributes.items() if value is not None}
+    for does, count in (("has", len(given)), ("removes", len(attributes) - len(given))):
+        if count > ATTRIBUTES_MAX:
+            return [FieldError(at, f"{does} {count} names, the most is {ATTRIBUTES_MAX}")]
     problems = []
     for name, value in attributes.items():
         if not is_name(name):
@@ -71,7 +78,7 @@ def attribute_problems(
             why = _value_problem(value)
             if why:
                 problems.append(FieldError(f"{at}.{name}", why))
-    if not problems and (size := len(_encode(attributes))) > ATTRIBUTES_BYTES_MAX:
+    if not problems and (size := len(_encode(given))) > ATTRIBUTES_BYTES_MAX:
         problem = f"has {size} bytes as JSON, the most is {ATTRIBUTES_BYTES_MAX}"
         problems.append(FieldError(at, problem))
     return problems
@@ -80,7 +87,7 @@ def attribute_problems(
 def merge(attributes: Attributes, patch: AttributesPatch) -> Attributes:
     """The attributes after a merge patch; the result may be over the limits."""
     merged: AttributesPatch = {**attributes, **patch}
-    return {name: value for name, value in merged.items() if value is not None}
+    return _portable({name: value for name, value in merged.items() if value is not None})
 
 
 def encode_attributes(attributes: Attributes) -> str:
@@ -100,7 +107,7 @@ def decode_attributes(stored: str | bytes) -> Attributes:
         Corrupt: they cannot be read.
     """
     try:
-        return _decode(stored)
+        return _portable(_decode(stored))
     except (msgspec.DecodeError, RecursionError) as error:
         raise Corrupt(f"stored attributes cannot be read: {error}") from None
 
@@ -115,6 +122,14 @@ def checked_attributes(stored: bytes) -> Attributes:
     problems = attribute_problems(attributes)
     if problems:
         raise Corrupt(f"stored attributes are not valid: {problems[0].field} {problems[0].message}")
+    return attributes
+
+
+def _portable(attributes: Attributes) -> Attributes:
+    """The same with whole numbers as floats where they are beyond msgpack's integers of 64 bits."""
+    for name, value in attributes.items():
+        if isinstance(value, int) and not _INTEGER_MIN <= value <= _INTEGER_MAX:
+            attributes[name] = float(value)
     return attributes
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from core.models import Metric
-from core.vectors.arrays import Doubles, Floats, squared_norms
+from core.vectors.arrays import Doubles, Floats
 
 
 def diverse(
@@ -32,14 +32,18 @@ def diverse(
     """
     value = (1.0 - diversity) * relevance
     nearest = np.full(relevance.shape[0], -np.inf)
-    squares = squared_norms(rows) if metric == "l2" else None
+    compared: Floats | Doubles = rows
+    squares: Doubles | None = None
+    if metric == "l2":  # from one of them: far from the origin the expanded square cancels
+        compared = rows.astype(np.float64) - rows[:1]
+        squares = np.vecdot(compared, compared)
     left = np.ones(relevance.shape[0], dtype=np.bool_)
     for number in range(min(k, relevance.shape[0])):
         marginal = value - diversity * nearest if number else relevance
         best = int(np.argmax(np.where(left, marginal, -np.inf)))
         yield best
         left[best] = False
-        similarity = (rows @ rows[best]).astype(np.float64)
+        similarity = (compared @ compared[best]).astype(np.float64, copy=False)
         if squares is not None:
             similarity = 2.0 * similarity - squares - squares[best]
         np.maximum(nearest, similarity, out=nearest)

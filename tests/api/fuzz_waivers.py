@@ -46,6 +46,7 @@ REFUSALS: Final[dict[str, str]] = {
     r"times k of \d+ is over|k times vectors": "vectors times k is a product, no limit of either",
     r"times positive examples is over": "likewise positive examples times k",
     r"with `positive` \d+ examples": "two lists have a limit together",
+    r"(has|removes) \d+ names, the most": "null removes a name, and no others are counted",
     r"must be above `min`": "one number is above another, and each has its own limits",
     r"one (value|condition) too many": "a filter is counted over all of its parts together",
     r"`group_by`": "fields that do not go together; their default, which says nothing, does",
@@ -56,6 +57,7 @@ REFUSALS: Final[dict[str, str]] = {
     r"Expected `int`, got `float`": "to JSON Schema 7.0 is an integer; K9 wants it written as 7",
     r"must be an https URL": "what is a host is beyond a pattern",
     r"names no object in the bucket|has to begin with environments/": "what is there is data",
+    r"is the column of the ids|has the ids or the vectors": "a name stands in one field alone",
     r"content_length is over the limit": "an operator may set a lower limit than S3 has",
     r"the idempotency key was used|was used for another": "a key goes with one request",
 }

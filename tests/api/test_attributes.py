@@ -64,6 +64,20 @@ async def test_attributes_make_the_round_trip(client: httpx.AsyncClient, product
     assert (await client.delete(path)).status_code == 204
 
 
+async def test_a_whole_number_of_any_size_comes_back(client: httpx.AsyncClient) -> None:
+    """In msgpack too, whose integers have 64 bits; one row costs no page of others."""
+    path = path_of("m-large-numbers", "embeddings", "a")
+    packed = {"accept": "application/msgpack"}
+    large = {"n": 1 << 70}
+    assert (await put(client, path, attributes=large)).status_code == 201
+    patched = await client.patch(path, json={"attributes": {"m": 1 << 64}}, headers=packed)
+    assert msgspec.msgpack.decode(patched.content)["attributes"] == large | {"m": 1 << 64}
+    for url in (path, path.rpartition("/")[0]):
+        got = msgspec.msgpack.decode((await client.get(url, headers=packed)).content)
+        (item,) = got.get("items", [got])
+        assert item["attributes"] == large | {"m": 1 << 64}
+
+
 async def test_a_patch_merges_and_answers_with_the_result(
     service: Service, client: httpx.AsyncClient
 ) -> None:

@@ -116,6 +116,8 @@ async def test_an_upload_is_signed_for_its_length_and_checksum(service: Service)
         ({"key": "{prefix}file", "upload": True}, "key"),
         ({"key": "{prefix}file", "sha256": "0" * 64}, "sha256"),
         ({"key": "{prefix}file", "id_column": ""}, "id_column"),
+        ({"key": "{prefix}file", "id_column": "a", "vector_column": "a"}, "vector_column"),
+        ({"key": "{prefix}file", "id_column": "a", "attributes": ["b", "a"]}, "attributes[1]"),
         ({"key": "{prefix}file", "more": 1}, "more"),
         ({"upload": True}, "content_length"),
         ({"upload": True, "content_length": 1, "sha256": "zz"}, "sha256"),

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +90,28 @@ def test_the_limits_are_taken_and_one_more_is_not() -> None:
     assert attribute_problems(full) == []
     (problem,) = attribute_problems({**full, "m": "x" * (room + 1)})
     assert problem == FieldError("attributes", "has 8193 bytes as JSON, the most is 8192")
+
+
+@pytest.mark.parametrize("number", [1 << 64, 10**22, -(1 << 63) - (1 << 11), 1 << 1000])
+def test_whole_numbers_of_any_size_are_written_as_msgpack_too(number: int) -> None:
+    """As the float that is the same number: msgpack's integers have 64 bits."""
+    assert attribute_problems({"n": number}) == []
+    for read in (decode_attributes(encode_attributes({"n": number})), merge({}, {"n": number})):
+        assert read == {"n": number}
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(read)) == {"n": number}
+    for kept in ((1 << 64) - (1 << 11), -(1 << 63)):
+        assert isinstance(merge({}, {"n": kept})["n"], int)
+
+
+def test_names_that_a_patch_removes_do_not_count() -> None:
+    """All that an embedding may have can be exchanged at once."""
+    gone = dict.fromkeys([f"a{number}" for number in range(64)])
+    new: AttributesPatch = {f"b{number}": "x" * 90 for number in range(64)}
+    assert attribute_problems(gone | new, removals=True) == []
+    (error,) = attribute_problems({**gone, "a64": None}, removals=True)
+    assert error.message == "removes 65 names, the most is 64"
+    (error,) = attribute_problems(gone | new | {"b64": 1}, removals=True)
+    assert error.message == "has 65 names, the most is 64"
 
 
 def test_every_bad_attribute_is_named() -> None:
