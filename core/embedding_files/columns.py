@@ -36,6 +36,16 @@ class Columns(msgspec.Struct, frozen=True):
     attributes_option: str = "--attributes"
     """How whoever reads the messages makes these choices: by options of a command, or by fields."""
 
+    @property
+    def id_names(self) -> tuple[str, ...]:
+        """Every name of ids: the chosen one, if there is one, and the default ones."""
+        return (self.product_id, *_IDS) if self.product_id else _IDS
+
+    @property
+    def vector_names(self) -> tuple[str, ...]:
+        """Every name of vectors, in the same way."""
+        return (self.vector, *_VECTORS) if self.vector else _VECTORS
+
     def choose(self, names: Sequence[str], name: str) -> tuple[str, str]:
         """The names of the ids and of the vectors in a file.
 

@@ -1,5 +1,6 @@
 """Reads embeddings from JSON: lines, arrays or documents of objects, one object per row."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -32,6 +33,8 @@ _FORMS: Final = Forms(
 """DynamoDB's are included so that the message can name them; some of the others are K9's own."""
 _HEAD_ENTRIES: Final = 20
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
+_NO_NUMBERS: Final = re.compile(rb"\s*\[\s*[\]{]")
+"""A list whose name is that of the vectors only if no other row has another one."""
 _TYPES: Final = {
     b'"': "text (whose number type is unknown, or which is not parsed)",
     b"{": "an object (of DynamoDB's types, sparse, or of several named vectors)",
@@ -64,7 +67,12 @@ class JsonReader(EmbeddingReader):
         self._first_pass: _Pass | None = self._begin(source)
 
     def _begin(self, source: FileInput) -> "_Pass":
-        found = entries(source, LINE_BYTES_MAX, _FORMS)
+        ids, vectors = (
+            frozenset(map(msgspec.json.encode, names))
+            for names in (self._columns.id_names, self._columns.vector_names)
+        )
+        forms = msgspec.structs.replace(_FORMS, ids=ids, vectors=vectors)
+        found = entries(source, LINE_BYTES_MAX, forms)
         head = list(islice(found, _HEAD_ENTRIES))
         return _Pass(source, chain(head, found), self._decoder(head))
 
@@ -103,7 +111,8 @@ class JsonReader(EmbeddingReader):
                 problems.append(error)
             else:
                 problems = [None]
-                break
+                if not _NO_NUMBERS.match(bytes(members[vectors])):
+                    break
         if problems and problems[0] is not None:
             raise problems[0]
         line = msgspec.defstruct(

@@ -19,6 +19,7 @@ ENTRY_BYTES_MAX: Final = 16 * 1024 * 1024
 """A DynamoDB item has up to 400 KB, which may be twenty times as much in indented JSON."""
 _REQUESTS: Final = re.compile(rb'\[\s*\{\s*"(?:PutRequest|DeleteRequest)"\s*:')
 _OBJECTS: Final = re.compile(rb"\[\s*[\]{]")
+_NO_OBJECTS: Final = re.compile(rb"\[\s*\]")
 _CONTINUATIONS: Final = {b'"NextToken"', b'"LastEvaluatedKey"', b'"UnprocessedKeys"'}
 _EMPTY: Final = {b"null", b"{}", b'""'}
 _NOT_OBJECTS: Final = {b"[": "arrays", b'"': "strings"} | dict.fromkeys(
@@ -38,6 +39,10 @@ class Forms(msgspec.Struct, frozen=True):
     """Names of members whose own members, of any name, are such arrays."""
     supported: str
     """Describes the supported formats, for the error of another one."""
+    ids: frozenset[bytes] = frozenset()
+    """Names of members that only a row has: an object with one is a row, whatever else it has."""
+    vectors: frozenset[bytes] = frozenset()
+    """Names of members that make an object a row if all of its arrays of rows are empty."""
 
 
 DYNAMODB: Final = Forms(
@@ -98,6 +103,9 @@ class _Splitter:
         self._number = 0
         self._continued_line: int | None = None
         """The line with a token for the next page, if the reply is not complete."""
+        self._id_line: int | None = None
+        """The line with an id of the object itself."""
+        self._has_vector = False
 
     def entries(self) -> Iterator[Entry]:
         text = self._text
@@ -158,13 +166,15 @@ class _Splitter:
         """The rows that an object contains, or itself. Returns whether it is a row itself."""
         text = self._text
         line, indent = text.line, text.indent
-        self._continued_line = None
+        self._begin_object()
         begins, entry = None, b""
         broken: MalformedError | None = None
         with text.retained():
             try:
                 text.step()
                 begins = self._members()
+                if begins is not None and self._is_row():
+                    begins = None
                 entry = text.since()
             except MalformedError as error:
                 broken = error
@@ -183,6 +193,43 @@ class _Splitter:
         except MalformedError:
             where = f"line {text.line} cannot be read after the items of the reply"
             raise FileError(f"{self._file.name}: {where}") from None
+        if self._id_line is not None:
+            why = f"has an id after {self._entry_bytes_max} bytes: its lists were read as rows"
+            yield self._entry(self._id_line, b"", why)
+        return False
+
+    def _begin_object(self) -> None:
+        self._continued_line = self._id_line = None
+        self._has_vector = False
+
+    def _is_row(self) -> bool:
+        """Whether an object is a row itself, although it has a member that may have rows.
+
+        An id may come after that member, so the object is read on, as far as a row may be long.
+        The position is at that member; it moves to the end of a row, and else stays.
+
+        Raises:
+            MalformedError: it is a row, and cannot be read further.
+        """
+        text, forms = self._text, self._forms
+        if not (forms.ids or forms.vectors):
+            return False
+        begins: bytes | None = b""
+        has_rows = False
+        try:
+            while begins is not None:
+                has_rows = has_rows or not text.at(_NO_OBJECTS)
+                text.value()
+                begins = self._members()
+            if self._id_line is not None or (self._has_vector and not has_rows):
+                return True
+        except MalformedError:
+            if self._id_line is not None:
+                raise
+        text.rewind()
+        self._begin_object()
+        text.step()
+        self._members()
         return False
 
     def _members(self, *, of_tables: bool = False) -> bytes | None:
@@ -207,11 +254,14 @@ class _Splitter:
                 raise MalformedError("has a member that is not a name, a colon and a value")
             text.step()
             begins = text.peek()
+            if not of_tables and _unescaped(name) in self._forms.ids:
+                self._id_line = line
             known = of_tables or name in self._forms.lists
             if begins == b"[" and text.at(_OBJECTS if known else _REQUESTS):
                 return begins
             if begins == b"{" and name in self._forms.maps:
                 return begins
+            self._has_vector |= not of_tables and _unescaped(name) in self._forms.vectors
             if text.value() not in _EMPTY and name in _CONTINUATIONS:
                 self._continued_line = line
         text.step()
@@ -246,3 +296,13 @@ class _Splitter:
             else:
                 yield self._entry(line, value)
         text.step()
+
+
+def _unescaped(name: bytes) -> bytes:
+    """A name, in quotes, as UTF-8 without escapes; malformed ones are unchanged."""
+    if b"\\" not in name:
+        return name
+    try:
+        return msgspec.json.encode(msgspec.json.decode(name))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return name
