@@ -27,6 +27,8 @@ _ROW_BYTES_MAX: Final = 1024 * 1024
 _FORTRAN_BYTES_MAX: Final = 1024**3
 """An array in Fortran order has no contiguous rows, so it is read whole."""
 _ENCRYPTED: Final = 0x1
+_BOUNDED: Final = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+"""What numpy writes. zipfile decodes the other methods a block at a time, however large it gets."""
 _MATRIX_DIMENSIONS: Final = 2
 _ELSEWHERE: Final = (
     ("[Content_Types].xml", "an Office document"),
@@ -81,6 +83,11 @@ class NpzReader(EmbeddingReader):
     def _array(self, name: str, member: zipfile.ZipInfo) -> _Array:
         if member.flag_bits & _ENCRYPTED:
             raise FileError(f"{self.name}: {name!r} is encrypted")
+        if member.compress_type not in _BOUNDED:
+            raise FileError(
+                f"{self.name}: {name!r} is compressed by another method than numpy's: save it with "
+                "numpy's savez or savez_compressed"
+            )
         if not member.file_size:
             raise FileError(f"{self.name}: {name!r} is empty, where an .npy array should be")
         problem = expansion_problem(member.compress_size, member.file_size, self._limits)

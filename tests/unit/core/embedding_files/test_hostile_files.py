@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.unit.core.embedding_files.vector_files import (
     NUMBERS,
     PAIRS,
     ids_of,
+    npy,
     npz,
     parquet,
     read,
@@ -62,6 +64,21 @@ def test_a_member_that_expands_hugely_is_refused(tmp_path: Path) -> None:
     limits = Files(file_expansion_max=2000)
     with open_embeddings(tmp_path / "a.npz", Columns(), limits) as source:
         assert source.units == rows
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("name", ["vectors", "product_ids"])
+def test_members_compressed_otherwise_than_numpy_does_are_refused(
+    method: int, name: str, tmp_path: Path
+) -> None:
+    """Before any of it is decoded: their decoders give all that a block holds, of any size."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for each, array in (("product_ids", IDS), ("vectors", NUMBERS)):
+            kind = method if each == name else zipfile.ZIP_DEFLATED
+            archive.writestr(f"{each}.npy", npy(array), kind)
+    line = refusal(tmp_path / "a.npz")
+    assert f"{name!r} is compressed by another method than numpy's" in line
+    assert line.endswith("save it with numpy's savez or savez_compressed")
 
 
 @pytest.mark.parametrize("form", ["list", "fixed"])
