@@ -4,6 +4,7 @@ The arrays are read as streams, since numpy would load each of them whole; numpy
 """
 
 import io
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
@@ -21,6 +22,10 @@ from core.settings import Files
 
 _HEADER_BYTES_MAX: Final = 65_536
 """numpy takes headers of up to 10,000 characters."""
+_HEADER_FAULTS: Final = (
+    *(ValueError, SyntaxError, TypeError, RecursionError, MemoryError),
+    tokenize.TokenError,  # of numpy's second attempt, as Python 2 wrote headers
+)
 _MEMBERS_MAX: Final = 1000
 _ROW_BYTES_MAX: Final = 1024 * 1024
 """An id has up to 512 bytes, and a vector up to 4,096 numbers."""
@@ -103,7 +108,7 @@ class NpzReader(EmbeddingReader):
                 npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             )
             shape, fortran, dtype = read_header(head)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        except _HEADER_FAULTS as error:
             raise FileError(f"{self.name}: the header of {name!r} is damaged") from error
         return _Array(member.filename, shape, fortran, dtype, head.tell())
 

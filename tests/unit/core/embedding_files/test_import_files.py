@@ -195,6 +195,10 @@ def test_npz_of_other_types_is_one_line(ids: Any, vectors: Any, words: str, tmp_
     assert words in refusal(npz(tmp_path, product_ids=ids, vectors=vectors))
 
 
+_HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,\n"
+UNCLOSED = b"\x93NUMPY\x01\x00" + len(_HEADER).to_bytes(2, "little") + _HEADER
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
@@ -206,6 +210,7 @@ def test_npz_of_other_types_is_one_line(ids: Any, vectors: Any, words: str, tmp_
         ([("vectors.npy", npy(NUMBERS)[:-1])], "'vectors' is damaged: it has 23 bytes"),
         ([("vectors.npy", npy(NUMBERS)[:20])], "the header of 'vectors' is damaged"),
         ([("vectors.npy", b"\x93NUMPY\x09\x00" + b"x" * 90)], "the header of 'vectors' is dam"),
+        ([("vectors.npy", UNCLOSED)], "the header of 'vectors' is damaged"),
         ([(f"{n}.npy", b"") for n in range(1001)], "has 1,002 members"),
     ],
 )
