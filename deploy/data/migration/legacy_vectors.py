@@ -36,7 +36,8 @@ def javascript_binary(text: bytes) -> Binary | None:
         if not isinstance(value, dict):
             return None
         if value.keys() == _BUFFER and value["type"] == "Buffer":
-            return Binary(bytes(value["data"]))
+            # `bytes` of a number would be as many zeros.
+            return Binary(bytes(msgspec.convert(value["data"], list[int])))
         if value and all(name == str(at) for at, name in enumerate(value)):
             return Binary(bytes(value.values()))
     except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, ValueError):

@@ -133,6 +133,26 @@ def test_bytes_as_javascript_prints_them(form: str, typed: bool, tmp_path: Path)
     assert row.record.vector.tolist() == [0.5, -2.0, 0.25]
 
 
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize(
+    "data",
+    [1540, 10**20, -1, True, None, "AACAPw==", {}, *([v] * 4 for v in (256, 10**20, True, "1"))],
+)
+def test_buffers_without_a_list_of_bytes_are_bad_rows(
+    data: Any,
+    typed: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    """A number is no length of zeros, and no size of memory; the rows after it are read."""
+    value = {"type": "Buffer", "data": data}
+    item: dict[str, Any] = {**_item("p"), "embedding_vector": {"B": value}}
+    if not typed:
+        item = {"product_id": "p", "model_version": "m", "embedding_vector": value}
+    bad, row = _read(_file(tmp_path, {"Items": [item, _item("q")]}))
+    assert isinstance(bad, BadEntry)
+    assert _ids([row]) == ["q"]
+
+
 def test_rows_of_k9s_own_are_float32(tmp_path: Path) -> None:
     """They say so by their layout."""
     numbers = np.arange(4, dtype="<f4")
