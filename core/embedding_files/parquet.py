@@ -1,6 +1,5 @@
 """Reads embeddings from Parquet files. Columns of other types are rejected by their type."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,18 +19,27 @@ from core.settings import Files
 
 _WIDEST_BYTES: Final = 8
 """The widest number, decoded: a run of equal values takes almost no space in a file."""
+_ROW_BYTES_MAX: Final = 1024 * 1024
+"""As in other formats. Of an average row: the metadata does not have the widest one."""
+_BATCH_BYTES: Final = 64 * 1024 * 1024
+"""Rows that average this much are read at a time, where so many are asked for."""
 _SIZES: Final = """
 import sys, pyarrow.parquet as pq
 metadata = pq.ParquetFile(sys.argv[1]).metadata
-columns = [i for i in range(metadata.num_columns)
-           if metadata.schema.column(i).path.split(".")[0] in sys.argv[2:]]
-chunks = [metadata.row_group(group).column(i)
-          for group in range(metadata.num_row_groups) for i in columns]
-print(sum(chunk.total_compressed_size for chunk in chunks),
-      sum(chunk.total_uncompressed_size for chunk in chunks),
-      sum(chunk.num_values for chunk in chunks))
+columns = [int(number) for number in sys.argv[3:]]
+compressed = decoded = widest = 0
+for number in range(metadata.num_row_groups):
+    group = metadata.row_group(number)
+    chunks = [group.column(i) for i in columns]
+    size = sum(max(chunk.total_uncompressed_size, chunk.num_values * int(sys.argv[2]))
+               for chunk in chunks)
+    compressed += sum(chunk.total_compressed_size for chunk in chunks)
+    decoded += size
+    widest = max(widest, size // max(group.num_rows, 1))
+print(compressed, decoded, widest)
 """
-"""Prints the compressed and the encoded size of the columns in bytes, and their number of values.
+"""Prints the size of the columns in bytes, compressed and in memory, and that of an average row of
+the row group with the widest rows.
 
 It runs in a process of its own, since pyarrow aborts the process on a damaged column footer."""
 
@@ -50,20 +58,21 @@ class ParquetReader(EmbeddingReader):
             self._columns = columns
             self._ids, self._vectors = columns.choose(schema.names, self.name)
             self._check_ids(schema.field(self._ids).type)
-            self._list_size = self._check_vectors(schema.field(self._vectors).type)
+            self._check_vectors(schema.field(self._vectors).type)
             self._attributes = columns.attributes
             check_attributes(self.name, self._attributes, schema.names)
             leaves = [opened.schema.column(n).path for n in range(len(opened.schema))]
+            roots = [_root(leaf, schema.names) for leaf in leaves]
+            read = {self._ids, self._vectors, *self._attributes}
+            numbers = [n for n, root in enumerate(roots) if root in read]
             for name in self._attributes:
                 if self._check_attribute(name, schema.field(name).type):
                     # Repeated texts are in memory once, those of lists too.
-                    self._dictionaries += [leaf for leaf in leaves if leaf.split(".")[0] == name]
+                    self._dictionaries += [
+                        leaf for leaf, root in zip(leaves, roots, strict=True) if root == name
+                    ]
             self.units = opened.metadata.num_rows
-            self._encoded = sum(
-                opened.metadata.row_group(group).total_byte_size
-                for group in range(opened.metadata.num_row_groups)
-            )
-        self._check_expansion(limits)
+        self._rows_max = self._check_sizes(numbers, limits)
 
     def _open(self) -> Any:
         self._file.seek(0)
@@ -89,11 +98,11 @@ class ParquetReader(EmbeddingReader):
             f"cast it to string, or name another column by {self._columns.id_option}"
         )
 
-    def _check_vectors(self, kind: pa.DataType) -> int | None:
-        """The vectors' length, if their type has a fixed one."""
+    def _check_vectors(self, kind: pa.DataType) -> None:
+        """Raises: FileError: vectors of this type are not read."""
         lists = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
         if _is_list(lists) and _is_number(lists.value_type):
-            return int(lists.list_size) if pa.types.is_fixed_size_list(lists) else None
+            return
         option = self._columns.vector_option
         hint = f"lists of numbers are read, of which {option} may name another column"
         if _is_list(lists) and _is_list(lists.value_type):
@@ -121,18 +130,21 @@ class ParquetReader(EmbeddingReader):
             )
         return False
 
-    def _check_expansion(self, limits: Files) -> None:
-        """Raises: FileError: the columns are far larger in memory than in the file."""
-        if self._list_size is not None:  # the size is known without the columns' footers
-            numbers = (self.units or 0) * self._list_size
-            decoded = max(self._encoded, numbers * _WIDEST_BYTES)
-            self._check_size(self._file.seek(0, os.SEEK_END), decoded, limits)
-            return
+    def _check_sizes(self, leaves: list[int], limits: Files) -> int:
+        """How many rows are read at a time, at most.
+
+        Args:
+            leaves: The positions of the columns that are read, in the file's own order.
+            limits: On the expansion of a file.
+
+        Raises:
+            FileError: the columns are far larger in memory than in the file, or the rows too wide.
+        """
         handle = self._file.fileno()
         done = subprocess.run(  # noqa: S603 - this interpreter, and a file that is open already
             [
-                *(sys.executable, "-c", _SIZES, f"/dev/fd/{handle}"),
-                *(self._ids, self._vectors, *self._attributes),
+                *(sys.executable, "-c", _SIZES, f"/dev/fd/{handle}", str(_WIDEST_BYTES)),
+                *map(str, leaves),
             ],
             pass_fds=(handle,),
             capture_output=True,
@@ -140,19 +152,23 @@ class ParquetReader(EmbeddingReader):
         )
         if done.returncode:
             raise FileError(f"{self.name}: cannot be read: its footer is damaged")
-        compressed, encoded, numbers = map(int, done.stdout.split())
-        self._check_size(compressed, max(encoded, numbers * _WIDEST_BYTES), limits)
-
-    def _check_size(self, compressed: int, decoded: int, limits: Files) -> None:
+        compressed, decoded, row_bytes = map(int, done.stdout.split())
         problem = expansion_problem(compressed, decoded, limits)
         if problem:
             raise FileError(f"{self.name}: {problem}")
+        if row_bytes > _ROW_BYTES_MAX:
+            raise FileError(
+                f"{self.name}: its rows take {row_bytes:,} bytes on average, over the limit of "
+                f"{_ROW_BYTES_MAX:,}"
+            )
+        return _BATCH_BYTES // max(row_bytes, 1)
 
     def _batches(self, rows_max: int) -> Iterator[Batch]:
         number = 1
         with self._open() as opened:
             columns = [self._ids, self._vectors, *self._attributes]
-            for table in opened.iter_batches(batch_size=rows_max, columns=columns):
+            size = min(rows_max, self._rows_max)
+            for table in opened.iter_batches(batch_size=size, columns=columns):
                 ids = _texts(table.column(self._ids))
                 vectors = _vectors(table.column(self._vectors))
                 attributes = {name: _values(table.column(name)) for name in self._attributes}
@@ -162,6 +178,13 @@ class ParquetReader(EmbeddingReader):
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _root(leaf: str, names: list[str]) -> str:
+    """The name of the column that has this leaf; a name may have dots, as a path has."""
+    while leaf not in names and "." in leaf:
+        leaf = leaf.rpartition(".")[0]
+    return leaf
 
 
 def _extension(kind: pa.DataType) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from core.embedding_files import parquet as parquet_module
 from core.embedding_files.columns import Columns
 from core.embedding_files.file_input import FREE_BYTES
 from core.embedding_files.readers import open_embeddings
@@ -81,6 +83,68 @@ def test_members_compressed_otherwise_than_numpy_does_are_refused(
     assert line.endswith("save it with numpy's savez or savez_compressed")
 
 
+_WIDE = pa.array([0.5] * 200_000, pa.float32())
+
+
+@pytest.mark.parametrize("column", ["product_id", "vector", "fixed", "texts"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_of_parquet_over_the_limit_are_refused(
+    column: str,
+    fixed: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    """As those of other formats are, whichever column is too wide; one that is not read may be."""
+    lists = pa.array(LISTS, pa.list_(pa.float32(), 2) if fixed else pa.list_(pa.float32()))
+    table = {
+        "product_id": pa.array(["a", "b", "c"]),
+        "vector": lists,
+        "texts": pa.array([["x"]] * 3),
+        "other": pa.array(["x" * 2**21] * 3),
+    }
+    attributes = Columns(attributes=("texts",))
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    assert ids_of(tmp_path / "a.parquet", attributes) == ["a", "b", "c"]
+    table |= {
+        "product_id": {"product_id": pa.array([f"{n}" * 2**21 for n in range(3)])},
+        "vector": {"vector": pa.array([_WIDE.to_pylist()] * 3, pa.list_(pa.float32()))},
+        "fixed": {"vector": pa.array([_WIDE.to_pylist()] * 3, pa.list_(pa.float32(), 200_000))},
+        "texts": {"texts": pa.array([["x"] * 200_000] * 3)},
+    }[column]
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    line = refusal(tmp_path / "a.parquet", attributes)
+    assert line.startswith("its rows take ")
+    assert line.endswith("bytes on average, over the limit of 1,048,576")
+
+
+def test_columns_with_a_dot_in_their_name_are_counted(tmp_path: Path) -> None:
+    """As a whole name, and as part of no other one."""
+    wide = pa.array([_WIDE.to_pylist()] * 3, pa.list_(pa.float32()))
+    columns = Columns("a.id", "a.b")
+    table = {"a.id": pa.array(["a", "b", "c"]), "a": wide, "a.b": pa.array(LISTS), "b": wide}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    assert ids_of(tmp_path / "a.parquet", columns) == ["a", "b", "c"]
+    pq.write_table(pa.table(table | {"a.b": wide}), tmp_path / "a.parquet")
+    assert "its rows take" in refusal(tmp_path / "a.parquet", columns)
+
+
+@pytest.mark.parametrize("size", [None, 4096])
+def test_wide_rows_of_parquet_come_a_few_at_a_time(
+    size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as fit, where narrow rows come as many at a time as are asked for."""
+    monkeypatch.setattr(parquet_module, "_BATCH_BYTES", 200_000)
+    wide = pa.list_(pa.float32()) if size is None else pa.list_(pa.float32(), size)
+    for length, most in ((2, 20), (4096, 6)):
+        if size is None or size == length:
+            vectors = pa.array([np.full(length, n, np.float32) for n in range(20)], wide)
+            parquet(tmp_path, pa.array([str(n) for n in range(20)]), vectors)
+            with open_embeddings(tmp_path / "a.parquet") as source:
+                batches = list(source.batches(1000))
+            rows = [row for batch in batches for row in batch.rows]
+            assert [int(row.product_id) for row in rows] == list(range(20))
+            assert max(len(batch.rows) for batch in batches) == most
+
+
 @pytest.mark.parametrize("form", ["list", "fixed"])
 def test_columns_that_expand_hugely_are_refused(form: str, tmp_path: Path) -> None:
     """Runs of one number take next to nothing in a file, and all their room in memory."""
@@ -94,7 +158,7 @@ def test_columns_that_expand_hugely_are_refused(form: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("form", "turns"), [("a.parquet", 20), ("fixed.parquet", 150), ("a.npz", 300), ("a.gz", 300)]
+    ("form", "turns"), [("a.parquet", 20), ("fixed.parquet", 60), ("a.npz", 300), ("a.gz", 300)]
 )
 def test_damaged_files_are_one_line_or_rows(form: str, turns: int, tmp_path: Path) -> None:
     """Wherever a byte is wrong or the end is missing; no error of a library comes out."""
