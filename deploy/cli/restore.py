@@ -57,9 +57,9 @@ async def command(
     environment. The current tables are not changed; the next steps are printed.
 
     With --copy-back it goes on: DynamoDB denies everyone else's writes, rows that differ are copied
-    back and rows of later are deleted, both are verified, model versions get a new epoch, writes
-    are allowed again, and a build of each model version is requested. If it is interrupted, the
-    same command continues, and until then writes stay denied.
+    back and rows of later are deleted, both are verified, model versions get a new epoch, a build
+    of each is requested, and writes are allowed again. If it is interrupted, the same command
+    continues, and until then writes stay denied.
     """
     if (place is None) == (to_time is None):
         raise click.UsageError("takes either DIRECTORY (or s3://…) or --to-time T")
@@ -133,10 +133,8 @@ async def _restore_in_place(
     settings: Settings, stack: RunningStack | None, to_time: str, into: str | None, *, stopped: bool
 ) -> None:
     from deploy.aws.write_stop import allow_writes, stop_writes  # noqa: PLC0415
-    from deploy.data.builds import request_builds  # noqa: PLC0415
-    from deploy.data.copying import copy_back  # noqa: PLC0415
+    from deploy.data.copying import end_copy, is_kept, keep_copy  # noqa: PLC0415
     from deploy.data.pitr import restored_settings  # noqa: PLC0415
-    from deploy.terminal import progress_display  # noqa: PLC0415
 
     began = monotonic()
     if stack is not None and not stopped:
@@ -145,25 +143,44 @@ async def _restore_in_place(
             "add --writes-stopped"
         )
     name, _ = await _restore_tables(settings, stack, to_time, into, served=False)
-    if not stopped:
-        await stop_writes(settings)
-        environment.say(f"writes to {settings.environment} are denied to everyone else")
-    async with environment.open_resources(settings) as resources:
-        source = restored_settings(resources.settings, name)
-        with progress_display() as display:
-            copied = await copy_back(
-                resources, source, progress=display.update, message=environment.say
-            )
+    source = restored_settings(settings, name)
+    builds: list[BuildRequest] = []
+    if await is_kept(settings, source):
+        environment.say("continuing an interrupted restore: the rows and builds are there already")
+    else:
         if not stopped:
-            await allow_writes(settings)
-        for table, done in copied.tables.items():
-            click.echo(f"{table}: {done.put:,} put, {done.deleted:,} deleted, {done.equal:,} equal")
-        builds = await request_builds(resources, copied.models, copied.probes)
+            await stop_writes(settings)
+            environment.say(f"writes to {settings.environment} are denied to everyone else")
+        builds = await _copy_back(settings, source)
+        await keep_copy(settings, source)
+    if not stopped:
+        await allow_writes(settings)
+    await end_copy(settings)
     click.echo(
         f"{settings.environment} is as of {to_time} again, verified, "
         f"after {monotonic() - began:.1f} s; the tables of {name} stay until you delete them"
     )
     _print_builds(builds)
+
+
+async def _copy_back(settings: Settings, source: Settings) -> list["BuildRequest"]:
+    """Copies the rows, and requests the builds while nobody else can write yet.
+
+    An interruption meanwhile is repaired by copying again, which must not undo anyone's writes. A
+    worker that cannot begin a build yet begins it when the reconciler finds it.
+    """
+    from deploy.data.builds import request_builds  # noqa: PLC0415
+    from deploy.data.copying import copy_back  # noqa: PLC0415
+    from deploy.terminal import progress_display  # noqa: PLC0415
+
+    async with environment.open_resources(settings) as resources:
+        with progress_display() as display:
+            copied = await copy_back(
+                resources, source, progress=display.update, message=environment.say
+            )
+        for table, done in copied.tables.items():
+            click.echo(f"{table}: {done.put:,} put, {done.deleted:,} deleted, {done.equal:,} equal")
+        return await request_builds(resources, copied.models, copied.probes)
 
 
 def _next_steps(

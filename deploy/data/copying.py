@@ -27,6 +27,8 @@ from deploy.errors import CommandError
 _BATCHES_IN_FLIGHT: Final = 8
 _ROUNDS_MAX: Final = 3
 """Of copying and verifying: rows that were under way when writes were stopped need a second one."""
+_KEPT: Final = " for good"
+"""Follows the source in the tag once writes may be allowed."""
 
 Key = tuple[str, ...]
 
@@ -65,6 +67,8 @@ async def copy_back(
 ) -> CopiedBack:
     """Makes the environment's tables equal to the source's, row by row.
 
+    Until `end_copy` no other restore may begin, and the same call copies again.
+
     Rows are byte for byte those of the source, with two exceptions, as after any restore: model
     versions have a new epoch and no current build, and builds that were open are cancelled.
 
@@ -80,7 +84,7 @@ async def copy_back(
         Unavailable: DynamoDB did not take all of it; the same call can continue.
     """
     settings = resources.settings
-    mark = f"copied from {source.environment}"
+    mark = _mark(source)
     tag = await read_tag(settings, tables.MODELS, TAG)
     if tag not in {None, mark}:
         raise CommandError(
@@ -102,12 +106,30 @@ async def copy_back(
             total.deleted += copied.deleted
             total.equal = copied.equal
         if round_number and not changed:
-            await remove_tag(settings, tables.MODELS, TAG)
             return CopiedBack(done, run.models, run.probes)
     raise CommandError(
         f"something else still writes to the tables of {settings.environment}: stop the API and "
         "the workers, then run the same command again"
     )
+
+
+async def keep_copy(settings: Settings, source: Settings) -> None:
+    """Notes that all is done but to allow writes: a copy from now on would undo the new ones."""
+    await write_tag(settings, tables.MODELS, TAG, _mark(source) + _KEPT)
+
+
+async def is_kept(settings: Settings, source: Settings) -> bool:
+    """Whether an interrupted restore got as far as `keep_copy`."""
+    return await read_tag(settings, tables.MODELS, TAG) == _mark(source) + _KEPT
+
+
+async def end_copy(settings: Settings) -> None:
+    """Notes that the restore has ended, writes included."""
+    await remove_tag(settings, tables.MODELS, TAG)
+
+
+def _mark(source: Settings) -> str:
+    return f"copied from {source.environment}"
 
 
 class _Run:

@@ -13,6 +13,7 @@ import aioboto3
 import msgspec
 import numpy as np
 import pytest
+from aiohttp import web
 
 from core.dynamo import tables
 from core.dynamo.wire import item_of
@@ -84,7 +85,7 @@ async def test_what_differs_is_copied_back_and_nothing_else(one: Resources) -> N
     assert model.epoch > epoch
     assert (model.current_build_id, model.open_build_id) == (None, None)
     assert (await one.builds.get_build(running.build_id)).status == "cancelled"
-    assert await read_tag(one.settings, tables.MODELS, TAG) is None
+    assert await read_tag(one.settings, tables.MODELS, TAG) is not None
     again = await copy_back(one, source)
     assert again.tables["embeddings"].changed == 0
 
@@ -223,3 +224,45 @@ async def test_the_command_restores_in_place(one: Resources, tmp_path: Path) -> 
     assert "embeddings: 11 put, 2 deleted," in out
     assert "build of m1 requested: " in out
     assert _comparable(await contents(one)) == _comparable(before)
+
+
+class _Interrupting(Enforcing):
+    """Until `refusing` ends it takes no policy away, as if the command had ended just before."""
+
+    refusing = True
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Refuses what would allow writes again."""
+        if self.refusing and request.headers.get("X-Amz-Target", "").endswith(
+            "DeleteResourcePolicy"
+        ):
+            return web.json_response({"__type": "AccessDeniedException"}, status=400)
+        return await super().answer(request)
+
+
+async def test_writes_of_after_it_survive_a_repeat(one: Resources, tmp_path: Path) -> None:
+    """Builds are requested before writes are allowed; a repeat from then on copies no more."""
+    await fill(one)
+    name = f"{one.settings.environment[:20]}-kept"
+    moment = timestamp(now() - timedelta(hours=1))
+    arguments = ("restore", "--to-time", moment, "--into", name, "--copy-back")
+    url = one.settings.aws.endpoint_url or ""
+    enforcing = _Interrupting(url)
+    async with (
+        aioboto3.Session().client("sts", endpoint_url=url) as sts,
+        enforcing.running() as address,
+    ):
+        enforcing.user_id = (await sts.get_caller_identity())["UserId"]
+        aws = msgspec.structs.replace(one.settings.aws, endpoint_url=address)
+        settings = msgspec.structs.replace(one.settings, aws=aws)
+        status, out, error = await run_k9(settings, tmp_path, *arguments)
+        assert status == 1, out
+        requested = (await one.models.get_model("m1")).open_build_id
+        assert requested is not None, error
+        await one.embedding_service.store_embedding("m1", "written since", np.ones(8, np.float32))
+        enforcing.refusing = False
+        status, out, error = await run_k9(settings, tmp_path, *arguments)
+    assert status == 0, error
+    assert b'[{"S":"written since"},{"S":"m1"}]' in (await contents(one))["embeddings"]
+    assert (await one.models.get_model("m1")).open_build_id == requested
+    assert await read_tag(one.settings, tables.MODELS, TAG) is None
