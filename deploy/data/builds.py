@@ -1,6 +1,7 @@
 """Builds after a restore: requested once ModelVersionIndex has the rows, and waited for."""
 
 import asyncio
+from contextlib import aclosing
 from typing import Final, Literal
 
 import msgspec
@@ -75,7 +76,8 @@ async def request_builds(
 ) -> list[BuildRequest]:
     """Requests a build of each model version, with the parameters of its previous current build.
 
-    A failure does not keep the others from being requested: it is in the result.
+    Without a current build they are those of the last one published. A failure does not keep the
+    others from being requested: it is in the result.
 
     Args:
         resources: Of the environment that was restored.
@@ -103,8 +105,20 @@ async def request_builds(
 
 async def _parameters(resources: Resources, model: Item) -> BuildParameters:
     current = model.get("current_build_id")
-    build = await resources.builds.find_build(current.S) if current and current.S else None
+    if current and current.S:
+        build = await resources.builds.find_build(current.S)
+    else:  # an interrupted run of the same restore may have taken it away
+        build = await _last_published(resources, model["model_version"].S or "")
     return BuildParameters() if build is None else build.parameters.again()
+
+
+async def _last_published(resources: Resources, model_version: str) -> Build | None:
+    model = await resources.models.get_model(model_version)
+    async with aclosing(resources.builds.all_builds(model_version, model.generation)) as builds:
+        async for build in builds:
+            if build.status == "published" and build.verifies is None:
+                return build
+    return None
 
 
 async def wait_for_build(resources: Resources, build_id: str, display: BuildDisplay) -> Build:

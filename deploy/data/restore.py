@@ -92,8 +92,8 @@ async def restore(
             if table.name in full:
                 emptied += await run.empty(table)
         probes = await run.fill(epochs)
-    await remove_tag(resources.settings, tables.MODELS, TAG)
     builds = await request_builds(resources, run.models, probes)
+    await remove_tag(resources.settings, tables.MODELS, TAG)
     return Restored(manifest, emptied, builds)
 
 

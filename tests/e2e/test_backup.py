@@ -15,7 +15,7 @@ from core.errors import TableMissing, Unavailable
 from core.models import Build, Model, now, timestamp
 from core.resources import Resources, open_resources
 from deploy.aws.tables import describe_tables, read_tag
-from deploy.data import bulk
+from deploy.data import bulk, pitr
 from deploy.data import restore as restore_module
 from deploy.data.archive import MANIFEST
 from deploy.data.backup import back_up
@@ -161,6 +161,53 @@ async def test_an_interrupted_restore_goes_on(
     assert await read_tag(one.settings, tables.MODELS, TAG) is None
     with pytest.raises(CommandError, match="not empty"):
         await restore(one, tmp_path / "b")
+
+
+async def test_a_restore_that_ends_before_its_builds_goes_on(
+    one: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command requests them, without --force."""
+    await fill(one)
+    await back_up(one.dynamo, one.settings, tmp_path / "b")
+    await wipe(one)
+
+    async def ends(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restore_module, "request_builds", ends)
+    with pytest.raises(KeyboardInterrupt):
+        await restore(one, tmp_path / "b")
+    monkeypatch.undo()
+    restored = await restore(one, tmp_path / "b")
+    assert [each.outcome for each in restored.builds] == ["requested", "empty"]
+    assert await read_tag(one.settings, tables.MODELS, TAG) is None
+
+
+async def test_a_repeated_point_in_time_keeps_the_parameters_of_builds(
+    one: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model versions of its first run have no current build any more."""
+    await fill(one)
+    name = f"{one.settings.environment[:20]}-then"
+    moment = now() - timedelta(hours=1)
+
+    async def ends(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pitr, "request_builds", ends)
+    with pytest.raises(KeyboardInterrupt):
+        await restore_to_time(one.settings, moment, name)
+    monkeypatch.undo()
+
+    async def restored_before(*_: Any) -> None:
+        """As where DynamoDB describes the tables as that restore, which ministack does not."""
+
+    monkeypatch.setattr(pitr, "restore_tables", restored_before)
+    await restore_to_time(one.settings, moment, name)
+    async with open_resources(pitr.restored_settings(one.settings, name)) as restored:
+        model = await restored.models.get_model("m1")
+        build = await restored.builds.get_build(model.open_build_id or "")
+    assert build.parameters.matrix_k == 7
 
 
 async def test_a_backup_goes_into_another_environment(one: Resources, tmp_path: Path) -> None:
