@@ -33,28 +33,29 @@ async def command(build_or_model: str | None) -> int:
         settings, _ = environment.enter()
         async with environment.open_resources(settings) as resources:
             builds = await _chosen(resources, build_or_model)
-            statuses = [await _status_of(resources, build) for build in builds]
+            statuses = [await _status_of(resources, build_id) for build_id in builds]
     except (K9Error, CommandError) as error:
         raise CommandError(str(error), _NOT_VERIFIED) from error
     return next((s for s in (_DIFFERENT, _NOT_VERIFIED, _CHANGED) if s in statuses), _EQUAL)
 
 
-async def _status_of(resources: Resources, build: Build) -> int:
+async def _status_of(resources: Resources, build_id: str) -> int:
     """The status of one build. One that fails does not keep the others from being verified."""
     try:
-        return await _verify_one(resources, build)
-    except CommandError as error:
+        return await _verify_one(resources, await resources.builds.get_build(build_id))
+    except (K9Error, CommandError) as error:
         click.echo(f"k9: {error}", err=True)
         return _NOT_VERIFIED
 
 
-async def _chosen(resources: Resources, build_or_model: str | None) -> Sequence[Build]:
+async def _chosen(resources: Resources, build_or_model: str | None) -> Sequence[str]:
+    """The ids of the builds to verify."""
     if build_or_model is None:
         models = await resources.models.list_models()
         current = [model.current_build_id for model in models if model.current_build_id]
         if not current:
             raise CommandError("no model version has a published build")
-        return [await resources.builds.get_build(build_id) for build_id in current]
+        return current
     try:
         model = await resources.models.get_model(build_or_model)
     except NotFound:
@@ -69,7 +70,7 @@ async def _chosen(resources: Resources, build_or_model: str | None) -> Sequence[
         build = await resources.builds.get_build(model.current_build_id)
     if build.status != "published":
         raise CommandError(f"build {build.build_id} was not published: it is {build.status}")
-    return [build]
+    return [build.build_id]
 
 
 async def _verify_one(resources: Resources, build: Build) -> int:
