@@ -79,12 +79,23 @@ async def fetch_token(
             await _create_user(client, pool_id, user, password)
         move = client.admin_add_user_to_group if operator else client.admin_remove_user_from_group
         await move(UserPoolId=pool_id, Username=user, GroupName="operators")
-        reply = await client.admin_initiate_auth(
-            UserPoolId=pool_id,
-            ClientId=client_id,
-            AuthFlow="ADMIN_USER_PASSWORD_AUTH",
-            AuthParameters={"USERNAME": user, "PASSWORD": password},
-        )
+        asked = {
+            "UserPoolId": pool_id,
+            "ClientId": client_id,
+            "AuthFlow": "ADMIN_USER_PASSWORD_AUTH",
+            "AuthParameters": {"USERNAME": user, "PASSWORD": password},
+        }
+        reply: dict[str, Any] = {}
+        try:
+            reply = await client.admin_initiate_auth(**asked)
+        except ClientError as error:
+            if code_of(error) != "NotAuthorizedException":
+                raise
+        # The password was made anew since, or the creation of the user was interrupted: then
+        # Cognito may answer with a challenge to choose one.
+        if "AuthenticationResult" not in reply:
+            await _set_password(client, pool_id, user, password)
+            reply = await client.admin_initiate_auth(**asked)
     return str(reply["AuthenticationResult"]["AccessToken"])
 
 
@@ -105,6 +116,10 @@ async def _create_user(client: Any, pool_id: str, user: str, password: str) -> N
         # Another command created the same user at the same moment.
         if code_of(error) != "UsernameExistsException":
             raise
+    await _set_password(client, pool_id, user, password)
+
+
+async def _set_password(client: Any, pool_id: str, user: str, password: str) -> None:
     await client.admin_set_user_password(
         UserPoolId=pool_id, Username=user, Password=password, Permanent=True
     )
