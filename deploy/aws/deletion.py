@@ -71,7 +71,14 @@ async def _delete_bucket(client: Any, bucket: str, message: MessageCallback) -> 
             keys = [{"Key": each["Key"]} for each in page.get("Contents", [])]
             if not keys:
                 break
-            await client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+            reply = await client.delete_objects(
+                Bucket=bucket, Delete={"Objects": keys, "Quiet": True}
+            )
+            if refused := reply.get("Errors"):  # the next page would begin with the same ones
+                first = refused[0]
+                raise CommandError(
+                    f"{bucket}: {first.get('Key')} was not deleted: {first.get('Code')}"
+                )
         await client.delete_bucket(Bucket=bucket)
     except ClientError as error:
         if code_of(error) not in {"404", "NoSuchBucket"}:
