@@ -290,7 +290,12 @@ class SavingGateway:
                 await self._save_in_fork()
 
     async def _save_in_fork(self) -> None:
-        self._child = os.fork()
+        try:
+            self._child = os.fork()
+        except OSError as error:  # too little memory, or too many processes, at this moment
+            sys.stderr.write(f"the state was not saved, and is tried again: {error}\n")
+            self._gateway.changed = True
+            return
         if self._child == 0:
             status = 1
             try:

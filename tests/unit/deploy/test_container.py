@@ -140,6 +140,36 @@ async def test_the_state_is_saved_after_a_change_and_not_without(tmp_path: Path)
 
 
 @_FORKS
+async def test_saving_goes_on_after_a_fork_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where there is too little memory for a moment; it is told."""
+    saved, fork, failures = tmp_path / "saved", os.fork, ["first"]
+
+    def failing() -> int:
+        if failures:
+            failures.pop()
+            raise OSError(12, "Cannot allocate memory")
+        return fork()
+
+    async def aws(_scope: Any, receive: Callable[[], Awaitable[Any]], _send: Any) -> None:
+        await receive()
+
+    async def receive() -> dict[str, str]:
+        await _written(saved)
+        return {"type": "lifespan.shutdown"}
+
+    async def send(_message: Any) -> None: ...
+
+    monkeypatch.setattr(os, "fork", failing)
+    gateway = Gateway(aws, frozenset(), "key", "secret")
+    gateway.changed = True
+    async with asyncio.timeout(20):
+        await SavingGateway(gateway, 0.01, saved.touch)({"type": "lifespan"}, receive, send)
+    assert capfd.readouterr().err.count("Cannot allocate memory") == 1
+
+
+@_FORKS
 async def test_a_stop_does_not_wait_for_a_save_nor_is_overtaken_by_it(tmp_path: Path) -> None:
     """The emulator's own save at its stop is the newer one."""
     begun = tmp_path / "begun"
