@@ -94,9 +94,9 @@ def _memory_bytes() -> int:
 
 def _check_disk(subject: str, directory: Path, variable: str) -> Check:
     existing = directory.absolute()
-    while not existing.exists():
-        existing = existing.parent
     try:
+        while not existing.exists():
+            existing = existing.parent
         free = shutil.disk_usage(existing).free
     except OSError as error:
         return failed(subject, f"{directory}: {error.strerror}", f"set {variable} to another one")

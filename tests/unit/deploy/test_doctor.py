@@ -1,12 +1,13 @@
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from core.rates import parse_policies
 from core.settings import Http, Settings
 from deploy.aws import stacks
-from deploy.doctor.host import check_clock
+from deploy.doctor.host import check_clock, check_host
 from deploy.doctor.report import percentile
 from deploy.doctor.services import BUCKET_ACTIONS, check_rates
 from deploy.doctor.tables import ACTIONS
@@ -70,6 +71,19 @@ def test_templates_take_the_rates_that_an_api_reads(template: str) -> None:
         parse_policies(tuple(filter(None, rates.split(","))))
     for wrong in ("readers=5/1", "*=5", "*=5/1,", ",*=5/1", "*=5/1 ,*=5/1", "group:=5/1"):
         assert not re.fullmatch(found[1], wrong)
+
+
+def test_a_directory_that_may_not_be_entered_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that cannot be used, beside the other checks."""
+
+    def exists(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", exists)
+    checks = {check.name: check for check in check_host(Settings())}
+    assert checks["cache directory"].status == checks["work directory"].status == "failed"
+    assert "Permission denied" in checks["cache directory"].detail
+    assert "memory" in checks
 
 
 def test_percentiles_are_measured_values() -> None:
