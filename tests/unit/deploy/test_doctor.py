@@ -12,6 +12,7 @@ from deploy.doctor.report import percentile
 from deploy.doctor.services import BUCKET_ACTIONS, check_rates
 from deploy.doctor.tables import ACTIONS
 from tests.aws_calls import LIST
+from tests.templates import read_template
 
 _SERVER = datetime(2025, 9, 30, 8, 0, 0, tzinfo=UTC)
 _UNIX = _SERVER.timestamp()
@@ -71,6 +72,15 @@ def test_templates_take_the_rates_that_an_api_reads(template: str) -> None:
         parse_policies(tuple(filter(None, rates.split(","))))
     for wrong in ("readers=5/1", "*=5", "*=5/1,", ",*=5/1", "*=5/1 ,*=5/1", "group:=5/1"):
         assert not re.fullmatch(found[1], wrong)
+
+
+def test_the_firewall_takes_no_limit_that_waf_refuses() -> None:
+    """A deployment fails by its parameter then, and not in the middle."""
+    parameter = read_template("service")["Parameters"]["RequestsPerMinute"]
+    for limit in ("0", "10", "99", parameter["Default"], "1000000"):
+        assert re.fullmatch(parameter["AllowedPattern"], limit)
+    for wrong in ("", "1", "9", "05", "-10", "10.5", "1000001"):
+        assert not re.fullmatch(parameter["AllowedPattern"], wrong)
 
 
 def test_a_directory_that_may_not_be_entered_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
