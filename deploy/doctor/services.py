@@ -18,13 +18,13 @@ from deploy.doctor.report import Check, Process, failed, not_allowed, ok, warnin
 _JWKS_BYTES_MAX: Final = 256 * 1024
 _HTTP_OK: Final = 200
 BUCKET_ACTIONS: Final[dict[Process, tuple[str, ...]]] = {
-    "api": ("s3:ListBucket", "s3:GetObject"),
+    "api": ("s3:ListBucket", "s3:GetObject", "s3:PutObject"),
     "worker": (
         *("s3:ListBucket", "s3:PutObject", "s3:GetObject"),
         *("s3:AbortMultipartUpload", "s3:DeleteObject"),
     ),
 }
-"""The actions that each process calls on the bucket and its objects."""
+"""The actions that each process calls on the bucket and its objects, or signs addresses for."""
 _POOL_IN_URL: Final = re.compile(r"/([a-z0-9-]+_[A-Za-z0-9]+)/\.well-known/")
 
 
@@ -36,7 +36,8 @@ async def check_bucket(
 ) -> list[Check]:
     """That the bucket is there, and each right on it that API or worker need.
 
-    For a worker it puts an object of its own below the environment's prefix, and deletes it.
+    For a worker it puts an object of its own below the environment's prefix, and deletes it. For an
+    API, which may delete nothing, it asks for a put that cannot be carried out.
     """
     subject = f"bucket {bucket}"
     name = f"{names.environment_prefix(settings.environment)}doctor/{key}"
@@ -47,11 +48,20 @@ async def check_bucket(
     if not listed.permitted and listed.outcome != "denied":
         return [failed(subject, listed.message, "set AWS_ENDPOINT_URL_S3 to where S3 is")]
     made = {"s3:ListBucket": listed}
-    if "s3:PutObject" in BUCKET_ACTIONS[process or "worker"]:
+    if "s3:DeleteObject" in BUCKET_ACTIONS[process or "worker"]:
         made |= await _write(client, bucket, name)
     else:
         # Without an object there is a 404, where reading is allowed.
         made["s3:GetObject"] = await attempt(client, "head_object", Bucket=bucket, Key=name)
+        # Only there, and by its condition only in place of an object, which does not exist. Rights
+        # are checked before.
+        made["s3:PutObject"] = await attempt(
+            client,
+            "put_object",
+            Bucket=bucket,
+            Key=f"{names.uploads_prefix(settings.environment)}doctor-{key}",
+            IfMatch='"0"',
+        )
     denied = [action for action, each in made.items() if each.outcome == "denied"]
     if denied:
         advice = f"allow the role {', '.join(denied)} on {bucket} and its objects"

@@ -14,8 +14,10 @@ from core.dynamo.client import open_dynamo
 from core.dynamo.expressions import key as row_key
 from core.dynamo.items import attribute_of
 from core.models import now, timestamp
+from core.names import uploads_prefix
 from core.object_store import open_object_store
 from core.settings import Auth, Settings, Tables
+from deploy.aws.clients import open_client
 from deploy.data.bulk import scan_segment
 from deploy.doctor.examination import examine
 from deploy.doctor.latency import MODEL_VERSION
@@ -183,6 +185,9 @@ async def guarded() -> AsyncIterator[Guarded]:
         made = await create_tables(settings_for(url))
         keys = {
             "api": await new_user(url, "api", [_statement("Allow", sorted(api))]),
+            "reader": await new_user(
+                url, "reader", [_statement("Allow", sorted(api - {"s3:PutObject"}))]
+            ),
             "denied": await new_user(
                 url, "denied", [_statement("Allow", ["*"]), _statement("Deny", denied)]
             ),
@@ -205,7 +210,22 @@ async def test_each_process_is_examined_by_its_own_rights(
     worker = await examine(settings, calls=1, timeout_s=60, process="worker")
     assert [each.operation for each in worker.latency] == ["query"]
     rights = _failed(worker)[f"bucket {settings.aws.bucket}"]
-    assert rights == "denied: s3:PutObject, s3:DeleteObject"
+    assert rights == "denied: s3:AbortMultipartUpload, s3:DeleteObject"
+
+
+async def test_uploads_that_an_api_may_not_sign_are_told(
+    sound: Settings, guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 refuses what is put by such an address. Where it may be, nothing is left of the check."""
+    settings = guarded.as_user(sound, "reader", monkeypatch)
+    found = _failed(await examine(settings, calls=1, timeout_s=60, process="api"))
+    assert found[f"bucket {settings.aws.bucket}"] == "denied: s3:PutObject"
+    settings = guarded.as_user(sound, "api", monkeypatch)
+    await examine(settings, calls=1, timeout_s=60, process="api")
+    async with open_client("s3", settings) as client:
+        prefix = uploads_prefix(settings.environment)
+        left = await client.list_objects_v2(Bucket=settings.aws.bucket, Prefix=prefix)
+    assert left["KeyCount"] == 0
 
 
 async def test_a_denied_action_is_named(
