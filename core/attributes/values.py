@@ -129,7 +129,8 @@ def _portable(attributes: Attributes) -> Attributes:
     """The same with whole numbers as floats where they are beyond msgpack's integers of 64 bits."""
     for name, value in attributes.items():
         if isinstance(value, int) and not _INTEGER_MIN <= value <= _INTEGER_MAX:
-            attributes[name] = float(value)
+            # One that K9 would not have stored stays, for whoever checks it.
+            attributes[name] = float(value) if _is_exact(value) else value
     return attributes
 
 

@@ -12,6 +12,7 @@ from core.attributes.values import (
     Attributes,
     AttributesPatch,
     attribute_problems,
+    checked_attributes,
     decode_attributes,
     encode_attributes,
     merge,
@@ -101,6 +102,14 @@ def test_whole_numbers_of_any_size_are_written_as_msgpack_too(number: int) -> No
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(read)) == {"n": number}
     for kept in ((1 << 64) - (1 << 11), -(1 << 63)):
         assert isinstance(merge({}, {"n": kept})["n"], int)
+
+
+def test_a_number_that_no_float64_holds_is_read_as_it_is() -> None:
+    """Of somebody else's making: it is named where attributes are checked."""
+    stored = '{"n":1' + "0" * 400 + "}"
+    assert decode_attributes(stored) == {"n": 10**400}
+    with pytest.raises(Corrupt, match="no number that float64 holds exactly"):
+        checked_attributes(stored.encode())
 
 
 def test_names_that_a_patch_removes_do_not_count() -> None:
