@@ -85,7 +85,9 @@ def check_query(query: bytes) -> None:
         return
     text = query.decode("latin-1")
     try:
-        pairs = parse_qsl(text, True, errors="strict", max_num_fields=_QUERY_FIELDS_MAX)
+        pairs = parse_qsl(
+            text, keep_blank_values=True, errors="strict", max_num_fields=_QUERY_FIELDS_MAX
+        )
     except ValueError:
         raise Unreadable("the query cannot be read as UTF-8") from None
     for name, count in Counter(name for name, _ in pairs).items():

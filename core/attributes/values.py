@@ -87,7 +87,9 @@ def attribute_problems(
 def merge(attributes: Attributes, patch: AttributesPatch) -> Attributes:
     """The attributes after a merge patch; the result may be over the limits."""
     merged: AttributesPatch = {**attributes, **patch}
-    return _portable({name: value for name, value in merged.items() if value is not None})
+    return _with_small_integers(
+        {name: value for name, value in merged.items() if value is not None}
+    )
 
 
 def encode_attributes(attributes: Attributes) -> str:
@@ -107,7 +109,7 @@ def decode_attributes(stored: str | bytes) -> Attributes:
         Corrupt: they cannot be read.
     """
     try:
-        return _portable(_decode(stored))
+        return _with_small_integers(_decode(stored))
     except (msgspec.DecodeError, RecursionError) as error:
         raise Corrupt(f"stored attributes cannot be read: {error}") from None
 
@@ -125,8 +127,8 @@ def checked_attributes(stored: bytes) -> Attributes:
     return attributes
 
 
-def _portable(attributes: Attributes) -> Attributes:
-    """The same with whole numbers as floats where they are beyond msgpack's integers of 64 bits."""
+def _with_small_integers(attributes: Attributes) -> Attributes:
+    """The same, with floats for whole numbers beyond msgpack's integers of 64 bits."""
     for name, value in attributes.items():
         if isinstance(value, int) and not _INTEGER_MIN <= value <= _INTEGER_MAX:
             # One that K9 would not have stored stays, for whoever checks it.

@@ -45,6 +45,7 @@ STEPS: Final = {
     "vector to float32, checked": ("floats", "check_all", "check_options"),
     "query in float64, its norm": ("prepare_one",),
     "FAISS": ("Searcher.candidates",),
+    "all rows scored": ("Searcher._scan",),
     "ranked again in float64": ("Searcher.rerank",),
     "product ids, scores": ("Segment._hits",),
     "neighbours from the matrix": ("Segment.matrix_neighbors",),
@@ -75,7 +76,7 @@ def steps_of(recorded: Path) -> Counter[str]:
 
 async def measure(script: Path, api: Api, plan: argparse.Namespace, to: Path) -> dict[str, float]:
     """Microseconds of each step in one turn, and of all together."""
-    pid = max(api.processes())
+    pid, *_ = api.processes()
     words = [str(plan.py_spy), "record", "--pid", str(pid), "--rate", str(_RATE)]
     words += ["--duration", str(round(plan.seconds)), "--format", "raw", "--output", str(to)]
     before = processor_s(api)
