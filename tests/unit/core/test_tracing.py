@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import pytest
@@ -133,6 +134,11 @@ def test_a_header_that_is_not_valid_is_not_shown(
 def test_without_its_receiver_a_process_works_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The spans are lost, and nothing else."""
     monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with tracing.open_tracing("tests", os.environ), tracing.span("lost"):
         assert tracing.active()
     assert not tracing.enabled()
+    # Its retries draw random numbers, which Hypothesis must see none of in later tests.
+    for thread in threading.enumerate():
+        if thread.name == "traces":
+            thread.join()
