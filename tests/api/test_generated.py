@@ -161,7 +161,8 @@ def test_a_typescript_client_compiles(document: Path, tmp_path: Path) -> None:
     types = tmp_path / "k9.ts"
     _run_node(modules, "openapi-typescript", document, "-o", types, "--alphabetize")
     options = ["--strict", "--noEmit", "--target", "es2022", "--module", "nodenext"]
-    options += ["--lib", "es2022,dom"]
+    # What TypeScript itself declares of browsers was checked by its makers.
+    options += ["--lib", "es2022,dom", "--skipLibCheck"]
     _run_node(modules, "tsc", *options, tmp_path / "client.ts")
 
 

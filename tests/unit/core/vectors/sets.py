@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from core.models import Family, Metric
 from core.vectors.arrays import Floats, Ints, prepare
@@ -53,12 +54,33 @@ def truth(queries: Floats, rows: Floats, metric: Metric, k: int) -> tuple[Ints, 
 def build(
     rows: Floats, metric: Metric, family: Family | None, target: float = 0.9, threads: int = 1
 ) -> tuple[BuiltIndex, Searcher]:
-    """An index over prepared rows, and what searches it."""
+    """An index over prepared rows, as a build makes it, and what searches it."""
+    return _build(rows, metric, family, target, threads, IndexLimits())
+
+
+def build_quickly(
+    rows: Floats, metric: Metric, family: Family, target: float = 0.9
+) -> tuple[BuiltIndex, Searcher]:
+    """The same for tests of searches: its recall is measured with a tenth of the queries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("core.vectors.tuning.ZERO_RECALL_QUERIES", (370, 370))
+        patch.setattr("core.vectors.tuning.ZERO_RECALL_MAX", 0.01)
+        return _build(rows, metric, family, target, 1, IndexLimits(held_out_min=200))
+
+
+def _build(
+    rows: Floats,
+    metric: Metric,
+    family: Family | None,
+    target: float,
+    threads: int,
+    limits: IndexLimits,
+) -> tuple[BuiltIndex, Searcher]:
     built = build_index(
         rows,
         metric,
         target_recall=target,
-        limits=IndexLimits(),
+        limits=limits,
         progress=lambda *_: None,
         forced=family,
         threads=threads,

@@ -10,7 +10,7 @@ from core.models import Family, Metric
 from core.vectors.arrays import Floats, prepare, prepare_one, row_scores
 from core.vectors.filtered import Allowed, FilteredSearcher, Plan
 from core.vectors.search import Searcher
-from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, real
+from tests.unit.core.vectors.sets import FAMILIES, METRICS, build_quickly, catalogue, real
 
 ROWS = 1900
 QUERIES = 20
@@ -20,7 +20,7 @@ SHARES = (0.003, 0.1, 0.3, 0.95)
 @pytest.fixture(scope="module", params=FAMILIES)
 def searcher(request: pytest.FixtureRequest) -> Searcher:
     """1,900 real rows; the others are for queries."""
-    return build(real(ROWS, "cosine"), "cosine", request.param, 0.95)[1]
+    return build_quickly(real(ROWS, "cosine"), "cosine", request.param, 0.95)[1]
 
 
 def near_a_row(rows: Floats, share: float, metric: Metric = "cosine") -> NDArray[np.bool_]:
@@ -97,13 +97,13 @@ def graphs() -> dict[Family, Searcher]:
     """Both families of graphs over the same rows."""
     rows = real(ROWS, "cosine")
     families: tuple[Family, ...] = ("hnsw_flat", "hnsw_sq8")
-    return {family: build(rows, "cosine", family, 0.95)[1] for family in families}
+    return {family: build_quickly(rows, "cosine", family, 0.95)[1] for family in families}
 
 
 @cache
 def of_metric(metric: Metric) -> Searcher:
     """Real rows in one family."""
-    return build(real(ROWS, metric), metric, "hnsw_sq8", 0.95)[1]
+    return build_quickly(real(ROWS, metric), metric, "hnsw_sq8", 0.95)[1]
 
 
 @pytest.mark.parametrize("plan", get_args(Plan)[1:])
@@ -122,7 +122,7 @@ def test_every_metric(metric: Metric, plan: Plan) -> None:
 def test_very_short_and_very_long_vectors(metric: Metric, scale: float) -> None:
     """A scan of allowed rows stays exact where float32 squares are tiny or huge."""
     rows = (real(600, metric) * scale).astype(np.float32)
-    searcher = build(rows, metric, "exact")[1]
+    searcher = build_quickly(rows, metric, "exact")[1]
     mask = at_random(rows, 0.4)
     filtered = FilteredSearcher(searcher)
     for query in (catalogue()[600:640] * scale).astype(np.float32):
@@ -178,7 +178,7 @@ def with_copies(noise: float) -> Searcher:
     rows = real(1000, "cosine")
     copies = np.repeat(rows[:2], 200, axis=0)
     copies += (noise * np.random.default_rng(1).standard_normal(copies.shape)).astype(np.float32)
-    searcher = build(np.concatenate((rows, copies)), "cosine", "hnsw_sq8", 0.9)[1]
+    searcher = build_quickly(np.concatenate((rows, copies)), "cosine", "hnsw_sq8", 0.9)[1]
     assert searcher.members is not None
     return searcher
 
@@ -206,7 +206,7 @@ def test_copies_are_allowed_one_by_one(plan: Plan | None, noise: float) -> None:
 def test_the_plan_follows_from_the_number_of_rows() -> None:
     """Few rows are scored, many are asked past, and in between a graph is walked."""
     rows = np.zeros((200_000, 768), dtype=np.float32)
-    small = build(real(ROWS, "cosine"), "cosine", "hnsw_flat", 0.95)[1]
+    small = build_quickly(real(ROWS, "cosine"), "cosine", "hnsw_flat", 0.95)[1]
     large = Searcher(
         rows,
         "cosine",

@@ -18,7 +18,7 @@ from core.vectors.near_copies import (
 from core.vectors.parameters import IndexLimits
 from core.vectors.sampling import QuerySample
 from core.vectors.search import Exclusion, Searcher
-from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, truth
+from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, build_quickly, catalogue, truth
 
 APPROXIMATE = FAMILIES[1:]
 
@@ -78,7 +78,7 @@ def test_near_copies_hide_nothing(metric: Metric, seed: int) -> None:
 def test_each_near_copy_has_its_own_score(family: Family, metric: Metric, noise: float) -> None:
     """A query among the copies gets the nearest of them in order, as if every row was scored."""
     rows, copies = with_copies(products(1200, metric), metric, 300, noise)
-    _, searcher = build(rows, metric, family)
+    _, searcher = build_quickly(rows, metric, family)
     queries = rows[copies][:20]
     for k in (1, 10, 60):
         together = searcher.search(queries, k)
@@ -95,7 +95,7 @@ def test_each_near_copy_has_its_own_score(family: Family, metric: Metric, noise:
 def test_near_copies_that_are_left_out(metric: Metric) -> None:
     """Rows that changed since the build, or are excluded, are left out one by one."""
     rows, copies = with_copies(products(1200, metric), metric, 300, 1e-4)
-    _, searcher = build(rows, metric, "hnsw_flat")
+    _, searcher = build_quickly(rows, metric, "hnsw_flat")
     numbers = np.flatnonzero(copies)
     query = rows[numbers[7]]
     for gone in (numbers[:1], numbers[5:200], numbers[:-3], numbers):
@@ -130,7 +130,7 @@ def test_copies_and_near_copies_of_one_row_are_one_group() -> None:
     """Equal rows and almost equal ones come back together, in order of score and row."""
     rows, copies = with_copies(products(1200, "cosine"), "cosine", 200, 1e-5)
     rows[np.flatnonzero(copies)[::2]] = rows[np.flatnonzero(copies)[0]]
-    built, searcher = build(rows, "cosine", "hnsw_flat")
+    built, searcher = build_quickly(rows, "cosine", "hnsw_flat")
     assert built.info.positions == 1200
     for query in rows[copies][:4]:
         near, _ = searcher.search_one(query, 150)

@@ -12,7 +12,7 @@ from core.vectors.arrays import Floats, Ints, prepare_one, row_scores
 from core.vectors.families import stored_rows
 from core.vectors.parameters import Effort, effort_for
 from core.vectors.search import Exclusion, Searcher
-from tests.unit.core.vectors.sets import FAMILIES, METRICS, build, catalogue, real, truth
+from tests.unit.core.vectors.sets import FAMILIES, METRICS, build_quickly, catalogue, real, truth
 
 APPROXIMATE = FAMILIES[1:]
 
@@ -20,13 +20,13 @@ APPROXIMATE = FAMILIES[1:]
 @pytest.fixture(scope="module")
 def graph() -> Searcher:
     """1,900 real rows in HNSW; the other 100 are for queries."""
-    return build(real(1900, "cosine"), "cosine", "hnsw_flat", 0.95)[1]
+    return build_quickly(real(1900, "cosine"), "cosine", "hnsw_flat", 0.95)[1]
 
 
 @pytest.fixture(scope="module")
 def lists() -> Searcher:
     """The same in IVF-PQ."""
-    return build(real(1900, "cosine"), "cosine", "ivf_pq", 0.95)[1]
+    return build_quickly(real(1900, "cosine"), "cosine", "ivf_pq", 0.95)[1]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_every_family_serves_every_metric(family: Family, metric: Metric) -> Non
     """
     rows = real(1000, metric)
     queries = catalogue()[1000:1400]
-    built, searcher = build(rows, metric, family, 0.9)
+    built, searcher = build_quickly(rows, metric, family, 0.9)
     right, wanted = truth(queries, rows, metric, 25)
     near, found = searcher.search(queries, 25, exact=True)
     assert near.tolist() == right.tolist()
@@ -71,7 +71,7 @@ def test_every_family_serves_every_metric(family: Family, metric: Metric) -> Non
 def test_one_by_one_is_the_same_as_together(family: Family) -> None:
     """A batch answers each of its queries as if it had come alone."""
     rows = real(900, "ip")
-    _, searcher = build(rows, "ip", family)
+    _, searcher = build_quickly(rows, "ip", family)
     queries = catalogue()[900:930]
     near, found = searcher.search(queries, 7)
     for position, query in enumerate(queries):
@@ -86,7 +86,7 @@ def test_one_by_one_is_the_same_as_together(family: Family) -> None:
 def test_tiny_sets_and_more_than_there_is(family: Family, metric: Metric, count: int) -> None:
     """A k over n gives all n, padded in a batch and short alone."""
     rows = real(count, metric)
-    _, searcher = build(rows, metric, family)
+    _, searcher = build_quickly(rows, metric, family)
     near, found = searcher.search(rows, count + 3)
     assert (np.sort(near[:, :count], axis=1) == np.arange(count)).all()
     assert (near[:, count:] == -1).all()
@@ -101,7 +101,7 @@ def test_tiny_sets_and_more_than_there_is(family: Family, metric: Metric, count:
 def test_rows_that_are_all_the_same(family: Family, metric: Metric, count: int) -> None:
     """Copies of one vector tie, and ties go to the lower rows where all are looked at."""
     rows = np.tile(real(1, metric), (count, 1))
-    built, searcher = build(rows, metric, family, 0.95)
+    built, searcher = build_quickly(rows, metric, family, 0.95)
     assert built.recall.value == 1.0
     near, found = searcher.search_one(rows[0], 3)
     assert near.shape[0] == min(3, count)
@@ -116,7 +116,7 @@ def test_copies_among_real_rows_do_not_break_an_index(family: Family, metric: Me
     """A product listed a hundred times is one of many, and the others are still found."""
     rows = np.concatenate((real(800, metric), np.tile(real(3, metric), (100, 1))))
     queries = catalogue()[800:1000]
-    _, searcher = build(rows, metric, family, 0.9)
+    _, searcher = build_quickly(rows, metric, family, 0.9)
     _, wanted = truth(queries, rows, metric, 10)
     _, found = searcher.search(queries, 10)
     assert recall(found, wanted - 1e-6) >= 0.9
@@ -134,7 +134,7 @@ def test_very_short_and_very_long_vectors(family: Family, metric: Metric, scale:
     """The squares of what is stored need not fit float32's precision for the order to hold."""
     rows = (real(700, metric) * scale).astype(np.float32)
     queries = (catalogue()[700:1000] * scale).astype(np.float32)
-    _, searcher = build(rows, metric, family, 0.9)
+    _, searcher = build_quickly(rows, metric, family, 0.9)
     _, wanted = truth(queries, rows, metric, 10)
     _, found = searcher.search(queries, 10)
     slack = np.abs(wanted).max() * 1e-6
@@ -239,7 +239,7 @@ def test_a_scan_with_rows_left_out(data: st.DataObject) -> None:
     rows = np.array([[value, 1.0] for value in values], np.float32)
     gone = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1)))), np.int64)
     k = data.draw(st.integers(1, 50))
-    _, searcher = build(rows, "l2", "exact")
+    _, searcher = build_quickly(rows, "l2", "exact")
     query = np.array([data.draw(st.integers(-3, 3)), 1.0], np.float32)
     near, found = searcher.search_one(query, k, excluded=Exclusion(n, gone))
     everything = row_scores(prepare_one(query, "l2"), rows)
