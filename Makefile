@@ -27,8 +27,8 @@ help: ## Shows this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A file is one process's, in the order of tests/conftest.py. Tests wait for servers now and then:
-# two more processes have two cores at work meanwhile.
-SHARED := -n 4 --dist loadfile --no-loadscope-reorder
+# one more process than cores has them at work meanwhile, and two more wait for each other.
+SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 
 dev: $(VENV)/.local ## Starts everything on this machine, until Ctrl-C
 	@exec $(BIN)/k9 dev $(ARGS)

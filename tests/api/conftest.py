@@ -57,7 +57,7 @@ async def api_settings(
             auth_issuer=pool.issuer, auth_jwks_url=pool.url, auth_client_ids=("other", CLIENT_ID)
         ),
         http=Http(metrics_port=0, body_bytes_max=4 * 1024 * 1024),
-        serving=Serving(cache_dir=cache, refresh_s=0.1),
+        serving=Serving(cache_dir=cache, refresh_s=0.2),
         building=msgspec.structs.replace(made.building, work_dir=cache / "work"),
     )
 
@@ -69,7 +69,7 @@ async def resources(api_settings: Settings) -> AsyncIterator[Resources]:
         yield opened
 
 
-@pytest.fixture(scope="package")  # with it end its looks at the tables, ten a second
+@pytest.fixture(scope="package")  # with it end its looks at the tables, five a second
 async def service(
     api_settings: Settings, resources: Resources, pool: Pool
 ) -> AsyncIterator[Service]:

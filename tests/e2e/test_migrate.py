@@ -297,7 +297,7 @@ async def test_the_command_reports_and_says_what_is_bad(own: Settings, tmp_path:
 
 async def test_a_run_that_is_killed_is_taken_up(own: Settings, tmp_path: Path) -> None:
     """The next one stores the rest, and tells the two apart."""
-    total = 6000
+    total = 2000
     _lines(tmp_path / "e.json", [_embedding(n) for n in range(total)])
     arguments = ("migrate", "e.json", "--table", "embeddings")
     process = await start_k9(own, tmp_path, *arguments)
