@@ -3,6 +3,7 @@
 import math
 import mmap
 from bisect import bisect_left, bisect_right
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -129,14 +130,19 @@ class _Column:
         # A row with a list may have several of the values.
         return np.unique(np.concatenate(parts)).astype(np.int64) if parts else _NO_ROWS
 
+    @cached_property
+    def _has_numbers_alone(self) -> bool:
+        """Whether each row that has the attribute has a number; an empty list is no value."""
+        return self._numbers is not None and self._present.count == self._numbers.rows.shape[0]
+
     def _within(self, condition: Within) -> Mask:
         numbers = self._numbers
         if numbers is None:
             return self._present.empty()
         inside = numbers.between(condition)
         size = inside.stop - inside.start
-        only_numbers = self._strings is None and not self._booleans
-        if only_numbers and _HALF * size > numbers.rows.shape[0] and self._present.as_bits:
+        most = _HALF * size > numbers.rows.shape[0]
+        if most and self._present.as_bits and self._has_numbers_alone:
             # Most rows match: fewer are cleared than would be set.
             mask = self._present.mask()
             mask[numbers.rows[: inside.start]] = False
@@ -154,6 +160,11 @@ class _RowSet:
         self._rows = rows
         self.as_bits = part.kind == "bits"
         self._values = arrays.of(part, "bits" if self.as_bits else "rows")
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(np.bitwise_count(self._values).sum()) if self.as_bits else len(self._values)
 
     def empty(self) -> Mask:
         """No row."""

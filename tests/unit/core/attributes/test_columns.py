@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.attributes.column_format import COLUMNS_MAGIC
@@ -106,6 +106,7 @@ FILTERS: Any = st.recursive(
 
 @settings(max_examples=400, deadline=None)
 @given(rows=st.lists(ATTRIBUTES, max_size=40), condition=FILTERS)
+@example(rows=[{"a": 0}, {"a": []}], condition={"a": {"$gt": -1}})  # most of them are cleared
 def test_any_filter_on_any_rows_is_exact(
     rows: list[dict[str, Any]], condition: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
