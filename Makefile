@@ -26,8 +26,8 @@ endif
 help: ## Shows this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# A file is one process's, in the order of tests/conftest.py. Tests wait for servers now and then:
-# one more process than cores has them at work meanwhile, and two more wait for each other.
+# A file is one process's, in the order of tests/conftest.py. Tests wait for servers now and then, so
+# there is one process more than the two cores of CI; with two more, a run took longer.
 SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 
 dev: $(VENV)/.local ## Starts everything on this machine, until Ctrl-C

@@ -156,7 +156,7 @@ def main() -> None:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             sys.stderr.write(f"{end.code}\n")
-    except BaseException:  # noqa: BLE001 - the interpreter would do the same, but for Ctrl-C
+    except BaseException:  # noqa: BLE001 - it is shown as the interpreter shows it
         status = 1
         sys.excepthook(*sys.exc_info())
     _end(status)

@@ -109,6 +109,26 @@ async def _written(path: Path) -> None:
             await asyncio.sleep(0.01)
 
 
+_LIFESPAN = {"type": "lifespan"}
+
+
+async def _aws(_scope: Any, receive: Callable[[], Awaitable[Any]], _send: Any) -> None:
+    await receive()
+
+
+async def _drop(_message: Any) -> None: ...
+
+
+def _stopped_once(path: Path) -> Callable[[], Awaitable[dict[str, str]]]:
+    """A `receive` that has the stop once a file is there."""
+
+    async def receive() -> dict[str, str]:
+        await _written(path)
+        return {"type": "lifespan.shutdown"}
+
+    return receive
+
+
 _FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
@@ -117,19 +137,14 @@ async def test_the_state_is_saved_after_a_change_and_not_without(tmp_path: Path)
     """So that a killed emulator starts with what it had a few seconds before."""
     stopped = asyncio.Event()
 
-    async def aws(_scope: Any, receive: Callable[[], Awaitable[Any]], _send: Any) -> None:
-        await receive()
-
     async def receive() -> dict[str, str]:
         await stopped.wait()
         return {"type": "lifespan.shutdown"}
 
-    async def send(_message: Any) -> None: ...
-
     saved = tmp_path / "saved"
-    gateway = Gateway(aws, frozenset({"aws:4566"}), "key", "secret")
+    gateway = Gateway(_aws, frozenset({"aws:4566"}), "key", "secret")
     saving = SavingGateway(gateway, 0.01, saved.touch)
-    running = asyncio.create_task(saving({"type": "lifespan"}, receive, send))
+    running = asyncio.create_task(saving(_LIFESPAN, receive, _drop))
     await asyncio.sleep(0.1)
     assert not saved.exists()
     gateway.changed = True
@@ -152,20 +167,11 @@ async def test_saving_goes_on_after_a_fork_that_failed(
             raise OSError(12, "Cannot allocate memory")
         return fork()
 
-    async def aws(_scope: Any, receive: Callable[[], Awaitable[Any]], _send: Any) -> None:
-        await receive()
-
-    async def receive() -> dict[str, str]:
-        await _written(saved)
-        return {"type": "lifespan.shutdown"}
-
-    async def send(_message: Any) -> None: ...
-
     monkeypatch.setattr(os, "fork", failing)
-    gateway = Gateway(aws, frozenset(), "key", "secret")
+    gateway = Gateway(_aws, frozenset(), "key", "secret")
     gateway.changed = True
     async with asyncio.timeout(20):
-        await SavingGateway(gateway, 0.01, saved.touch)({"type": "lifespan"}, receive, send)
+        await SavingGateway(gateway, 0.01, saved.touch)(_LIFESPAN, _stopped_once(saved), _drop)
     assert capfd.readouterr().err.count("Cannot allocate memory") == 1
 
 
@@ -178,18 +184,9 @@ async def test_a_stop_does_not_wait_for_a_save_nor_is_overtaken_by_it(tmp_path: 
         write_atomically(begun, str(os.getpid()).encode())
         time.sleep(30)
 
-    async def aws(_scope: Any, receive: Callable[[], Awaitable[Any]], _send: Any) -> None:
-        await receive()
-
-    async def receive() -> dict[str, str]:
-        await _written(begun)
-        return {"type": "lifespan.shutdown"}
-
-    async def send(_message: Any) -> None: ...
-
-    gateway = Gateway(aws, frozenset(), "key", "secret")
+    gateway = Gateway(_aws, frozenset(), "key", "secret")
     gateway.changed = True
     async with asyncio.timeout(20):
-        await SavingGateway(gateway, 0.01, save)({"type": "lifespan"}, receive, send)
+        await SavingGateway(gateway, 0.01, save)(_LIFESPAN, _stopped_once(begun), _drop)
     with pytest.raises(ProcessLookupError):
         os.kill(int(begun.read_text()), 0)
